@@ -1,0 +1,59 @@
+"""Every refusal of the library is one of these.
+
+A message says what was given, what is wrong with it and the nearest thing that works, in words a user who never
+read the code understands. Nothing heavy has been loaded, and nothing half-written is left, when one is raised.
+"""
+
+
+class LiveAvatarError(Exception):
+    """Base of all errors this library raises on purpose.
+
+    Args:
+        what: what was given and what is wrong with it, one sentence.
+        nearest: the nearest thing that works, one sentence; empty only where nothing does.
+    """
+
+    def __init__(self, what: str, nearest: str = ""):
+        self.what = what
+        self.nearest = nearest
+        super().__init__(f"{what} {nearest}".strip())
+
+
+class RequestError(LiveAvatarError):
+    """The request cannot be understood or cannot be served as asked."""
+
+
+class SizeError(RequestError):
+    """The requested or resulting picture size is not usable."""
+
+
+class ImageError(RequestError):
+    """The reference picture cannot be read or used."""
+
+
+class AudioError(RequestError):
+    """The sound cannot be read or used."""
+
+
+class PlanError(RequestError):
+    """The stages cannot be laid out as asked on the devices at hand."""
+
+
+class ModelError(LiveAvatarError):
+    """A model folder, checkpoint or configuration is incomplete, damaged or of another kind."""
+
+
+class MissingFilesError(ModelError):
+    """Files or tensors that the model needs are not there."""
+
+
+class LoRAError(ModelError):
+    """A LoRA file does not fit the network."""
+
+
+class OutputError(LiveAvatarError):
+    """The video or its receipt cannot be written."""
+
+
+class Cancelled(LiveAvatarError):
+    """The run was cancelled by the user; what was written until then is kept and playable."""
