@@ -106,7 +106,7 @@ class ModelConfig:
         try:
             return cls(**{k: v for k, v in values.items() if k in known})
         except TypeError as e:
-            raise ModelError(f"config.json holds a value of the wrong type ({e}).", "Restore the published file.") from e
+            raise ModelError(f"config.json holds a value of the wrong type ({e}).", "Restore the file.") from e
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:

@@ -1,0 +1,138 @@
+"""One transformer layer, and the injector that lets it hear."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import BLOCK_LATENTS, ModelConfig
+from .attention import Attention, layer_norm
+from .rope import Rope, rotate
+
+_INJECTOR_EPS = 1e-5
+
+
+class Memory(Protocol):
+    """What self-attention looks back to (see kv.py)."""
+
+    def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TextKV:
+    """Keys and values of the prompt in one layer, each [text_len, heads, head_dim]; constant for a session."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTokens:
+    """What a block hears.
+
+    Attributes:
+        frame: [actors, 3, dim], one vector per latent frame.
+        tokens: [actors, 3, num_audio_token + 1, dim], the last one learned padding.
+        mask: [actors, 3 * S, 1] share of each actor in each token of the picture, or None for a single speaker.
+    """
+
+    frame: torch.Tensor
+    tokens: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+class Layer(nn.Module):
+    """Self-attention, text cross-attention and feed-forward, modulated by the timestep (`blocks.{i}`).
+
+    The residual stream enters and leaves in the working dtype and is float32 in between; in bf16 the rounding points
+    are those of the published implementation without compilation.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+        self.self_attn = Attention(config.dim, config.num_heads, config.eps)
+        self.norm3 = nn.LayerNorm(config.dim, config.eps)
+        self.cross_attn = Attention(config.dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, rope: Rope, text: TextKV, memory: Memory) -> torch.Tensor:
+        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]"""
+        dtype = x.dtype
+        modulation = self.modulation[0].float() + time
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(0)
+
+        normed = layer_norm(x, self.eps).to(dtype).float()
+        seen = self._look((normed * (1 + scale_attn) + shift_attn).to(dtype), rope, memory)
+        wide = x.float() + seen.float() * gate_attn
+        wide = wide + self._read(wide.to(dtype), text).float()
+        normed = layer_norm(wide, self.eps)
+        thought = self.ffn((normed * (1 + scale_ffn) + shift_ffn).to(dtype))
+        return (wide + thought.float() * gate_ffn).to(dtype)
+
+    def text_kv(self, text: torch.Tensor) -> TextKV:
+        """Keys and values of the embedded prompt [text_len, dim]."""
+        return TextKV(*self.cross_attn.keys_values(text))
+
+    def _look(self, x: torch.Tensor, rope: Rope, memory: Memory) -> torch.Tensor:
+        k, v = self.self_attn.keys_values(x)
+        keys, values = memory.extend(k, v, rope)
+        return self.self_attn.output(rotate(self.self_attn.queries(x), rope), keys, values)
+
+    def _read(self, x: torch.Tensor, text: TextKV) -> torch.Tensor:
+        norm = self.norm3
+        normed = F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
+        return self.cross_attn.output(self.cross_attn.queries(normed), text.k, text.v)
+
+
+class AudioAdaLN(nn.Module):
+    """Shift and scale of an injector's norm (`audio_injector.injector_adain_layers.{j}`)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        """x [3, S, dim], frame [actors, 3, dim] -> [actors, 3, S, dim]; shift comes before scale."""
+        shift, scale = self.linear(F.silu(frame)).unsqueeze(2).chunk(2, -1)
+        return (layer_norm(x, _INJECTOR_EPS) * (1 + scale) + shift).to(x.dtype)
+
+
+class AudioInjector(nn.Module):
+    """Sound cross-attention after some layers (`audio_injector`); every latent frame hears its own tokens.
+
+    Args:
+        config: dimensions.
+        layers: the layers whose injectors are held; keys keep the number j of the injector in the whole network.
+    """
+
+    def __init__(self, config: ModelConfig, layers: range):
+        super().__init__()
+        self._number = {layer: str(j) for j, layer in enumerate(config.audio_inject_layers) if layer in layers}
+        held = self._number.values()
+        self.injector = nn.ModuleDict({j: Attention(config.dim, config.num_heads, config.eps) for j in held})
+        self.injector_adain_layers = nn.ModuleDict({j: AudioAdaLN(config.dim) for j in held})
+
+    def forward(self, layer: int, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+        """x [3 S, dim] after `layer` -> the same, having heard; layers without an injector pass it on."""
+        j = self._number.get(layer)
+        if j is None:
+            return x
+        heard = self.residual(j, x, audio)
+        if audio.mask is not None:
+            heard = heard * audio.mask.to(heard.dtype)
+        return x + heard.sum(0)
+
+    def residual(self, j: str, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+        """What each actor's sound adds: [actors, 3 S, dim]"""
+        attend, norm = cast(Attention, self.injector[j]), cast(AudioAdaLN, self.injector_adain_layers[j])
+        q = attend.queries(norm(x.unflatten(0, (BLOCK_LATENTS, -1)), audio.frame)).flatten(0, 1)
+        k, v = attend.keys_values(audio.tokens)
+        return attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)

@@ -1,0 +1,203 @@
+"""The causal sound-to-video transformer, whole or in parts.
+
+A block of noise goes: `embed_block` -> `run_layers` -> `velocity`. The sink goes: `embed_sink` -> `run_layers` with
+memories that keep it. What does not change with the block (text, time) or is small (sound) comes from the
+`condition_*` methods. A `Part` owns any contiguous layers, with or without the ends, and its state-dict keys are those
+of the published checkpoint, so any cut of the network loads from the same files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import ModelConfig
+from .attention import layer_norm
+from .audio import CausalAudioEncoder
+from .layer import AudioInjector, AudioTokens, Layer, Memory, TextKV
+from .rope import Rope
+from .sink import FramePacker, tokens
+
+_NOISE, _REFERENCE, _MOTION = range(3)
+"""Rows of trainable_cond_mask: the kind of a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What of the network a module owns.
+
+    Attributes:
+        layers: contiguous layers, with their injectors; may be empty.
+        embed: latents to tokens.
+        head: tokens to velocity.
+        conditions: embeddings of text, time and sound.
+    """
+
+    layers: range
+    embed: bool = False
+    head: bool = False
+    conditions: bool = False
+
+    @classmethod
+    def whole(cls, config: ModelConfig) -> Part:
+        """Everything."""
+        return cls(range(config.num_layers), True, True, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeVectors:
+    """Embedded timesteps, float32.
+
+    Attributes:
+        head: [n, dim] for the head.
+        layers: [n, 6, dim] for every layer: shift, scale, gate of attention, then of the feed-forward.
+    """
+
+    head: torch.Tensor
+    layers: torch.Tensor
+
+
+class Head(nn.Module):
+    """Tokens to patches of velocity (`head`); computed in float32."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.eps = config.eps
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+        self.head = nn.Linear(config.dim, config.out_dim * 4)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x [tokens, dim], time [dim] -> [tokens, 4 * out_dim]"""
+        shift, scale = (self.modulation[0].float() + time).unbind(0)
+        normed = layer_norm(x, self.eps).to(x.dtype).float() * (1 + scale) + shift
+        return F.linear(normed, self.head.weight.float(), self.head.bias.float())
+
+
+class CausalS2VTransformer(nn.Module):
+    """A part of the network.
+
+    Args:
+        config: dimensions of the whole network.
+        part: what of it this module owns; the rest has no parameters and its methods must not be called.
+    """
+
+    def __init__(self, config: ModelConfig, part: Part):
+        super().__init__()
+        self.config, self.part = config, part
+        if part.conditions:
+            self.text_embedding = _mlp(config.text_dim, config.dim, nn.GELU("tanh"))
+            self.time_embedding = _mlp(config.freq_dim, config.dim, nn.SiLU())
+            self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+            self.casual_audio_encoder = CausalAudioEncoder(config)
+        if part.embed:
+            self.patch_embedding = nn.Conv3d(config.in_dim, config.dim, (1, 2, 2), (1, 2, 2))
+            self.cond_encoder = nn.Conv3d(config.cond_dim, config.dim, (1, 2, 2), (1, 2, 2))
+            self.trainable_cond_mask = nn.Embedding(3, config.dim)
+            self.frame_packer = FramePacker(config)
+        self.blocks = nn.ModuleDict({str(i): Layer(config) for i in part.layers})
+        self.audio_injector = AudioInjector(config, part.layers)
+        if part.head:
+            self.head = Head(config)
+
+    # -- conditions: once per session (text, time) or once per block (sound) --
+
+    def condition_text(self, context: torch.Tensor) -> torch.Tensor:
+        """Prompt features [n <= text_len, text_dim] -> [text_len, dim].
+
+        Padding comes before the embedding, so padded rows become a constant that is attended to like any other.
+        """
+        first = self.text_embedding.get_parameter("0.weight")
+        context = context[: self.config.text_len].to(first.device, first.dtype)
+        return self.text_embedding(F.pad(context, (0, 0, 0, self.config.text_len - len(context))))
+
+    def condition_time(self, timesteps: Sequence[float]) -> TimeVectors:
+        """Timesteps (0..1000) -> modulation vectors, in float32 whatever the stored dtype."""
+        device = self.time_embedding.get_parameter("0.weight").device
+        e = _float32(self.time_embedding, timestep_sinusoid(timesteps, self.config.freq_dim).to(device))
+        return TimeVectors(e, _float32(self.time_projection, e).unflatten(1, (6, -1)))
+
+    def condition_audio(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> AudioTokens:
+        """Features of a block [actors, audio_layers, audio_dim, 12] -> tokens in the stored dtype.
+
+        Args:
+            features: what each actor says.
+            mask: [actors, >= 3, rows, columns, 1], where each actor is; only the first three latent frames count.
+        """
+        weights = self.casual_audio_encoder.weights
+        frame, local = self.casual_audio_encoder(features.to(weights.device))
+        where = None if mask is None else mask[:, :3].flatten(1, 3).to(weights.device, weights.dtype)
+        return AudioTokens(frame.to(weights.dtype), local.to(weights.dtype), where)
+
+    # -- the pass of a block or of the sink --
+
+    def embed_block(self, latent: torch.Tensor, pose: torch.Tensor | None = None) -> torch.Tensor:
+        """Noisy latent [16, 3, h, w] (and pose latent of the same frames; none is zeros) -> [3 S, dim]"""
+        x = tokens(self.patch_embedding, latent.to(self.patch_embedding.weight.dtype))
+        # A pose latent of zeros leaves only the bias of its convolution.
+        cond = self.cond_encoder.get_parameter("bias") if pose is None else tokens(self.cond_encoder, pose.to(x.dtype))
+        return x + cond + self.trainable_cond_mask.weight[_NOISE]
+
+    def embed_sink(self, reference: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
+        """Reference latent [16, 1, h, w] and motion latents [16, <= 19, h, w] -> [2.5 S, dim], reference first."""
+        dtype, kind = self.patch_embedding.weight.dtype, self.trainable_cond_mask.weight
+        picture = tokens(self.patch_embedding, reference.to(dtype)) + kind[_REFERENCE]
+        return torch.cat((picture, self.frame_packer(motion.to(dtype)) + kind[_MOTION]))
+
+    def text_kv(self, text: torch.Tensor) -> list[TextKV]:
+        """Embedded prompt -> keys and values per owned layer."""
+        return [layer.text_kv(text) for layer in self._layers()]
+
+    def run_layers(
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        rope: Rope,
+        text: Sequence[TextKV],
+        memories: Sequence[Memory],
+        audio: AudioTokens | None,
+    ) -> torch.Tensor:
+        """Through all owned layers.
+
+        Args:
+            x: [tokens, dim]
+            time: [6, dim] float32
+            rope: of the tokens
+            text, memories: one per owned layer
+            audio: what the block hears; None for the sink, which hears nothing
+        """
+        for number, layer, words, memory in zip(self.part.layers, self._layers(), text, memories, strict=True):
+            x = layer(x, time, rope, words, memory)
+            if audio is not None:
+                x = self.audio_injector(number, x, audio)
+        return x
+
+    def _layers(self) -> Iterator[Layer]:
+        return (layer for layer in self.blocks.values() if isinstance(layer, Layer))
+
+    def velocity(self, x: torch.Tensor, time: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Tokens [3 S, dim] -> velocity [16, 3, 2 rows, 2 columns] in x's dtype; channels run fastest in a token."""
+        patches = self.head(x, time).to(x.dtype).view(-1, rows, columns, 2, 2, self.config.out_dim)
+        return patches.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, -1, 2 * rows, 2 * columns)
+
+
+def timestep_sinusoid(timesteps: Sequence[float], width: int) -> torch.Tensor:
+    """Timesteps -> [n, width] float32, cosines first; angles in float64 (Vaswani et al. 2017, section 3.5)."""
+    half = width // 2
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.tensor(timesteps, dtype=torch.float64).unsqueeze(1) * frequency
+    return torch.cat((angle.cos(), angle.sin()), 1).float()
+
+
+def _mlp(wide: int, dim: int, act: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(wide, dim), act, nn.Linear(dim, dim))
+
+
+def _float32(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Run a small stack in float32 without keeping a float32 copy of its weights."""
+    for layer in layers:
+        x = F.linear(x, layer.weight.float(), layer.bias.float()) if isinstance(layer, nn.Linear) else layer(x)
+    return x

@@ -1,0 +1,93 @@
+"""The network gives the numbers of the original: prefill, rollout with ring wrap, second sink, two actors, far blocks."""
+
+import pytest
+import torch
+from golden.cases import Case, assert_matches, cases
+from golden.rollout import Rollout
+
+from liveavatar.model.rope import rotate
+from liveavatar.schedule import Schedule
+
+pytestmark = pytest.mark.parametrize("case", cases("dit", "dit_weights"))
+
+
+@pytest.fixture
+def rollout(case: Case) -> Rollout:
+    driver = Rollout(case)
+    driver.prefill(case["in.ref_latents"], case["in.motion_latents"])
+    return driver
+
+
+def expect(case: Case, key: str, actual: torch.Tensor) -> bool:
+    """Compare where the case holds the entry; says whether it did."""
+    if key in case:
+        assert_matches(actual, case[key].view(actual.shape), key)
+    return key in case
+
+
+def expect_sink(case: Case, prefix: str, rollout: Rollout) -> None:
+    """Recorded sink keys are un-rotated; ours keep the motion rows rotated, so those are compared rotated."""
+    tokens, motion = rollout.grid.tokens, rollout.grid.motion()
+    for layer, sink in enumerate(rollout.sinks):
+        if f"{prefix}cond_k.{layer}" not in case:
+            continue
+        recorded = case[f"{prefix}cond_k.{layer}"]
+        assert_matches(sink.reference_k, recorded[:tokens], f"{prefix}cond_k.{layer} (reference)")
+        assert_matches(sink.motion_k, rotate(recorded[tokens:], motion), f"{prefix}cond_k.{layer} (motion)")
+        expect(case, f"{prefix}cond_v.{layer}", sink.v)
+
+
+def run(rollout: Rollout, case: Case, calls: list[dict], prefix: str, actors: bool = False) -> None:
+    """Free-running: every step feeds on our own last one, checked wherever a tensor was recorded."""
+    schedule = Schedule(tuple(case["timesteps"].tolist()), tuple(case["sigmas"].tolist()))
+    latent, compared = torch.empty(0), 0
+    for call in calls:
+        block, step = call["block"], call["step"]
+        inputs_of = call.get("inputs_of_block", block)
+        latent = rollout.noise(inputs_of) if step == 0 else latent
+        expect(case, f"{prefix}.x.{block}.{step}", latent)
+        velocity = rollout.velocity(block, step, latent, call["rel"], inputs_of, actors)
+        compared += expect(case, f"{prefix}.noise_pred.{block}.{step}", velocity)
+        latent = schedule.euler(step, latent, velocity)
+        if step == schedule.steps - 1:
+            compared += expect(case, f"{prefix}.x0.{block}", latent)
+    assert compared, f"{case.folder.name} holds nothing of {prefix} to compare with"
+
+
+def test_prefill(rollout: Rollout, case: Case) -> None:
+    assert sum(map(len, (rollout.sinks[0].reference_k, rollout.sinks[0].motion_k))) == case.info["cond_tokens"]
+    expect_sink(case, "A.prefill.", rollout)
+
+
+def test_rollout_wraps_the_ring(rollout: Rollout, case: Case) -> None:
+    run(rollout, case, case.info["A"], "A")
+    for step, rings in enumerate(rollout.rings):
+        for layer, ring in enumerate(rings):
+            for name, kept in (("k", ring.k), ("v", ring.v)):
+                expect(case, f"A.end.{name}.s{step}.l{layer}", kept)
+                expect(case, f"A.end.{name}.s{step}.l{layer}.every17", kept[::17])
+
+
+@pytest.mark.parametrize("second", ["B1", "B2"])
+def test_second_sink_on_living_rings(rollout: Rollout, case: Case, second: str) -> None:
+    if second not in case.info or f"{second}.x0.{case.info['config']['second_block']}" not in case:
+        pytest.skip(f"{case.folder.name} does not hold {second}")
+    start = case.info["config"]["second_block"]
+    run(rollout, case, [c for c in case.info["A"] if c["block"] < start], "A")
+    motion = "in.motion_latents" if second == "B1" else "in.motion_latents2"
+    rollout.prefill(case["A.x0.0"].view(1, 16, 3, *case.info["config"]["lat_hw"])[:, :, :1], case[motion])
+    expect_sink(case, f"{second}.prefill.", rollout)
+    run(rollout, case, case.info[second], second)
+
+
+def test_two_actors_share_a_picture(rollout: Rollout, case: Case) -> None:
+    if "C" not in case.info:
+        pytest.skip(f"{case.folder.name} does not hold C")
+    run(rollout, case, case.info["C"], "C", actors=True)
+
+
+def test_far_blocks(rollout: Rollout, case: Case) -> None:
+    if "D" not in case.info:
+        pytest.skip(f"{case.folder.name} does not hold D")
+    run(rollout, case, case.info["A"], "A")
+    run(rollout, case, case.info["D"], "D")
