@@ -1,0 +1,1 @@
+"""Pictures and sounds of the user, read and checked; videos, written and probed."""
