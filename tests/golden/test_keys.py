@@ -1,33 +1,42 @@
 """The checkpoint names of the real models, translated to the library classes' names, all of them."""
 
 import json
-from pathlib import Path
 
 import pytest
 from golden.cases import folders
 
+from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import ModelError
 from liveavatar.weights.keymaps import umt5_to_transformers, vae_to_diffusers
-
-KEY_FILES = [
-    pytest.param(path, id=path.parent.name) for path in (f / "keys_14b.json" for f in folders()) if path.exists()
-]
+from liveavatar.weights.lora import lora_targets
 
 
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def holding(*entries: str) -> list:
+    """The key lists that have all of `entries`."""
+    found = []
+    for folder in folders():
+        path = folder / "keys_14b.json"
+        info = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if all(e in info for e in entries):
+            found.append(pytest.param(info, id=folder.name))
+    return found
 
 
-@pytest.mark.parametrize("path", KEY_FILES)
-def test_every_vae_name_maps_to_diffusers(path):
-    info = read(path)
+@pytest.mark.parametrize("info", holding("vae", "map_vae_to_diffusers"))
+def test_every_vae_name_maps_to_diffusers(info):
     assert {k: vae_to_diffusers(k) for k in info["vae"]} == info["map_vae_to_diffusers"]
 
 
-@pytest.mark.parametrize("path", KEY_FILES)
-def test_every_umt5_name_maps_to_transformers(path):
-    info = read(path)
+@pytest.mark.parametrize("info", holding("umt5", "map_umt5_to_transformers"))
+def test_every_umt5_name_maps_to_transformers(info):
     assert {k: umt5_to_transformers(k) for k in info["umt5"]} == info["map_umt5_to_transformers"]
+
+
+@pytest.mark.parametrize("info", holding("lora"))
+def test_lora_targets_are_those_of_the_published_model(info):
+    targets = lora_targets(WAN2_2_S2V_14B)
+    assert sorted(targets) == sorted(info["lora"]["modules"])
+    assert len(targets) == info["lora"]["num_modules"]
 
 
 @pytest.mark.parametrize(

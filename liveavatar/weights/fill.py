@@ -1,0 +1,85 @@
+"""Putting tensors into modules that were built without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import MissingFilesError, ModelError
+from .source import TensorSource
+
+DType = torch.dtype | Callable[[str], torch.dtype]
+"""One dtype for all tensors, or one per name."""
+
+
+def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: torch.device | str) -> None:
+    """Give a module built under `torch.device("meta")` its tensors, in place, one at a time.
+
+    Exactly what the module owns is read; names are those of its state dict, and a tensor it knows under several names
+    is read once, from the first name the source has. Afterwards everything is real, on `device`, in `dtype` (whole
+    numbers keep theirs), needs no gradient, and the module is in evaluation mode. Peak host memory is what stays plus
+    the tensor in hand.
+
+    Modules with buffers outside their state dict (computed ones) are refused, because nothing could give those values;
+    those of this library and the encoder and VAE classes it uses have none.
+
+    Raises:
+        MissingFilesError: the source lacks tensors; the first few are named.
+        ModelError: a tensor has another shape than the module's, or the module has computed buffers.
+    """
+    names = _names(module)
+    _refuse_computed_buffers(module, names)
+    keys = source.keys()
+    chosen = {tensor: next((n for n in ns if n in keys), None) for tensor, ns in names.items()}
+    _refuse_missing([names[t][0] for t, n in chosen.items() if n is None], source)
+    ready: dict[torch.Tensor, torch.Tensor] = {}
+    for owner in module.modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for slots in tables:
+            for slot, old in slots.items():
+                if old is None:
+                    continue
+                if old not in ready:
+                    ready[old] = _read(source, str(chosen[old]), old, dtype, device)
+                slots[slot] = ready[old]
+    module.eval()
+
+
+def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
+    """Each tensor of the state dict (tensors hash by identity) -> its names, the shortest first."""
+    names: dict[torch.Tensor, list[str]] = {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(tensor, []).append(key)
+    return {t: sorted(ns, key=lambda n: (len(n), n)) for t, ns in names.items()}
+
+
+def _refuse_computed_buffers(module: nn.Module, names: dict[torch.Tensor, list[str]]) -> None:
+    computed = [n for n, b in module.named_buffers() if b not in names]
+    if computed:
+        raise ModelError(f"{type(module).__name__} computes {computed[0]} itself and cannot be built without memory.")
+
+
+def _refuse_missing(missing: list[str], source: TensorSource) -> None:
+    if missing:
+        listed = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+        raise MissingFilesError(
+            f"{source.describe()} lacks {len(missing)} of the tensors this model needs: {listed}.",
+            "Use the complete published files, and the config.json that belongs to them.",
+        )
+
+
+def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: torch.device | str) -> torch.Tensor:
+    """A copy of one tensor where it is wanted, never the file's own memory; a parameter where `old` is one."""
+    shape = source.shape(key)
+    if shape != tuple(old.shape):
+        raise ModelError(
+            f"{key} in {source.describe()} has shape {list(shape)}; this model needs {list(old.shape)}.",
+            "The weights and the config.json belong to different models.",
+        )
+    value = source.read(key)
+    wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
+    kept = value.detach().to(device=device, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
+    return nn.Parameter(kept, requires_grad=False) if isinstance(old, nn.Parameter) else kept

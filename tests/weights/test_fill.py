@@ -1,0 +1,153 @@
+"""Filling modules built on the meta device: everything they own, nothing else, one tensor at a time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from liveavatar.errors import MissingFilesError, ModelError
+from liveavatar.weights.fill import fill
+from liveavatar.weights.source import DictSource
+
+
+class Tied(nn.Module):
+    """Two layers that share a weight, and one persistent buffer of whole numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("order", torch.arange(3))
+
+
+class Recorder(DictSource):
+    """Counts what is read."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors)
+        self.reads = []
+
+    def read(self, key):
+        self.reads.append(key)
+        return super().read(key)
+
+
+def on_meta(make):
+    with torch.device("meta"):
+        return make()
+
+
+def tensors_of(module):
+    return {k: torch.randn(v.shape) if v.is_floating_point() else torch.tensor([5, 6, 7]) for k, v in module.items()}
+
+
+def test_fill_makes_everything_real_without_gradients_and_keeps_ties():
+    module = on_meta(Tied)
+    source = Recorder(tensors_of(module.state_dict()) | {"stranger": torch.zeros(1)})
+    fill(module, source, dtype=torch.bfloat16, device="cpu")
+    assert {k: v.dtype for k, v in module.state_dict().items()} == {
+        "first.weight": torch.bfloat16,
+        "first.bias": torch.bfloat16,
+        "second.weight": torch.bfloat16,
+        "order": torch.int64,
+    }
+    assert module.second.weight is module.first.weight
+    assert isinstance(module.first.weight, nn.Parameter)
+    assert not any(p.requires_grad for p in module.parameters())
+    assert not module.training
+    assert sorted(source.reads) == ["first.bias", "first.weight", "order"]
+    assert torch.equal(module.first.weight, source.read("first.weight").bfloat16())
+
+
+def test_fill_takes_a_tied_tensor_under_any_of_its_names():
+    module = on_meta(Tied)
+    tensors = tensors_of(module.state_dict())
+    del tensors["first.weight"]
+    fill(module, DictSource(tensors), dtype=torch.float32, device="cpu")
+    assert torch.equal(module.first.weight, tensors["second.weight"])
+
+
+def test_fill_copies_so_that_the_source_may_go():
+    module = on_meta(lambda: nn.Linear(2, 2))
+    tensors = tensors_of(module.state_dict())
+    before = tensors["weight"].clone()
+    fill(module, DictSource(tensors), dtype=torch.float32, device="cpu")
+    tensors["weight"].zero_()
+    assert torch.equal(module.weight, before)
+
+
+def test_dtype_can_depend_on_the_name():
+    module = on_meta(lambda: nn.Linear(2, 2))
+    dtype = {"weight": torch.bfloat16, "bias": torch.float32}.__getitem__
+    fill(module, DictSource(tensors_of(module.state_dict())), dtype=dtype, device="cpu")
+    assert (module.weight.dtype, module.bias.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_missing_tensors_are_listed_before_anything_is_read():
+    module = on_meta(Tied)
+    source = Recorder({"first.bias": torch.zeros(4)})
+    with pytest.raises(MissingFilesError, match=r"2 of the tensors.*first\.weight, order"):
+        fill(module, source, dtype=torch.float32, device="cpu")
+    assert source.reads == []
+
+
+def test_wrong_shape_is_refused_with_both_shapes():
+    module = on_meta(lambda: nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"weight.*\[3, 2\].*\[2, 2\]"):
+        fill(
+            module, DictSource({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}), dtype=torch.float32, device="cpu"
+        )
+
+
+def test_computed_buffers_are_refused():
+    class Computed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.arange(3), persistent=False)
+
+    with pytest.raises(ModelError, match="table"):
+        fill(on_meta(Computed), DictSource({}), dtype=torch.float32, device="cpu")
+
+
+FILL_AND_MEASURE = """
+import sys, torch
+from torch import nn
+from safetensors.torch import save_file
+from liveavatar.weights.fill import fill
+from liveavatar.weights.source import SafetensorsSource
+def rss(line):
+    return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(line))
+with torch.device("meta"):
+    module = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(12))
+source = SafetensorsSource(sys.argv[1])
+source.shape("0.weight"); source.shape("11.weight")
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak of the imports
+before = rss("VmRSS")
+fill(module, source, dtype=torch.bfloat16, device="cpu")
+print(rss("VmHWM") - before, rss("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_is_what_stays_and_one_tensor(tmp_path):
+    """200 MB of float32 in two shards become 100 MB of bfloat16; the peak is one 17 MB tensor above that."""
+    from safetensors.torch import save_file
+
+    shards = [f"m-{i}.safetensors" for i in (1, 2)]
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        names = [f"{n}.weight" for n in range(6 * i, 6 * i + 6)]
+        save_file({n: torch.full((2048, 2048), 1.0) for n in names}, tmp_path / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_AND_MEASURE, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    peak, kept = map(int, done.stdout.split())
+    stays, one = 12 * 2048 * 2048 * 2, 2048 * 2048 * 4
+    assert kept < stays + 8e6
+    assert peak < stays + one + 12e6

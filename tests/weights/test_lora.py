@@ -1,0 +1,164 @@
+"""Merging the LoRA while reading: complete and fitting, or refused with what is wrong."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from liveavatar.config import MINI
+from liveavatar.errors import LoRAError, MissingFilesError
+from liveavatar.weights.lora import LoRASource, lora_targets, open_lora
+from liveavatar.weights.source import DictSource
+
+TARGETS = ["blocks.0.self_attn.q", "blocks.0.ffn.0", "audio_injector.injector.0.k"]
+SHAPES = [(6, 6), (10, 6), (6, 6)]
+BASE = {
+    f"{t}.weight": torch.randn(s, generator=torch.Generator().manual_seed(1))
+    for t, s in zip(TARGETS, SHAPES, strict=True)
+}
+BASE["head.head.weight"] = torch.ones(2, 6)
+
+
+def factors(rank=4, prefix="", infix=".default"):
+    g = torch.Generator().manual_seed(rank)
+    out = {}
+    for t, (rows, columns) in zip(TARGETS, SHAPES, strict=True):
+        out[f"{prefix}{t}.lora_A{infix}.weight"] = torch.randn(rank, columns, generator=g)
+        out[f"{prefix}{t}.lora_B{infix}.weight"] = torch.randn(rows, rank, generator=g)
+    return out
+
+
+def merged(lora, alpha=None, base=BASE):
+    return LoRASource(DictSource(base), DictSource(lora, "the.safetensors"), TARGETS, alpha=alpha)
+
+
+def expected(target, scale, lora):
+    return (
+        BASE[f"{target}.weight"]
+        + scale * lora[f"{target}.lora_B.default.weight"] @ lora[f"{target}.lora_A.default.weight"]
+    )
+
+
+def test_targets_follow_the_config():
+    assert len(lora_targets(MINI)) == 4 * 10 + 3 * 4
+
+
+def test_merge_is_exact_in_float32_and_leaves_the_rest():
+    lora = factors()
+    source = merged(lora, alpha=2.0)
+    for t in TARGETS:
+        torch.testing.assert_close(source.read(f"{t}.weight"), expected(t, 0.5, lora), atol=1e-6, rtol=0)
+    assert source.read("head.head.weight") is BASE["head.head.weight"]
+    assert source.keys() == set(BASE)
+    assert source.pairs == 3
+
+
+def test_bfloat16_weights_are_rounded_once():
+    base = {k: v.bfloat16() for k, v in BASE.items()}
+    lora = {k: v.bfloat16() for k, v in factors().items()}
+    t = TARGETS[1]
+    a, b = (lora[f"{t}.lora_{h}.default.weight"].float() for h in "AB")
+    want = ((b @ a) * 0.5 + base[f"{t}.weight"].float()).bfloat16()
+    assert torch.equal(merged(lora, alpha=2.0, base=base).read(f"{t}.weight"), want)
+
+
+def test_without_a_word_alpha_is_the_published_64():
+    lora = factors(rank=128)
+    torch.testing.assert_close(merged(lora).read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 0.5, lora))
+
+
+def test_alpha_tensors_in_the_file_are_honoured():
+    lora = factors(rank=4)
+    stated = lora | {f"{t}.alpha": torch.tensor(1.0) for t in TARGETS}
+    torch.testing.assert_close(merged(stated).read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 0.25, lora))
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"alpha": "8"}, {"lora_adapter_metadata": '{"transformer.lora_alpha": 8, "transformer.r": 4}'}]
+)
+def test_alpha_in_the_metadata_is_honoured(tmp_path, metadata):
+    lora = factors()
+    save_file(lora, tmp_path / "l.safetensors", metadata=metadata)
+    source = open_lora(DictSource(BASE), tmp_path / "l.safetensors", TARGETS)
+    torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 2.0, lora))
+
+
+@settings(max_examples=20)
+@given(
+    prefix=st.sampled_from(["", "base_model.model.", "diffusion_model.", "base_model.model.diffusion_model."]),
+    infix=st.sampled_from(["", ".default"]),
+)
+def test_all_known_namings_merge_alike(prefix, infix):
+    lora = factors()
+    actual = merged(factors(prefix=prefix, infix=infix), alpha=2.0).read(f"{TARGETS[0]}.weight")
+    torch.testing.assert_close(actual, expected(TARGETS[0], 0.5, lora), atol=1e-6, rtol=0)
+
+
+def without(lora, part):
+    return {k: v for k, v in lora.items() if part not in k}
+
+
+def changed(lora, part, change):
+    return {k: change(v) if part in k else v for k, v in lora.items()}
+
+
+Q_A, FFN_B = "self_attn.q.lora_A", "ffn.0.lora_B"
+WRONG = {
+    "none at all": ({}, "0 of the 3 pairs.*6 tensors"),
+    "one half missing": (without(factors(), Q_A), r"2 of the 3 pairs.*1 tensors: blocks.0.self_attn.q.lora_A"),
+    "one pair missing": (without(factors(), "ffn.0"), "2 of the 3 pairs.*2 tensors"),
+    "a stranger": (factors() | {"blocks.9.self_attn.q.lora_A.weight": torch.zeros(4, 6)}, r"no place.*blocks\.9"),
+    "another naming": (
+        {k.replace("lora_A", "lora_down"): v for k, v in factors().items()},
+        r"missing.*lora_A.*lora_down",
+    ),
+    "a tensor twice": (factors() | factors(infix=""), "no place"),
+    "wrong width": (changed(factors(), Q_A, lambda v: torch.zeros(4, 7)), r"A \[4, 7\].*\[6, 6\]"),
+    "ranks differ": (changed(factors(), FFN_B, lambda v: torch.zeros(10, 3)), r"B \[10, 3\]"),
+    "rank 0": (changed(changed(factors(), Q_A, lambda v: v[:0]), "q.lora_B", lambda v: v[:, :0]), r"A \[0, 6\]"),
+    "alpha not finite": (factors() | {f"{t}.alpha": torch.tensor(float("nan")) for t in TARGETS}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_lora_is_refused(what):
+    lora, message = WRONG[what]
+    with pytest.raises(LoRAError, match=message):
+        merged(lora)
+
+
+def test_target_the_network_lacks_is_refused():
+    with pytest.raises(LoRAError, match="network lacks"):
+        merged(factors(), base={k: v for k, v in BASE.items() if "ffn" not in k})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_when_read(value):
+    source = merged(changed(factors(), FFN_B, lambda v: v * value))
+    source.read(f"{TARGETS[0]}.weight")
+    with pytest.raises(LoRAError, match=r"ffn\.0\.weight that are not finite"):
+        source.read(f"{TARGETS[1]}.weight")
+
+
+def test_only_safetensors_are_opened(tmp_path):
+    torch.save(factors(), tmp_path / "lora.pt")
+    with pytest.raises(LoRAError, match=r"not a \.safetensors"):
+        open_lora(DictSource(BASE), tmp_path / "lora.pt", TARGETS)
+    torch.save(factors(), tmp_path / "lora.safetensors")
+    with pytest.raises(LoRAError, match=r"lora\.safetensors"):
+        open_lora(DictSource(BASE), tmp_path / "lora.safetensors", TARGETS)
+
+
+def test_absent_lora_is_missing_files(tmp_path):
+    with pytest.raises(MissingFilesError):
+        open_lora(DictSource(BASE), tmp_path / "none.safetensors", TARGETS)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"alpha": "much"}, {"lora_adapter_metadata": "[]"}, {"alpha": "1", "lora_alpha": "2"}]
+)
+def test_unclear_alpha_in_the_metadata_is_refused(tmp_path, metadata):
+    save_file(factors(), tmp_path / "l.safetensors", metadata=metadata)
+    with pytest.raises(LoRAError, match="alpha"):
+        open_lora(DictSource(BASE), tmp_path / "l.safetensors", TARGETS)
