@@ -23,7 +23,7 @@ LIMIT = 6_000_000
 KEEP: dict[str, list[str]] = {
     "schedule": [
         "timesteps.*", "sigmas.*", "step.sample", "step.model_output",
-        "step.0.prev_sample", "step.{last_step}.prev_sample",
+        "step.0.prev_sample", "step.0.prev_sample_bf16", "step.{last_step}.prev_sample",
     ],
     "dit_weights": ["*"],
     "dit": [
@@ -39,7 +39,7 @@ KEEP: dict[str, list[str]] = {
     ],
     "dit_probes": [
         "prefill.framepack.tokens", "b0s0.time.e0", "b0s0.text_embedding", "b0s0.audio_encoder.*", "b0s0.block0.out",
-        "b0s0.inject0.*", "rope.exact_table_frame_rows.*", "rope.motion.*",
+        "b0s0.inject0.*", "C.b0s0.audio_encoder.*", "rope.exact_table_frame_rows.*", "rope.motion.*",
         "rope.noise.{near_frame}.*", "rope.noise.{far_frame}.*",
         "rope.cond.{near_frame}.*.*", "rope.cond.{far_cond}.*.*",
     ],
