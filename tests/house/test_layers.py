@@ -1,0 +1,148 @@
+"""The order of the house: who may import whom, what may be loaded when, and how long a thing may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+LIBRARY = PROJECT / "liveavatar"
+FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
+HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
+LAYERS = (
+    {"errors", "config", "request"},
+    {"weights"},
+    {"model", "vae", "encoders", "schedule"},
+    {"streams", "spool", "media", "receipt"},
+    {"planner", "stage", "components", "mini"},
+    {"engines", "session"},
+    {"api", "cli", "__main__", "__init__"},
+)
+"""Lowest first; a part imports its own layer and those below."""
+LONGEST_FILE = 300
+LONGEST_FUNCTION = 60
+SOURCES = sorted(LIBRARY.rglob("*.py"))
+WRITTEN = [*SOURCES, *sorted((PROJECT / "tools").glob("*.py")), *sorted((PROJECT / "tests").rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PROJECT).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The part of the library a file belongs to: `model` for liveavatar/model/rope.py, `cli` for liveavatar/cli.py."""
+    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+
+
+def layer_of(part: str) -> int:
+    for rank, parts in enumerate(LAYERS):
+        if part in parts:
+            return rank
+    raise AssertionError(f"liveavatar/{part} stands in no layer: give it its place in LAYERS")
+
+
+def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom))
+
+
+def roots(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """First names of what an absolute import names; nothing for a relative one."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if node.module and not node.level else set()
+
+
+def parts_imported(path: Path, node: ast.ImportFrom) -> set[str]:
+    """Parts of the library a relative import reaches, or nothing for an absolute one."""
+    if not node.level:
+        return set()
+    package = path.relative_to(LIBRARY).parts[:-1]
+    above = package[: len(package) - (node.level - 1)]
+    full = [*above, *(node.module.split(".") if node.module else [])]
+    if full:
+        return {full[0]}
+    found = {alias.name for alias in node.names}
+    return {n if (LIBRARY / n).is_dir() or (LIBRARY / f"{n}.py").exists() else "__init__" for n in found}
+
+
+def at_module_scope(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports that run when the module is imported: not those in functions or under TYPE_CHECKING."""
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        lines -= (first.end_lineno or first.lineno) - first.lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_the_library_never_imports_comfyui_or_the_nodes(path):
+    found = set().union(*(roots(n) for n in imports(parse(path)))) & FOREIGN
+    assert not found, f"{name_of(path)} imports {sorted(found)}: the arrow points from the nodes to the library"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_arrows_point_down_only(path):
+    here = layer_of(part_of(path))
+    for node in imports(parse(path)):
+        assert "liveavatar" not in roots(node), f"{name_of(path)}:{node.lineno}: the library imports itself relatively"
+        reached = parts_imported(path, node) if isinstance(node, ast.ImportFrom) else set()
+        higher = sorted(p for p in reached - {"__init__"} if layer_of(p) > here)
+        assert not higher, f"{name_of(path)}:{node.lineno} imports {higher}, which stands above {part_of(path)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_heavy_libraries_are_imported_where_they_are_used(path):
+    for node in at_module_scope(parse(path)):
+        found = sorted(roots(node) & HEAVY)
+        assert not found, f"{name_of(path)}:{node.lineno} imports {found} at module scope; move it into the function"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, liveavatar; print(*{m.split('.')[0] for m in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "liveavatar" in loaded
+    assert not loaded & (HEAVY | {"torch", "numpy"}), f"import liveavatar loads {loaded & (HEAVY | {'torch', 'numpy'})}"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
+def test_files_and_functions_fit_in_the_head(path):
+    length = len(path.read_text(encoding="utf-8").splitlines())
+    assert length <= LONGEST_FILE, f"{name_of(path)} has {length} lines: it holds two ideas"
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = code_lines(node)
+            assert lines <= LONGEST_FUNCTION, f"{name_of(path)}: {node.name} has {lines} lines without its docstring"
+
+
+def test_the_rules_see_what_they_forbid(tmp_path):
+    """The checks themselves: a late import does not run at module scope, one in a class or a try does."""
+    tree = ast.parse(
+        "import os\ntry:\n import av\nexcept ImportError:\n av = None\nif TYPE_CHECKING:\n import ray\n"
+        "def f():\n import diffusers\nclass C:\n import soxr\n"
+    )
+    assert set().union(*(roots(n) for n in at_module_scope(tree))) == {"os", "av", "soxr"}
+    inside = LIBRARY / "model" / "rope.py"
+    node = ast.parse("from ..config import ModelConfig\nfrom . import kv\nfrom .. import errors, __version__").body
+    assert [parts_imported(inside, n) for n in node] == [{"config"}, {"model"}, {"errors", "__init__"}]
