@@ -1,0 +1,1 @@
+"""Prompt and sound as the network hears them: pure functions over transformers modules."""
