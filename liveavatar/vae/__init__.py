@@ -1,0 +1,1 @@
+"""The video VAE: pictures to latents, latents to pictures as they come."""

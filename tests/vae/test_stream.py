@@ -1,0 +1,112 @@
+"""Decoding in any chunks, in any order of sessions, gives the pictures of one whole decode, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liveavatar.errors import RequestError
+from liveavatar.vae.stream import DecodeState, decode_block, open_decode
+from liveavatar.vae.wan import build_vae, encode, latent_scale
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return build_vae(base_dim=4)
+
+
+def noise(frames, seed=0, side=4):
+    return torch.randn(16, frames, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def whole(vae, latents):
+    """diffusers' own decode of the whole video."""
+    mean, inverse_std = latent_scale(vae)
+    return vae.decode(latents[None] / inverse_std + mean).sample[0]
+
+
+@settings(max_examples=5)
+@given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_chunked_decode_is_bit_equal_to_whole_decode(vae, cuts):
+    latents = noise(sum(cuts))
+    state = DecodeState.empty(vae)
+    pictures = [decode_block(vae, state, chunk) for chunk in latents.split(cuts, dim=1)]
+    assert [p.shape[1] for p in pictures] == [4 * n - 3 * (i == 0) for i, n in enumerate(cuts)]
+    assert torch.equal(torch.cat(pictures, 1), whole(vae, latents))
+    assert state.latents == sum(cuts)
+
+
+def test_warmed_up_block_yields_twelve_pictures_and_equals_the_whole_decode(vae):
+    motion, block = noise(19, seed=1), noise(3, seed=2)
+    rgb = decode_block(vae, open_decode(vae, motion[None]), block)
+    assert rgb.shape == (3, 12, 32, 32)
+    assert torch.equal(rgb, whole(vae, torch.cat([motion[:, :7], block], 1))[:, 25:])
+
+
+def test_two_sessions_take_turns_without_touching_each_other(vae):
+    clips = [noise(6, seed=3), noise(6, seed=4)]
+    states = [DecodeState.empty(vae) for _ in clips]
+    pictures = [[], []]
+    for k in (0, 3):
+        for clip, state, out in zip(clips, states, pictures, strict=True):
+            out.append(decode_block(vae, state, clip[:, k : k + 3]))
+    for clip, out in zip(clips, pictures, strict=True):
+        assert torch.equal(torch.cat(out, 1), whole(vae, clip))
+
+
+def test_snapshot_resumes_where_it_was_taken(vae):
+    clip = noise(6, seed=5)
+    state = DecodeState.empty(vae)
+    decode_block(vae, state, clip[:, :3])
+    kept = state.snapshot()
+    expected = decode_block(vae, state, clip[:, 3:])
+    decode_block(vae, state, noise(2, seed=6))
+    assert torch.equal(decode_block(vae, kept, clip[:, 3:]), expected)
+    assert (kept.latents, state.latents) == (6, 8)
+    assert kept.nbytes == state.nbytes > 0
+
+
+def test_decoder_without_first_chunk_argument_gives_the_same(vae, monkeypatch):
+    clip = noise(3, seed=7)
+    expected = decode_block(vae, DecodeState.empty(vae), clip)
+    forward = vae.decoder.forward
+    monkeypatch.setattr(
+        vae.decoder, "forward", lambda x, feat_cache=None, feat_idx=None: forward(x, feat_cache, feat_idx)
+    )
+    assert torch.equal(decode_block(vae, DecodeState.empty(vae), clip), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9])
+def test_encode_is_bit_equal_to_diffusers_and_leaves_no_state(vae, frames):
+    pixels = torch.rand(1, 3, frames, 32, 24, generator=torch.Generator().manual_seed(frames)) * 2 - 1
+    mean, inverse_std = latent_scale(vae)
+    expected = (vae.encode(pixels).latent_dist.mode() - mean) * inverse_std
+    before = dict(vars(vae))
+    assert torch.equal(encode(vae, pixels), expected)
+    assert vars(vae) == before
+
+
+def test_latent_scale_is_rounded_to_the_vae_dtype():
+    vae = build_vae(base_dim=4).to(torch.bfloat16)
+    mean, inverse_std = latent_scale(vae)
+    std = torch.tensor(vae.config.latents_std).bfloat16()
+    assert torch.equal(inverse_std.flatten(), 1.0 / std)
+    assert torch.equal(mean.flatten(), torch.tensor(vae.config.latents_mean).bfloat16())
+    assert encode(vae, torch.zeros(1, 3, 1, 16, 16)).dtype == torch.float32
+    rgb = decode_block(vae, DecodeState.empty(vae), noise(1, side=2))
+    assert rgb.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2, 32, 32), (1, 3, 0, 32, 32), (1, 3, 1, 30, 32), (1, 3, 1, 32, 33)])
+def test_video_that_does_not_fit_is_refused(vae, shape):
+    with pytest.raises(RequestError, match="multiples of 8"):
+        encode(vae, torch.zeros(shape))
+
+
+def test_vae_builds_without_memory():
+    with torch.device("meta"):
+        vae = build_vae()
+    assert {p.device.type for p in vae.parameters()} == {"meta"}
+    assert sum(p.numel() for p in vae.parameters()) == 126_892_531
