@@ -1,0 +1,74 @@
+"""The prompt as the network reads it: rows of UMT5."""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from typing import Any
+
+import torch
+
+from ..errors import RequestError
+
+log = logging.getLogger(__name__)
+
+
+def clean_prompt(text: str) -> str:
+    """Repair broken characters (ftfy), undo HTML escapes twice, collapse all white space to single spaces.
+
+    The cleaning the network was trained with.
+
+    Raises:
+        RequestError: not a text.
+    """
+    import ftfy
+
+    if not isinstance(text, str):
+        raise RequestError(f"The prompt is of type {type(text).__name__}.", "Give a text; an empty one is allowed.")
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
+
+
+def encode_text(model: Any, tokenizer: Any, prompt: str, length: int = 512) -> torch.Tensor:
+    """Clean, tokenise and encode a prompt.
+
+    Args:
+        model: `transformers.UMT5EncoderModel`; in bfloat16 only its "eager" attention repeats the published numbers.
+        tokenizer: a Hugging Face tokenizer of the model.
+        length: tokens the prompt is padded or cut to before encoding, as in training.
+
+    Returns:
+        One row per real token, the end mark included: [n, d] with 1 <= n <= length, in the model's dtype and on its
+        device. A prompt that fills all rows may have been cut; that is logged.
+
+    Raises:
+        RequestError: not a text.
+    """
+    tokens = tokenizer(
+        [clean_prompt(prompt)],
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        add_special_tokens=True,
+        return_tensors="pt",
+    )
+    rows = encode_tokens(model, tokens["input_ids"], tokens["attention_mask"])[0]
+    if len(rows) == length:
+        log.warning("The prompt fills all %d tokens the network reads; words beyond them are ignored.", length)
+    return rows
+
+
+def encode_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Encode padded token ids.
+
+    Args:
+        ids, mask: integers [b, length]; the mask is 1 for real tokens, which come first.
+
+    Returns:
+        Per prompt the rows of its real tokens, [n, d], in the model's dtype and on its device.
+    """
+    device = next(model.parameters()).device
+    ids, mask = ids.to(device), mask.to(device)
+    with torch.inference_mode():
+        rows = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return [row[:n] for row, n in zip(rows, mask.sum(dim=1).tolist(), strict=True)]
