@@ -47,7 +47,7 @@ KEEP: dict[str, list[str]] = {
     "vae_weights": ["*"],
     "vae": [
         "mean", "std", "image", "clip_latents", "tpp.ref_latents", "tpp.motion_latents",
-        "tpp.stream.rgb.head1", "tpp.stream.rgb.tail1", "decode.clamp_*",
+        "tpp.stream.rgb.stride3",
     ],
     # The real voice and the encoder's weights stay out (another's recording; 0.5 MB): its features start e2e.
     "audio": [
@@ -57,7 +57,7 @@ KEEP: dict[str, list[str]] = {
     "t5": ["*"],
     "image": ["syn0.*", "syn2.*"],
     "e2e": [
-        "image_uint8_hwc", "context", "rel", "timesteps", "tpp.ref_latents", "tpp.second_ref", "tpp.x0.*",
+        "image_uint8_hwc", "context", "rel", "timesteps", "tpp.ref_latents", "tpp.second_ref", "tpp.x0.clip1",
         "tpp.rgb.frame*",
     ],
 }  # fmt: skip
