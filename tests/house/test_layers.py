@@ -13,9 +13,9 @@ LIBRARY = PROJECT / "liveavatar"
 FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
 LAYERS = (
-    {"errors", "config", "request"},
+    {"errors", "config", "size", "schedule", "pipeline", "request"},
     {"weights"},
-    {"model", "vae", "encoders", "schedule"},
+    {"model", "vae", "encoders"},
     {"streams", "spool", "media", "receipt"},
     {"planner", "stage", "components", "mini"},
     {"engines", "session"},
