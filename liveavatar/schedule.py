@@ -44,9 +44,13 @@ class Schedule:
         return cls(tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist()))
 
     def euler(self, step: int, latent: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-        """One Euler step; the increment is rounded to the velocity's dtype before it is added in float32."""
-        increment = (self.sigmas[step + 1] - self.sigmas[step]) * velocity.float()
-        return (latent.float() + increment.to(velocity.dtype)).to(latent.dtype)
+        """One Euler step; the increment is rounded to the velocity's dtype before it is added in float32.
+
+        The difference of sigmas is a 0-dim tensor, not a number, because torch then rounds as the published
+        implementation does; it stays on the CPU, which no device has to wait for.
+        """
+        delta = torch.tensor(self.sigmas[step + 1] - self.sigmas[step], dtype=torch.float32)
+        return (latent.float() + delta * velocity).to(latent.dtype)
 
 
 @functools.lru_cache(maxsize=4)

@@ -44,6 +44,11 @@ class AudioTokens:
     tokens: torch.Tensor
     mask: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> AudioTokens:
+        """On another device, without waiting for it."""
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        return AudioTokens(self.frame.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True), mask)
+
 
 class Layer(nn.Module):
     """Self-attention, text cross-attention and feed-forward, modulated by the timestep (`blocks.{i}`).

@@ -1,4 +1,4 @@
-"""The network gives the numbers of the original: prefill, rollout with ring wrap, second sink, two actors, far blocks."""
+"""The network gives the numbers of the original: prefill, rollout, second sink, two actors, far blocks."""
 
 import pytest
 import torch

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden.cases import Case, assert_matches, cases
+from golden.cases import Case, cases
 
 from liveavatar.schedule import Schedule
 
@@ -18,12 +18,14 @@ def test_sigmas_and_timesteps(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype, suffix", [(torch.float32, ""), (torch.bfloat16, "_bf16")])
 def test_euler_steps(case: Case, dtype: torch.dtype, suffix: str) -> None:
+    """Each step was recorded from the same sample and velocity."""
     schedule = Schedule.of(case.info["config"]["ex_steps"])
     sample, velocity = case["step.sample"].to(dtype), case["step.model_output"].to(dtype)
+    compared = 0
     for step in range(schedule.steps):
-        ours = schedule.euler(step, sample, velocity)
-        recorded = case[f"step.{step}.prev_sample{suffix}"]
-        assert_matches(ours, recorded, f"step {step}")
-        if dtype is torch.bfloat16:
-            assert torch.equal(ours.float(), recorded.float()), f"step {step}"
-        sample = ours
+        key = f"step.{step}.prev_sample{suffix}"
+        if key in case:
+            assert torch.equal(schedule.euler(step, sample, velocity).float(), case[key].float()), key
+            compared += 1
+    if not compared:
+        pytest.skip(f"{case.folder.name} holds no Euler steps in {dtype}")

@@ -1,0 +1,156 @@
+"""All stages in this process: the embedded default, with no service beside it.
+
+One thread walks the paced order. On the CPU that is the work itself; on accelerators, where sending a task does not
+wait for it, devices work side by side as far as the tasks allow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..components import Components
+from ..model.layer import AudioTokens
+from ..model.transformer import CausalS2VTransformer, Part
+from ..pipeline import Cut, Prefill, Task, paced_order, task_count
+from ..planner import Plan
+from ..schedule import Schedule, block_noise
+from ..session import Job, OnTask, TaskReport, cpu_threads
+from ..stage import Conditions, Flow, Stage
+from .clock import StageClock
+
+
+class LocalEngine:
+    """Runs a plan in this process.
+
+    Weights are loaded at the first run and kept for the next ones; everything else lives as long as its run.
+
+    Args:
+        components: where weights come from.
+        plan: what runs where.
+    """
+
+    def __init__(self, components: Components, plan: Plan):
+        self.components, self.plan = components, plan
+        self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self._nets: dict[tuple[str, Part], CausalS2VTransformer] = {}
+        self._clock = StageClock(plan)
+
+    def load(self) -> None:
+        """Load the weights now; stages that own the same layers on the same device share them."""
+        for stage in self.plan.stages:
+            self._net(stage.device, self._part(stage.layers))
+        self._conditioner()
+
+    def release(self) -> None:
+        """Give back the weights."""
+        self._nets.clear()
+        for device in {s.device for s in self.plan.stages}:
+            if torch.device(device).type == "cuda":
+                torch.cuda.empty_cache()
+
+    def stage_seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage in the latest run."""
+        return self._clock.seconds()
+
+    def run(self, job: Job, on_task: OnTask) -> Iterator[torch.Tensor]:
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU."""
+        self.load()
+        self._clock = StageClock(self.plan)
+        with self._working():
+            run = _Run(self.plan.cut, job, self._stages(job), self._dtype)
+        total = task_count(self.plan.cut, job.effective.blocks)
+        for done, start in enumerate(paced_order(self.plan.cut, job.effective.blocks), 1):
+            with self._working(), self._clock.timing(start.stage):
+                finished = run.run(start.task)
+            on_task(TaskReport(start.task, start.stage, done, total))
+            if finished is not None:
+                yield finished.float().cpu()
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Entered anew for every task, because between two of them the thread is the caller's."""
+        with torch.inference_mode(), cpu_threads(self.plan.threads):
+            yield
+
+    def _stages(self, job: Job) -> list[Stage]:
+        conditions = self._conditions(job)
+        return [
+            Stage(self._net(s.device, self._part(s.layers)), s.steps, conditions, torch.device(s.device), self._dtype)
+            for s in self.plan.stages
+        ]
+
+    def _conditions(self, job: Job) -> Conditions:
+        conditioner, effective = self._conditioner(), job.effective
+        schedule = Schedule.of(effective.steps)
+        rows, columns = (n // 2 for n in effective.latent_size)
+        return Conditions(
+            rows=rows,
+            columns=columns,
+            schedule=schedule,
+            seed=effective.seed,
+            distance=job.distance,
+            text=conditioner.condition_text(job.material.context),
+            time=conditioner.condition_time([*schedule.timesteps, 0.0]),
+            motion=job.material.motion,
+            audio=self._hearing(conditioner, job),
+        )
+
+    def _hearing(self, conditioner: CausalS2VTransformer, job: Job) -> Callable[[int], AudioTokens]:
+        """What each block hears, kept for the blocks that are open."""
+
+        @functools.lru_cache(maxsize=self.plan.cut.stages + 1)
+        def audio(block: int) -> AudioTokens:
+            return conditioner.condition_audio(job.material.audio.block(block)[None])
+
+        return audio
+
+    def _part(self, layers: range) -> Part:
+        last = self.components.config.num_layers
+        return Part(layers, embed=layers.start == 0, head=layers.stop == last)
+
+    def _conditioner(self) -> CausalS2VTransformer:
+        return self._net(self.plan.stages[0].device, Part(range(0), conditions=True))
+
+    def _net(self, device: str, part: Part) -> CausalS2VTransformer:
+        key = (device, part)
+        if key not in self._nets:
+            self._nets[key] = self.components.transformer(part, torch.device(device), self._dtype)
+        return self._nets[key]
+
+
+class _Run:
+    """The flows of one run, waiting for the task that takes them up."""
+
+    def __init__(self, cut: Cut, job: Job, stages: list[Stage], dtype: torch.dtype):
+        self.cut, self.stages, self.dtype = cut, stages, dtype
+        self.seed, self.size = job.effective.seed, job.effective.latent_size
+        self.channels = job.material.reference.shape[0]
+        self.references = {0: job.material.reference}
+        """By sink version."""
+        self.blocks: dict[int, Flow] = {}
+        self.prefills: dict[int, Flow] = {}
+        """By group of steps."""
+
+    def run(self, task: Task) -> torch.Tensor | None:
+        """Run one task; the latent when it ends its block."""
+        stage = self.stages[self.cut.stage_of(task)]
+        if isinstance(task, Prefill):
+            flow = self.prefills.pop(task.group) if task.part else Flow(self.references[task.version])
+            flow = stage.run(task, flow)
+            if task.part + 1 < len(self.cut.layers):
+                self.prefills[task.group] = flow
+            return None
+        flow = stage.run(task, self.blocks.pop(task.block, None) or self._noise(task.block))
+        if (task.step, task.part) != (self.cut.last_step, len(self.cut.layers) - 1):
+            self.blocks[task.block] = flow
+            return None
+        if task.block == 0:
+            self.references[1] = flow.latent[:, :1]
+        return flow.latent
+
+    def _noise(self, block: int) -> Flow:
+        return Flow(block_noise(self.seed, block, self.channels, *self.size).to(self.dtype))

@@ -1,0 +1,203 @@
+"""From an effective request to a plan: which stage runs where, in what, and the memory it will take.
+
+All arithmetic: nothing is loaded and no device is touched. The formulas count what the network's configuration says;
+`tests/planner` holds them against real modules and buffers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
+from .errors import PlanError
+from .pipeline import Cut
+from .request import Effective
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per number of the dtypes a stage can work in."""
+_SINK_FRAMES = 2.5
+_SINK_VERSIONS = 2
+_WIDE_BUFFERS = 6
+"""Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """One stage: what it owns and the bytes it needs.
+
+    Attributes:
+        device: where it runs.
+        steps, layers: what it owns.
+        weights: of its layers, and of the ends on the first and last part.
+        rings: keys and values of its steps.
+        sink: keys and values of the sink, twice, because two versions overlap at the refresh.
+        text: keys and values of the prompt.
+        workspace: what one task needs besides (an upper estimate).
+    """
+
+    device: str
+    steps: range
+    layers: range
+    weights: int
+    rings: int
+    sink: int
+    text: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the stage."""
+        return self.weights + self.rings + self.sink + self.text + self.workspace
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a video will be made.
+
+    Attributes:
+        model: name of the model.
+        cut: groups of steps x parts of layers.
+        stages: group by group, part by part.
+        dtype: of weights, keys, values and tokens.
+        vae_device: where pictures are encoded and decoded.
+        conditions: bytes of the embeddings of text, time and sound, which stay on the first device.
+        threads: CPU threads a task may use; bits are equal only at equal counts.
+    """
+
+    model: str
+    cut: Cut
+    stages: tuple[StagePlan, ...]
+    dtype: str
+    vae_device: str
+    conditions: int
+    threads: int
+
+    @property
+    def weights_by_device(self) -> dict[str, int]:
+        """Bytes of weights per device; stages that own the same layers on one device share them."""
+        owned: dict[str, dict[range, int]] = {}
+        for stage in self.stages:
+            owned.setdefault(stage.device, {})[stage.layers] = stage.weights
+        return {device: sum(parts.values()) for device, parts in owned.items()}
+
+    @property
+    def total_by_device(self) -> dict[str, int]:
+        """Bytes per device: shared weights, every stage's memories, and the largest workspace."""
+        totals = self.weights_by_device
+        for device in totals:
+            here = [s for s in self.stages if s.device == device]
+            totals[device] += sum(s.rings + s.sink + s.text for s in here) + max(s.workspace for s in here)
+        totals[self.stages[0].device] += self.conditions
+        return totals
+
+
+def make_plan(
+    effective: Effective,
+    config: ModelConfig,
+    *,
+    model: str,
+    stages: str = "1x1",
+    devices: Sequence[str] = ("cpu",),
+    dtype: str = "float32",
+    threads: int = 1,
+) -> Plan:
+    """Lay the stages out.
+
+    Args:
+        effective: what will be made.
+        config: of the network.
+        model: its name, for the reader.
+        stages: "SxP", groups of steps x parts of layers.
+        devices: stages take them in turn.
+        dtype: "float32", "bfloat16" or "float16".
+        threads: CPU threads per task, at least 1.
+
+    Raises:
+        PlanError: an impossible cut, dtype or thread count.
+    """
+    if dtype not in BYTES:
+        raise PlanError(f"The dtype {dtype!r} is not known.", f"Use {', '.join(BYTES)}.")
+    if threads < 1:
+        raise PlanError(f"{threads} CPU threads are not possible.", "Use at least 1.")
+    cut = Cut.parse(stages, effective.steps, config.num_layers)
+    size = BYTES[dtype]
+    plans = [
+        stage_plan(config, effective.frame_tokens, steps, layers, size, devices[i % len(devices)])
+        for i, (steps, layers) in enumerate((steps, layers) for steps in cut.steps for layers in cut.layers)
+    ]
+    conditions = condition_parameters(config) * size
+    return Plan(model, cut, tuple(plans), dtype, devices[-1], conditions, threads)
+
+
+def stage_plan(
+    config: ModelConfig, frame_tokens: int, steps: range, layers: range, size: int, device: str
+) -> StagePlan:
+    """Bytes of one stage.
+
+    Args:
+        config: of the network.
+        frame_tokens: tokens per latent frame, T.
+        steps, layers: what the stage owns.
+        size: bytes per number.
+        device: where it runs.
+    """
+    row = 2 * config.dim * size * len(layers)
+    """Keys and values of one token in all layers of the stage."""
+    window = WINDOW_BLOCKS * BLOCK_LATENTS * frame_tokens
+    sink = int(_SINK_FRAMES * frame_tokens)
+    ends = (embed_parameters(config) if layers.start == 0 else 0) + (
+        head_parameters(config) if layers.stop == config.num_layers else 0
+    )
+    return StagePlan(
+        device=device,
+        steps=steps,
+        layers=layers,
+        weights=(sum(layer_parameters(config, i) for i in layers) + ends) * size,
+        rings=window * row * len(steps),
+        sink=sink * row * _SINK_VERSIONS,
+        text=config.text_len * row,
+        workspace=workspace_bytes(config, frame_tokens, size),
+    )
+
+
+def workspace_bytes(config: ModelConfig, frame_tokens: int, size: int) -> int:
+    """What one task needs besides weights and memories, at most: the keys and values of one layer side by side, the
+    residual stream and its float32 copies, and the widest activation (the feed-forward or q, k and v)."""
+    tokens = BLOCK_LATENTS * frame_tokens
+    keys = int((WINDOW_BLOCKS * BLOCK_LATENTS + _SINK_FRAMES) * frame_tokens)
+    widest = max(config.ffn_dim, 4 * config.dim)
+    return 2 * keys * config.dim * size + tokens * (_WIDE_BUFFERS * config.dim * 4 + 2 * widest * size)
+
+
+def layer_parameters(config: ModelConfig, layer: int) -> int:
+    """Numbers in one layer, with its injector if it has one."""
+    d = config.dim
+    attention = 4 * (d * d + d) + 2 * d
+    plain = 2 * attention + 2 * d * config.ffn_dim + config.ffn_dim + d + 6 * d + 2 * d
+    hears = layer in config.audio_inject_layers
+    return plain + (attention + 2 * d * d + 2 * d if hears else 0)
+
+
+def embed_parameters(config: ModelConfig) -> int:
+    """Numbers in the latent, pose, kind and motion embeddings."""
+    d = config.dim
+    patch = lambda channels, kernel: channels * kernel * d + d  # noqa: E731
+    packer = patch(config.in_dim, 4) + patch(config.in_dim, 32) + patch(config.in_dim, 256)
+    return patch(config.in_dim, 4) + patch(config.cond_dim, 4) + 3 * d + packer
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Numbers in the head."""
+    return 2 * config.dim + (config.dim + 1) * config.out_dim * 4
+
+
+def condition_parameters(config: ModelConfig) -> int:
+    """Numbers in the embeddings of text, time and sound."""
+    d, c = config.dim, config.audio_dim
+    text = (config.text_dim + 1) * d + (d + 1) * d
+    time = (config.freq_dim + 1) * d + (d + 1) * d + (d + 1) * 6 * d
+    first = (3 * c + 1) * (d // 4)
+    shared = (3 * (d // 4) + 1) * (d // 2) + (3 * (d // 2) + 1) * d
+    sound = config.audio_layers + d + first * config.num_audio_token + first + shared + (d + 1) * d
+    return text + time + sound

@@ -1,0 +1,185 @@
+"""What the user asked for, and what that really means.
+
+`resolve` is the only way from one to the other: it needs the size of the picture and the length of the sound, touches
+no file and loads nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import secrets
+from typing import Literal
+
+from .config import BLOCK_FRAMES, CLIP_BLOCKS, FPS, SPATIAL_STRIDE
+from .errors import AudioError, RequestError
+from .schedule import SinkDistance
+from .size import effective_size, parse_size
+
+Fit = Literal["cover", "pad"]
+Tail = Literal["silence", "zeros"]
+Lead = Literal["sync", "original"]
+
+MAX_STEPS = 100
+MIN_SOUND_SECONDS = 0.025
+MAX_SEED = 2**64 - 1
+DEFAULT_PROMPT = "A person looks at the camera and talks."
+_ORIGINAL_DROP = 3
+"""Frames of block 0 the published implementation drops, which puts its picture 120 ms ahead of the sound."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        size: "704x384" and its like; an area, because width and height follow the picture's aspect.
+        prompt: what the video shows, in words.
+        steps: denoising steps per block.
+        seed: 0..2^64-1; the same seed gives the same video. -1 draws one, which the receipt then names.
+        seconds: stop after so much sound; None for all of it.
+        fit: "cover" fills the frame and crops; "pad" is the published black padding, for parity.
+        tail: what is heard after the sound ends: "silence" as it is encoded, or "zeros" as published, for parity.
+        lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
+        sink_distance: how far ahead of a block the reference picture stands.
+    """
+
+    size: str = "704x384"
+    prompt: str = DEFAULT_PROMPT
+    steps: int = 4
+    seed: int = 420
+    seconds: float | None = None
+    fit: Fit = "cover"
+    tail: Tail = "silence"
+    lead: Lead = "sync"
+    sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effective:
+    """What will really happen.
+
+    Attributes:
+        width, height: pixels of the video, multiples of 64.
+        frames: of the video, at 25 per second.
+        blocks: of 12 frames, made to cover them.
+        drop: frames of block 0 that are thrown away.
+        steps, seed, prompt: as they will be used.
+        seconds: of sound that is used, and so of video.
+        samples: of sound that are used, at the sound's own rate.
+        notes: every difference between what was asked and this, one sentence each.
+    """
+
+    width: int
+    height: int
+    frames: int
+    blocks: int
+    drop: int
+    steps: int
+    seed: int
+    prompt: str
+    seconds: float
+    samples: int
+    notes: tuple[str, ...]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame (T = H/16 x W/16)."""
+        return self.height * self.width // (2 * SPATIAL_STRIDE) ** 2
+
+    @property
+    def clips(self) -> int:
+        """Clips that noise is drawn for."""
+        return -(-self.blocks // CLIP_BLOCKS)
+
+
+def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int) -> Effective:
+    """Understand a request or refuse it.
+
+    Args:
+        request: what was asked.
+        picture: width and height of the reference picture in pixels.
+        samples, rate: length of the sound and its samples per second.
+
+    Raises:
+        RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
+    """
+    asked = parse_size(request.size)
+    width, height = effective_size(picture, asked[0] * asked[1])
+    used = _used_samples(request.seconds, samples, rate)
+    frames = max(1, math.ceil(used * FPS / rate))
+    drop = _ORIGINAL_DROP if request.lead == "original" else 0
+    _check_choices(request)
+    seed = secrets.randbits(63) if request.seed == -1 else request.seed
+    effective = Effective(
+        width=width,
+        height=height,
+        frames=frames,
+        blocks=-(-(frames + drop) // BLOCK_FRAMES),
+        drop=drop,
+        steps=request.steps,
+        seed=seed,
+        prompt=request.prompt,
+        seconds=used / rate,
+        samples=used,
+        notes=(),
+    )
+    return dataclasses.replace(effective, notes=tuple(_notes(request, effective, asked, picture, samples / rate)))
+
+
+def _used_samples(seconds: float | None, samples: int, rate: int) -> int:
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
+        raise RequestError(
+            f"{seconds} seconds of video cannot be made.",
+            f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
+        )
+    used = samples if seconds is None else min(samples, round(seconds * rate))
+    if used < MIN_SOUND_SECONDS * rate:
+        raise AudioError(
+            f"The sound is {used / rate:.3f} s long, too short to be heard by the model.",
+            f"Give at least {MIN_SOUND_SECONDS} s; anything under one block of 0.48 s is filled up with silence.",
+        )
+    return used
+
+
+def _check_choices(request: Request) -> None:
+    steps, seed = request.steps, request.seed
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        near = MAX_STEPS if isinstance(steps, int) and steps > MAX_STEPS else 1 if isinstance(steps, int) else 4
+        raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
+    if not isinstance(seed, int) or not -1 <= seed <= MAX_SEED:
+        raise RequestError(f"The seed {seed} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+    for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
+        given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
+        if given not in choices:
+            raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def _notes(
+    request: Request, effective: Effective, asked: tuple[int, int], picture: tuple[int, int], sound_seconds: float
+) -> list[str]:
+    notes = []
+    if (effective.width, effective.height) != asked:
+        notes.append(
+            f"size {asked[0]}x{asked[1]} is an area; a {picture[0]}x{picture[1]} picture makes it "
+            f"{effective.width}x{effective.height}"
+        )
+    made = effective.blocks * BLOCK_FRAMES
+    if made != effective.frames:
+        notes.append(
+            f"{effective.blocks} whole blocks make {made} frames; {effective.frames} are kept, as long as the sound"
+        )
+    if request.seconds is not None and request.seconds > sound_seconds:
+        notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
+    if request.steps != 4:
+        notes.append(f"{request.steps} steps; the 4-step LoRA was trained for 4, other counts are less sharp")
+    if request.seed == -1:
+        notes.append(f"seed {effective.seed} was drawn")
+    if request.lead == "original":
+        notes.append("the first 3 frames are dropped as published, so the picture runs 120 ms ahead of the sound")
+    return notes

@@ -1,0 +1,133 @@
+"""The heart: a slice of layers, for some steps, with its keys and values.
+
+A stage runs tasks. What travels between stages is a `Flow`: the tokens on their way through the layers, and the latent
+they came from. Everything else a stage knows from the task and from the conditions of the session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from .model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
+from .model.layer import AudioTokens
+from .model.rope import RopeGrid
+from .model.transformer import CausalS2VTransformer, TimeVectors
+from .pipeline import Denoise, Prefill, Task, sink_version
+from .schedule import Schedule, SinkDistance
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What every stage knows of a session; constant while it lasts.
+
+    Attributes:
+        rows, columns: patch grid of a latent frame (height and width in pixels / 16).
+        schedule: the denoising steps.
+        seed, distance: where the reference stands at each block.
+        text: embedded prompt [text_len, dim].
+        time: embedded timesteps, one row per step and a last one for t = 0.
+        motion: motion latents of the sink [16, 19, h, w].
+        audio: block -> what it hears.
+    """
+
+    rows: int
+    columns: int
+    schedule: Schedule
+    seed: int
+    distance: SinkDistance
+    text: torch.Tensor
+    time: TimeVectors
+    motion: torch.Tensor
+    audio: Callable[[int], AudioTokens]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """What one task hands to the next.
+
+    Attributes:
+        latent: the block's latent [16, 3, h, w], or the reference's [16, 1, h, w] while the sink is prefilled.
+        tokens: [tokens, dim] between parts of the layers; None between steps.
+    """
+
+    latent: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Flow:
+        """On another device, without waiting for it."""
+        tokens = None if self.tokens is None else self.tokens.to(device, non_blocking=True)
+        return Flow(self.latent.to(device, non_blocking=True), tokens)
+
+
+class Stage:
+    """Layers of the network, for some steps, during one session.
+
+    Args:
+        net: the part of the network; shared with other sessions and with stages of other steps.
+        steps: the denoising steps this stage runs; one KV ring each.
+        conditions: of the session, moved to the stage's device as needed.
+        device, dtype: where and in what the stage works.
+    """
+
+    def __init__(
+        self,
+        net: CausalS2VTransformer,
+        steps: range,
+        conditions: Conditions,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.net, self.conditions, self.device, self.dtype = net, conditions, device, dtype
+        config = net.config
+        self.grid = RopeGrid(conditions.rows, conditions.columns, config.head_dim, device)
+        self.time = TimeVectors(conditions.time.head.to(device), conditions.time.layers.to(device))
+        self.text = net.text_kv(conditions.text.to(device, dtype))
+        self._motion_rope = self.grid.motion()
+        shape = (self.grid.tokens, config.num_heads, config.head_dim, dtype, device)
+        self.rings = {step: [Ring.empty(*shape) for _ in net.part.layers] for step in steps}
+        self.sinks: dict[int, list[SinkKV]] = {}
+        """By version; at most two are kept, the one in use and the one to come."""
+
+    def run(self, task: Task, flow: Flow) -> Flow:
+        """Run one task on what the task before it left."""
+        flow = flow.to(self.device)
+        return self._prefill(task, flow) if isinstance(task, Prefill) else self._denoise(task, flow)
+
+    def _prefill(self, task: Prefill, flow: Flow) -> Flow:
+        tokens = flow.tokens
+        if tokens is None:
+            tokens = self.net.embed_sink(flow.latent, self.conditions.motion.to(self.device))
+        memories = [SinkMemory(self.grid.tokens) for _ in self.net.part.layers]
+        rope = self.grid.reference() + self._motion_rope
+        tokens = self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None)
+        self.sinks[task.version] = [m.sink for m in memories if m.sink is not None]
+        return Flow(flow.latent, tokens)
+
+    def _denoise(self, task: Denoise, flow: Flow) -> Flow:
+        step = task.step
+        tokens = self.net.embed_block(flow.latent) if flow.tokens is None else flow.tokens
+        audio = self.conditions.audio(task.block).to(self.device)
+        rope, time = self.grid.block(task.block), self.time.layers[step]
+        tokens = self.net.run_layers(tokens, time, rope, self.text, self._memories(task), audio)
+        if not self.net.part.head:
+            return Flow(flow.latent, tokens)
+        velocity = self.net.velocity(tokens, self.time.head[step], self.grid.rows, self.grid.columns)
+        return Flow(self.conditions.schedule.euler(step, flow.latent, velocity))
+
+    def _memories(self, task: Denoise) -> list[BlockMemory]:
+        version = sink_version(task.block)
+        for old in [v for v in self.sinks if v < version and task.step == self._last_step]:
+            del self.sinks[old]
+        time_id = self.conditions.distance.reference_time_id(self.conditions.seed, task.block, task.step)
+        window, reference = Window.of(task.block, self.grid.tokens), self.grid.reference(time_id)
+        return [
+            BlockMemory(ring, window, sink, reference)
+            for ring, sink in zip(self.rings[task.step], self.sinks[version], strict=True)
+        ]
+
+    @property
+    def _last_step(self) -> int:
+        return max(self.rings)

@@ -1,0 +1,24 @@
+"""Effective sizes are those of the original for every recorded picture and area."""
+
+import pytest
+from golden.cases import Case, cases
+
+from liveavatar.errors import SizeError
+from liveavatar.size import effective_size, parse_size
+
+
+@pytest.mark.parametrize("case", cases("image"))
+def test_size_table(case: Case) -> None:
+    compared = 0
+    for entry in case.info["size_table"]:
+        height, width = entry["image_hw"]
+        if entry["size_option"]:
+            asked = parse_size(entry["size_option"])
+            assert asked[0] * asked[1] == entry["max_area"]
+        if min(entry["out_hw"]) == 0:
+            with pytest.raises(SizeError):
+                effective_size((width, height), entry["max_area"])
+        else:
+            assert effective_size((width, height), entry["max_area"]) == tuple(reversed(entry["out_hw"])), entry
+        compared += 1
+    assert compared

@@ -1,0 +1,110 @@
+"""The paced order runs every task once, after all it needs, and keeps the busiest stage busy."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveavatar.config import CLIP_BLOCKS
+from liveavatar.errors import PlanError
+from liveavatar.pipeline import Cut, Denoise, Prefill, paced_order, sink_version, task_count
+
+CUTS = st.integers(1, 6).flatmap(
+    lambda steps: st.integers(1, 12).flatmap(
+        lambda layers: st.builds(
+            lambda g, p: Cut.even(g, p, steps, layers), st.integers(1, steps), st.integers(1, layers)
+        )
+    )
+)
+
+
+@given(CUTS, st.integers(1, 14))
+def test_every_task_runs_once_and_after_what_it_needs(cut: Cut, blocks: int) -> None:
+    starts = list(paced_order(cut, blocks))
+    end = {s.task: s.end for s in starts}
+    assert len(end) == len(starts) == task_count(cut, blocks)
+    last = len(cut.layers) - 1
+    for s in starts:
+        t, needs = s.task, []
+        if t.part:
+            needs.append(dataclasses.replace(t, part=t.part - 1))
+        if isinstance(t, Denoise):
+            if not t.part and t.step:
+                needs.append(Denoise(t.block, t.step - 1, last))
+            if t.block:
+                needs.append(Denoise(t.block - 1, t.step, t.part))
+            needs.append(Prefill(sink_version(t.block), cut.group_of(t.step), t.part))
+        elif t.version and not t.part:
+            needs.append(Denoise(0, cut.last_step, last))
+        for need in needs:
+            assert end[need] <= s.start, f"{t} starts at {s.start} before {need} ends at {end[need]}"
+
+
+@given(CUTS, st.integers(1, 14))
+def test_a_stage_does_one_thing_at_a_time_and_starts_are_in_order(cut: Cut, blocks: int) -> None:
+    starts = list(paced_order(cut, blocks))
+    assert all(a.start <= b.start for a, b in itertools.pairwise(starts))
+    for stage in range(cut.stages):
+        mine = [s for s in starts if s.stage == stage]
+        assert all(a.end <= b.start for a, b in itertools.pairwise(mine))
+
+
+@given(CUTS, st.integers(1, 14))
+def test_at_most_one_more_block_than_stages_is_open(cut: Cut, blocks: int) -> None:
+    open_blocks: set[int] = set()
+    finishing: dict[int, float] = {}
+    for s in paced_order(cut, blocks):
+        if isinstance(s.task, Denoise):
+            open_blocks -= {b for b in open_blocks if finishing.get(b, float("inf")) <= s.start}
+            open_blocks.add(s.task.block)
+            if (s.task.step, s.task.part) == (cut.last_step, len(cut.layers) - 1):
+                finishing[s.task.block] = s.end
+            assert len(open_blocks) <= cut.stages + 1
+
+
+@pytest.mark.parametrize("spec", ["1x1", "4x1", "1x2", "1x3", "1x4", "1x5", "1x8", "2x2", "4x2", "2x4"])
+@pytest.mark.parametrize("steps", [3, 4])
+def test_throughput_reaches_the_bound_of_the_busiest_stage(spec: str, steps: int) -> None:
+    if int(spec[0]) > steps:
+        pytest.skip("more groups than steps are refused")
+    cut, blocks, settled = Cut.parse(spec, steps, 120), 120, 40
+    last = (cut.last_step, len(cut.layers) - 1)
+    denoising = [s for s in paced_order(cut, blocks) if isinstance(s.task, Denoise)]
+    ends = [s.end for s in denoising if (s.task.step, s.task.part) == last]
+    period = (ends[-1] - ends[settled]) / (blocks - 1 - settled)
+    busiest = max(len(s) for s in cut.steps) * max(len(p) for p in cut.layers)
+    assert period <= busiest * 1.02
+
+
+def test_one_device_finishes_a_block_before_it_begins_the_next() -> None:
+    order = [s.task.block for s in paced_order(Cut.parse("1x1", 4, 8), 6) if isinstance(s.task, Denoise)]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("spec", ["2x1", "1x2", "3x1", "1x3", "4x1", "1x4", "2x2", "1x6", "1x8", "4x2"])
+def test_the_sink_refresh_costs_one_bubble_that_grows_with_devices(spec: str) -> None:
+    """Block 4 waits for the first frame of block 0: nothing to speak of below four devices, once per video beyond."""
+    cut = Cut.parse(spec, 4, 120)
+    firsts = [s.start for s in paced_order(cut, 24) if isinstance(s.task, Denoise) and s.task.step == s.task.part == 0]
+    period = max(len(s) for s in cut.steps) * max(len(p) for p in cut.layers)
+    late = [(b - a) / period - 1 for a, b in itertools.pairwise(firsts)]
+    assert late[CLIP_BLOCKS - 1] <= max(0, cut.stages - 4) + 1.5
+    assert max(late[CLIP_BLOCKS:]) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "text, nearest",
+    [("5x1", "4x1"), ("0x1", "1x1"), ("1x9", "1x8"), ("4x0", "4x1"), ("9x9", "4x8"), ("four", "1x4"), ("4", "1x4")],
+)
+def test_impossible_cuts_name_the_nearest(text: str, nearest: str) -> None:
+    with pytest.raises(PlanError, match=nearest):
+        Cut.parse(text, 4, 8)
+
+
+@given(CUTS)
+def test_a_cut_covers_everything_once(cut: Cut) -> None:
+    assert [s for group in cut.steps for s in group] == list(range(cut.last_step + 1))
+    assert [i for part in cut.layers for i in part] == list(range(cut.layers[-1].stop))
+    assert all(cut.layers) and all(cut.steps)

@@ -1,0 +1,70 @@
+"""The planner's bytes are those of real modules and real buffers."""
+
+import pytest
+import torch
+
+from liveavatar.config import MINI, WAN2_2_S2V_14B, ModelConfig
+from liveavatar.errors import PlanError
+from liveavatar.model.kv import Ring
+from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.planner import condition_parameters, make_plan
+from liveavatar.request import Effective, Request, resolve
+
+
+def effective(size: str = "704x384", steps: int = 4) -> Effective:
+    return resolve(Request(size=size, steps=steps), (1280, 720), 160_000, 16_000)
+
+
+def parameters(config: ModelConfig, part: Part) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in CausalS2VTransformer(config, part).parameters())
+
+
+@pytest.mark.parametrize("config", [MINI, WAN2_2_S2V_14B], ids=["mini", "14b"])
+@pytest.mark.parametrize("parts", [1, 3, 4])
+def test_weights_are_counted_to_the_number(config: ModelConfig, parts: int) -> None:
+    plan = make_plan(effective(), config, model="x", stages=f"1x{parts}", dtype="bfloat16")
+    for stage in plan.stages:
+        part = Part(stage.layers, embed=stage.layers.start == 0, head=stage.layers.stop == config.num_layers)
+        assert stage.weights == 2 * parameters(config, part)
+    assert (
+        plan.conditions == 2 * condition_parameters(config) == 2 * parameters(config, Part(range(0), conditions=True))
+    )
+
+
+def test_the_published_model_has_its_published_size() -> None:
+    plan = make_plan(effective(), WAN2_2_S2V_14B, model="x", dtype="bfloat16")
+    assert plan.stages[0].weights + plan.conditions == 2 * 16_295_755_609
+
+
+def test_rings_and_sinks_are_those_that_are_allocated() -> None:
+    asked = effective("128x128", steps=3)
+    plan = make_plan(asked, MINI, model="x", stages="1x2")
+    ring = Ring.empty(asked.frame_tokens, MINI.num_heads, MINI.head_dim, torch.float32, torch.device("meta"))
+    per_layer = ring.k.nbytes + ring.v.nbytes
+    for stage in plan.stages:
+        assert stage.rings == per_layer * len(stage.layers) * 3
+    tokens = asked.frame_tokens * 5 // 2
+    assert plan.stages[0].sink == 2 * (2 * tokens * MINI.dim * 4) * len(plan.stages[0].layers)
+
+
+def test_known_figures_at_704x384() -> None:
+    """10.38 GB of keys and values per step, 2.16 GB of sink."""
+    stage = make_plan(effective(), WAN2_2_S2V_14B, model="x", dtype="bfloat16").stages[0]
+    assert stage.rings / 4 == pytest.approx(10.38e9, rel=1e-3)
+    assert stage.sink / 2 == pytest.approx(2.16e9, rel=2e-3)
+
+
+def test_stages_of_other_steps_share_weights_on_one_device() -> None:
+    one = make_plan(effective(), MINI, model="x", stages="1x1")
+    four = make_plan(effective(), MINI, model="x", stages="4x1")
+    apart = make_plan(effective(), MINI, model="x", stages="4x1", devices=["a", "b", "c", "d"])
+    assert four.weights_by_device == one.weights_by_device
+    assert sum(apart.weights_by_device.values()) == 4 * sum(one.weights_by_device.values())
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int3"}, {"threads": 0}, {"stages": "5x1"}, {"stages": "1x99"}])
+def test_impossible_plans_are_refused(wrong: dict) -> None:
+    with pytest.raises(PlanError) as e:
+        make_plan(effective(), MINI, model="x", **wrong)
+    assert e.value.nearest

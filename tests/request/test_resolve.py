@@ -1,0 +1,81 @@
+"""A request becomes effective values that cover the sound, or a refusal that names what works."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveavatar.config import BLOCK_FRAMES, FPS
+from liveavatar.errors import AudioError, RequestError
+from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, resolve
+
+RATES = st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000])
+
+
+def of(request: Request, seconds: float = 4.0, rate: int = 16000) -> Effective:
+    return resolve(request, (1280, 720), round(seconds * rate), rate)
+
+
+@given(RATES, st.floats(MIN_SOUND_SECONDS + 0.001, 20_000))
+def test_frames_cover_the_sound_and_end_with_it(rate: int, seconds: float) -> None:
+    effective = of(Request(), seconds, rate)
+    assert 0 <= effective.frames / FPS - effective.seconds < 1 / FPS + 1e-9
+    made = effective.blocks * BLOCK_FRAMES - effective.drop
+    assert 0 <= made - effective.frames < BLOCK_FRAMES
+
+
+@given(RATES, st.floats(0.1, 600))
+def test_dropped_frames_are_made_up_for(rate: int, seconds: float) -> None:
+    effective = of(Request(lead="original"), seconds, rate)
+    assert effective.drop == 3
+    assert effective.blocks * BLOCK_FRAMES - effective.drop >= effective.frames
+
+
+@given(st.floats(0.03, 100), st.floats(0.03, 100))
+def test_seconds_limit_and_never_lengthen(limit: float, sound: float) -> None:
+    effective = of(Request(seconds=limit), sound)
+    assert effective.seconds == pytest.approx(min(limit, sound), abs=1e-3)
+
+
+def test_what_differs_from_the_request_is_said() -> None:
+    notes = " ".join(of(Request(size="720x400", steps=3, seconds=9, lead="original"), 4.0).notes)
+    for words in ("704x384", "3 steps", "ends after 4.00 s", "120 ms"):
+        assert words in notes
+
+
+def test_exact_requests_need_no_words() -> None:
+    assert of(Request(), 4.8).notes == ()
+
+
+def test_a_drawn_seed_is_told_and_differs() -> None:
+    first, second = of(Request(seed=-1)), of(Request(seed=-1))
+    assert first.seed != second.seed
+    assert str(first.seed) in " ".join(first.notes)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.024])
+def test_hardly_any_sound_is_refused(seconds: float) -> None:
+    with pytest.raises(AudioError, match=r"0\.025 s"):
+        of(Request(), seconds)
+
+
+@pytest.mark.parametrize(
+    "wrong, nearest",
+    [
+        ({"steps": 0}, "nearest is 1"),
+        ({"steps": -4}, "nearest is 1"),
+        ({"steps": 101}, "nearest is 100"),
+        ({"steps": 2.5}, "nearest is 4"),
+        ({"seed": -2}, "-1 to draw one"),
+        ({"seed": 2**64}, "-1 to draw one"),
+        ({"seconds": 0}, "at least 0.025"),
+        ({"seconds": -3.0}, "at least 0.025"),
+        ({"seconds": float("nan")}, "at least 0.025"),
+        ({"seconds": float("inf")}, "at least 0.025"),
+        ({"fit": "stretch"}, "cover or pad"),
+        ({"tail": "loop"}, "silence or zeros"),
+        ({"lead": "late"}, "sync or original"),
+    ],
+)
+def test_impossible_requests_name_the_nearest(wrong: dict, nearest: str) -> None:
+    with pytest.raises(RequestError, match=nearest):
+        of(Request(**wrong))
