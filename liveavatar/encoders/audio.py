@@ -113,9 +113,9 @@ class Loudness:
         step = 1 << 20
         pieces = [slice(i, i + step) for i in range(0, len(wave), step)]
         mean = sum(float(wave[p].sum(dtype=np.float64)) for p in pieces) / len(wave)
-        variance = sum(float(np.square(wave[p] - mean, dtype=np.float64).sum()) for p in pieces) / len(wave)
-        if not np.isfinite(variance):
+        if not np.isfinite(mean):
             raise AudioError("The sound holds values that are not numbers or infinite.", "Export it again.")
+        variance = sum(float(np.square(wave[p] - mean, dtype=np.float64).sum()) for p in pieces) / len(wave)
         return cls(mean, float(np.sqrt(variance + 1e-7)))
 
     def normalised(self, values: np.ndarray) -> np.ndarray:

@@ -4,18 +4,10 @@ import numpy as np
 import pytest
 import torch
 from golden.cases import Case, assert_matches, cases
+from golden.encoders import wav2vec2
 
 from liveavatar.encoders import timing
 from liveavatar.encoders.audio import Loudness, encode_audio, hidden_states
-
-
-def build(case: Case) -> torch.nn.Module:
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-    model = Wav2Vec2Model(Wav2Vec2Config(**case.info["w2v_config"])).eval()
-    weights = case.sibling("wav2vec2_weights").state_dict()
-    model.load_state_dict({k.removeprefix("wav2vec2."): v for k, v in weights.items() if not k.startswith("lm_head")})
-    return model
 
 
 def sounds() -> list:
@@ -46,7 +38,7 @@ def test_samples_are_normalised_as_published(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize(("case", "name"), sounds())
 def test_features_are_the_published_ones(case: Case, name: str) -> None:
-    wave, info, model = case[f"{name}.wave16k"].numpy(), case.info["cases"][name], build(case)
+    wave, info, model = case[f"{name}.wave16k"].numpy(), case.info["cases"][name], wav2vec2(case)
     states = hidden_states(model, Loudness.of(wave).normalised(wave))
     assert len(wave) == info["samples"]
     assert len(states) == len(info["hidden_abs_mean"])
@@ -63,7 +55,7 @@ def test_features_are_the_published_ones(case: Case, name: str) -> None:
 def test_every_frame_hears_what_it_did(case: Case, name: str) -> None:
     info = case.info["cases"][name]
     frames, silent = info["bucket_shape"][-1], info["zero_tail_frames"]
-    features = encode_audio(build(case), case[f"{name}.wave16k"].numpy(), frames, tail="zeros")
+    features = encode_audio(wav2vec2(case), case[f"{name}.wave16k"].numpy(), frames, tail="zeros")
     heard = torch.cat([features.block(b) for b in range(features.blocks)], dim=2)
     assert list(heard.shape) == info["bucket_shape"][1:]
     assert not heard[..., frames - silent :].any() and heard[..., frames - silent - 1].any()
