@@ -7,7 +7,7 @@ narrow video layers, and reduces over channels one number at a time. The results
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,9 +24,9 @@ def quicken(vae: AutoencoderKLWan) -> AutoencoderKLWan:
         return vae
     for m in vae.modules():
         if isinstance(m, WanCausalConv3d) and torch.backends.mkldnn.is_available():
-            m._conv_forward = functools.partial(_convolve, m)
+            m._conv_forward = functools.partial(_convolve, m)  # type: ignore[method-assign]
         elif isinstance(m, WanRMS_norm) and m.channel_first:
-            m.forward = functools.partial(_normalise, m)
+            m.forward = functools.partial(_normalise, m)  # type: ignore[method-assign]
     return vae
 
 
@@ -35,7 +35,7 @@ def _convolve(m: nn.Conv3d, x: torch.Tensor, weight: torch.Tensor, bias: torch.T
     return torch.mkldnn_convolution(x, weight, bias, (0, 0, 0), m.stride, m.dilation, m.groups)
 
 
-def _normalise(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _normalise(m: Any, x: torch.Tensor) -> torch.Tensor:
     """x / max(|x|, 1e-12) over the channels, times sqrt(channels) and the learned gain."""
     length = x.square().sum(1, keepdim=True).sqrt_().clamp_min_(1e-12)
     return (x / length).mul_(m.scale * m.gamma).add_(m.bias)
