@@ -82,7 +82,9 @@ def cases(family: str, *needs: str) -> list:
 
 def assert_matches(actual: torch.Tensor, expected: torch.Tensor, what: str, atol: float = 1e-5) -> None:
     """Equal shapes and |difference| <= atol + 1e-6 x max|expected|, in float32."""
-    assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    assert tuple(actual.shape) == tuple(expected.shape), (
+        f"{what}: shape {tuple(actual.shape)} != {tuple(expected.shape)}"
+    )
     expected = expected.float()
     bound = atol + 1e-6 * expected.abs().max().item()
     worst = (actual.float() - expected).abs().max().item()

@@ -1,0 +1,90 @@
+"""A tiny network and made-up material, so that engines are tested without encoders or files."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
+from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.engines.local import LocalEngine
+from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.pipeline import Cut
+from liveavatar.planner import Plan, make_plan
+from liveavatar.request import Effective, Request, resolve
+from liveavatar.schedule import SinkDistance
+from liveavatar.session import Job, Material, TaskReport
+
+
+def tiny_config(layers: int = 3) -> ModelConfig:
+    """2-4 layers of 24 channels; sound after the first and the last."""
+    return ModelConfig(
+        dim=24,
+        ffn_dim=32,
+        freq_dim=16,
+        num_heads=2,
+        num_layers=layers,
+        text_dim=8,
+        text_len=6,
+        audio_dim=6,
+        audio_layers=3,
+        audio_inject_layers=(0, layers - 1) if layers > 1 else (0,),
+    )
+
+
+class TinyComponents:
+    """The transformer only, with seeded weights; every part gets the numbers it has in the whole."""
+
+    name = "tiny"
+    trained = False
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.loaded: list[Part] = []
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, torch.Tensor]:
+        whole = CausalS2VTransformer(self.config, Part.whole(self.config))
+        generator = torch.Generator().manual_seed(7)
+        return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in whole.state_dict().items()}
+
+    def transformer(self, part: Part, device: torch.device, dtype: torch.dtype) -> CausalS2VTransformer:
+        self.loaded.append(part)
+        net = CausalS2VTransformer(self.config, part).to(device, dtype).requires_grad_(False)
+        net.load_state_dict({k: self._weights[k] for k in net.state_dict()})
+        return net
+
+
+def tiny_effective(blocks: int, steps: int = 4, size: str = "64x64", seed: int = 5) -> Effective:
+    """So many whole blocks of 64x64."""
+    samples = blocks * BLOCK_FRAMES * 640
+    return resolve(Request(size=size, steps=steps, seed=seed), (640, 640), samples, 16_000)
+
+
+def tiny_job(config: ModelConfig, effective: Effective, distance: SinkDistance | None = None) -> Job:
+    """Made-up material of the right shapes."""
+    generator = torch.Generator().manual_seed(effective.seed)
+    height, width = effective.latent_size
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    audio = AudioFeatures(config.audio_layers, config.audio_dim)
+    audio.append(numbers(effective.blocks * BLOCK_FRAMES, config.audio_layers, config.audio_dim).numpy())
+    reference, motion = numbers(16, 1, height, width), numbers(16, MOTION_LATENTS, height, width)
+    return Job(effective, Material(reference, motion, numbers(4, config.text_dim), audio), distance or SinkDistance())
+
+
+def tiny_plan(config: ModelConfig, effective: Effective, stages: str = "1x1") -> Plan:
+    """On the CPU with one thread."""
+    return make_plan(effective, config, model="tiny", stages=stages)
+
+
+def latents(
+    config: ModelConfig, job: Job, stages: str | Cut = "1x1", reports: list[TaskReport] | None = None
+) -> torch.Tensor:
+    """All latents of a job: [16, 3 blocks, h, w]"""
+    engine = LocalEngine(TinyComponents(config), tiny_plan(config, job.effective, str(stages)))
+    on_task = (lambda report: None) if reports is None else reports.append
+    return torch.cat(list(engine.run(job, on_task)), 1)
