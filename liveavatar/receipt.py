@@ -1,0 +1,164 @@
+"""The receipt of a run: what was asked, what was made, and what it cost, as JSON beside the video."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import torch
+
+from . import __version__
+from .errors import OutputError
+from .media.probe import Probed
+
+Status = Literal["running", "complete", "cancelled", "failed"]
+LIBRARIES = ("torch", "diffusers", "transformers", "av")
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakMemory:
+    """The most memory this process has held so far, in bytes.
+
+    Attributes:
+        host: resident memory of the process; None where the system does not tell.
+        devices: tensors allocated on each accelerator that was used, by its name ("cuda:0").
+    """
+
+    host: int | None
+    devices: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Receipt:
+    """One run. Written as "running" before the first frame and replaced at the end: a run that was killed never looks
+    complete.
+
+    Attributes:
+        status: running, complete, cancelled or failed.
+        video: the file it is about.
+        requested, effective, plan: dataclasses or mappings of JSON-ready values, of what the user asked, of what that
+            really means, and of where it runs. Paths, enumerations, fractions, ranges, sets, dtypes and devices are
+            understood.
+        threads: CPU threads per stage; frames are bit-equal only at equal counts.
+        versions: see `versions`.
+        started, finished: ISO 8601 with time zone; `finished` is None while running.
+        error: one readable paragraph, where the status is failed or cancelled.
+        probed: what the written file holds.
+        frames_sha256: over the raw RGB24 frames in order, before encoding.
+        seconds: wall seconds per phase.
+        peak_memory: see `peak_memory`.
+    """
+
+    status: Status
+    video: Path
+    requested: Any
+    effective: Any
+    plan: Any
+    threads: int
+    versions: Mapping[str, str]
+    started: str
+    finished: str | None = None
+    error: str | None = None
+    probed: Probed | None = None
+    frames_sha256: str | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    peak_memory: PeakMemory | None = None
+
+
+def write_receipt(path: Path, receipt: Receipt) -> None:
+    """Write or replace a receipt in one step: a reader sees the old one or the new one, whole.
+
+    Raises:
+        OutputError: it cannot be written; an older receipt is still there.
+        TypeError: a value has no form in JSON.
+    """
+    path = Path(path)
+    text = json.dumps(json_ready(receipt), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"The receipt {path} cannot be written ({error.strerror or error}).", "Choose another file or free space."
+        ) from error
+
+
+def json_ready(value: Any) -> Any:
+    """The value in types that JSON has. Numbers that JSON lacks (NaN, infinity) become their names.
+
+    Raises:
+        TypeError: no form is known; nothing is turned into text on a guess.
+    """
+    if isinstance(value, enum.Enum):
+        return json_ready(value.value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: json_ready(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k if isinstance(k, str) else str(json_ready(k)): json_ready(v) for k, v in value.items()}
+    if isinstance(value, range):
+        return {"start": value.start, "stop": value.stop} | ({"step": value.step} if value.step != 1 else {})
+    if isinstance(value, list | tuple):
+        return [json_ready(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted((json_ready(v) for v in value), key=repr)
+    if isinstance(value, PurePath | Fraction | torch.dtype | torch.device):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a scalar of numpy or torch
+        return json_ready(value.item())
+    raise TypeError(f"A receipt has no form for {type(value).__name__}: {value!r}")
+
+
+def peak_memory() -> PeakMemory:
+    """The peak of this process until now, and of the accelerators it has used."""
+    devices = {}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        used = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
+        devices = {name: peak for name, peak in used.items() if peak}
+    return PeakMemory(host=_host_peak(), devices=devices)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this library, Python, the system and the libraries whose numbers matter. Imports none of them."""
+    found = {"liveavatar": __version__, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _host_peak() -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
