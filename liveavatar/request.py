@@ -12,8 +12,8 @@ import secrets
 from typing import Literal
 
 from .config import BLOCK_FRAMES, CLIP_BLOCKS, FPS, SPATIAL_STRIDE
+from .distance import SinkDistance
 from .errors import AudioError, RequestError
-from .schedule import SinkDistance
 from .size import effective_size, parse_size
 
 Fit = Literal["cover", "pad"]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from .distance import SinkDistance
 from .encoders.audio import AudioFeatures
 from .pipeline import Task
 from .planner import Plan
 from .request import Effective
-from .schedule import SinkDistance
 from .streams import FrameStream, LatentStream
 from .vae.stream import decode_block, open_decode
 

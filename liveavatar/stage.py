@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import torch
 
+from .distance import SinkDistance
 from .model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
 from .model.layer import AudioTokens
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
-from .schedule import Schedule, SinkDistance
+from .schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,8 @@ class _Run:
             if task.part + 1 < len(self.cut.layers):
                 self.prefills[task.group] = flow
             return None
-        flow = stage.run(task, self.blocks.pop(task.block, None) or self._noise(task.block))
+        waiting = self.blocks.pop(task.block) if task.block in self.blocks else self._noise(task.block)
+        flow = stage.run(task, waiting)
         if (task.step, task.part) != (self.cut.last_step, len(self.cut.layers) - 1):
             self.blocks[task.block] = flow
             return None

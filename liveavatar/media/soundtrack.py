@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -79,4 +80,10 @@ class Soundtrack:
 
     def rest(self) -> Iterator[Packet]:
         """What the encoder still holds; to be called once, at the end."""
-        yield from self._stream.encode(None)
+        end = Fraction(self._position, self._sound.rate)
+        for packet in self._stream.encode(None):
+            # Encoders before FFmpeg 8 count the zeros that fill the last packet as sound.
+            left = math.ceil(end / packet.time_base) - packet.pts
+            if 0 < left < packet.duration:
+                packet.duration = left
+            yield packet

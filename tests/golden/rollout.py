@@ -6,11 +6,11 @@ import torch
 from golden.cases import Case
 
 from liveavatar.config import ModelConfig
+from liveavatar.distance import SinkDistance
 from liveavatar.model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.rope import RopeGrid
 from liveavatar.model.transformer import CausalS2VTransformer, Part
-from liveavatar.schedule import SinkDistance
 
 PER_BLOCK = 3
 AUDIO_PER_BLOCK = 12

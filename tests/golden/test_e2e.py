@@ -11,13 +11,14 @@ from golden.encoders import wav2vec2
 from golden.rollout import config_of
 
 from liveavatar.config import BLOCK_FRAMES, CLIP_BLOCKS, MOTION_FRAMES
+from liveavatar.distance import SinkDistance
 from liveavatar.encoders.audio import AudioFeatures, encode_audio
 from liveavatar.engines.local import LocalEngine
 from liveavatar.media.picture import fit_picture, to_pixels
 from liveavatar.model.transformer import CausalS2VTransformer, Part
 from liveavatar.planner import make_plan
 from liveavatar.request import Effective, Request, resolve
-from liveavatar.schedule import Schedule, SinkDistance, block_noise
+from liveavatar.schedule import Schedule, block_noise
 from liveavatar.session import Job, Material, Session
 from liveavatar.size import effective_size
 from liveavatar.vae.wan import build_vae, encode

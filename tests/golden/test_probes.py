@@ -7,9 +7,9 @@ import torch
 from golden.cases import Case, assert_matches, cases
 from golden.rollout import Rollout
 
+from liveavatar.distance import SinkDistance
 from liveavatar.model.rope import RopeGrid
 from liveavatar.model.transformer import timestep_sinusoid
-from liveavatar.schedule import SinkDistance
 
 pytestmark = pytest.mark.parametrize("case", cases("dit_probes", "dit", "dit_weights"))
 

@@ -13,13 +13,16 @@ LIBRARY = PROJECT / "liveavatar"
 FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
 LAYERS = (
-    {"errors", "config", "size", "schedule", "pipeline", "request"},
+    {"errors", "config", "distance", "schedule", "size", "request", "pipeline", "spool"},
     {"weights"},
     {"model", "vae", "encoders"},
-    {"streams", "spool", "media", "receipt"},
+    {"streams", "media", "receipt"},
     {"planner", "stage", "components", "mini"},
-    {"engines", "session"},
-    {"api", "cli", "__main__", "__init__"},
+    {"session"},
+    {"engines", "prepare"},
+    {"recording"},
+    {"api"},
+    {"cli", "__main__", "__init__"},
 )
 """Lowest first; a part imports its own layer and those below."""
 LONGEST_FILE = 300

@@ -72,7 +72,9 @@ def test_colours_are_converted_with_the_matrix_the_file_names(tmp_path, rgb):
         writer.write(np.broadcast_to(np.uint8(rgb), (13, 48, 64, 3)))
     frame = decoded(tmp_path / "a.mp4")[-1]
     assert frame.format.name == "yuv420p"
-    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        tags = container.streams.video[0].codec_context
+    assert (tags.colorspace, tags.color_primaries, tags.color_trc, tags.color_range) == (1, 1, 1, 1)
     r, g, b = np.array(rgb) / 255
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b  # BT.709, limited range
     expected = [16 + 219 * y, 128 + 224 * (b - y) / 1.8556, 128 + 224 * (r - y) / 1.5748]

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from session.tiny import tiny_config
 
 from liveavatar.config import MINI, ModelConfig
+from liveavatar.distance import SinkDistance
 from liveavatar.model.kv import BlockMemory, Ring, SinkMemory, Window
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.rope import RopeGrid
 from liveavatar.model.transformer import CausalS2VTransformer, Part
-from liveavatar.schedule import SinkDistance
 
 DAY_BLOCKS = 200_000
 """More than a day of video."""

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.schedule import SinkDistance, block_noise
+from liveavatar.distance import SinkDistance
+from liveavatar.schedule import block_noise
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**7))

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job, tiny_plan
 
+from liveavatar.distance import SinkDistance
 from liveavatar.engines.local import LocalEngine
 from liveavatar.errors import Cancelled, PlanError
 from liveavatar.pipeline import Denoise, Prefill, task_count
-from liveavatar.schedule import SinkDistance
 
 
 @settings(max_examples=12)

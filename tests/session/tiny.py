@@ -7,13 +7,13 @@ import functools
 import torch
 
 from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
+from liveavatar.distance import SinkDistance
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.engines.local import LocalEngine
 from liveavatar.model.transformer import CausalS2VTransformer, Part
 from liveavatar.pipeline import Cut
 from liveavatar.planner import Plan, make_plan
 from liveavatar.request import Effective, Request, resolve
-from liveavatar.schedule import SinkDistance
 from liveavatar.session import Job, Material, TaskReport
 
 

@@ -1,0 +1,195 @@
+"""One video being recorded: from a prospect to a complete file and a receipt that says what was really done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .components import Components
+from .engines.local import LocalEngine
+from .errors import Cancelled
+from .media.probe import probe
+from .media.sound import Sound
+from .media.video import VideoWriter
+from .planner import Plan
+from .prepare import prepare
+from .receipt import Receipt, Status, peak_memory, versions, write_receipt
+from .request import Effective, Request
+from .session import Job, Session, TaskReport
+from .streams import to_rgb24
+
+
+@dataclasses.dataclass(frozen=True)
+class Prospect:
+    """What a request would make, known before anything heavy is loaded.
+
+    Attributes:
+        components: where the weights would come from.
+        request, effective: what was asked, and what that means.
+        plan: where it would run.
+        picture: uint8 [H, W, 3].
+        sound: as read.
+    """
+
+    components: Components
+    request: Request
+    effective: Effective
+    plan: Plan
+    picture: np.ndarray
+    sound: Sound
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a recording is.
+
+    Attributes:
+        phase: what is being done, in words.
+        done, total: in units of the phase: tasks while generating, hundredths before.
+        frames: video frames already in the file.
+        seconds_left: estimate for the rest, or None while nothing is known.
+    """
+
+    phase: str
+    done: int
+    total: int
+    frames: int = 0
+    seconds_left: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+"""Called after every task and in between; raising `Cancelled` in it ends the run and leaves a playable file."""
+
+
+class Recording:
+    """One run: what was measured so far, and the receipt that tells it.
+
+    Args:
+        prospect: what is made.
+        out, receipt_path: where to; both known to be writable.
+        on_progress: hears of the progress.
+    """
+
+    def __init__(self, prospect: Prospect, out: Path, receipt_path: Path, on_progress: OnProgress):
+        self.prospect, self.out, self.receipt_path, self.on_progress = prospect, out, receipt_path, on_progress
+        self._seconds: dict[str, float] = {}
+        self._generating_since = 0.0
+        self._writer = self._new_writer()
+        self._receipt = Receipt(
+            status="running",
+            video=out,
+            requested=prospect.request,
+            effective=prospect.effective,
+            plan=prospect.plan,
+            threads=prospect.plan.threads,
+            versions=versions(),
+            started=_now(),
+        )
+
+    def run(self) -> Receipt:
+        """Record to the end.
+
+        Raises:
+            Cancelled: by Ctrl-C or `on_progress`; the file so far is playable and the receipt says "cancelled".
+            LiveAvatarError: whatever broke it off; the receipt says "failed" and why.
+        """
+        write_receipt(self.receipt_path, self._receipt)
+        try:
+            self._record()
+        except (KeyboardInterrupt, Cancelled) as stop:
+            self._end("cancelled", self._what_is_left())
+            raise Cancelled(self._what_is_left()) from stop
+        except BaseException as error:
+            self._end("failed", str(error) or type(error).__name__)
+            raise
+        return self._end("complete")
+
+    def _record(self) -> None:
+        p = self.prospect
+        device, dtype = torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype)
+        with self._timed("load VAE"):
+            vae = p.components.vae(device, dtype)
+        with self._timed("encode"):
+            material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, self._phase)
+        engine = LocalEngine(p.components, p.plan)
+        job = Job(p.effective, material, p.request.sink_distance)
+        with self._writer, Session(engine, vae, job, self._on_task) as session:
+            try:
+                with self._timed("load network"):
+                    self._phase("loading the network", 0.0)
+                    engine.load()
+                self._generating_since = time.monotonic()
+                with self._timed("generate"):
+                    for pixels in session.frames:
+                        self._writer.write(to_rgb24(pixels))
+            finally:
+                self._count_stages(engine, session)
+
+    def _new_writer(self) -> VideoWriter:
+        e, plan = self.prospect.effective, self.prospect.plan
+        comment = {"model": plan.model, "stages": str(plan.cut), "dtype": plan.dtype, **dataclasses.asdict(e)}
+        return VideoWriter(
+            self.out,
+            e.width,
+            e.height,
+            self.prospect.sound.limited(e.seconds),
+            e.frames,
+            {"title": "Live Avatar", "comment": json.dumps(comment, ensure_ascii=False)},
+        )
+
+    def _on_task(self, report: TaskReport) -> None:
+        spent = time.monotonic() - self._generating_since
+        left = spent / report.done * (report.total - report.done)
+        self._tell(Progress("generating", report.done, report.total, self._writer.frames_written, left))
+
+    def _phase(self, name: str, share: float) -> None:
+        self._tell(Progress(name, round(100 * share), 100))
+
+    def _tell(self, progress: Progress) -> None:
+        self.on_progress(progress)
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = round(time.monotonic() - start, 3)
+
+    def _count_stages(self, engine: LocalEngine, session: Session) -> None:
+        for number, seconds in enumerate(engine.stage_seconds()):
+            self._seconds[f"stage {number}"] = round(seconds, 3)
+        self._seconds["decode"] = round(session.decode_seconds, 3)
+
+    def _end(self, status: Status, error: str | None = None) -> Receipt:
+        written = self._writer.frames_written
+        self._receipt = dataclasses.replace(
+            self._receipt,
+            status=status,
+            finished=_now(),
+            error=error,
+            probed=probe(self.out) if written else None,
+            frames_sha256=self._writer.frames_sha256 if written else None,
+            seconds=self._seconds,
+            peak_memory=peak_memory(),
+        )
+        write_receipt(self.receipt_path, self._receipt)
+        return self._receipt
+
+    def _what_is_left(self) -> str:
+        written = self._writer.frames_written
+        if not written:
+            return "Cancelled before the first frame; no video was written."
+        return f"Cancelled; {self.out} plays and holds {written} of {self.prospect.effective.frames} frames."
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
