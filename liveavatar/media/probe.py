@@ -61,11 +61,16 @@ def _probed(container: Any) -> Probed:
     audio: Any = next(iter(container.streams.audio), None)
     counts: defaultdict[str, int] = defaultdict(int)
     ends: defaultdict[str, Fraction] = defaultdict(Fraction)
+    first: dict[str, int] = {}
     for packet in container.demux([s for s in (video, audio) if s is not None]):
         if packet.pts is not None and packet.size:
             kind = packet.stream.type
             counts[kind] += 1
+            first.setdefault(kind, packet.pts)
             ends[kind] = max(ends[kind], (packet.pts + (packet.duration or 0)) * packet.time_base)
+    if counts["audio"] and audio.duration:
+        # FFmpeg before 8 takes every packet of sound for a whole one; the fragments say how much of the last counts.
+        ends["audio"] = min(ends["audio"], (first["audio"] + audio.duration) * audio.time_base)
     start = _start(video)
     seconds = ends["video"] - start
     sound = audio if counts["audio"] else None
