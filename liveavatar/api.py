@@ -51,6 +51,7 @@ def look_ahead(
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
+    _check_devices(devices or ())
     components = open_components(model)
     picture = image if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
@@ -78,7 +79,7 @@ def foresee(
         request: what to make.
         picture: width and height of the picture.
         samples, rate: length of the sound.
-        model, stages, devices, dtype, threads: as in `look_ahead`.
+        model, stages, devices, dtype, threads: as in `look_ahead`; the devices need not be here.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
@@ -98,7 +99,6 @@ def _lay_out(
     threads: int | None,
 ) -> Plan:
     devices = devices or default_devices()
-    _check_devices(devices)
     return make_plan(
         effective,
         config,
