@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import threading
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -70,24 +71,31 @@ class Spool:
             data = self._file.read(4 * self.width * (stop - start))
         return np.frombuffer(bytearray(data), dtype=np.float32).reshape(-1, self.width)
 
-    def array(self) -> np.ndarray:
-        """All rows as one read-only float32 array; a memory map of the file, which lives as long as the array does."""
+    def rows(self, flat: bool = False) -> np.ndarray | Rows:
+        """All rows, read-only: an array while they are in memory, `Rows` once they lie in a file.
+
+        Args:
+            flat: [rows] instead of [rows, width], for a width of 1.
+        """
+        tail = () if flat else (self.width,)
         with self._lock:
             self._check_open()
-            if self._file is None:
-                whole = self._in_memory()
-                whole.flags.writeable = False
-                return whole
-            self._file.flush()
-            return np.memmap(self._file, dtype=np.float32, mode="r", shape=(self._rows, self.width))
+            if self._file is not None:
+                return Rows(self, 0, self._rows, tail)
+            whole = self._in_memory().reshape(self._rows, *tail)
+            whole.flags.writeable = False
+            return whole
 
     def close(self) -> None:
-        """Let the rows go. Arrays handed out by `array` stay valid."""
+        """Let the rows go, also for `Rows` that were handed out. Happens by itself when nobody holds them any more."""
         with self._lock:
             self._closed = True
             self._chunks = []
             if self._file is not None:
                 self._file.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -106,6 +114,53 @@ class Spool:
         for chunk in self._chunks:
             _write(self._file, chunk)
         self._chunks = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A stretch of a spool that lies in a file. Slicing reads nothing; `numpy.asarray` of a slice reads it.
+
+    A memory map would offer the same, but every page that was touched counts as resident memory of the process.
+
+    Attributes:
+        spool: what it is a stretch of; lives as long as this does.
+        start, stop: its rows.
+        tail: shape of one row.
+    """
+
+    spool: Spool
+    start: int
+    stop: int
+    tail: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array it would be."""
+        return self.stop - self.start, *self.tail
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions that has."""
+        return 1 + len(self.tail)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32."""
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, part: slice) -> Rows:
+        start, stop, step = part.indices(len(self))
+        if step != 1:
+            raise IndexError("rows of a file are read in order and without gaps")
+        return Rows(self.spool, self.start + start, self.start + max(start, stop), self.tail)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows of a file cannot be had without a copy")
+        return self.spool.read(self.start, self.stop).reshape(self.shape).astype(dtype or np.float32, copy=False)
 
 
 def _write(file: IO[bytes], rows: np.ndarray) -> None:

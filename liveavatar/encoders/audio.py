@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
 from ..errors import AudioError, ModelError
-from ..spool import MEMORY_BYTES, Spool
+from ..spool import MEMORY_BYTES, Rows, Spool
 from . import timing
 
 WHOLE_SECONDS = 60
@@ -104,18 +104,18 @@ class Loudness:
     deviation: float
 
     @classmethod
-    def of(cls, wave: np.ndarray) -> Loudness:
+    def of(cls, wave: np.ndarray | Rows) -> Loudness:
         """Measure samples [n], in pieces and in float64.
 
         Raises:
             AudioError: NaN or infinite samples.
         """
         step = 1 << 20
-        pieces = [slice(i, i + step) for i in range(0, len(wave), step)]
-        mean = sum(float(wave[p].sum(dtype=np.float64)) for p in pieces) / len(wave)
+        pieces = lambda: (np.asarray(wave[i : i + step]) for i in range(0, len(wave), step))  # noqa: E731
+        mean = sum(float(p.sum(dtype=np.float64)) for p in pieces()) / len(wave)
         if not np.isfinite(mean):
             raise AudioError("The sound holds values that are not numbers or infinite.", "Export it again.")
-        variance = sum(float(np.square(wave[p] - mean, dtype=np.float64).sum()) for p in pieces) / len(wave)
+        variance = sum(float(np.square(p - mean, dtype=np.float64).sum()) for p in pieces()) / len(wave)
         return cls(mean, float(np.sqrt(variance + 1e-7)))
 
     def normalised(self, values: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class _Work:
         indices: int64, the step each frame hears; frames whose step does not exist get zeros.
     """
 
-    wave: np.ndarray
+    wave: np.ndarray | Rows
     loudness: Loudness
     total: int
     features: int
@@ -148,14 +148,14 @@ class _Work:
     def samples(self, start: int, stop: int) -> np.ndarray:
         """Normalised samples [start, stop), zeros past the end of the sound normalised like it."""
         heard = np.zeros(stop - start, np.float32)
-        real = self.wave[start : min(stop, len(self.wave))]
+        real = np.asarray(self.wave[start : min(stop, len(self.wave))])
         heard[: len(real)] = real
         return self.loudness.normalised(heard)
 
 
 def encode_audio(
     model: Any,
-    wave16k: np.ndarray,
+    wave16k: np.ndarray | Rows,
     frames: int,
     *,
     tail: Tail = "silence",
@@ -170,7 +170,7 @@ def encode_audio(
 
     Args:
         model: `transformers.Wav2Vec2Model` in eval mode; runs in its dtype, on its device.
-        wave16k: [n] mono samples at 16 kHz, n >= 400 (25 ms); may be a memory map.
+        wave16k: [n] mono samples at 16 kHz, n >= 400 (25 ms); read by stretches where it lies in a file.
         frames: video frames, a positive multiple of 12.
         tail: what frames past the end of the sound hear. "silence": zeros are heard and encoded with the sound.
             "zeros": nothing is encoded and their features are zeros, as in the published implementation; the sound
@@ -185,7 +185,7 @@ def encode_audio(
         OutputError: the temporary folder cannot take the features.
     """
     _check_model(model)
-    work = _plan(np.asarray(wave16k), frames, tail)
+    work = _plan(wave16k, frames, tail)
     report, check = progress or (lambda share: None), check or (lambda: None)
     short = len(work.wave) <= WHOLE_SECONDS * AUDIO_SAMPLE_RATE
     if short and work.total <= (WHOLE_SECONDS + 1) * AUDIO_SAMPLE_RATE:
@@ -207,7 +207,7 @@ def encode_audio(
     return features
 
 
-def _plan(wave: np.ndarray, frames: int, tail: Tail) -> _Work:
+def _plan(wave: np.ndarray | Rows, frames: int, tail: Tail) -> _Work:
     if wave.ndim != 1 or wave.dtype.kind != "f":
         raise AudioError(f"Samples of type {wave.dtype} and shape {list(wave.shape)} are not mono.", "Give float [n].")
     if frames < 1 or frames % BLOCK_FRAMES:

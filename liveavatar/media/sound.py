@@ -13,7 +13,7 @@ import numpy as np
 
 from ..config import AUDIO_SAMPLE_RATE
 from ..errors import AudioError
-from ..spool import Spool
+from ..spool import Rows, Spool
 from .complete import missing_wav_bytes, promised_seconds
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class Sound:
     """Decoded sound.
 
     Attributes:
-        samples: float32 [n, channels], n >= 1, finite; full scale is -1..1 (a float file may exceed it). Long sounds
-            are a read-only memory map of a temporary file, which disappears with the array.
+        samples: float32 [n, channels], n >= 1, finite; full scale is -1..1 (a float file may exceed it). Those of long
+            sounds lie in a temporary file, which disappears with them: slice, then `numpy.asarray`.
         rate: samples per second and channel.
         source: where it came from, for messages and receipts.
     """
 
-    samples: np.ndarray
+    samples: np.ndarray | Rows
     rate: int
     source: str
 
@@ -131,11 +131,11 @@ def read_sound(path: str | os.PathLike[str]) -> Sound:
         raise AudioError(f"{path} cannot be read ({e.strerror or e}).", "Export or download it again.") from e
 
 
-def mono_16k(sound: Sound) -> np.ndarray:
+def mono_16k(sound: Sound) -> np.ndarray | Rows:
     """The mean of all channels, resampled to 16 kHz: float32 [ceil(n * 16000 / rate)].
 
     Resampled by soxr at its HQ setting, as the published implementation does through librosa, in pieces; the pieces
-    give the same numbers as the whole. A long result is a read-only memory map of a temporary file.
+    give the same numbers as the whole. A long result lies in a temporary file.
 
     Raises:
         OutputError: the temporary folder cannot take it.
@@ -146,9 +146,7 @@ def mono_16k(sound: Sound) -> np.ndarray:
         spool.append(piece[: length - len(spool)])
     if len(spool) < length:  # the resampler rounds the length, librosa rounds it up with zeros
         spool.append(np.zeros(length - len(spool), np.float32))
-    wave = spool.array()[:, 0]
-    spool.close()
-    return wave
+    return spool.rows(flat=True)
 
 
 _SAVE_AS = "Save it as WAV, FLAC, MP3, OGG or M4A."
@@ -183,9 +181,7 @@ def _decode(container: Any, again: IO[bytes], path: Path) -> Sound:
         raise _no_samples(str(path))
     if promised is not None and len(spool) / rate < promised - TOLERANCE_SECONDS:
         raise _cut_off(path, f"it holds {len(spool) / rate:.2f} s of {promised:.2f} s")
-    samples = spool.array()
-    spool.close()
-    return Sound(samples, rate, path.name)
+    return Sound(spool.rows(), rate, path.name)
 
 
 def _frames(container: Any, stream: Any, path: Path) -> Iterator[AudioFrame]:
@@ -218,7 +214,7 @@ def _resampled(sound: Sound) -> Iterator[np.ndarray]:
     same = sound.rate == AUDIO_SAMPLE_RATE
     resampler = None if same else soxr.ResampleStream(sound.rate, AUDIO_SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     for start in range(0, len(sound.samples), CHUNK_FRAMES):
-        piece = sound.samples[start : start + CHUNK_FRAMES]
+        piece = np.asarray(sound.samples[start : start + CHUNK_FRAMES])
         mono = np.array(piece[:, 0]) if sound.channels == 1 else piece.mean(axis=1, dtype=np.float32)
         last = start + CHUNK_FRAMES >= len(sound.samples)
         yield mono if resampler is None else resampler.resample_chunk(mono, last=last)

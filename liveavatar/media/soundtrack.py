@@ -48,7 +48,7 @@ class Soundtrack:
 
     Args:
         container: a PyAV container to which no packet has been written.
-        sound: samples float32 [n, channels], perhaps a memory map: read once, from front to back. See `check_channels`.
+        sound: samples float32 [n, channels], perhaps in a file: read once, from front to back. See `check_channels`.
     """
 
     def __init__(self, container: OutputContainer, sound: Sound):

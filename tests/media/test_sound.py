@@ -14,7 +14,7 @@ from media.sounds import float_wav, tones, write
 
 from liveavatar.errors import AudioError, OutputError
 from liveavatar.media.sound import CHUNK_FRAMES, Sound, mono_16k, read_sound
-from liveavatar.spool import Spool
+from liveavatar.spool import Rows, Spool
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -182,18 +182,20 @@ def test_resampling_in_pieces_equals_the_whole(rate: int, n: int, channels: int)
     assert not actual[both:].any()
 
 
-def test_long_sounds_are_mapped_files_with_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sounds_lie_in_a_file_and_hold_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rate = 24000
     given = tones(CHUNK_FRAMES + 5000, rate, 2)
     (tmp_path / "long.wav").write_bytes(float_wav(given, rate))
     small = read_sound(tmp_path / "long.wav")
     monkeypatch.setattr("liveavatar.media.sound.Spool", partial(Spool, memory_bytes=100_000))
     long = read_sound(tmp_path / "long.wav")
-    assert isinstance(long.samples, np.memmap) and not isinstance(small.samples, np.memmap)
+    assert isinstance(long.samples, Rows) and not isinstance(small.samples, Rows)
     assert np.array_equal(long.samples, given)
     wave = mono_16k(long)
-    assert isinstance(wave, np.memmap)
+    assert isinstance(wave, Rows)
     monkeypatch.undo()
+    part = long.limited(1.0)
+    assert part.samples.shape == (rate, 2) and np.array_equal(part.samples[7:90], given[7:90])
     assert np.array_equal(wave, mono_16k(small))
 
 
