@@ -12,7 +12,7 @@ from .speech import Mouth
 
 MEMORY = 16
 """Video frames that move the head."""
-PAUSE = 4
+PAUSE = 5
 """Frames of silence after sound that make the eyes blink."""
 SHUT = 0.03
 """Opening under which the mouth counts as silent."""
@@ -27,14 +27,14 @@ def track(spoken: Mouth) -> Track:
         opening=spoken.opening,
         width=spoken.width,
         blink=blinks(spoken.opening),
-        dx=(1.8 * wide).astype(np.float32),
-        dy=(3.2 * loud).astype(np.float32),
-        tilt=(2.6 * wide).astype(np.float32),
+        dx=(1.3 * wide).astype(np.float32),
+        dy=(2.8 * loud).astype(np.float32),
+        tilt=(2.0 * wide).astype(np.float32),
     )
 
 
 def blinks(opening: np.ndarray) -> np.ndarray:
-    """Closing of the eyes, float32 [n], 0..1: five frames that begin with the fourth silent frame after sound."""
+    """Closing of the eyes, float32 [n], 0..1: five frames that begin with the fifth silent frame after sound."""
     sound = np.concatenate([[False], opening >= SHUT])
     starts = np.zeros(len(opening), bool)
     if len(opening) >= PAUSE:

@@ -60,12 +60,14 @@ class MouthPainter:
 
     def _inside(self, draw: ImageDraw.ImageDraw, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, inside: float) -> None:
         self._band(draw, x, top, bottom, MOUTH_DARK)
-        if inside < 8:  # a polygon without height would still paint a line
-            return
-        tongue = bottom - 0.34 * max(1.5, inside - 8) * np.clip(1 - (_U / 0.72) ** 2, 0, 1)
-        self._band(draw, x, np.maximum(tongue, top), bottom, TONGUE)
-        teeth = np.minimum(top + 0.2 * inside * np.clip(1 - (_U / 0.9) ** 6, 0, 1), bottom)
-        self._band(draw, x[_MIDDLE], top[_MIDDLE], teeth[_MIDDLE], TEETH)
+        tongue, teeth = 0.3 * (inside - 12), 0.22 * (inside - 5)
+        # Pillow fills the border too: a shape of no height would still be a line, and the inside not grow evenly.
+        if tongue > 1:
+            edge = bottom - (tongue - 1) * np.clip(1 - (_U / 0.72) ** 2, 0, 1)
+            self._band(draw, x, np.maximum(edge, top), bottom, TONGUE)
+        if teeth > 1:
+            edge = np.minimum(top + (teeth - 1) * np.clip(1 - (_U / 0.9) ** 6, 0, 1), bottom)
+            self._band(draw, x[_MIDDLE], top[_MIDDLE], edge[_MIDDLE], TEETH)
 
     def _band(
         self, draw: ImageDraw.ImageDraw, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: tuple[int, ...]

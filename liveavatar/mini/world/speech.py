@@ -1,6 +1,6 @@
 """From sound to the shape of a mouth: how far it opens and how wide it is, for every video frame.
 
-A frame hears 80 ms of sound and nothing else. The mouth opens with the energy where open vowels have theirs, so that
+A frame hears an eighth of a second of sound and nothing else. The mouth opens with the energy where open vowels have theirs, so that
 hums and hisses leave it nearly shut, and is wide or round as the second formant is high or low.
 """
 
@@ -17,16 +17,16 @@ HOP = 160
 """Samples between spectra: 10 ms."""
 WINDOW = 400
 """Samples of a spectrum: 25 ms."""
-QUIET = 10 ** (-52 / 20)
+QUIET = 10 ** (-45 / 20)
 """Root mean square below which a whole sound counts as this loud: its hiss does not move the mouth."""
 _BANDS = {"vowel": (420, 1900), "low": (350, 1150), "high": (1600, 3400)}
 """Hertz."""
-_KERNEL = np.array([0.4, 0.8, 1.0, 1.0, 1.0, 0.7, 0.4])
-"""Weights of the spectra around a frame, 40 ms before to 20 ms after."""
-_BEFORE = 4
-_FULL, _FLOOR, _POWER = 1.75, 0.09, 0.8
+_KERNEL = np.array([0.2, 0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.5, 0.2])
+"""Weights of the spectra around a frame, 60 ms before to 40 ms after."""
+_BEFORE = 6
+_FULL, _FLOOR, _POWER = 1.75, 0.09, 0.85
 """Amplitude, relative to the whole sound's, of a wide open and of a just opening mouth, and the curve between."""
-_ROUND, _SPREAD = -15.0, 5.0
+_ROUND, _SPREAD = -21.0, 1.0
 """Decibels of the high band over the low one that make the mouth fully round or wide."""
 _CHUNK = 1 << 14
 
