@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,24 @@ import torch
 from .components import open_components
 from .config import PRESETS, ModelConfig
 from .errors import OutputError, PlanError
-from .media.picture import read_picture
+from .media.picture import check_picture, read_picture
 from .media.sound import Sound, read_sound
 from .media.video import check_writable
 from .planner import Plan, make_plan
 from .receipt import Receipt
 from .recording import OnProgress, Progress, Prospect, Recording
-from .request import Effective, Request, resolve
+from .request import Effective, Request, check_request, resolve
 
-__all__ = ["OnProgress", "Progress", "Prospect", "default_devices", "foresee", "generate", "look_ahead"]
+__all__ = [
+    "OnProgress",
+    "Progress",
+    "Prospect",
+    "check_outputs",
+    "default_devices",
+    "foresee",
+    "generate",
+    "look_ahead",
+]
 
 _MOST_THREADS = 8
 
@@ -51,14 +61,16 @@ def look_ahead(
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
+    check_request(request)
     _check_devices(devices or ())
-    components = open_components(model)
-    picture = image if isinstance(image, np.ndarray) else read_picture(image)
+    picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
     size = (picture.shape[1], picture.shape[0])
     effective = resolve(request, size, len(sound.samples), sound.rate)
+    components = open_components(model)
     plan = _lay_out(effective, components.config, components.name, stages, devices, dtype, threads)
-    return Prospect(components, request, effective, plan, picture, sound)
+    inputs = tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
+    return Prospect(components, request, effective, plan, picture, sound, inputs)
 
 
 def foresee(
@@ -141,13 +153,49 @@ def generate(
         The receipt as written, with status "complete".
 
     Raises:
-        OutputError: the files cannot be written; known before anything is loaded, but for a disk that fills up.
+        OutputError: see `check_outputs`, called before anything is loaded; or a disk that fills up meanwhile.
         Cancelled: on Ctrl-C or from `on_progress`; the file is playable and the receipt says so.
         LiveAvatarError: anything else that stopped the run; the receipt says so.
     """
     out = Path(out)
-    receipt_path = Path(receipt) if receipt else out.with_suffix(".json")
+    return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress).run()
+
+
+def check_outputs(
+    out: str | os.PathLike[str],
+    receipt: str | os.PathLike[str] | None = None,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> Path:
+    """Make sure that a video and its receipt can be written, and would replace neither each other nor an input.
+
+    Nothing is created or changed.
+
+    Args:
+        out, receipt: as in `generate`.
+        inputs: files that must stay.
+
+    Returns:
+        The place of the receipt.
+
+    Raises:
+        OutputError: what is wrong, and another name.
+    """
+    out = Path(out)
+    receipt = Path(receipt) if receipt else out.with_suffix(".json")
     check_writable(out)
-    if receipt_path.absolute() == out.absolute():
+    if receipt.is_dir():
+        raise OutputError(f"The receipt {receipt} is a folder.", f"Name a file in it: {receipt / 'receipt.json'}.")
+    try:
+        tempfile.TemporaryFile(dir=receipt.absolute().parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"The receipt {receipt} cannot be written ({error.strerror or error}).",
+            f"Choose another folder, or leave it out: it is {out.with_suffix('.json')} then.",
+        ) from error
+    if receipt.resolve() == out.resolve():
         raise OutputError(f"Video and receipt are both {out}.", f"Write the receipt to {out.with_suffix('.json')}.")
-    return Recording(prospect, out, receipt_path, on_progress).run()
+    kept = {Path(given).resolve() for given in inputs}
+    for name, path in (("video", out), ("receipt", receipt)):
+        if path.resolve() in kept:
+            raise OutputError(f"The {name} would replace {path}, which it is made from.", "Choose another name.")
+    return receipt

@@ -6,6 +6,7 @@ transformer with the other parts beside it. Modules are built without memory and
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from .config import PRESETS, WAN2_2_S2V_14B, ModelConfig
+from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
-from .weights.fill import DType, fill
+from .weights.fill import DType, check, fill
 from .weights.folder import ModelFiles, find_model
-from .weights.keymaps import umt5_to_transformers, vae_to_diffusers
 from .weights.lora import LoRASource, lora_targets, open_lora
-from .weights.source import RenamedSource, SafetensorsSource, TensorSource, TorchSource
+from .weights.parts import (
+    check_encoders,
+    config_of_single_file,
+    hugging_face_weights,
+    text_settings,
+    text_weights,
+    vae_weights,
+)
+from .weights.source import RenamedSource, SafetensorsSource, TensorSource
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -76,6 +84,8 @@ def open_components(model: str | Path) -> Components:
             f"{model!r} is the name of a model whose weights are not part of this project.",
             "Give the folder you downloaded it to, or 'mini'; `liveavatar inspect DIR` shows what to download.",
         )
+    if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
+        raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
     return FolderComponents(find_model(model), name=str(model))
 
 
@@ -83,7 +93,9 @@ class FolderComponents:
     """A model whose weights lie in files.
 
     Raises:
-        ModelError: the configuration is not of this network, or a single file came without one and is no 14B model.
+        MissingFilesError, ModelError: the transformer lacks tensors, or has them in other shapes than its configuration
+            says; the configuration is of another network; a single file came without one and is no 14B model; the VAE
+            or an encoder is another one.
         LoRAError: the LoRA does not fit the network.
     """
 
@@ -93,7 +105,9 @@ class FolderComponents:
         self.files = files
         self.name = name or str(files.transformer)
         base = SafetensorsSource(files.transformer)
-        self.config = ModelConfig.from_file(files.config) if files.config else _config_of_single_file(base)
+        self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
+        check(_whole(self.config), base)
+        check_encoders(files, self.config)
         self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
 
     def transformer(self, part: Part, device: Device, dtype: DType) -> CausalS2VTransformer:
@@ -105,39 +119,26 @@ class FolderComponents:
         from .vae.cpu import quicken
         from .vae.wan import build_vae
 
-        path = self.files.vae
-        if path.is_dir():
-            settings = _json_of(path / "config.json")
-            source: TensorSource = SafetensorsSource(path)
-        else:
-            source = RenamedSource(_any_file(path), vae_to_diffusers)
-            settings = {"base_dim": source.shape("encoder.conv_in.weight")[0]}
+        source, settings = vae_weights(self.files.vae)
         return quicken(_filled(lambda: build_vae(**settings), source, device, dtype))
 
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
         path = self.files.text_encoder
-        if path.is_dir():
-            config = UMT5Config.from_pretrained(path, local_files_only=True)
-            source = _hugging_face_weights(path)
-        else:
-            original = _any_file(path)
-            config = UMT5Config(**_umt5_dimensions(original))
-            source = RenamedSource(original, umt5_to_transformers)
+        config = _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
         config._attn_implementation = "eager"
-        encoder = _filled(lambda: UMT5EncoderModel(config), source, device, dtype)
-        return encoder, AutoTokenizer.from_pretrained(self.files.tokenizer, local_files_only=True)
+        encoder = _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype)
+        return encoder, _pretrained(AutoTokenizer, self.files.tokenizer)
 
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
         from transformers import Wav2Vec2Config, Wav2Vec2Model
 
         path = self.files.audio_encoder
         # Masking is for training; without it the model has no masking embedding to fill.
-        config = Wav2Vec2Config.from_pretrained(path, local_files_only=True, mask_time_prob=0.0, mask_feature_prob=0.0)
-        return _filled(
-            lambda: Wav2Vec2Model(config), RenamedSource(_hugging_face_weights(path), wav2vec2_key), device, dtype
-        )
+        config = _pretrained(Wav2Vec2Config, path, mask_time_prob=0.0, mask_feature_prob=0.0)
+        source = RenamedSource(hugging_face_weights(path), wav2vec2_key)
+        return _filled(lambda: Wav2Vec2Model(config), source, device, dtype)
 
     def describe(self) -> str:
         f = self.files
@@ -157,6 +158,14 @@ def wav2vec2_key(key: str) -> str | None:
     return f"{old[1]}.parametrizations.weight.original{'gv'.index(old[2])}" if old else key
 
 
+def _whole(config: ModelConfig) -> CausalS2VTransformer:
+    """The network without memory."""
+    from .model.transformer import CausalS2VTransformer, Part
+
+    with torch.device("meta"):
+        return CausalS2VTransformer(config, Part.whole(config))
+
+
 def _filled(build: Callable[[], M], source: TensorSource, device: Device, dtype: DType) -> M:
     """A module built without memory, then filled."""
     with torch.device("meta"):
@@ -165,68 +174,12 @@ def _filled(build: Callable[[], M], source: TensorSource, device: Device, dtype:
     return module
 
 
-def _any_file(path: Path) -> TensorSource:
-    return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path)
-
-
-def _hugging_face_weights(folder: Path) -> TensorSource:
-    """The weights of a transformers folder; safetensors where both kinds are there."""
-    pickled = folder / "pytorch_model.bin"
-    return (
-        TorchSource(pickled)
-        if pickled.is_file() and not any(folder.glob("*.safetensors"))
-        else SafetensorsSource(folder)
-    )
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    """The settings in a diffusers config.json, without its own bookkeeping."""
-    import json
-
+def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
+    """A configuration or tokenizer of transformers, from a folder and never from the network."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {k: v for k, v in values.items() if not k.startswith("_")}
-    except (OSError, ValueError, AttributeError) as e:
-        raise ModelError(f"{path} cannot be read as settings ({e}).", "Restore the published config.json.") from e
-
-
-def _umt5_dimensions(source: TensorSource) -> dict[str, Any]:
-    """Arguments of UMT5Config, read off the shapes of an original checkpoint; the rest is fixed by the architecture."""
-    first = "blocks.0."
-    try:
-        vocabulary, width = source.shape("token_embedding.weight")
-        buckets, heads = source.shape(first + "pos_embedding.embedding.weight")
-        inner = source.shape(first + "attn.q.weight")[0]
-        feed_forward = source.shape(first + "ffn.gate.0.weight")[0]
-    except (KeyError, ModelError) as e:
-        raise ModelError(f"{source.describe()} is no UMT5 encoder.", "Use the published text encoder.") from e
-    return {
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": inner // heads,
-        "d_ff": feed_forward,
-        "num_heads": heads,
-        "num_layers": _layers(source.keys()),
-        "relative_attention_num_buckets": buckets,
-        "relative_attention_max_distance": 128,
-        "feed_forward_proj": "gated-gelu",
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": 0.0,
-    }
-
-
-def _config_of_single_file(source: SafetensorsSource) -> ModelConfig:
-    """Only the published size is recognised without a config.json, since shapes do not tell the number of heads."""
-    keys = source.keys()
-    dim = source.shape("patch_embedding.weight")[0] if "patch_embedding.weight" in keys else 0
-    layers = _layers(keys)
-    if (dim, layers) != (WAN2_2_S2V_14B.dim, WAN2_2_S2V_14B.num_layers):
-        raise MissingFilesError(
-            f"{source.describe()} has {layers} layers of width {dim}, which is not the published 14B model.",
-            "Put its config.json beside it.",
-        )
-    return WAN2_2_S2V_14B
-
-
-def _layers(keys: frozenset[str]) -> int:
-    return len({key.split(".")[1] for key in keys if key.startswith("blocks.")})
+        return kind.from_pretrained(folder, local_files_only=True, **settings)
+    except Exception as e:  # damaged files make it raise errors of many kinds
+        why = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
+        raise ModelError(
+            f"{folder} cannot be read by transformers ({why}).", "Fetch the published folder again."
+        ) from e

@@ -16,6 +16,8 @@ from .request import Effective
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""
+MAX_THREADS = 256
+"""CPU threads beyond which no work divides and some systems fail."""
 _SINK_FRAMES = 2.5
 _SINK_VERSIONS = 2
 _WIDE_BUFFERS = 6
@@ -111,15 +113,15 @@ def make_plan(
         stages: "SxP", groups of steps x parts of layers.
         devices: stages take them in turn.
         dtype: "float32", "bfloat16" or "float16".
-        threads: CPU threads per task, at least 1.
+        threads: CPU threads per task, 1 to `MAX_THREADS`.
 
     Raises:
         PlanError: an impossible cut, dtype or thread count.
     """
     if dtype not in BYTES:
         raise PlanError(f"The dtype {dtype!r} is not known.", f"Use {', '.join(BYTES)}.")
-    if threads < 1:
-        raise PlanError(f"{threads} CPU threads are not possible.", "Use at least 1.")
+    if not 1 <= threads <= MAX_THREADS:
+        raise PlanError(f"{threads} CPU threads are not possible.", f"Use 1 to {MAX_THREADS}.")
     cut = Cut.parse(stages, effective.steps, config.num_layers)
     size = BYTES[dtype]
     plans = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ def _encode_prompt(components: Components, plan: Plan, effective: Effective, pha
     phase("reading the prompt", 0.0)
     model, tokenizer = components.text_encoder(*_place(plan))
     context = encode_text(model, tokenizer, effective.prompt, components.config.text_len).cpu()
+    gone = weakref.ref(model)
     del model
-    _let_go(plan)
+    _let_go(gone, plan)
     return context
 
 
@@ -88,8 +90,9 @@ def _encode_sound(
         progress=lambda share: phase(name, share),
         check=lambda: phase(name, 0.0),
     )
+    gone = weakref.ref(model)
     del model
-    _let_go(plan)
+    _let_go(gone, plan)
     return features
 
 
@@ -97,8 +100,9 @@ def _place(plan: Plan) -> tuple[torch.device, torch.dtype]:
     return torch.device(plan.stages[0].device), getattr(torch, plan.dtype)
 
 
-def _let_go(plan: Plan) -> None:
-    """Return the memory of an encoder whose last reference is gone."""
-    gc.collect()
+def _let_go(encoder: weakref.ref[Any], plan: Plan) -> None:
+    """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""
+    if encoder() is not None:
+        gc.collect()
     if torch.device(plan.stages[0].device).type == "cuda":
         torch.cuda.empty_cache()

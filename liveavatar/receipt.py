@@ -55,7 +55,7 @@ class Receipt:
         started, finished: ISO 8601 with time zone; `finished` is None while running.
         error: one readable paragraph, where the status is failed or cancelled.
         probed: what the written file holds.
-        frames_sha256: over the raw RGB24 frames in order, before encoding.
+        frames_sha256: over the raw RGB24 frames in the file, in order, before encoding; None where a failure lost some.
         seconds: wall seconds per phase.
         peak_memory: see `peak_memory`.
     """

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 
 from .components import Components
 from .engines.local import LocalEngine
-from .errors import Cancelled
-from .media.probe import probe
+from .errors import Cancelled, OutputError
+from .interrupt import Interrupts
+from .media.probe import Probed, probe
 from .media.sound import Sound
 from .media.video import VideoWriter
 from .planner import Plan
@@ -25,6 +27,13 @@ from .receipt import Receipt, Status, peak_memory, versions, write_receipt
 from .request import Effective, Request
 from .session import Job, Session, TaskReport
 from .streams import to_rgb24
+
+_log = logging.getLogger(__name__)
+
+GENERATING = "generating"
+"""The phase from whose beginning on there may be a file."""
+_TELLING_SECONDS = 2.0
+"""From here on the rate so far says something about the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Prospect:
         plan: where it would run.
         picture: uint8 [H, W, 3].
         sound: as read.
+        inputs: the files they were read from, which no output may replace.
     """
 
     components: Components
@@ -45,6 +55,7 @@ class Prospect:
     plan: Plan
     picture: np.ndarray
     sound: Sound
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Recording:
 
     def __init__(self, prospect: Prospect, out: Path, receipt_path: Path, on_progress: OnProgress):
         self.prospect, self.out, self.receipt_path, self.on_progress = prospect, out, receipt_path, on_progress
+        self._interrupts = Interrupts()
         self._seconds: dict[str, float] = {}
         self._generating_since = 0.0
         self._writer = self._new_writer()
@@ -102,20 +114,23 @@ class Recording:
             LiveAvatarError: whatever broke it off; the receipt says "failed" and why.
         """
         write_receipt(self.receipt_path, self._receipt)
-        try:
-            self._record()
-        except (KeyboardInterrupt, Cancelled) as stop:
-            self._end("cancelled", self._what_is_left())
-            raise Cancelled(self._what_is_left()) from stop
-        except BaseException as error:
-            self._end("failed", str(error) or type(error).__name__)
-            raise
-        return self._end("complete")
+        with self._interrupts:
+            try:
+                self._record()
+                probed = self._probe_whole()
+            except (KeyboardInterrupt, Cancelled) as stop:
+                self._break_off("cancelled", self._what_is_left())
+                raise Cancelled(self._what_is_left()) from stop
+            except BaseException as error:
+                self._break_off("failed", str(error) or type(error).__name__)
+                raise
+            return self._end("complete", probed)
 
     def _record(self) -> None:
         p = self.prospect
         device, dtype = torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype)
         with self._timed("load VAE"):
+            self._phase("loading the VAE", 0.0)
             vae = p.components.vae(device, dtype)
         with self._timed("encode"):
             material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, self._phase)
@@ -129,7 +144,10 @@ class Recording:
                 self._generating_since = time.monotonic()
                 with self._timed("generate"):
                     for pixels in session.frames:
-                        self._writer.write(to_rgb24(pixels))
+                        with self._interrupts.held():
+                            self._writer.write(to_rgb24(pixels))
+                    self._interrupts.hold()
+                    self._writer.close()
             finally:
                 self._count_stages(engine, session)
 
@@ -146,9 +164,11 @@ class Recording:
         )
 
     def _on_task(self, report: TaskReport) -> None:
+        if self._interrupts.asked:
+            raise Cancelled("Cancelled.")
         spent = time.monotonic() - self._generating_since
-        left = spent / report.done * (report.total - report.done)
-        self._tell(Progress("generating", report.done, report.total, self._writer.frames_written, left))
+        left = spent / report.done * (report.total - report.done) if spent > _TELLING_SECONDS else None
+        self._tell(Progress(GENERATING, report.done, report.total, self._writer.frames_written, left))
 
     def _phase(self, name: str, share: float) -> None:
         self._tell(Progress(name, round(100 * share), 100))
@@ -169,15 +189,42 @@ class Recording:
             self._seconds[f"stage {number}"] = round(seconds, 3)
         self._seconds["decode"] = round(session.decode_seconds, 3)
 
-    def _end(self, status: Status, error: str | None = None) -> Receipt:
-        written = self._writer.frames_written
+    def _probe_whole(self) -> Probed:
+        """What the finished file holds.
+
+        Raises:
+            OutputError: it cannot be read back, or is not what was to be made.
+        """
+        probed, e = probe(self.out), self.prospect.effective
+        if (probed.width, probed.height, probed.frames) != (e.width, e.height, e.frames):
+            raise OutputError(
+                f"{self.out} holds {probed.frames} frames of {probed.width}x{probed.height} instead of {e.frames} of "
+                f"{e.width}x{e.height}.",
+                "Something else wrote to it meanwhile: choose another name.",
+            )
+        return probed
+
+    def _break_off(self, status: Status, error: str) -> None:
+        """Say so in the receipt; where even that fails, it goes on saying "running"."""
+        self._interrupts.hold()
+        probed = None
+        if self._writer.frames_written:
+            with contextlib.suppress(OutputError):
+                probed = probe(self.out)
+        try:
+            self._end(status, probed, error)
+        except OutputError as second:
+            _log.warning("%s", second)
+
+    def _end(self, status: Status, probed: Probed | None, error: str | None = None) -> Receipt:
+        whole = probed is not None and probed.frames == self._writer.frames_written
         self._receipt = dataclasses.replace(
             self._receipt,
             status=status,
             finished=_now(),
             error=error,
-            probed=probe(self.out) if written else None,
-            frames_sha256=self._writer.frames_sha256 if written else None,
+            probed=probed,
+            frames_sha256=self._writer.frames_sha256 if whole else None,
             seconds=self._seconds,
             peak_memory=peak_memory(),
         )

@@ -22,6 +22,8 @@ Lead = Literal["sync", "original"]
 
 MAX_STEPS = 100
 MIN_SOUND_SECONDS = 0.025
+_MIN_SECONDS_WITHOUT_SILENCE = 0.045
+"""Two features of the audio encoder: without silence after it, the sound itself has to make them."""
 MAX_SEED = 2**64 - 1
 DEFAULT_PROMPT = "A person looks at the camera and talks."
 _ORIGINAL_DROP = 3
@@ -109,12 +111,12 @@ def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int)
     Raises:
         RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
     """
+    check_request(request)
     asked = parse_size(request.size)
     width, height = effective_size(picture, asked[0] * asked[1])
-    used = _used_samples(request.seconds, samples, rate)
+    used = _used_samples(request, samples, rate)
     frames = max(1, math.ceil(used * FPS / rate))
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
-    _check_choices(request)
     seed = secrets.randbits(63) if request.seed == -1 else request.seed
     effective = Effective(
         width=width,
@@ -132,32 +134,44 @@ def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int)
     return dataclasses.replace(effective, notes=tuple(_notes(request, effective, asked, picture, samples / rate)))
 
 
-def _used_samples(seconds: float | None, samples: int, rate: int) -> int:
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
-        raise RequestError(
-            f"{seconds} seconds of video cannot be made.",
-            f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
-        )
-    used = samples if seconds is None else min(samples, round(seconds * rate))
-    if used < MIN_SOUND_SECONDS * rate:
-        raise AudioError(
-            f"The sound is {used / rate:.3f} s long, too short to be heard by the model.",
-            f"Give at least {MIN_SOUND_SECONDS} s; anything under one block of 0.48 s is filled up with silence.",
-        )
-    return used
+def check_request(request: Request) -> None:
+    """Refuse what no picture and no sound can make possible.
 
-
-def _check_choices(request: Request) -> None:
-    steps, seed = request.steps, request.seed
+    Raises:
+        RequestError: naming the nearest thing that works.
+    """
+    parse_size(request.size)
+    steps, seed, seconds = request.steps, request.seed, request.seconds
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         near = MAX_STEPS if isinstance(steps, int) and steps > MAX_STEPS else 1 if isinstance(steps, int) else 4
         raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
     if not isinstance(seed, int) or not -1 <= seed <= MAX_SEED:
         raise RequestError(f"The seed {seed} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
+        raise RequestError(
+            f"{seconds} seconds of video cannot be made.",
+            f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt):  # what Python makes of undecodable bytes
+        raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
             raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def _used_samples(request: Request, samples: int, rate: int) -> int:
+    seconds = request.seconds
+    used = samples if seconds is None else min(samples, math.ceil(seconds * rate - 1e-6))
+    least, filling = MIN_SOUND_SECONDS, "silence"
+    if request.tail == "zeros":
+        least, filling = _MIN_SECONDS_WITHOUT_SILENCE, "zeros"
+    if used < least * rate - 1e-6:
+        raise AudioError(
+            f"The sound is {used / rate:.3f} s long, too short to be heard by the model.",
+            f"Give at least {least} s; anything under one block of 0.48 s is filled up with {filling}.",
+        )
+    return used
 
 
 def _notes(

@@ -6,36 +6,49 @@ Exit codes: 0 the work is complete, 1 it broke off half-way, 2 the request was r
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from .. import __version__
 from ..errors import LiveAvatarError
 from . import demo, generate, inspect, plan
-from .terminal import CANCELLED, REFUSED, say_error
+from .parser import Parser
+from .terminal import BROKEN_OFF, CANCELLED, REFUSED, say_error
 
 COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code: int = COMMANDS[arguments.command].run(arguments)
-    except LiveAvatarError as error:
-        say_error(error)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("Cancelled.", file=sys.stderr)
-        return CANCELLED
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # not a real stream
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be shown
+    with _terminable():
+        try:
+            arguments = _parser().parse_args(argv)
+            code: int = COMMANDS[arguments.command].run(arguments)
+        except LiveAvatarError as error:
+            say_error(error)
+            return REFUSED
+        except KeyboardInterrupt:
+            print("Cancelled.", file=sys.stderr)
+            return CANCELLED
+        except BrokenPipeError:  # whoever read our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_OFF
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="liveavatar", description="A portrait, a voice and a prompt become a talking video."
+    as_module = Path(sys.argv[0]).name == "__main__.py"
+    parser = Parser(
+        prog="python -m liveavatar" if as_module else "liveavatar",
+        description="A portrait, a voice and a prompt become a talking video.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,3 +56,18 @@ def _parser() -> argparse.ArgumentParser:
         summary = (module.__doc__ or "").strip().splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     return parser
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Being told to terminate is the same as Ctrl-C, unless whoever started us decided otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

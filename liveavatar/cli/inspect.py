@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from ..config import PRESETS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; 0 when nothing is missing, 1 when something is."""
+    if arguments.path in PRESETS and not Path(arguments.path).exists():
+        from ..components import open_components
+
+        print(open_components(arguments.path).describe())
+        return 0
     from ..weights.folder import format_inspection, inspect_model
 
     inspection = inspect_model(arguments.path)

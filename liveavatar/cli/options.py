@@ -8,6 +8,7 @@ from ..config import MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..distance import SinkDistance
 from ..errors import RequestError
 from ..request import DEFAULT_PROMPT, Request
+from .parser import number, whole_number
 
 _DEFAULT_SIZES = {"mini": "256x256"}
 _DEFAULT_SIZE = "704x384"
@@ -16,24 +17,43 @@ _DEFAULT_SIZE = "704x384"
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """What is asked for, and where it runs."""
     parser.add_argument("--model", default="mini", metavar="mini|DIR|FILE", help="the model (default: mini)")
-    parser.add_argument("--size", help=f"width x height, an area (default: {_DEFAULT_SIZE}; mini: 256x256)")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps per block (default: 4)")
-    parser.add_argument("--seed", type=int, default=420, help="the same seed gives the same video; -1 draws one")
-    parser.add_argument("--seconds", type=float, help="stop after so much sound (default: all of it)")
+    parser.add_argument(
+        "--size", metavar="WxH", help=f"width x height, an area (default: {_DEFAULT_SIZE}; mini: 256x256)"
+    )
+    parser.add_argument(
+        "--steps", type=whole_number(4), default=4, metavar="N", help="denoising steps per block (default: 4)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(420),
+        default=420,
+        metavar="N",
+        help="the same seed gives the same video; -1 draws one (default: 420)",
+    )
+    parser.add_argument("--seconds", type=number(10), metavar="N", help="stop after so much sound (default: all of it)")
     parser.add_argument(
         "--stages", default="1x1", metavar="SxP", help="groups of steps x parts of layers (default: 1x1)"
     )
     parser.add_argument(
         "--devices", metavar="D,D,...", help="stages take these in turn (default: the first GPU or cpu)"
     )
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on GPUs, float32 on the CPU)")
-    parser.add_argument("--threads", type=int, help="CPU threads per task (default: all, at most 8)")
+    parser.add_argument(
+        "--dtype", metavar="T", help="float32, bfloat16 or float16 (default: bfloat16 on GPUs, float32 on the CPU)"
+    )
+    parser.add_argument(
+        "--threads", type=whole_number(1), metavar="N", help="CPU threads per task (default: all, at most 8)"
+    )
     parity = parser.add_argument_group("to repeat the published implementation exactly")
-    parity.add_argument("--fit", default="cover", help="cover (crop) or pad (black bars)")
-    parity.add_argument("--tail", default="silence", help="after the sound: silence, or zeros")
-    parity.add_argument("--lead", default="sync", help="sync, or original (3 frames dropped, 120 ms ahead)")
+    parity.add_argument("--fit", default="cover", metavar="F", help="cover (crop; the default), or pad (black bars)")
+    parity.add_argument("--tail", default="silence", metavar="T", help="after the sound: silence (default), or zeros")
     parity.add_argument(
-        "--sink-distance", default="seeded", metavar="seeded|N", help="latent frames the reference stands ahead"
+        "--lead", default="sync", metavar="L", help="sync (default), or original (3 frames dropped, 120 ms ahead)"
+    )
+    parity.add_argument(
+        "--sink-distance",
+        default="seeded",
+        metavar="seeded|N",
+        help="latent frames the reference stands ahead (default: seeded, drawn per block)",
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 
-from ..request import DEFAULT_PROMPT
+from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, placement_of, request_of
-from .tables import effective_lines, plan_lines
+from .tables import effective_lines, note_lines, plan_lines
 
 _ASSUMED_SECONDS = 10.0
+_MOST_SECONDS = 1e9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan; a model may be named (wan2.2-s2v-14b) without being there."""
+    request = request_of(arguments)
+    check_request(request)
     from ..api import foresee
     from ..media.picture import read_picture
     from ..media.sound import read_sound
     from ..receipt import json_ready
     from ..size import parse_size
 
-    request = request_of(arguments)
     picture, length = None, None
     if arguments.image:
         height, width = read_picture(arguments.image).shape[:2]
@@ -38,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
         sound = read_sound(arguments.audio)
         length = (len(sound.samples), sound.rate)
     picture = picture or _at_least_full_hd(parse_size(request.size))
-    length = length or (round((arguments.seconds or _ASSUMED_SECONDS) * 16_000), 16_000)
+    length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     effective, plan = foresee(request, picture, *length, model=arguments.model, **placement_of(arguments))
     if arguments.json:
         known = {"effective": effective, "plan": plan, "total_by_device": plan.total_by_device}
         print(json.dumps(json_ready(known), indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*effective_lines(effective), *plan_lines(plan)]))
+        print("\n".join([*effective_lines(effective), *plan_lines(plan), *note_lines(effective.notes)]))
     return 0
 
 

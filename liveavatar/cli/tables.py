@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,25 +14,29 @@ _PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "s
 
 
 def effective_lines(effective: Effective) -> list[str]:
-    """What will be made, and where it differs from what was asked."""
+    """What will be made."""
     e = effective
-    lines = [
-        f"video   {e.width}x{e.height}, {e.frames} frames at 25 fps, {e.seconds:.2f} s",
-        f"work    {e.blocks} blocks of 12 frames, {e.steps} steps each, seed {e.seed}",
+    return [
+        f"video   {e.width}x{e.height}, {counted(e.frames, 'frame')} at 25 fps, {e.seconds:.2f} s",
+        f"work    {counted(e.blocks, 'block')} of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
     ]
-    return lines + [f"note    {note}" for note in e.notes]
+
+
+def note_lines(notes: Iterable[str]) -> list[str]:
+    """Where that differs from what was asked, and what else is worth knowing."""
+    return [f"note    {note}" for note in notes]
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """Which stage runs where, and the bytes it needs."""
-    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {plan.threads} CPU threads per task"]
+    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {counted(plan.threads, 'CPU thread')} per task"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):
         sizes = (s.weights, s.rings, s.sink, s.text, s.workspace, s.total)
         rows.append((str(number), s.device, _span(s.steps), _span(s.layers), *map(gigabytes, sizes)))
     lines += _table(rows)
     lines += [f"memory  {device}: {gigabytes(total)}" for device, total in plan.total_by_device.items()]
-    return [*lines, "        (of the network; encoders come and go before it, the VAE shares the last device)"]
+    return [*lines, "        (the network alone; encoders come and go before it, the VAE shares the last device)"]
 
 
 def receipt_lines(receipt: Receipt) -> list[str]:
@@ -41,19 +45,34 @@ def receipt_lines(receipt: Receipt) -> list[str]:
     lines = [f"done    {receipt.video}"]
     if p:
         spent = max(receipt.seconds.get("generate", 0.0), 1e-9)
-        lines.append(f"holds   {p.width}x{p.height}, {p.frames} frames at {p.fps:g} fps, {p.video_seconds:.2f} s")
+        before = sum(receipt.seconds.get(phase, 0.0) for phase in ("load VAE", "encode", "load network"))
+        lines.append(
+            f"holds   {p.width}x{p.height}, {counted(p.frames, 'frame')} at {p.fps:g} fps, {p.video_seconds:.2f} s"
+        )
         if p.audio_rate is not None and p.av_difference is not None:
-            lines.append(f"sound   {p.audio_rate} Hz, ends {1000 * p.av_difference:+.0f} ms from the picture")
-        lines.append(f"speed   {p.frames / spent:.1f} frames per second, {spent:.1f} s after loading")
+            lines.append(f"sound   {p.audio_rate} Hz, ends {_ending(p.av_difference)}")
+        lines.append(f"time    {before:.1f} s to load and encode, {spent:.1f} s to generate")
+        lines.append(f"speed   {p.frames / spent:.1f} frames per second, {p.video_seconds / spent:.2f} x real time")
     if memory and memory.host:
         devices = "".join(f", {gigabytes(n)} on {name}" for name, n in memory.devices.items())
         lines.append(f"peak    {gigabytes(memory.host)} of host memory{devices}")
     return lines
 
 
+def counted(count: int, noun: str) -> str:
+    """1 frame, 2 frames."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def gigabytes(count: int) -> str:
     """Decimal gigabytes, or megabytes below one."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _ending(difference: float) -> str:
+    """End of the sound against the end of the picture, in words."""
+    ms = round(1000 * difference)
+    return "with the picture" if ms == 0 else f"{abs(ms)} ms {'after' if ms > 0 else 'before'} the picture"
 
 
 def _span(r: range) -> str:

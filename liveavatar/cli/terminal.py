@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 import time
@@ -17,46 +18,72 @@ BROKEN_OFF, REFUSED, CANCELLED = 1, 2, 130
 
 _LIVE_SECONDS = 0.1
 _LOG_SECONDS = 10.0
+_WIDEST = 100
 
 
 class ProgressLine:
-    """Shows progress on stderr; remembers how many frames are in the file."""
+    """Shows progress on stderr.
+
+    Attributes:
+        generating: whether the video itself was begun.
+    """
 
     def __init__(self, quiet: bool = False):
-        self.frames = 0
+        self.generating = False
         self._quiet = quiet
         self._live = sys.stderr.isatty()
         self._shown = 0.0
         self._phase = ""
 
     def __call__(self, progress: Progress) -> None:
-        self.frames = progress.frames
+        from ..recording import GENERATING
+
+        self.generating = self.generating or progress.phase == GENERATING
         now = time.monotonic()
-        news = progress.phase != self._phase or progress.done == progress.total
-        if self._quiet or not (news or now - self._shown > (_LIVE_SECONDS if self._live else _LOG_SECONDS)):
-            return
-        self._phase, self._shown = progress.phase, now
-        text = self._text(progress)
-        print(f"\r{text:<79}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        news = progress.phase != self._phase
+        if news or now - self._shown > (_LIVE_SECONDS if self._live else _LOG_SECONDS):
+            self._phase, self._shown = progress.phase, now
+            text = progress_text(progress)
+            self._write(f"\r{text[: _columns()]:<{_columns()}}" if self._live else f"{text}\n")
 
     def end(self) -> None:
-        """Leave the living line."""
-        if self._live and self._shown and not self._quiet:
-            print(file=sys.stderr)
+        """Wipe the living line away."""
+        if self._live and self._shown:
+            self._write(f"\r{'':<{_columns()}}\r")
 
-    def _text(self, p: Progress) -> str:
-        share = f"{100 * p.done // max(p.total, 1):3d} %"
-        frames = f", {p.frames / 25:.1f} s of video" if p.frames else ""
-        left = f", {_clock(p.seconds_left)} left" if p.seconds_left is not None else ""
-        return f"{share}  {p.phase}{frames}{left}"
+    def _write(self, text: str) -> None:
+        if self._quiet:
+            return
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:  # nobody listens any more; the video is worth finishing all the same
+            self._quiet = True
+
+
+def progress_text(p: Progress) -> str:
+    """What is being done, how much of it is finished, and how long the rest may take."""
+    percent = 100 * p.done // max(p.total, 1)
+    share = f"{percent:3d} %  " if percent else " " * 7
+    frames = f", {p.frames / 25:.1f} s of video" if p.frames else ""
+    left = f", {_clock(p.seconds_left)} left" if p.seconds_left is not None else ""
+    return f"{share}{p.phase}{frames}{left}"
+
+
+def say_error(error: LiveAvatarError) -> None:
+    """One readable paragraph on stderr: as wide as the terminal, or one line where it goes to a file."""
+    text = " ".join(f"liveavatar: {error}".split())
+    if sys.stderr.isatty():
+        text = textwrap.fill(text, min(_columns(), _WIDEST), break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr)
+
+
+def _columns() -> int:
+    """Letters that fit in a line; one is left over, because some terminals break the line at the last."""
+    return max(20, shutil.get_terminal_size().columns - 1)
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def say_error(error: LiveAvatarError) -> None:
-    """One readable paragraph on stderr."""
-    print("\n".join(textwrap.wrap(f"liveavatar: {error}", 100, break_long_words=False)), file=sys.stderr)

@@ -59,6 +59,21 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageError(f"{path} is damaged or cut off ({e}).", "Export or download the picture again.") from e
 
 
+def check_picture(rgb: np.ndarray) -> np.ndarray:
+    """A picture that is already decoded, as it is.
+
+    Raises:
+        ImageError: not uint8 [H, W, 3], a side under 16 pixels.
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ImageError(
+            f"A picture of type {rgb.dtype} and shape {list(rgb.shape)} is not understood.",
+            "Give uint8 values of shape [height, width, 3].",
+        )
+    _check_sides(rgb.shape[1], rgb.shape[0], "The picture")
+    return rgb
+
+
 def fit_picture(rgb: np.ndarray, width: int, height: int, mode: Fit = "cover") -> np.ndarray:
     """Bring a picture uint8 [H, W, 3] to uint8 [height, width, 3].
 
@@ -97,11 +112,7 @@ def _check_header(picture: Image, path: Path) -> None:
     if picture.format in _NEEDS_OTHER_PROGRAMS:
         raise ImageError(f"{path} is a drawing ({picture.format}), not pixels.", "Save it as PNG, JPEG or WebP.")
     width, height = picture.size
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"{path} has {width}x{height} pixels, too few to show a face.",
-            f"Both sides need at least {MIN_SIDE}; 512 and more look good.",
-        )
+    _check_sides(width, height, str(path))
     if picture.mode == "F" or (picture.mode == "I" and picture.format not in _GREY_16_FORMATS):
         raise ImageError(
             f"{path} holds 32-bit samples, whose black and white are not defined.",
@@ -109,6 +120,14 @@ def _check_header(picture: Image, path: Path) -> None:
         )
     if width * height > MAX_PIXELS:
         raise _too_large(path, f" ({width}x{height})")
+
+
+def _check_sides(width: int, height: int, source: str) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{source} has {width}x{height} pixels, too few to show a face.",
+            f"Both sides need at least {MIN_SIDE}; 512 and more look good.",
+        )
 
 
 def _too_large(path: Path, size: str) -> ImageError:

@@ -63,12 +63,12 @@ def check_writable(path: Path) -> None:
     import av
 
     path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", f"Name a file in it, for example {path / 'video.mp4'}.")
     if path.suffix.lower() != ".mp4":
         raise OutputError(
             f"The video would be called {path.name!r}, which is no MP4.", "Give a name that ends in .mp4."
         )
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder.", f"Name a file in it, for example {path / 'video.mp4'}.")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist.", "Create it, or choose one that exists.")

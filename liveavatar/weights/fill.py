@@ -30,11 +30,7 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: torch
         MissingFilesError: the source lacks tensors; the first few are named.
         ModelError: a tensor has another shape than the module's, or the module has computed buffers.
     """
-    names = _names(module)
-    _refuse_computed_buffers(module, names)
-    keys = source.keys()
-    chosen = {tensor: next((n for n in ns if n in keys), None) for tensor, ns in names.items()}
-    _refuse_missing([names[t][0] for t, n in chosen.items() if n is None], source)
+    chosen = check(module, source)
     ready: dict[torch.Tensor, torch.Tensor] = {}
     for owner in module.modules():
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
@@ -43,9 +39,32 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: torch
                 if old is None:
                     continue
                 if old not in ready:
-                    ready[old] = _read(source, str(chosen[old]), old, dtype, device)
+                    ready[old] = _read(source, chosen[old], old, dtype, device)
                 slots[slot] = ready[old]
     module.eval()
+
+
+def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, str]:
+    """Make sure, without reading a tensor, that `fill` would find everything in its shape.
+
+    Returns:
+        Each tensor of the module -> the name under which the source has it.
+
+    Raises:
+        MissingFilesError, ModelError: as `fill`.
+    """
+    names = _names(module)
+    _refuse_computed_buffers(module, names)
+    keys = source.keys()
+    chosen = {tensor: next((n for n in ns if n in keys), "") for tensor, ns in names.items()}
+    _refuse_missing([names[t][0] for t, n in chosen.items() if not n], source)
+    for tensor, key in chosen.items():
+        if (shape := source.shape(key)) != tuple(tensor.shape):
+            raise ModelError(
+                f"{key} in {source.describe()} has shape {list(shape)}; this model needs {list(tensor.shape)}.",
+                "The weights and the config.json belong to different models.",
+            )
+    return chosen
 
 
 def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
@@ -73,12 +92,6 @@ def _refuse_missing(missing: list[str], source: TensorSource) -> None:
 
 def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: torch.device | str) -> torch.Tensor:
     """A copy of one tensor where it is wanted, never the file's own memory; a parameter where `old` is one."""
-    shape = source.shape(key)
-    if shape != tuple(old.shape):
-        raise ModelError(
-            f"{key} in {source.describe()} has shape {list(shape)}; this model needs {list(old.shape)}.",
-            "The weights and the config.json belong to different models.",
-        )
     value = source.read(key)
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
     kept = value.detach().to(device=device, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)

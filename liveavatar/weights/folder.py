@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import MissingFilesError, ModelError
-from .source import SafetensorsSource
+from .source import SafetensorsSource, TorchSource
 
 BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
 LORA_REPO = "Quark-Vision/Live-Avatar"
@@ -186,7 +186,10 @@ def _safetensors(path: Path) -> str:
 
 
 def _pickle_or_folder(path: Path) -> str:
-    """A `.pth` archive (its directory stands at the end, so a cut one shows), or a folder with config and weights."""
+    """A `.pth` archive (its directory stands at the end, so a cut one shows), or a folder with config and weights.
+
+    Opening an archive maps the tensors and reads none.
+    """
     if path.is_dir():
         return _folder_with_weights(path)
     if path.suffix == ".safetensors":
@@ -195,6 +198,8 @@ def _pickle_or_folder(path: Path) -> str:
         start = f.read(2)
     if not start or (start == b"PK" and not zipfile.is_zipfile(path)) or start[:1] not in (b"P", b"\x80"):
         raise ModelError(f"{path.name} is cut off or no PyTorch file")
+    if start == b"PK":
+        return f"{path.name}, {len(TorchSource(path).keys())} tensors"
     return path.name
 
 

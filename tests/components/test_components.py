@@ -21,6 +21,7 @@ from liveavatar.model.transformer import Part
 from liveavatar.vae.stream import DecodeState, decode_block
 from liveavatar.vae.wan import encode
 from liveavatar.weights.folder import find_model
+from liveavatar.weights.parts import config_of_single_file
 
 SMALL = dataclasses.replace(MINI, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
 
@@ -156,8 +157,6 @@ def test_single_file_without_config_is_only_taken_for_the_published_model(copy):
 
 
 def test_published_model_is_recognised_by_its_shapes():
-    from liveavatar.components import _config_of_single_file
-
     class Published:
         def keys(self):
             return frozenset({"patch_embedding.weight"} | {f"blocks.{i}.modulation" for i in range(40)})
@@ -165,7 +164,7 @@ def test_published_model_is_recognised_by_its_shapes():
         def shape(self, key):
             return (5120, 16, 1, 2, 2)
 
-    assert _config_of_single_file(Published()) == WAN2_2_S2V_14B
+    assert config_of_single_file(Published()) == WAN2_2_S2V_14B
 
 
 def test_hugging_face_folders_serve_as_well_as_pickles(folder, copy):
