@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,12 +71,12 @@ class Case:
         return {k: self[k] for k in sorted(self.keys)}
 
 
-def cases(family: str, *needs: str) -> list:
-    """pytest parameters: the folders that hold `family` (and, beside it, every family in `needs`)."""
+def cases(family: str, *needs: str, holds: Callable[[Case], bool] = lambda case: True) -> list:
+    """pytest parameters: the folders that hold `family` (beside it every family in `needs`, in it what is asked)."""
     found = []
     for folder in folders():
         files = [folder / f"{name}.json" for name in (family, *needs)]
-        if all(f.exists() for f in files):
+        if all(f.exists() for f in files) and holds(Case(folder, family)):
             found.append(pytest.param(Case(folder, family), id=folder.name))
     return found
 
