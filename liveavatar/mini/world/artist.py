@@ -83,22 +83,30 @@ class Artist:
         face.draw_face(canvas, who, where, mood)
         hair.draw_front(canvas, who, where)
         face.draw_brows(canvas, who, where, mood)
-        bare, cover = canvas.image.copy(), canvas.cover.copy()
-        eye_box = self._box(where.eye_x - 60, EYE_Y - 44, 2 * MIDDLE - where.eye_x + 60, EYE_Y + 46)
-        self._lids: list[Image.Image] = []
-        for step in reversed(range(LIDS)):
-            canvas.image, canvas.cover = bare.copy(), cover.copy()
-            draw_eyes(canvas, who, where, mood, step / (LIDS - 1))
-            face.draw_glasses(canvas, who, where)
-            self._lids.insert(0, canvas.image.crop(eye_box))
+        self._bare = canvas.image.copy(), canvas.cover.copy()
+        self._eye_box = self._box(where.eye_x - 62, EYE_Y - 44, 2 * MIDDLE - where.eye_x + 62, EYE_Y + 46)
+        self._eyes(canvas, 0)
+        self._lids: dict[int, Image.Image] = {}
         self._head = Sprite.of(canvas.layer(), self.view)
         y = where.mouth_y
         box = self._box(MIDDLE - mouth.REACH_SIDE, y - mouth.REACH_UP, MIDDLE + mouth.REACH_SIDE, y + mouth.REACH_DOWN)
         self._skin = canvas.image.crop(box)
         self._mouth = mouth.MouthPainter(who, where, mood, self.view, SUPERSAMPLING, (box[0], box[1]))
-        self._mouth_at, self._eyes_at = self._layer_corner(box), self._layer_corner(eye_box)
-        self._lids = [self._reduced(lid) for lid in self._lids]
+        self._mouth_at, self._eyes_at = self._layer_corner(box), self._layer_corner(self._eye_box)
         self._solid = self._head.image.getchannel(3).point([0] * 255 + [255])
+
+    def _eyes(self, canvas: Canvas, step: int) -> None:
+        draw_eyes(canvas, self.identity, self._where, self.look.mood, step / (LIDS - 1))
+        face.draw_glasses(canvas, self.identity, self._where)
+
+    def _lid(self, step: int) -> Image.Image:
+        """The eyes closed by so many steps, drawn at their first blink."""
+        if step not in self._lids:
+            canvas = Canvas(self.view, self.identity.skin)
+            canvas.image, canvas.cover = (layer.copy() for layer in self._bare)
+            self._eyes(canvas, step)
+            self._lids[step] = self._reduced(canvas.image.crop(self._eye_box))
+        return self._lids[step]
 
     def _box(self, left: float, top: float, right: float, bottom: float) -> Box:
         """Drawing units to canvas samples, widened to whole picture pixels."""
@@ -122,7 +130,7 @@ class Artist:
         image = self._head.image.copy()
         step = round(min(max(pose.blink, 0.0), 1.0) * (LIDS - 1))
         if step:
-            self._paste(image, self._lids[step], self._eyes_at)
+            self._paste(image, self._lid(step), self._eyes_at)
         patch = self._skin.copy()
         opening, width = min(max(pose.opening, 0.0), 1.0), min(max(pose.width, -1.0), 1.0)
         self._mouth.paint(ImageDraw.Draw(patch), opening, width)
@@ -186,11 +194,12 @@ def artist(identity: Identity, look: Look, height: int, width: int) -> Artist:
 
 
 def render(
-    identity: Identity, pose: Pose = Pose(), size: int | tuple[int, int] = 128, look: Look | None = None  # noqa: B008
+    identity: Identity, pose: Pose | None = None, size: int | tuple[int, int] = 128, look: Look | None = None
 ) -> np.ndarray:
     """One frame of a person: uint8 [H, W, 3].
 
     Args:
+        pose: at rest where None.
         size: pixels, one number or (height, width), multiples of 64; the portrait stands in the middle.
         look: wall and mood, the person's own where None.
 
@@ -198,4 +207,4 @@ def render(
         SizeError: not multiples of 64.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    return artist(identity, look or Look.own(identity), height, width).frame(pose)
+    return artist(identity, look or Look.own(identity), height, width).frame(pose or Pose())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .canvas import Canvas, ellipse, mirrored
+from .canvas import Canvas, Outline, ellipse, mirrored
 from .identity import Identity
 from .palette import RGB, darker, lighter
 
@@ -17,9 +17,10 @@ def draw_wall(c: Canvas, colour: RGB) -> None:
 def draw_body(c: Canvas, who: Identity) -> None:
     """Shoulders, collar and neck. The clothes go on below the portrait, for tall pictures."""
     cloth, dark = who.clothes, darker(who.clothes, 0.24)
-    half = [(256, 410), (206, 406), (168, 424), (104, 444), (60, 480), (42, 530), (36, 620), (34, 900), (34, 1250), (256, 1300)]
+    half: Outline = [(256, 410), (206, 406), (168, 424), (104, 444), (60, 480), (42, 530)]
+    half += [(36, 620), (34, 900), (34, 1250), (256, 1300)]
     body = c.shape(half + mirrored(half)[1:-1], cloth)
-    side = [(20, 470), (86, 446), (110, 500), (100, 580), (20, 580)]
+    side: Outline = [(20, 470), (86, 446), (110, 500), (100, 580), (20, 580)]
     for points in (side, mirrored(side)):
         c.shade(points, dark, 12, 0.7, body)
     c.shade(ellipse(256, 424, 96, 46), dark, 12, 0.6, body)
@@ -28,7 +29,7 @@ def draw_body(c: Canvas, who: Identity) -> None:
 
 
 def _neck(c: Canvas, who: Identity) -> None:
-    half = [(256, 456), (226, 446), (210, 426), (214, 396), (216, 340), (256, 330)]
+    half: Outline = [(256, 456), (226, 446), (210, 426), (214, 396), (216, 340), (256, 330)]
     mask = c.shape(half + mirrored(half)[1:-1], who.tones.base)
     c.shade(ellipse(256, 392, 70, 44), darker(who.tones.shade, 0.08), 8, 0.95, mask)
 
@@ -47,7 +48,7 @@ def _crew(c: Canvas, who: Identity) -> None:
 
 def _shirt(c: Canvas, who: Identity) -> None:
     cloth = lighter(who.clothes, 0.22)
-    left = [(200, 400), (190, 416), (186, 446), (216, 470), (238, 476), (256, 462), (228, 440)]
+    left: Outline = [(200, 400), (190, 416), (186, 446), (216, 470), (238, 476), (256, 462), (228, 440)]
     for points in (left, mirrored(left)):
         mask = c.shape(points, cloth)
         c.shade(points[:3] + points[-2:], darker(cloth, 0.2), 8, 0.4, mask)
@@ -57,7 +58,7 @@ def _shirt(c: Canvas, who: Identity) -> None:
 
 def _roll(c: Canvas, who: Identity) -> None:
     cloth = lighter(who.clothes, 0.1)
-    half = [(256, 424), (224, 420), (200, 402), (192, 414), (194, 446), (224, 462), (256, 464)]
+    half: Outline = [(256, 424), (224, 420), (200, 402), (192, 414), (194, 446), (224, 462), (256, 464)]
     mask = c.shape(half + mirrored(half)[1:-1], cloth)
     c.shade(ellipse(256, 460, 60, 10), darker(cloth, 0.3), 6, 0.7, mask)
     c.line([(198, 424), (222, 440), (256, 444), (290, 440), (314, 424)], (1, 2.5, 1), darker(cloth, 0.22))

@@ -17,6 +17,7 @@ SUPERSAMPLING = 4
 ZOOM, ZOOM_X, ZOOM_Y = 1.12, 256.0, 290.0
 """How much larger than the coordinates say things are drawn, and the point that stays: a big mouth shows more."""
 Points = Sequence[tuple[float, float]]
+Outline = list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +56,12 @@ def spline(points: Points, closed: bool, pieces: int = 12) -> np.ndarray:
     return path if closed else np.vstack([path, p[-1:]])
 
 
-def mirrored(points: Points) -> list[tuple[float, float]]:
+def mirrored(points: Points) -> Outline:
     """The points on the other side of the face, in reverse order so that outlines stay closed."""
     return [(UNITS - x, y) for x, y in reversed(points)]
 
 
-def ellipse(x: float, y: float, rx: float, ry: float) -> list[tuple[float, float]]:
+def ellipse(x: float, y: float, rx: float, ry: float) -> Outline:
     """Twelve points of an upright ellipse."""
     a = np.arange(12) * np.pi / 6
     return list(zip(x + rx * np.cos(a), y + ry * np.sin(a), strict=True))
@@ -89,7 +90,7 @@ class Canvas:
         self.image = Image.new("RGB", size, colour)
         self.cover = Image.new("L", size, 255 if opaque else 0)
 
-    def path(self, points: np.ndarray | Points) -> list[tuple[float, float]]:
+    def path(self, points: np.ndarray | Points) -> Outline:
         """Drawing units to canvas coordinates as Pillow takes them."""
         return [tuple(p) for p in self.view.to_pixels(points, SUPERSAMPLING).tolist()]
 
@@ -135,10 +136,11 @@ class Canvas:
     def shade(self, points: Points, colour: RGB, blur: float, strength: float, inside: Image.Image) -> None:
         """Tint a blurred outline inside a mask; blur in drawing units, strength 0..1."""
         w, h = self.image.size
-        soft = Image.new("L", (w // 2, h // 2), 0)
-        path = self.view.to_pixels(spline(points, closed=True), SUPERSAMPLING / 2)
+        fine = 2 if min(self.view.height, self.view.width) <= 256 else 1  # samples per pixel; blurs need no more
+        soft = Image.new("L", (self.view.width * fine, self.view.height * fine), 0)
+        path = self.view.to_pixels(spline(points, closed=True), fine)
         ImageDraw.Draw(soft).polygon([tuple(p) for p in path.tolist()], fill=round(255 * strength))
-        soft = soft.filter(ImageFilter.GaussianBlur(blur * self.view.scale * SUPERSAMPLING / 2))
+        soft = soft.filter(ImageFilter.GaussianBlur(blur * self.view.scale * fine))
         mask = ImageChops.multiply(soft.resize((w, h), Image.Resampling.BILINEAR), inside)
         self.image.paste(colour, mask=mask)
 

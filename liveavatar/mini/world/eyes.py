@@ -41,8 +41,8 @@ def _eye(c: Canvas, who: Identity, where: Geometry, flip: int, closed: float, ra
     lash = (4, 7.5, 4) if who.lashes else (3, 6, 3)
     c.line(rim.tolist(), lash, INK)
     if who.lashes:
-        outer = rim[0]
-        c.line([outer + (4 * flip, 0), outer - (6 * flip, 3), outer - (11 * flip, 9)], (5, 3.5, 1.5), INK)
+        px, py = rim[0].tolist()
+        c.line([(px + 4 * flip, py), (px - 6 * flip, py - 3), (px - 11 * flip, py - 9)], (5, 3.5, 1.5), INK)
     c.line(low[1:-1].tolist(), (1, 2, 1), mix(who.tones.shade, (110, 60, 44), 0.4))
     crease = (top + 0.45 * closed * (bottom - top) + (0, -8))[1:-1]
     c.line(crease.tolist(), (0.6, 2.4, 0.6), mix(who.tones.shade, (110, 60, 44), 0.3))

@@ -6,14 +6,15 @@ import dataclasses
 
 from PIL import Image
 
-from .canvas import UNITS, Canvas, ellipse, mirrored
+from .canvas import UNITS, Canvas, Outline, ellipse, mirrored
 from .identity import Identity
 from .palette import darker, lighter, mix
 
 Point = tuple[float, float]
 MIDDLE = UNITS / 2
 EYE_Y, MOUTH_Y = 248.0, 341.0
-_OUTLINE = [(256, 96), (196, 104), (154, 146), (138, 210), (140, 268), (154, 322), (186, 366), (224, 390), (256, 395)]
+_OUTLINE: Outline = [(256, 96), (196, 104), (154, 146), (138, 210), (140, 268), (154, 322), (186, 366), (224, 390)]
+_OUTLINE.append((256, 395))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def draw_face(c: Canvas, who: Identity, where: Geometry, mood: str) -> Image.Ima
     mask = c.shape(half + mirrored(half)[1:-1], tones.base)
     c.shade([(256, 116), (190, 124), (150, 190), (160, 216), (256, 190), (352, 216), (362, 190), (322, 124)],
             tones.shade, 12, 0.7, mask)  # fmt: skip
-    side = [(120, 200), (146, 220), (156, 300), (196, 370), (170, 410), (110, 330)]
+    side: Outline = [(120, 200), (146, 220), (156, 300), (196, 370), (170, 410), (110, 330)]
     side = [(where.across(x), y) for x, y in side]
     for points in (side, mirrored(side)):
         c.shade(points, tones.shade, 10, 0.5, mask)
@@ -106,7 +107,7 @@ def _nose(c: Canvas, who: Identity, mask: Image.Image) -> None:
     s, tones = who.nose, who.tones
     c.shade(ellipse(MIDDLE, 278, 7, 28), tones.light, 5, 0.8, mask)
     c.shade(ellipse(MIDDLE, 312, 21 * s, 8), tones.shade, 5, 0.8, mask)
-    path = [(MIDDLE - 17 * s, 303), (MIDDLE - 12 * s, 310), (MIDDLE, 313.5), (MIDDLE + 12 * s, 310), (MIDDLE + 17 * s, 303)]
+    path = [(MIDDLE + x * s, y) for x, y in ((-17, 303), (-12, 310), (0, 313.5), (12, 310), (17, 303))]
     c.line(path, (2, 4, 2), darker(mix(tones.shade, (160, 70, 50), 0.4), 0.15))
 
 
@@ -114,12 +115,12 @@ def _beard(c: Canvas, who: Identity, where: Geometry, mask: Image.Image) -> None
     """Along the jaw and under the mouth; the lips keep a ring of skin."""
     hair = mix(who.hair, who.skin, 0.12)
     y = where.mouth_y
-    half = [(where.across(x), at) for x, at in ((126, 262), (148, 268), (164, 318), (192, 350))]
+    half: Outline = [(where.across(x), at) for x, at in ((126, 262), (148, 268), (164, 318), (192, 350))]
     half += [(214, y + 46), (236, y + 51), (MIDDLE, y + 52)]
-    outer = [(MIDDLE, 450), (150, 440), (100, 340)]
-    beard = c.shape([*half, *outer[:1], *outer[1:]], hair, mask)
+    half += [(MIDDLE, 450), (150, 440), (100, 340)]
+    beard = c.shape(half, hair, mask)
     c.shade(ellipse(where.across(170), 380, 30, 30), darker(hair, 0.3), 10, 0.7, beard)
-    other = c.shape(mirrored([*half, *outer]), hair, mask)
+    other = c.shape(mirrored(half), hair, mask)
     c.shade(ellipse(UNITS - where.across(170), 380, 30, 30), darker(hair, 0.3), 10, 0.7, other)
     c.shade(ellipse(MIDDLE, y + 62, 30, 5), lighter(hair, 0.25), 5, 0.6, mask)
 
@@ -136,8 +137,9 @@ def draw_brows(c: Canvas, who: Identity, where: Geometry, mood: str) -> None:
     c.line(path, widths, who.brow)
     c.line(mirrored(path), widths[::-1], who.brow)
     if mood == "stern":
+        furrow = mix(who.tones.shade, (120, 60, 40), 0.3)
         for flip in (1, -1):
-            c.line([(MIDDLE + flip * 7, 206), (MIDDLE + flip * 5, 222)], (1, 3, 1), mix(who.tones.shade, (120, 60, 40), 0.3))
+            c.line([(MIDDLE + flip * 7, 206), (MIDDLE + flip * 5, 222)], (1, 3, 1), furrow)
 
 
 def draw_glasses(c: Canvas, who: Identity, where: Geometry) -> None:
@@ -151,7 +153,9 @@ def draw_glasses(c: Canvas, who: Identity, where: Geometry) -> None:
         if who.glasses == "round":
             ring = ellipse(x, EYE_Y + 3, 41, 38)
         else:
-            ring = [(x - 40, 224), (x, 220), (x + 40, 224), (x + 43, 250), (x + 34, 280), (x, 284), (x - 34, 280), (x - 43, 250)]
+            ring = [(x - 40, 224), (x, 220), (x + 40, 224), (x + 43, 250)]
+            ring += [(x + 34, 280), (x, 284), (x - 34, 280), (x - 43, 250)]
         c.ring(ring, 6, ink)
-        c.line([(x + flip * 40, 240), (where.across(142) if flip < 0 else UNITS - where.across(142), 238)], (6, 5, 4), ink)
+        ear = where.across(142) if flip < 0 else UNITS - where.across(142)
+        c.line([(x + flip * 40, 240), (ear, 238)], (6, 5, 4), ink)
     c.line([(MIDDLE - dx + 38, 246), (MIDDLE, 239), (MIDDLE + dx - 38, 246)], (5, 6, 5), ink)

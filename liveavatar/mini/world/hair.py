@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from .canvas import Canvas, Points, ellipse, mirrored
+from .canvas import Canvas, Outline, Points, ellipse, mirrored
 from .face import Geometry
 from .identity import Identity
 from .palette import darker, lighter
@@ -41,7 +41,7 @@ def draw_front(c: Canvas, who: Identity, where: Geometry) -> None:
     )
 
 
-def _wide(where: Geometry, points: Points) -> list[tuple[float, float]]:
+def _wide(where: Geometry, points: Points) -> Outline:
     return [(where.across(x), y) for x, y in points]
 
 
@@ -53,7 +53,8 @@ def _hang(c: Canvas, who: Identity, where: Geometry, left: Points) -> None:
 
 def _cloud(c: Canvas, who: Identity, where: Geometry) -> None:
     dark = darker(who.hair, 0.2)
-    ring = [(256, 100, 56), (196, 102, 56), (146, 118, 56), (116, 172, 54), (106, 232, 50), (112, 288, 46), (130, 334, 38)]
+    ring = [(256, 100, 56), (196, 102, 56), (146, 118, 56), (116, 172, 54), (106, 232, 50), (112, 288, 46)]
+    ring.append((130, 334, 38))
     body = c.shape(ellipse(256, 200, 150, 150), dark)
     for x, y, r in ring:
         for at in {where.across(x), 512 - where.across(x)}:
@@ -79,9 +80,9 @@ def _swept(c: Canvas, who: Identity, where: Geometry) -> None:
 
 
 def _parted(c: Canvas, who: Identity, where: Geometry) -> None:
-    left = [(256, 52), (196, 62), (144, 102), (116, 170), (110, 240), (112, 300), (132, 330), (148, 280), (152, 232),
+    half = [(256, 52), (196, 62), (144, 102), (116, 170), (110, 240), (112, 300), (132, 330), (148, 280), (152, 232),
             (176, 186), (222, 146), (256, 112)]  # fmt: skip
-    left = _wide(where, left)
+    left = _wide(where, half)
     mask = c.shape([*left, *mirrored(left)[1:-1]], who.hair)
     _sheen(c, who, mask)
     dark = darker(who.hair, 0.28)
@@ -128,6 +129,8 @@ def _combed(c: Canvas, who: Identity, where: Geometry) -> None:
     mask = c.shape([*left, *mirrored(left)[1:-1]], who.hair)
     _sheen(c, who, mask)
     dark = darker(who.hair, 0.26)
-    for strand in ([(256, 140), (236, 120), (244, 96)], [(206, 150), (196, 122), (222, 98)], [(164, 184), (158, 144), (196, 108)]):
+    strands: list[Outline] = [[(256, 140), (236, 120), (244, 96)], [(206, 150), (196, 122), (222, 98)]]
+    strands.append([(164, 184), (158, 144), (196, 108)])
+    for strand in strands:
         c.line(_wide(where, strand), (1, 2.6, 1), dark, mask)
         c.line(mirrored(_wide(where, strand)), (1, 2.6, 1), dark, mask)

@@ -71,7 +71,9 @@ class Identity:
     @property
     def brow(self) -> RGB:
         """Colour of the brows: hair, but always darker than the skin."""
-        return darker(self.hair, 0.3) if sum(self.hair) < sum(self.skin) - 120 else darker(mix(self.hair, self.skin, 0.5), 0.5)
+        if sum(self.hair) < sum(self.skin) - 120:
+            return darker(self.hair, 0.3)
+        return darker(mix(self.hair, self.skin, 0.5), 0.5)
 
     @classmethod
     def of(cls, seed: int) -> Identity:

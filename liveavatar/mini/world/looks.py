@@ -57,7 +57,7 @@ class Prompt:
 
     @classmethod
     def of(cls, seed: int, identity: Identity) -> Prompt:
-        """A prompt for a person: asks for a wall in half, for a mood in half, for nothing in a fifth of all cases."""
+        """A prompt for a person: asks for a wall in half of all cases, for a mood in half, for neither in a quarter."""
         rng = np.random.default_rng([_PROMPTED, seed])
         if rng.random() < 0.15:
             return cls(str(rng.choice(_NOTHING)))

@@ -44,7 +44,7 @@ def outside_mouth(identity: Identity, height: int, width: int) -> np.ndarray:
     rest = np.ones((height, width), bool)
     y = where.mouth_y
     rest[_box(view, MIDDLE - 64, y - 32, MIDDLE + 64, y + 68)] = False
-    rest[_box(view, where.eye_x - 48, EYE_Y - 28, 2 * MIDDLE - where.eye_x + 48, EYE_Y + 36)] = False
+    rest[_box(view, where.eye_x - 62, EYE_Y - 40, 2 * MIDDLE - where.eye_x + 62, EYE_Y + 40)] = False
     return rest
 
 

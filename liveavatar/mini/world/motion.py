@@ -38,7 +38,7 @@ def blinks(opening: np.ndarray) -> np.ndarray:
     sound = np.concatenate([[False], opening >= SHUT])
     starts = np.zeros(len(opening), bool)
     if len(opening) >= PAUSE:
-        silent = ~np.lib.stride_tricks.sliding_window_view(sound[1:], PAUSE).any(1)
+        silent = np.logical_not(np.lib.stride_tricks.sliding_window_view(sound[1:], PAUSE).any(axis=1))
         starts[PAUSE - 1 :] = silent & sound[: len(silent)]
     out = np.zeros(len(opening), np.float32)
     for k, closed in enumerate(_BLINK):

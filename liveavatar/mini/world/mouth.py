@@ -29,9 +29,7 @@ class MouthPainter:
         view: of the picture; per_pixel: canvas samples per pixel; corner: upper left corner of the crop, in samples.
     """
 
-    def __init__(
-        self, who: Identity, where: Geometry, mood: str, view: View, per_pixel: int, corner: tuple[int, int]
-    ):
+    def __init__(self, who: Identity, where: Geometry, mood: str, view: View, per_pixel: int, corner: tuple[int, int]):
         self._tones, self._where = who.tones, where
         self._smile = _SMILES[mood]
         self._scale = view.scale * per_pixel
@@ -58,7 +56,9 @@ class MouthPainter:
         if inside > 1.5:
             self._inside(draw, x, top, bottom, inside)
 
-    def _inside(self, draw: ImageDraw.ImageDraw, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, inside: float) -> None:
+    def _inside(
+        self, draw: ImageDraw.ImageDraw, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, inside: float
+    ) -> None:
         self._band(draw, x, top, bottom, MOUTH_DARK)
         tongue, teeth = 0.3 * (inside - 12), 0.22 * (inside - 5)
         # Pillow fills the border too: a shape of no height would still be a line, and the inside not grow evenly.

@@ -1,7 +1,7 @@
 """From sound to the shape of a mouth: how far it opens and how wide it is, for every video frame.
 
-A frame hears an eighth of a second of sound and nothing else. The mouth opens with the energy where open vowels have theirs, so that
-hums and hisses leave it nearly shut, and is wide or round as the second formant is high or low.
+A frame hears an eighth of a second of sound and nothing else. The mouth opens with the energy where open vowels have
+theirs, so that hums and hisses leave it nearly shut, and is wide or round as the second formant is high or low.
 """
 
 from __future__ import annotations
