@@ -7,19 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _INSIST_SECONDS = 5.0
 """A second Ctrl-C this long after the first strikes wherever it is; an earlier one is impatience."""
 
 
 class Interrupts:
-    """While entered, decides when a signal becomes a KeyboardInterrupt.
-
-    It takes over those of `SIGNALS` that would raise one anywhere (Python's default for Ctrl-C), and only in the main
-    thread, where Python delivers them. Everything else is left to the application; then this does nothing.
+    """Decides when a signal becomes a KeyboardInterrupt.
 
     Attributes:
         asked: whether somebody wants the work to end. Checked between tasks, it also catches an interrupt that was
@@ -30,19 +26,6 @@ class Interrupts:
         self.asked = False
         self._first = 0.0
         self._held = 0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            ours = [s for s in SIGNALS if signal.getsignal(s) is signal.default_int_handler]
-            self._before = {s: signal.signal(s, self._strike) for s in ours}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -60,7 +43,8 @@ class Interrupts:
         """From here on only an insistent interrupt strikes."""
         self._held += 1
 
-    def _strike(self, number: int, frame: FrameType | None) -> None:
+    def strike(self, number: int, frame: FrameType | None) -> None:
+        """The handler of a signal."""
         now = time.monotonic()
         first, self.asked = not self.asked, True
         if first:
@@ -68,3 +52,34 @@ class Interrupts:
         insists = now - self._first > _INSIST_SECONDS
         if insists or (first and not self._held):
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupts(terminate: bool = False) -> Iterator[Interrupts]:
+    """Those that are in force already, or new ones while inside.
+
+    New ones take over a Ctrl-C that would raise KeyboardInterrupt anywhere, as Python does by default, and only in the
+    main thread, where Python delivers it. Where the application has a handler of its own, that one stays.
+
+    Args:
+        terminate: being told to terminate (SIGTERM) is the same as Ctrl-C, unless it is handled or ignored already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Interrupts()
+        return
+    present = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    if isinstance(present, Interrupts):
+        yield present
+        return
+    new = Interrupts()
+    defaults: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler}
+    if terminate:
+        defaults[signal.SIGTERM] = signal.SIG_DFL
+    taken = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+    for number in taken:
+        signal.signal(number, new.strike)
+    try:
+        yield new
+    finally:
+        for number in taken:
+            signal.signal(number, defaults[number])

@@ -17,7 +17,7 @@ import torch
 from .components import Components
 from .engines.local import LocalEngine
 from .errors import Cancelled, OutputError
-from .interrupt import Interrupts
+from .interrupt import Interrupts, interrupts
 from .media.probe import Probed, probe
 from .media.sound import Sound
 from .media.video import VideoWriter
@@ -114,7 +114,7 @@ class Recording:
             LiveAvatarError: whatever broke it off; the receipt says "failed" and why.
         """
         write_receipt(self.receipt_path, self._receipt)
-        with self._interrupts:
+        with interrupts() as self._interrupts:
             try:
                 self._record()
                 probed = self._probe_whole()

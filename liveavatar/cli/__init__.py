@@ -10,12 +10,13 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import LiveAvatarError
+from ..interrupt import interrupts
 from . import demo, generate, inspect, plan
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, say_error
@@ -23,12 +24,20 @@ from .terminal import BROKEN_OFF, CANCELLED, REFUSED, say_error
 COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo}
 
 
+def entry() -> NoReturn:
+    """The program: from the command line to its exit code."""
+    code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # all is said and done, but Python takes a moment to leave
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not a real stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any file name can be shown
-    with _terminable():
+    with interrupts(terminate=True):
         try:
             arguments = _parser().parse_args(argv)
             code: int = COMMANDS[arguments.command].run(arguments)
@@ -56,18 +65,3 @@ def _parser() -> argparse.ArgumentParser:
         summary = (module.__doc__ or "").strip().splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     return parser
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Being told to terminate is the same as Ctrl-C, unless whoever started us decided otherwise."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    if before is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

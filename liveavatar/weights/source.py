@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -223,7 +224,8 @@ def _load_pickle(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as f:
+        with path.open("rb") as f, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's age, where an error says more
             return torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ModelError(

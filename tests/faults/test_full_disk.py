@@ -1,0 +1,133 @@
+"""A disk that fills up in mid-run: exit code 1, what was written plays, and the receipt says what went wrong."""
+
+import contextlib
+import errno
+import io
+import os
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from cli.runs import generate, receipt, write_inputs
+
+from liveavatar.errors import OutputError
+from liveavatar.streams import blockfile
+
+resource = pytest.importorskip("resource", reason="limits on file sizes")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"), 4.0)
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def broken_off(ran, folder: Path, *words: str) -> dict:
+    """Exit code, one paragraph, and a receipt that does not claim more than there is."""
+    assert ran.code == 1, (ran.code, ran.err)
+    last = ran.err.splitlines()[-1]
+    assert last.startswith("liveavatar: ") and "Traceback" not in ran.err, ran.err
+    told = receipt(folder)
+    assert told["status"] == "failed" and told["error"] in last and told["finished"]
+    for word in words:
+        assert word in last, last
+    return told
+
+
+class Full(io.BytesIO):
+    """A temporary file on a disk that takes four blocks."""
+
+    def write(self, data) -> int:
+        if self.tell() > 40_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_the_folder_for_temporary_files_fills_up(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(blockfile.tempfile, "TemporaryFile", lambda **options: Full())
+    ran = generate(inputs, out=tmp_path / "out.mp4")
+    told = broken_off(ran, tmp_path, "temporary file", "No space left", "Free some space")
+    assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") == 48
+    assert told["frames_sha256"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4"]
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_disk_of_the_video_fills_up(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(blockfile.tempfile, "TemporaryFile", lambda **options: io.BytesIO())
+    with largest_file(60_000):
+        ran = generate(inputs, out=tmp_path / "out.mp4")
+    told = broken_off(ran, tmp_path, "no room left", "out.mp4", "Free some space")
+    frames = frames_in(tmp_path / "out.mp4")
+    assert told["probed"]["frames"] == frames >= 12 and frames % 12 == 0
+    assert told["frames_sha256"] is None  # more frames were made than the file holds
+    assert (tmp_path / "out.mp4").stat().st_size <= 60_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_not_even_the_first_block_fits(inputs, tmp_path):
+    (tmp_path / "out.mp4").symlink_to("/dev/full")
+    ran = generate(inputs, out=tmp_path / "out.mp4")
+    assert broken_off(ran, tmp_path, "no room left")["probed"] is None
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_the_receipt_does_not_fit_at_the_end(inputs, tmp_path, monkeypatch):
+    """The video is whole, but nothing says so: that is not success, and the receipt goes on saying "running"."""
+    from liveavatar import recording
+
+    write = recording.write_receipt
+
+    def full(path, told):
+        if told.status != "running":
+            raise OutputError(f"The receipt {path} cannot be written (No space left on device).", "Free space.")
+        write(path, told)
+
+    monkeypatch.setattr(recording, "write_receipt", full)
+    ran = generate(inputs, seconds=0.3, out=tmp_path / "out.mp4")
+    assert ran.code == 1 and "receipt" in ran.err.splitlines()[-1]
+    assert receipt(tmp_path)["status"] == "running" and frames_in(tmp_path / "out.mp4") == 8
+
+
+def test_frames_that_are_no_numbers_end_the_run(inputs, tmp_path, monkeypatch):
+    from liveavatar import session
+
+    decode = session.decode_block
+    calls = []
+
+    def overflow(*arguments) -> torch.Tensor:
+        calls.append(1)
+        return decode(*arguments) * (torch.nan if len(calls) > 4 else 1)
+
+    monkeypatch.setattr(session, "decode_block", overflow)
+    ran = generate(inputs, out=tmp_path / "out.mp4")
+    told = broken_off(ran, tmp_path, "NaN", "bfloat16")
+    assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") > 0
+
+
+def test_somebody_else_replaces_the_video(inputs, tmp_path, monkeypatch):
+    from liveavatar.media import video
+
+    close = video.VideoWriter.close
+
+    def close_and_lose(writer) -> None:
+        close(writer)
+        writer.path.unlink(missing_ok=True)
+
+    monkeypatch.setattr(video.VideoWriter, "close", close_and_lose)
+    ran = generate(inputs, seconds=0.3, out=tmp_path / "out.mp4")
+    assert broken_off(ran, tmp_path, "out.mp4", "not a video that can be read")["probed"] is None
