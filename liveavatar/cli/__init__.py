@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from ..errors import LiveAvatarError
 from ..interrupt import interrupts
 from . import demo, generate, inspect, plan
 from .parser import Parser
-from .terminal import BROKEN_OFF, CANCELLED, REFUSED, say_error
+from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 
 COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo}
 
@@ -41,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = _parser().parse_args(argv)
             code: int = COMMANDS[arguments.command].run(arguments)
+            sys.stdout.flush()
         except LiveAvatarError as error:
             say_error(error)
             return REFUSED
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("Cancelled.", file=sys.stderr)
             return CANCELLED
         except BrokenPipeError:  # whoever read our output has left, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            forget_output()
             return BROKEN_OFF
     return code
 

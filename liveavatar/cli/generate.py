@@ -10,7 +10,7 @@ from ..errors import Cancelled, LiveAvatarError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, placement_of, request_of
 from .tables import effective_lines, note_lines, plan_lines, receipt_lines
-from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say_error
+from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
 OUTPUT = Path("output")
 """Where videos go that were given no name; made when needed."""
@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
             OUTPUT.mkdir(exist_ok=True)
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
     prospect = look_ahead(arguments.image, arguments.audio, request, model=arguments.model, **placement)
-    say = (lambda lines: None) if arguments.quiet else (lambda lines: print("\n".join(lines), flush=True))
     notes = [*prospect.effective.notes, *([] if prospect.components.trained else [_UNTRAINED])]
-    say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
+    if not arguments.quiet:
+        say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
     progress = ProgressLine(arguments.quiet)
     try:
         receipt = generate(prospect, out, receipt=receipt_path, on_progress=progress)
@@ -54,5 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         say_error(error)
         return CANCELLED if isinstance(error, Cancelled) else BROKEN_OFF if progress.generating else REFUSED
     progress.end()
-    say([*receipt_lines(receipt), f"receipt {receipt_path}"])
+    if not arguments.quiet:
+        say([*receipt_lines(receipt), f"receipt {receipt_path}"])
     return 0

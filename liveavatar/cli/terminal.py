@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import LiveAvatarError
@@ -59,6 +61,19 @@ class ProgressLine:
             sys.stderr.flush()
         except OSError:  # nobody listens any more; the video is worth finishing all the same
             self._quiet = True
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print, unless nobody reads it any more (as after `| head`)."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        forget_output()
+
+
+def forget_output() -> None:
+    """From here on what is printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress_text(p: Progress) -> str:

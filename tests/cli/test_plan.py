@@ -1,0 +1,59 @@
+"""`plan` says what would be made, to people and to machines, without weights."""
+
+import json
+
+import pytest
+from cli.runs import run, write_inputs
+
+
+def test_the_published_model_is_planned_without_its_weights():
+    ran = run("plan", "--model", "wan2.2-s2v-14b", "--size", "704x384", "--stages", "1x4", "--dtype", "bfloat16")
+    assert (ran.code, ran.err) == (0, "")
+    for words in ("704x384", "250 frames", "10.00 s", "21 blocks", "stages 1x4", "30-39", "GB"):
+        assert words in ran.out, ran.out
+    rows = [line for line in ran.out.splitlines() if line.startswith(" ") and " cpu" in line]
+    assert len(rows) == 4 and len({len(row) for row in rows}) == 1, "a table"
+
+
+def test_machines_get_json_and_nothing_else():
+    ran = run("plan", "--json", "--size", "384 × 256", "--steps", 3, "--seconds", 2.5, "--stages", "3x2")
+    assert (ran.code, ran.err) == (0, "")
+    told = json.loads(ran.out)
+    effective, plan = told["effective"], told["plan"]
+    assert (effective["width"], effective["height"], effective["frames"], effective["steps"]) == (384, 256, 63, 3)
+    assert len(plan["stages"]) == 6 and plan["stages"][5]["steps"] == {"start": 2, "stop": 3}
+    shared = sum(stage["weights"] for stage in plan["stages"][:2])
+    assert shared < told["total_by_device"]["cpu"] < sum(sum_of(stage) for stage in plan["stages"]) + plan["conditions"]
+
+
+def sum_of(stage) -> int:
+    return sum(stage[part] for part in ("weights", "rings", "sink", "text", "workspace"))
+
+
+def test_inputs_decide_size_and_length(tmp_path):
+    write_inputs(tmp_path, 1.0)
+    given = ["--image", tmp_path / "portrait.png", "--audio", tmp_path / "voice.wav"]
+    effective = json.loads(run("plan", "--json", "--size", "256x128", *given).out)["effective"]
+    assert effective["frames"] == 25 and effective["width"] == effective["height"]
+    assert any("is an area" in note for note in effective["notes"])
+
+
+@pytest.mark.parametrize("written", ["704*384", "704X384", "704×384", "704 x 384", "704, 384", " 704  384 "])
+def test_sizes_are_understood_however_they_are_written(written):
+    effective = json.loads(run("plan", "--json", "--model", "wan2.2-s2v-14b", f"--size={written}").out)["effective"]
+    assert (effective["width"], effective["height"]) == (704, 384)
+
+
+def test_devices_take_stages_in_turn_and_need_not_be_here():
+    ran = run("plan", "--stages", "2x2", "--devices", "cuda:0, cuda:1", "--json")
+    told = json.loads(ran.out)
+    assert [stage["device"] for stage in told["plan"]["stages"]] == ["cuda:0", "cuda:1"] * 2
+    assert told["total_by_device"].keys() == {"cuda:0", "cuda:1"} and told["plan"]["dtype"] == "bfloat16"
+
+
+def test_help_names_every_command_and_option():
+    shown = run("--help").out
+    assert all(name in shown for name in ("generate", "plan", "inspect", "demo"))
+    options = ("image", "audio", "prompt", "model", "size", "steps", "seed", "seconds", "stages", "out", "receipt")
+    assert all(f"--{name} " in run("generate", "--help").out for name in options)
+    assert run("--version").out.strip()
