@@ -108,14 +108,16 @@ def json_ready(value: Any) -> Any:
     """
     if isinstance(value, enum.Enum):
         return json_ready(value.value)
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):  # what Python makes of undecodable bytes in a path has no form in UTF-8
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: json_ready(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {k if isinstance(k, str) else str(json_ready(k)): json_ready(v) for k, v in value.items()}
+        return {str(json_ready(k)): json_ready(v) for k, v in value.items()}
     if isinstance(value, range):
         return {"start": value.start, "stop": value.stop} | ({"step": value.step} if value.step != 1 else {})
     if isinstance(value, list | tuple):
@@ -123,7 +125,7 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((json_ready(v) for v in value), key=repr)
     if isinstance(value, PurePath | Fraction | torch.dtype | torch.device):
-        return str(value)
+        return json_ready(str(value))
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a scalar of numpy or torch
         return json_ready(value.item())
     raise TypeError(f"A receipt has no form for {type(value).__name__}: {value!r}")

@@ -16,14 +16,14 @@ import torch
 
 from .components import Components
 from .engines.local import LocalEngine
-from .errors import Cancelled, OutputError
+from .errors import Cancelled, OutputError, PlanError
 from .interrupt import Interrupts, interrupts
 from .media.probe import Probed, probe
 from .media.sound import Sound
 from .media.video import VideoWriter
 from .planner import Plan
 from .prepare import prepare
-from .receipt import Receipt, Status, peak_memory, versions, write_receipt
+from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
 from .request import Effective, Request
 from .session import Job, Session, TaskReport
 from .streams import to_rgb24
@@ -116,7 +116,8 @@ class Recording:
         write_receipt(self.receipt_path, self._receipt)
         with interrupts() as self._interrupts:
             try:
-                self._record()
+                with _enough_memory(self.prospect.plan):
+                    self._record()
                 probed = self._probe_whole()
             except (KeyboardInterrupt, Cancelled) as stop:
                 self._break_off("cancelled", self._what_is_left())
@@ -160,12 +161,10 @@ class Recording:
             e.height,
             self.prospect.sound.limited(e.seconds),
             e.frames,
-            {"title": "Live Avatar", "comment": json.dumps(comment, ensure_ascii=False)},
+            {"title": "Live Avatar", "comment": json.dumps(json_ready(comment), ensure_ascii=False)},
         )
 
     def _on_task(self, report: TaskReport) -> None:
-        if self._interrupts.asked:
-            raise Cancelled("Cancelled.")
         spent = time.monotonic() - self._generating_since
         left = spent / report.done * (report.total - report.done) if spent > _TELLING_SECONDS else None
         self._tell(Progress(GENERATING, report.done, report.total, self._writer.frames_written, left))
@@ -174,6 +173,8 @@ class Recording:
         self._tell(Progress(name, round(100 * share), 100))
 
     def _tell(self, progress: Progress) -> None:
+        if self._interrupts.asked:
+            raise Cancelled("Cancelled.")
         self.on_progress(progress)
 
     @contextlib.contextmanager
@@ -236,6 +237,20 @@ class Recording:
         if not written:
             return "Cancelled before the first frame; no video was written."
         return f"Cancelled; {self.out} plays and holds {written} of {self.prospect.effective.frames} frames."
+
+
+@contextlib.contextmanager
+def _enough_memory(plan: Plan) -> Iterator[None]:
+    """Turns an accelerator that is full into a PlanError."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        sizes = ", ".join(f"{total / 1e9:.1f} GB on {device}" for device, total in plan.total_by_device.items())
+        raise PlanError(
+            f"A device has no memory left; the network alone was planned to take {sizes}.",
+            "Cut it into more parts on more devices (--stages 1x4 --devices cuda:0,cuda:1,...), ask for a smaller "
+            "size, or close what else uses the device.",
+        ) from error
 
 
 def _now() -> str:

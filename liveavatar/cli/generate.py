@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
             OUTPUT.mkdir(exist_ok=True)
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
     prospect = look_ahead(arguments.image, arguments.audio, request, model=arguments.model, **placement)
-    notes = [*prospect.effective.notes, *([] if prospect.components.trained else [_UNTRAINED])]
+    notes = [f"{out} is there already and will be replaced"] if out.exists() else []
+    notes += [*prospect.effective.notes, *([] if prospect.components.trained else [_UNTRAINED])]
     if not arguments.quiet:
         say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
     progress = ProgressLine(arguments.quiet)

@@ -70,6 +70,10 @@ def check_writable(path: Path) -> None:
             f"The video would be called {path.name!r}, which is no MP4.", "Give a name that ends in .mp4."
         )
     folder = path.absolute().parent
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"The path {path} holds bytes that are no text.", "Choose a name in UTF-8.") from error
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist.", "Create it, or choose one that exists.")
     if missing := {"libx264", "aac"} - av.codecs_available:

@@ -196,6 +196,7 @@ PLACES = {
     "a missing folder": ({"out": "missing/a.mp4"}, ["missing", "Create it"]),
     "a file as folder": ({"out": "voice.wav/a.mp4"}, ["voice.wav", "exist"]),
     "a folder": ({"out": "taken.mp4"}, ["taken.mp4 is a folder", "video.mp4"]),
+    "no text": ({"out": "caf\udce9.mp4"}, ["caf", "UTF-8"]),
     "nothing writable": ({"out": "/proc/a.mp4"}, ["/proc/a.mp4", "another folder"]),
     "the receipt is the video": ({"receipt": "out.mp4"}, ["both", "out.json"]),
     "the receipt is a folder": ({"receipt": "taken.mp4"}, ["taken.mp4 is a folder", "receipt.json"]),
