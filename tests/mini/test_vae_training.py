@@ -28,6 +28,7 @@ TINY = dataclasses.replace(
     vae_people=2,
     vae_still_steps=3,
     vae_steps=6,
+    vae_decoder_steps=3,
     vae_whole_share=0.0,
 )
 
@@ -123,6 +124,16 @@ def test_the_written_folder_is_read_as_any_other_model(tmp_path: Path, clips: Cl
     read = components.vae("cpu", torch.float32)
     assert list(read.config["latents_mean"]) == result.settings["latents_mean"]
     assert abs(measure_redrawing(read, clips).psnr - measure_redrawing(own, clips).psnr) < 0.1
+
+
+def test_training_the_decoder_leaves_the_latents_alone(tmp_path: Path, clips: Clips) -> None:
+    trained(tmp_path)
+    before = load_vae(TINY, tmp_path, people=2)
+    vae.train_decoder(TINY, tmp_path, None, silent)
+    after = load_vae(TINY, tmp_path, people=2)
+    assert before.settings == after.settings
+    changed = {k.split(".")[0] for k in before.weights if not torch.equal(before.weights[k], after.weights[k])}
+    assert "decoder" in changed and changed <= {"decoder", "post_quant_conv"}
 
 
 def test_without_a_checkpoint_there_is_no_vae(tmp_path: Path) -> None:

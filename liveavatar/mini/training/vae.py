@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...config import FRAMES_PER_LATENT
+from ...errors import MissingFilesError
 from ...vae.wan import FeatureMap, build_vae, empty_features
 from .fast_vae import quicken_training
-from .loop import train_steps
+from .loop import load_checkpoint, train_steps
 from .vae_clips import Batch, batch_of, draw_clips
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
-CHECKPOINT, PICTURES = "vae.pt", "vae_pictures.u8"
+CHECKPOINT, DECODER, PICTURES = "vae.pt", "vae_decoder.pt", "vae_pictures.u8"
 """Names in the folder of the work."""
 LATENT_CHANNELS = 16
 _EDGES, _COLOURS, _STILL, _SCALE = 1.0, 1.0, 0.1, 0.003
@@ -128,6 +130,36 @@ def train_vae(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[
     )
 
 
+def train_decoder(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[str], None]) -> None:
+    """Train the decoder alone for `recipe.vae_decoder_steps` more; what latents mean stays as it is.
+
+    So this may run while a network already learns from the latents. Arguments as of `train_vae`.
+
+    Raises:
+        MissingFilesError: the VAE has not been trained there.
+    """
+    state = load_checkpoint(work / CHECKPOINT)
+    if state is None:
+        raise MissingFilesError(f"There is no trained VAE in {work}.", "Run the stage 'vae' first.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainee = Trainee(recipe)
+    trainee.load_state_dict(state)
+    trainee.vae.load_state_dict(trainee.average.state_dict())
+    for part in (trainee.vae.encoder, trainee.vae.quant_conv):
+        part.requires_grad_(False)
+    trainee.to(device)
+    clips = draw_clips(recipe.vae_people, log, keep=work / PICTURES)
+    talking = dataclasses.replace(recipe, seed=recipe.seed + 1, vae_still_steps=0)
+
+    def loss_of(step: int) -> torch.Tensor:
+        trainee.follow(step)
+        noise = torch.Generator().manual_seed(talking.seed * 1_000_003 + step)
+        return decoder_loss(trainee, batch_of(clips, step, talking, device), recipe.vae_noise, noise)
+
+    steps, rate = recipe.vae_decoder_steps, recipe.vae_decoder_rate
+    train_steps(work / DECODER, trainee, loss_of, steps=steps, rate=rate, minutes=minutes, log=log)
+
+
 def _rate_share(recipe: Recipe, step: int, steps: int) -> float:
     """Two falls along a cosine: to a tenth while pictures stand alone, then from a third to 0 while they move."""
     still = min(recipe.vae_still_steps, steps)
@@ -161,6 +193,21 @@ def vae_loss(trainee: Trainee, batch: Batch, noise: float, generator: torch.Gene
     if settled.shape[2]:
         loss = loss + _STILL * (settled.abs().mean((1, 2, 3, 4)) * batch.still).mean()
     return loss
+
+
+def decoder_loss(trainee: Trainee, batch: Batch, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Difference of pictures and of their edges, with gradients for the decoder only."""
+    vae, past = trainee.vae, batch.past
+    features = empty_features(vae.decoder)
+    with torch.autocast(batch.pixels.device.type, torch.bfloat16):
+        with torch.no_grad():
+            latents = _latents(vae, batch.pixels, empty_features(vae.encoder))
+            latents = _noisy(trainee, latents, noise, generator)
+            before = (past + FRAMES_PER_LATENT - 1) // FRAMES_PER_LATENT
+            if before:
+                _pictures(vae, latents[:, :, :before], features, first=True)
+        pictures = _pictures(vae, latents[:, :, before:], features, first=not past)
+    return _picture_loss(pictures.float(), batch.pixels[:, :, past:], batch.weight)
 
 
 def _latents(vae: AutoencoderKLWan, pixels: torch.Tensor, features: FeatureMap) -> torch.Tensor:

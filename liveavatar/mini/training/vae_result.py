@@ -17,7 +17,7 @@ from ...vae.cpu import quicken
 from ...vae.stream import DecodeState, decode_block
 from ...vae.wan import build_vae, encode
 from .loop import load_checkpoint
-from .vae import CHECKPOINT, LATENT_CHANNELS, vae_settings
+from .vae import CHECKPOINT, DECODER, LATENT_CHANNELS, vae_settings
 from .vae_clips import Clips, draw_clips
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCALE = "vae_scale.json"
 """Name in the folder of the work."""
+_DECODER_KEYS = ("average.decoder.", "average.post_quant_conv.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def measure_scale(vae: AutoencoderKLWan, clips: Clips) -> tuple[list[float], lis
 def load_vae(recipe: Recipe, work: Path, people: int = 24) -> TrainedVAE:
     """The averaged weights of the checkpoint, with the latents' scale measured on `people` of the training.
 
-    The scale is kept beside the checkpoint, for the next time.
+    Where the decoder was trained further, it is the later one. The scale is kept beside the checkpoint.
 
     Raises:
         MissingFilesError: the VAE has not been trained there.
@@ -70,6 +71,8 @@ def load_vae(recipe: Recipe, work: Path, people: int = 24) -> TrainedVAE:
     if state is None:
         raise MissingFilesError(f"There is no trained VAE in {work}.", "Run the stage 'vae' first.")
     weights = {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
+    decoder = load_checkpoint(work / DECODER) or {}
+    weights |= {k.removeprefix("average."): v for k, v in decoder.items() if k.startswith(_DECODER_KEYS)}
     settings = vae_settings(recipe)
     scale = _kept_scale(work / SCALE, _fingerprint(weights), people)
     if scale is None:
@@ -90,8 +93,9 @@ def _kept_scale(path: Path, weights: str, people: int) -> tuple[list[float], lis
 
 
 def _fingerprint(weights: dict[str, torch.Tensor]) -> str:
+    """Of what latents depend on."""
     digest = hashlib.sha256()
-    for key in sorted(weights):
+    for key in sorted(k for k in weights if k.startswith(("encoder.", "quant_conv."))):
         digest.update(weights[key].numpy().tobytes())
     return digest.hexdigest()
 
