@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to 
 
 
 def resident(process: int | str = "self") -> float:
-    """MB of a process in memory, pages of mapped files included."""
+    """MB of a process in memory, pages of mapped files included; 0 when it has just ended."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 def test_a_minute_takes_no_more_memory_than_four_seconds(tmp_path):
@@ -66,7 +66,7 @@ def test_ten_minutes_take_no_more_memory_than_one(tmp_path):
     _, short = command_line(tmp_path, 60)
     seen, long = command_line(tmp_path, 600)
     assert long["probed"]["frames"] == 15_000 and len(seen) > 20
-    grown = max(seen[:-4]) - seen[0]
+    grown = max(seen) - seen[0]
     peaks = [told["peak_memory"]["host"] / 2**20 for told in (short, long)]
     print(f"grown by {grown:.1f} MB while generating; peaks of 1 and 10 minutes: {peaks[0]:.0f} and {peaks[1]:.0f} MB")
     assert grown < 50
