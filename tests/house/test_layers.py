@@ -20,7 +20,7 @@ LAYERS = (
     {"planner", "stage", "components", "mini"},
     {"session"},
     {"engines", "prepare"},
-    {"recording"},
+    {"recording", "mini/judge", "mini/evaluate"},
     {"api"},
     {"cli", "__main__", "__init__"},
 )
@@ -36,8 +36,12 @@ def name_of(path: Path) -> str:
 
 
 def part_of(path: Path) -> str:
-    """The part of the library a file belongs to: `model` for liveavatar/model/rope.py, `cli` for liveavatar/cli.py."""
-    return path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+    """The part of the library a file belongs to: `model` for liveavatar/model/rope.py, `cli` for liveavatar/cli.py.
+
+    A file that stands in `LAYERS` by itself ("mini/evaluate") is a part of its own.
+    """
+    own = path.relative_to(LIBRARY).with_suffix("").as_posix()
+    return own if any(own in parts for parts in LAYERS) else own.split("/")[0]
 
 
 def layer_of(part: str) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from ...errors import ModelError
 from .artist import Artist
 from .identity import Identity
 from .looks import Prompt
@@ -33,6 +34,17 @@ class Sample:
     sound: Utterance
     track: Track
     frames: np.ndarray | None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The frames.
+
+        Raises:
+            ModelError: only the plan was asked for.
+        """
+        if self.frames is None:
+            raise ModelError("This example was not drawn.", "Ask for it with draw=True.")
+        return self.frames
 
 
 def sample(

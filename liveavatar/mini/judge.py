@@ -1,0 +1,100 @@
+"""Videos to judge the miniature by: made by the real engine, for people, voices and languages it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..components import Components, FolderComponents
+from ..config import BLOCK_FRAMES
+from ..engines.local import LocalEngine
+from ..media.picture import fit_picture, to_pixels
+from ..media.sound import Sound
+from ..model.transformer import CausalS2VTransformer
+from ..planner import make_plan
+from ..prepare import prepare
+from ..request import Request, resolve
+from ..session import Job, Session, cpu_threads
+from ..streams import to_rgb24
+from ..vae.stream import decode_block, open_decode
+from ..vae.wan import encode
+from ..weights.fill import fill
+from ..weights.source import SafetensorsSource
+
+FAULTS = ("", "no LoRA", "no sink", "other sound")
+"""What may be done wrong on purpose; the figures must show it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """One video to make.
+
+    Attributes:
+        picture: reference, uint8 [H, W, 3].
+        wave: sound, float32 [n] at 16 kHz.
+        prompt: what is asked.
+        seed: of the run.
+        fault: one of `FAULTS`.
+        other_wave: heard instead, where the fault is "other sound"; as long as `wave`.
+    """
+
+    picture: np.ndarray
+    wave: np.ndarray
+    prompt: str
+    seed: int = 420
+    fault: str = ""
+    other_wave: np.ndarray | None = None
+
+
+class Studio:
+    """Makes takes with one model.
+
+    Args:
+        components: the miniature.
+        threads: CPU threads per task.
+    """
+
+    def __init__(self, components: FolderComponents, threads: int = 2):
+        self.components, self.threads = components, threads
+        self.vae = components.vae("cpu", torch.float32)
+
+    def frames(self, take: Take) -> Iterator[np.ndarray]:
+        """The video, uint8 [n, H, W, 3] block by block."""
+        heard = take.other_wave if take.fault == "other sound" and take.other_wave is not None else take.wave
+        sound = Sound.from_array(heard, 16_000)
+        height, width = take.picture.shape[:2]
+        request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
+        effective = resolve(request, (width, height), len(sound.samples), sound.rate)
+        plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
+        material = prepare(self.components, plan, request, effective, take.picture, sound, self.vae)
+        if take.fault == "no sink":
+            material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
+        components: Components = WithoutLoRA(self.components.files) if take.fault == "no LoRA" else self.components
+        job = Job(effective, material, request.sink_distance)
+        with Session(LocalEngine(components, plan), self.vae, job) as session:
+            for pixels in session.frames:
+                yield to_rgb24(pixels)
+
+    def rebuilt(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """What the VAE alone makes of a video that begins after the picture stood still: uint8 like `frames`."""
+        still = to_pixels(fit_picture(picture, frames.shape[2], frames.shape[1]))
+        whole = len(frames) // BLOCK_FRAMES * BLOCK_FRAMES
+        video = torch.cat([to_pixels(f) for f in frames[:whole]], 2)
+        with torch.inference_mode(), cpu_threads(self.threads):
+            latents = encode(self.vae, torch.cat((still.expand(-1, -1, 25, -1, -1), video), 2))[0]
+            state = open_decode(self.vae, latents[None])
+            return to_rgb24(decode_block(self.vae, state, latents[:, 7:]))
+
+
+class WithoutLoRA(FolderComponents):
+    """The mistake of forgetting the LoRA."""
+
+    def transformer(self, part: Any, device: Any, dtype: Any) -> CausalS2VTransformer:
+        with torch.device("meta"):
+            net = CausalS2VTransformer(self.config, part)
+        fill(net, SafetensorsSource(self.files.transformer), dtype=dtype, device=device)
+        return net

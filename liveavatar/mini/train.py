@@ -1,0 +1,106 @@
+"""Train the miniature: `python -m liveavatar.mini.train [--stage ...] --work DIR [--out DIR]`.
+
+Stages, in order: vae, sound, words (each alone), scenes (encodes training videos with them), network, export. Every
+stage saves once a minute and goes on where it was; what is finished is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import LiveAvatarError, MissingFilesError
+from ..vae.cpu import quicken
+from .training.export import write_network
+from .training.loop import load_checkpoint
+from .training.network import EARLY, NETWORK, train_network
+from .training.recipe import Recipe
+from .training.scenes import make_scenes
+from .training.sound import export_sound, train_sound, trained_listener
+from .training.vae import train_vae
+from .training.vae_result import load_vae, write_vae
+from .training.words import export_words, train_words, trained_reader
+
+Log = Callable[[str], None]
+STAGES = ("vae", "sound", "words", "scenes", "network", "export")
+
+
+def main() -> int:
+    """Run the asked stages."""
+    parser = argparse.ArgumentParser(prog="python -m liveavatar.mini.train", description=__doc__)
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
+    parser.add_argument("--work", type=Path, default=Path("output/mini-training"), help="checkpoints and scenes")
+    parser.add_argument("--out", type=Path, default=Path("output/mini"), help="the model folder that export writes")
+    parser.add_argument("--minutes", type=float, help="end each stage after so many minutes; run again to go on")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--share", default="0/1", metavar="K/N", help="of the scenes, make every Nth from K on")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        for stage in (s for s in STAGES if s in arguments.stage):
+            run(stage, Recipe(), arguments, _say)
+    except LiveAvatarError as error:
+        print(f"liveavatar: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> None:
+    """Run one stage to its end, or for the minutes it is given."""
+    work, minutes = arguments.work, arguments.minutes
+    work.mkdir(parents=True, exist_ok=True)
+    log(f"stage {stage}")
+    if stage == "vae":
+        train_vae(recipe, work, minutes, log)
+    elif stage == "sound":
+        train_sound(recipe, work, minutes, log)
+    elif stage == "words":
+        train_words(recipe, work, minutes, log)
+    elif stage == "scenes":
+        first, stride = (int(n) for n in arguments.share.split("/"))
+        make_scenes(recipe, work, encoders(recipe, work), first, stride, log)
+    elif stage == "network":
+        train_network(recipe, work, minutes, log)
+    else:
+        export(recipe, work, arguments.out, log)
+
+
+def encoders(recipe: Recipe, work: Path) -> tuple[Any, Any, tuple[Any, Any]]:
+    """The trained VAE, sound encoder, and text encoder with its tokenizer."""
+    reader, tokenizer = trained_reader(recipe, work)
+    vae = quicken(load_vae(recipe, work).build())
+    return vae, trained_listener(recipe, work).encoder, (reader.encoder, tokenizer)
+
+
+def export(recipe: Recipe, work: Path, folder: Path, log: Log) -> None:
+    """Write the model folder in the official layout.
+
+    Raises:
+        MissingFilesError: a stage before has not been run.
+    """
+    trained, early = load_checkpoint(work / NETWORK), load_checkpoint(work / EARLY)
+    if trained is None or early is None:
+        raise MissingFilesError(f"There is no trained network in {work}.", "Run the stage 'network' first.")
+    sizes = {
+        "network": write_network(recipe, folder, trained, early),
+        "VAE": write_vae(folder / "vae", load_vae(recipe, work)),
+        "sound": export_sound(recipe, work, folder),
+        "words": export_words(recipe, work, folder),
+    }
+    log(", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items()))
+    log(f"{sum(sizes.values()) / 1e6:.2f} MB in {folder}")
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
