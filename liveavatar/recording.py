@@ -154,7 +154,8 @@ class Recording:
 
     def _new_writer(self) -> VideoWriter:
         e, plan = self.prospect.effective, self.prospect.plan
-        comment = {"model": plan.model, "stages": str(plan.cut), "dtype": plan.dtype, **dataclasses.asdict(e)}
+        summary = {"model": plan.model, "stages": str(plan.cut), "dtype": plan.dtype}
+        comment = {**summary, **dataclasses.asdict(e), "plan": plan}
         return VideoWriter(
             self.out,
             e.width,

@@ -60,6 +60,7 @@ def test_the_plan_is_in_the_file_itself(inputs, made):
         told = json.loads(container.metadata["comment"])
     assert told["stages"] == "1x1" and told["model"] == "mini" and told["dtype"] == "float32"
     assert (told["seed"], told["steps"], told["blocks"], told["width"]) == (7, 4, 3, 64)
+    assert [s["device"] for s in told["plan"]["stages"]] == ["cpu"]
 
 
 def test_the_frames_are_those_of_the_library(inputs, made):
