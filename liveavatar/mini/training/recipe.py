@@ -58,7 +58,7 @@ class Recipe:
     vae_steps: int = 10850
     sound_steps: int = 1500
     words_steps: int = 2000
-    network_steps: int = 3200
+    network_steps: int = 3900
     vae_rate: float = 2e-3
     sound_rate: float = 2e-3
     words_rate: float = 2e-3
