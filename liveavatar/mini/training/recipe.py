@@ -28,7 +28,6 @@ class Recipe:
         vae_rate, sound_rate, words_rate, network_rate: their highest learning rates.
         early_share: share of the network's steps after which the weights are kept aside; the LoRA is what came later.
         lora_rank: of the shipped LoRA.
-        mouth_weight: of latents around the mouth in the network's loss.
     """
 
     seed: int = 20
@@ -65,7 +64,6 @@ class Recipe:
     network_rate: float = 1e-3
     early_share: float = 0.3
     lora_rank: int = 32
-    mouth_weight: float = 4.0
 
     @property
     def network(self) -> ModelConfig:
