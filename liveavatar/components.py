@@ -1,7 +1,8 @@
 """From a model's name to its modules.
 
-A model is "mini" (the embedded, untrained one), a folder in the official layout, or one safetensors file of the
-transformer with the other parts beside it. Modules are built without memory and filled with exactly what they own.
+A model is "mini" (the trained miniature that comes along), "untrained" (random weights), a folder in the official
+layout, or one safetensors file of the transformer with the other parts beside it. Modules are built without memory and
+filled with exactly what they own.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 
+MINI_FOLDER = Path(__file__).parent / "mini" / "model"
+"""The miniature, in the official layout like any other model."""
+
 Device = torch.device | str
 
 
@@ -69,16 +73,18 @@ class Components(Protocol):
 
 
 def open_components(model: str | Path) -> Components:
-    """The components of "mini", of a model folder, or of a single transformer file.
+    """The components of "mini", of "untrained", of a model folder, or of a single transformer file.
 
     Raises:
         MissingFilesError: no such model, or parts of it are missing; with the commands that fetch them.
         ModelError: a file is cut off or of another kind.
     """
-    if str(model) == "mini":
-        from .mini.components import MiniComponents
+    if str(model) == "untrained":
+        from .mini.untrained import UntrainedComponents
 
-        return MiniComponents()
+        return UntrainedComponents()
+    if str(model) == "mini":
+        return FolderComponents(find_model(MINI_FOLDER), name="mini")
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",

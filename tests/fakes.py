@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from liveavatar.config import MINI, ModelConfig
+from liveavatar.config import UNTRAINED, ModelConfig
 from liveavatar.errors import ModelError
-from liveavatar.mini.components import UMT5, WAV2VEC2
 from liveavatar.mini.seeded import SeededSource
+from liveavatar.mini.untrained import UMT5, WAV2VEC2
 from liveavatar.weights import folder as names
 from liveavatar.weights.keymaps import umt5_to_transformers, vae_to_diffusers
 from liveavatar.weights.lora import lora_targets
@@ -30,7 +30,7 @@ def random_tensors(build, seed: int, dtype=torch.float32) -> dict[str, torch.Ten
     return {k: source.read(k).to(dtype) for k in sorted(shapes)}
 
 
-def write_official_folder(path: Path, config: ModelConfig = MINI, seed: int = 7, lora: bool = True) -> Path:
+def write_official_folder(path: Path, config: ModelConfig = UNTRAINED, seed: int = 7, lora: bool = True) -> Path:
     """Write every file of Wan2.2-S2V-14B, at the size of `config`, in the names and dtypes of the published ones.
 
     The transformer is in two bfloat16 shards, the VAE and the text encoder in pickles under their original names, the

@@ -14,7 +14,10 @@ from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_err
 
 OUTPUT = Path("output")
 """Where videos go that were given no name; made when needed."""
-_UNTRAINED = "this model is untrained: it proves the machinery, the picture is noise"
+_ABOUT = {
+    "mini": "this is the miniature: it knows drawn people of 128x128 only, and is no measure of the 14B model",
+    "untrained": "this model is untrained: it proves the machinery, the picture is noise",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
     prospect = look_ahead(arguments.image, arguments.audio, request, model=arguments.model, **placement)
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
-    notes += [*prospect.effective.notes, *([] if prospect.components.trained else [_UNTRAINED])]
+    notes += [*prospect.effective.notes, *([_ABOUT[arguments.model]] if arguments.model in _ABOUT else [])]
     if not arguments.quiet:
         say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
     progress = ProgressLine(arguments.quiet)

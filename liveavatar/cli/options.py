@@ -10,7 +10,7 @@ from ..errors import RequestError
 from ..request import DEFAULT_PROMPT, Request
 from .parser import number, whole_number
 
-_DEFAULT_SIZES = {"mini": "256x256"}
+_DEFAULT_SIZES = {"mini": "128x128", "untrained": "128x128"}
 _DEFAULT_SIZE = "704x384"
 
 
@@ -18,7 +18,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """What is asked for, and where it runs."""
     parser.add_argument("--model", default="mini", metavar="mini|DIR|FILE", help="the model (default: mini)")
     parser.add_argument(
-        "--size", metavar="WxH", help=f"width x height, an area (default: {_DEFAULT_SIZE}; mini: 256x256)"
+        "--size", metavar="WxH", help=f"width x height, an area (default: {_DEFAULT_SIZE}; mini: 128x128)"
     )
     parser.add_argument(
         "--steps", type=whole_number(4), default=4, metavar="N", help="denoising steps per block (default: 4)"

@@ -1,1 +1,1 @@
-"""The embedded default: a small untrained model of the same architecture, a picture and a voice."""
+"""The miniature: a small model of the same architecture that comes along, and the drawn world it was trained in."""

@@ -12,10 +12,10 @@ import torch
 from cli.runs import generate, receipt, run, write_inputs
 from safetensors.torch import load_file, save_file
 
-from liveavatar.config import MINI
+from liveavatar.config import UNTRAINED
 from liveavatar.media.probe import probe
 
-SMALL = dataclasses.replace(MINI, num_layers=3, audio_inject_layers=(0, 2), audio_layers=3)
+SMALL = dataclasses.replace(UNTRAINED, num_layers=3, audio_inject_layers=(0, 2), audio_layers=3)
 SHARDS = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 VAE, TEXT = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"
 AUDIO, LORA = "wav2vec2-large-xlsr-53-english", "liveavatar.safetensors"
@@ -80,7 +80,7 @@ def test_inspect_says_what_is_missing_and_damaged_and_how_to_fetch_it(copy):
 
 def test_inspect_mini(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run("inspect", "mini").code == 0 and "untrained" in run("inspect", "mini").out
+    assert run("inspect", "mini").code == 0 and "untrained" in run("inspect", "untrained").out
 
 
 def damage(path, keep=0.7):

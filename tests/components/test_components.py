@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liveavatar.components import Components, FolderComponents, open_components, wav2vec2_key
-from liveavatar.config import MINI, WAN2_2_S2V_14B
+from liveavatar.components import MINI_FOLDER, Components, FolderComponents, open_components, wav2vec2_key
+from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.encoders.audio import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
@@ -23,7 +23,7 @@ from liveavatar.vae.wan import encode
 from liveavatar.weights.folder import find_model
 from liveavatar.weights.parts import config_of_single_file
 
-SMALL = dataclasses.replace(MINI, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
+SMALL = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return open_components("mini")
+def untrained():
+    return open_components("untrained")
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def whole(components):
 # -- any model --
 
 
-@pytest.fixture(params=["mini", "folder"])
-def components(request, mini):
-    return mini if request.param == "mini" else open_components(request.getfixturevalue("folder"))
+@pytest.fixture(params=["untrained", "folder"])
+def components(request, untrained):
+    return untrained if request.param == "untrained" else open_components(request.getfixturevalue("folder"))
 
 
 def test_interface(components):
@@ -97,15 +97,15 @@ def test_audio_encoder_hears(components):
 # -- the embedded model --
 
 
-def test_mini_is_honest_and_repeatable(mini):
-    assert not mini.trained
-    assert "untrained" in mini.describe()
-    first, second = whole(mini).state_dict(), whole(open_components("mini")).state_dict()
+def test_the_untrained_model_is_honest_and_repeatable(untrained):
+    assert not untrained.trained
+    assert "untrained" in untrained.describe()
+    first, second = whole(untrained).state_dict(), whole(open_components("untrained")).state_dict()
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_mini_pictures_neither_vanish_nor_saturate(mini):
-    vae = mini.vae("cpu", torch.float32)
+def test_untrained_pictures_neither_vanish_nor_saturate(untrained):
+    vae = untrained.vae("cpu", torch.float32)
     rgb = decode_block(
         vae, DecodeState.empty(vae), torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     )
@@ -118,6 +118,14 @@ def test_seeded_tensors_depend_on_seed_and_name_only():
     assert torch.equal(one.read("a.weight"), SeededSource({"a.weight": (3, 3)}, 1).read("a.weight"))
     assert not torch.equal(one.read("a.weight"), one.read("b.weight"))
     assert not torch.equal(one.read("a.weight"), SeededSource({"a.weight": (3, 3)}, 2).read("a.weight"))
+
+
+def test_the_miniature_is_an_official_folder_of_the_stated_size():
+    mini = open_components("mini")
+    assert mini.trained
+    assert mini.config == MINI
+    shipped = sum(f.stat().st_size for f in MINI_FOLDER.rglob("*") if f.is_file())
+    assert shipped <= 24e6
 
 
 # -- the official folder --

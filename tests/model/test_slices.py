@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from session.tiny import tiny_config
 
-from liveavatar.config import MINI, ModelConfig
+from liveavatar.config import UNTRAINED, ModelConfig
 from liveavatar.distance import SinkDistance
 from liveavatar.model.kv import BlockMemory, Ring, SinkMemory, Window
 from liveavatar.model.layer import AudioTokens
@@ -73,7 +73,7 @@ def test_slices_compute_what_the_whole_computes() -> None:
 
 
 def test_far_positions_are_as_finite_and_as_different_as_near_ones() -> None:
-    net = network(MINI)
+    net = network(UNTRAINED)
     near, far, next_far = (net.run_layers(*block_inputs(net, b)) for b in (8, DAY_BLOCKS, DAY_BLOCKS + 1))
     assert torch.isfinite(far).all()
     assert not torch.equal(near, far)

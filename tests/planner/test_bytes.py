@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liveavatar.config import MINI, WAN2_2_S2V_14B, ModelConfig
+from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B, ModelConfig
 from liveavatar.errors import PlanError
 from liveavatar.model.kv import Ring
 from liveavatar.model.transformer import CausalS2VTransformer, Part
@@ -20,7 +20,7 @@ def parameters(config: ModelConfig, part: Part) -> int:
         return sum(p.numel() for p in CausalS2VTransformer(config, part).parameters())
 
 
-@pytest.mark.parametrize("config", [MINI, WAN2_2_S2V_14B], ids=["mini", "14b"])
+@pytest.mark.parametrize("config", [UNTRAINED, WAN2_2_S2V_14B], ids=["mini", "14b"])
 @pytest.mark.parametrize("parts", [1, 3, 4])
 def test_weights_are_counted_to_the_number(config: ModelConfig, parts: int) -> None:
     plan = make_plan(effective(), config, model="x", stages=f"1x{parts}", dtype="bfloat16")
@@ -39,13 +39,13 @@ def test_the_published_model_has_its_published_size() -> None:
 
 def test_rings_and_sinks_are_those_that_are_allocated() -> None:
     asked = effective("128x128", steps=3)
-    plan = make_plan(asked, MINI, model="x", stages="1x2")
-    ring = Ring.empty(asked.frame_tokens, MINI.num_heads, MINI.head_dim, torch.float32, torch.device("meta"))
+    plan = make_plan(asked, UNTRAINED, model="x", stages="1x2")
+    ring = Ring.empty(asked.frame_tokens, UNTRAINED.num_heads, UNTRAINED.head_dim, torch.float32, torch.device("meta"))
     per_layer = ring.k.nbytes + ring.v.nbytes
     for stage in plan.stages:
         assert stage.rings == per_layer * len(stage.layers) * 3
     tokens = asked.frame_tokens * 5 // 2
-    assert plan.stages[0].sink == 2 * (2 * tokens * MINI.dim * 4) * len(plan.stages[0].layers)
+    assert plan.stages[0].sink == 2 * (2 * tokens * UNTRAINED.dim * 4) * len(plan.stages[0].layers)
 
 
 def test_known_figures_at_704x384() -> None:
@@ -56,9 +56,9 @@ def test_known_figures_at_704x384() -> None:
 
 
 def test_stages_of_other_steps_share_weights_on_one_device() -> None:
-    one = make_plan(effective(), MINI, model="x", stages="1x1")
-    four = make_plan(effective(), MINI, model="x", stages="4x1")
-    apart = make_plan(effective(), MINI, model="x", stages="4x1", devices=["a", "b", "c", "d"])
+    one = make_plan(effective(), UNTRAINED, model="x", stages="1x1")
+    four = make_plan(effective(), UNTRAINED, model="x", stages="4x1")
+    apart = make_plan(effective(), UNTRAINED, model="x", stages="4x1", devices=["a", "b", "c", "d"])
     assert four.weights_by_device == one.weights_by_device
     assert sum(apart.weights_by_device.values()) == 4 * sum(one.weights_by_device.values())
 
@@ -66,5 +66,5 @@ def test_stages_of_other_steps_share_weights_on_one_device() -> None:
 @pytest.mark.parametrize("wrong", [{"dtype": "int3"}, {"threads": 0}, {"stages": "5x1"}, {"stages": "1x99"}])
 def test_impossible_plans_are_refused(wrong: dict) -> None:
     with pytest.raises(PlanError) as e:
-        make_plan(effective(), MINI, model="x", **wrong)
+        make_plan(effective(), UNTRAINED, model="x", **wrong)
     assert e.value.nearest

@@ -7,11 +7,11 @@ import shutil
 import fakes
 import pytest
 
-from liveavatar.config import MINI
+from liveavatar.config import UNTRAINED
 from liveavatar.errors import MissingFilesError, ModelError
 from liveavatar.weights.folder import find_model, format_inspection, inspect_model
 
-SMALL = dataclasses.replace(MINI, num_layers=1, audio_inject_layers=(0,), audio_layers=2)
+SMALL = dataclasses.replace(UNTRAINED, num_layers=1, audio_inject_layers=(0,), audio_layers=2)
 SHARD = "diffusion_pytorch_model-00002-of-00002.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 WAV2VEC2 = "wav2vec2-large-xlsr-53-english"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from liveavatar.config import MINI
+from liveavatar.config import UNTRAINED
 from liveavatar.errors import LoRAError, MissingFilesError
 from liveavatar.weights.lora import LoRASource, lora_targets, open_lora
 from liveavatar.weights.source import DictSource
@@ -41,7 +41,7 @@ def expected(target, scale, lora):
 
 
 def test_targets_follow_the_config():
-    assert len(lora_targets(MINI)) == 4 * 10 + 3 * 4
+    assert len(lora_targets(UNTRAINED)) == 4 * 10 + 3 * 4
 
 
 def test_merge_is_exact_in_float32_and_leaves_the_rest():

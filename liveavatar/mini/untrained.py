@@ -1,7 +1,7 @@
-"""The embedded model: the same architecture at a thousandth of the size, with seeded random weights.
+"""The untrained model: the same architecture at a ten-thousandth of the size, with seeded random weights.
 
-It is made in code in about a second, so that everything runs on any machine before anything is downloaded. It is
-untrained: what it draws means nothing, but every step on the way is the real one.
+It is made in code in a moment, for tests and measurements. What it draws means nothing, but every step on the way is
+the real one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..config import MINI
+from ..config import UNTRAINED
 from ..weights.fill import DType, fill
 from .seeded import SeededSource
 
@@ -29,7 +29,7 @@ VAE: dict[str, Any] = {"base_dim": 8, "num_res_blocks": 1, "dim_mult": [1, 1, 2,
 """Chosen for speed: 0.1 s for a block of 128x128 on one core."""
 UMT5: dict[str, Any] = {
     "vocab_size": 384,
-    "d_model": MINI.text_dim,
+    "d_model": UNTRAINED.text_dim,
     "d_kv": 16,
     "d_ff": 96,
     "num_heads": 3,
@@ -41,8 +41,8 @@ UMT5: dict[str, Any] = {
     "dropout_rate": 0.0,
 }
 WAV2VEC2: dict[str, Any] = {
-    "hidden_size": MINI.audio_dim,
-    "num_hidden_layers": MINI.audio_layers - 1,
+    "hidden_size": UNTRAINED.audio_dim,
+    "num_hidden_layers": UNTRAINED.audio_layers - 1,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "conv_dim": [16] * 7,
@@ -57,17 +57,17 @@ WAV2VEC2: dict[str, Any] = {
 }
 
 
-class MiniComponents:
-    """The parts of the embedded model (see `liveavatar.components.Components`)."""
+class UntrainedComponents:
+    """The parts of the untrained model (see `liveavatar.components.Components`)."""
 
-    name = "mini"
-    config = MINI
+    name = "untrained"
+    config = UNTRAINED
     trained = False
 
     def transformer(self, part: Part, device: torch.device | str, dtype: DType) -> CausalS2VTransformer:
         from ..model.transformer import CausalS2VTransformer
 
-        return _seeded(lambda: CausalS2VTransformer(MINI, part), device, dtype)
+        return _seeded(lambda: CausalS2VTransformer(UNTRAINED, part), device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
         from ..vae.cpu import quicken
@@ -92,7 +92,7 @@ class MiniComponents:
         return _seeded(lambda: Wav2Vec2Model(config), device, dtype)
 
     def describe(self) -> str:
-        return f"mini: embedded, untrained, random weights of seed {SEED}"
+        return f"untrained: random weights of seed {SEED}, made in code"
 
 
 def _seeded(
