@@ -35,7 +35,16 @@ def test_the_file_is_what_was_said(inputs, made):
     assert (found.width, found.height, found.frames, found.fps) == (64, 64, 30, 25)
     assert found.audio_rate == 16000 and abs(found.av_difference) <= 0.04
     assert abs(found.video_start) < 1e-3 and abs(found.audio_start) < 1e-3
-    for words in ("64x64", "30 frames", "1.20 s", "3 blocks of 12 frames", "4 steps", "seed 7", "stages 1x1", "noise"):
+    for words in (
+        "64x64",
+        "30 frames",
+        "1.20 s",
+        "3 blocks of 12 frames",
+        "4 steps",
+        "seed 7",
+        "stages 1x1",
+        "miniature",
+    ):
         assert words in made.out, made.out
 
 

@@ -58,7 +58,7 @@ OPTIONS = [
     ("seconds", "inf", "inf", "leave it out"),
     ("seconds", "ten", "'ten'", "not a number"),
     ("stages", "9x1", "4 steps", "9 groups", "4x1"),
-    ("stages", "1x99", "4 layers", "99 parts", "1x4"),
+    ("stages", "1x99", "6 layers", "99 parts", "1x6"),
     ("stages", "0x1", "0 groups", "1x1"),
     ("stages", "many", "'many'", "1x4"),
     ("devices", "tpu", "'tpu'", "cpu"),

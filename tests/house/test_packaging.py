@@ -103,7 +103,7 @@ def test_the_voice_is_small_and_speaks_for_a_few_seconds():
 
 
 def test_assets_travel_with_the_package(metadata):
-    assert metadata["tool"]["setuptools"]["package-data"] == {"liveavatar.mini": ["assets/*"]}
+    assert metadata["tool"]["setuptools"]["package-data"] == {"liveavatar.mini": ["assets/*", "model/**/*"]}
     assert (ASSETS.parent / "__init__.py").is_file(), "without it the assets are not installed"
 
 
@@ -126,8 +126,10 @@ def test_tracked_files_carry_no_machine_path_and_no_registry_host():
 
 
 def test_tracked_files_are_small():
-    large = [p.name for p in tracked() if p.stat().st_size > 2_000_000]
+    model = PROJECT / "liveavatar" / "mini" / "model"
+    large = [p.name for p in tracked() if p.stat().st_size > 2_000_000 and model not in p.parents]
     assert not large, f"{large}: everyone clones them"
+    assert sum(p.stat().st_size for p in tracked() if model in p.parents) < 24_000_000
     cut = [p for p in tracked() if p.parent == PROJECT / "tests" / "golden" / "cut"]
     assert cut and sum(p.stat().st_size for p in cut) < 6_000_000
 
