@@ -23,7 +23,7 @@ from .training.network import EARLY, NETWORK, train_network
 from .training.recipe import Recipe
 from .training.scenes import make_scenes
 from .training.sound import export_sound, train_sound, trained_listener
-from .training.vae import train_vae
+from .training.vae import train_decoder, train_vae
 from .training.vae_result import load_vae, write_vae
 from .training.words import export_words, train_words, trained_reader
 
@@ -58,7 +58,8 @@ def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> 
     work.mkdir(parents=True, exist_ok=True)
     log(f"stage {stage}")
     if stage == "vae":
-        train_vae(recipe, work, minutes, log)
+        if train_vae(recipe, work, minutes, log):
+            train_decoder(recipe, work, minutes, log)
     elif stage == "sound":
         train_sound(recipe, work, minutes, log)
     elif stage == "words":

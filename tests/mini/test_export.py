@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from liveavatar.config import ModelConfig
+from liveavatar.config import MINI, ModelConfig
 from liveavatar.mini.training.export import split, write_network
 from liveavatar.mini.training.network import Draw, new_network, scene_loss
 from liveavatar.mini.training.recipe import Recipe
@@ -57,6 +57,10 @@ def test_the_loader_merges_the_folder_back(tmp_path) -> None:
     for key, value in trained.items():
         assert torch.allclose(source.read(key).float(), value, atol=0.02, rtol=0.02), key
     assert size < 4 * sum(v.numel() for v in trained.values())
+
+
+def test_the_shipped_miniature_has_the_dimensions_of_the_recipe() -> None:
+    assert Recipe().network == MINI
 
 
 def test_scenes_survive_their_file(tmp_path) -> None:

@@ -99,13 +99,16 @@ def vae_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def train_vae(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[str], None]) -> None:
+def train_vae(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[str], None]) -> bool:
     """Train, or go on training, until `recipe.vae_steps` are done or the time is up.
 
     Args:
         work: where the checkpoint and the drawn pictures lie.
         minutes: of training, without the drawing; None for no limit.
         log: called with a line about every 15 s.
+
+    Returns:
+        Whether all steps are done.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work.mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,7 @@ def train_vae(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[
         noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         return vae_loss(trainee, batch, recipe.vae_noise, noise)
 
-    train_steps(
+    return train_steps(
         work / CHECKPOINT,
         trainee,
         loss_of,
