@@ -19,7 +19,7 @@ from ..errors import LiveAvatarError, MissingFilesError
 from ..vae.cpu import quicken
 from .training.export import write_network
 from .training.loop import load_checkpoint
-from .training.network import EARLY, NETWORK, train_network
+from .training.network import EARLY, REFINED, refine_network, train_network
 from .training.recipe import Recipe
 from .training.scenes import make_scenes
 from .training.sound import export_sound, train_sound, trained_listener
@@ -68,7 +68,8 @@ def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> 
         first, stride = (int(n) for n in arguments.share.split("/"))
         make_scenes(recipe, work, encoders(recipe, work), first, stride, log)
     elif stage == "network":
-        train_network(recipe, work, minutes, log)
+        if train_network(recipe, work, minutes, log):
+            refine_network(recipe, work, minutes, log)
     else:
         export(recipe, work, arguments.out, log)
 
@@ -86,7 +87,7 @@ def export(recipe: Recipe, work: Path, folder: Path, log: Log) -> None:
     Raises:
         MissingFilesError: a stage before has not been run.
     """
-    trained, early = load_checkpoint(work / NETWORK), load_checkpoint(work / EARLY)
+    trained, early = load_checkpoint(work / REFINED), load_checkpoint(work / EARLY)
     if trained is None or early is None:
         raise MissingFilesError(f"There is no trained network in {work}.", "Run the stage 'network' first.")
     sizes = {

@@ -1,13 +1,16 @@
 """The exported folder is an official one: base and LoRA add up to what was trained, and scenes survive their file."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from liveavatar.config import MINI, ModelConfig
 from liveavatar.mini.training.export import split, write_network
-from liveavatar.mini.training.network import Draw, new_network, scene_loss
+from liveavatar.mini.training.network import Draw, Lesson, new_network, scene_loss
+from liveavatar.mini.training.optimiser import MuonAdamW
 from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.rollout import Scene
 from liveavatar.mini.training.scenes import SceneFolder
@@ -73,13 +76,40 @@ def test_scenes_survive_their_file(tmp_path) -> None:
         assert torch.allclose(getattr(read, field.name), getattr(written, field.name), atol=2e-3)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_what_a_step_learns_from_follows_from_its_number(share: float) -> None:
+@pytest.mark.parametrize("lesson", [Lesson.first(0.0), Lesson.first(1.0), Lesson.refined(0.0), Lesson.refined(1.0)])
+def test_what_a_step_learns_from_follows_from_its_number(lesson: Lesson) -> None:
     for number in range(50):
-        a, b = (Draw.of(number, 9, share, 3) for _ in range(2))
-        assert dataclasses.replace(a, generator=b.generator) == b
+        first, again = (Draw.of(lesson, number, 9, 8, 3) for _ in range(2))
+        assert len(first) == len(again) == lesson.scenes
+        for a, b in zip(first, again, strict=True):
+            assert dataclasses.replace(a, generator=b.generator) == b
+            assert a.window + a.blocks <= 8
+            assert not (a.own and lesson.own == 0)
+        a, b = first[-1], again[-1]
         assert torch.equal(torch.randn(3, generator=a.generator), torch.randn(3, generator=b.generator))
-        assert not (a.own and share == 0)
+
+
+def test_muon_goes_on_where_it_was_saved() -> None:
+    """Two steps in a row, and one step, a save, a load and another, end with the same weights."""
+
+    def moved(net: nn.Module, optimiser: MuonAdamW, times: int) -> None:
+        for _ in range(times):
+            optimiser.zero_grad()
+            sum(p.square().sum() for p in net.parameters()).backward()
+            optimiser.step()
+
+    nets = [nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    before = nets[0][0].weight.detach().clone()
+    moved(nets[0], MuonAdamW(nets[0], 1e-2), 2)
+    halfway = MuonAdamW(nets[1], 1e-2)
+    moved(nets[1], halfway, 1)
+    resumed = MuonAdamW(nets[1], 1e-2)
+    resumed.load_state_dict(copy.deepcopy(halfway.state_dict()))
+    moved(nets[1], resumed, 1)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.allclose(nets[0][0].weight, before)
 
 
 def test_a_few_steps_lower_the_loss() -> None:
@@ -88,7 +118,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     losses = []
     for _ in range(25):
         loss = scene_loss(
-            net, video, dataclasses.replace(Draw.of(1, 1, 0, 0), step=1, own=False, first_block=0), schedule
+            net, video, dataclasses.replace(Draw.of(Lesson.first(0.0), 1, 1, 8, 0)[0], step=1, own=False, first_block=0), schedule
         )
         optimiser.zero_grad()
         loss.backward()

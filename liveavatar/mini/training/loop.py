@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,6 +14,21 @@ SAVE_SECONDS = 60.0
 """Between checkpoints: what a run that is killed loses at most."""
 LOG_SECONDS = 15.0
 _SMOOTHING = 0.98
+
+
+class Optimiser(Protocol):
+    """What the loop needs of an optimiser."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def step(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def train_steps(
@@ -25,8 +41,11 @@ def train_steps(
     minutes: float | None,
     log: Callable[[str], None],
     share: Callable[[int, int], float] | None = None,
+    optimiser_of: Callable[[nn.Module, float], Optimiser] | None = None,
 ) -> bool:
-    """AdamW over `steps` steps, the rate rising over the first twentieth and then falling to 0 along a cosine.
+    """AdamW (or another optimiser) over `steps` steps.
+
+    The rate rises over the first twentieth and then falls to 0 along a cosine.
 
     The state (weights, optimiser, step) lies in `path` after every minute and at the end; if it is there at the start,
     training goes on from it. What a step learns from must follow from its number, so an interrupted run ends with the
@@ -40,11 +59,12 @@ def train_steps(
         minutes: after so many, the run ends early; the schedule is not shortened.
         log: called with a line about every 15 s.
         share: step, steps -> share of the rate, instead of `rate_share`.
+        optimiser_of: model, rate -> optimiser, instead of AdamW.
 
     Returns:
         Whether all steps are done.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = (optimiser_of or _adamw)(model, rate)
     step = _resume(path, model, optimiser)
     begun = saved = logged = time.monotonic()
     smooth: float | None = None
@@ -86,7 +106,11 @@ def load_checkpoint(path: Path) -> dict[str, torch.Tensor] | None:
     return dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
 
 
-def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _adamw(model: nn.Module, rate: float) -> Optimiser:
+    return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _resume(path: Path, model: nn.Module, optimiser: Optimiser) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -95,7 +119,7 @@ def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> i
     return int(state["step"])
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, model: nn.Module, optimiser: Optimiser, step: int) -> None:
     """Whole or not at all: written beside its place, then moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")

@@ -1,7 +1,8 @@
 """Training the transformer: every denoising step, in block-causal rollouts, on scenes encoded beforehand.
 
 The talk is a function of the sound, so each step can be taught its answer directly: the clean latents it should lead
-to. Late in training the input of a step is what the network itself made of the steps before.
+to. Late in training the input of a step is what the network itself made of the steps before. AdamW brings it to talk;
+Muon, on many faces at a time and then on long talk again, brings it to likeness.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ import torch
 from ...errors import MissingFilesError
 from ...model.transformer import CausalS2VTransformer, Part
 from ...schedule import Schedule
-from .loop import train_steps
+from .loop import load_checkpoint, train_steps
+from .optimiser import MuonAdamW
 from .recipe import Recipe
 from .rollout import Rollout, Scene
 from .scenes import SceneFolder
 
-NETWORK, EARLY = "network.pt", "network_early.pt"
-"""Checkpoints in the working folder: the training, and the weights kept aside for the LoRA."""
+NETWORK, EARLY, REFINED = "network.pt", "network_early.pt", "network_refined.pt"
+"""Checkpoints in the working folder: the training, the weights kept aside for the LoRA, and the refinement."""
 STEPS = 4
-_STEP_CHANCES = (0.4, 0.25, 0.25, 0.1)
-_OWN_SHARE = 0.6
-"""Of the later steps, at the end of training, those that go on from the network's own earlier steps."""
-_BLOCKS = 6
-"""Blocks of a scene that one optimiser step sees."""
+_REFINED_FACES = 0.6
+"""Share of the refinement that looks at many faces."""
 _FARTHEST_BLOCK = 3000
 _SINK_NOISE = 0.05
 """Standard deviation of what is added to the second reference, which at inference is generated, not encoded."""
@@ -36,13 +35,40 @@ _LOSS_FLOOR = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What kind of draws an optimiser step learns from.
+
+    Attributes:
+        scenes, blocks: how many scenes, and blocks of each.
+        own: share of the later steps that go on from the network's own earlier steps.
+        chances: of each denoising step. The last one starts from next to no noise and hardly moves the latent.
+    """
+
+    scenes: int
+    blocks: int
+    own: float
+    chances: tuple[float, ...]
+
+    @classmethod
+    def first(cls, share: float) -> Lesson:
+        """Of the training, `share` of which is done."""
+        return cls(1, 6, 0.6 * share, (0.4, 0.25, 0.25, 0.1))
+
+    @classmethod
+    def refined(cls, share: float) -> Lesson:
+        """Of the refinement, `share` of which is done."""
+        chances = (0.35, 0.25, 0.37, 0.03)
+        return cls(3, 2, 0.3, chances) if share < _REFINED_FACES else cls(1, 6, 0.6, chances)
+
+
+@dataclasses.dataclass(frozen=True)
 class Draw:
-    """What one optimiser step learns from; follows from its number alone.
+    """One of the scenes that an optimiser step learns from.
 
     Attributes:
         scene: index of the scene.
         first_block: its place in an endless video.
-        window: the first of its blocks that is used.
+        window, blocks: the first of its blocks that is used, and how many are.
         step: the denoising step that is taught.
         own: whether the steps before are the network's own.
         generator: for noise.
@@ -51,20 +77,26 @@ class Draw:
     scene: int
     first_block: int
     window: int
+    blocks: int
     step: int
     own: bool
     generator: torch.Generator
 
     @classmethod
-    def of(cls, number: int, scenes: int, share: float, seed: int) -> Draw:
-        """Draw for optimiser step `number`; `share` is how much of training is done."""
+    def of(cls, lesson: Lesson, number: int, scenes: int, scene_blocks: int, seed: int) -> list[Draw]:
+        """Draws for optimiser step `number`, from which alone they follow, out of `scenes` of `scene_blocks`."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        step = int(torch.multinomial(torch.tensor(_STEP_CHANCES), 1, generator=generator))
+        windows = scene_blocks - lesson.blocks + 1
+        return [cls._one(lesson, generator, scenes, windows) for _ in range(lesson.scenes)]
+
+    @classmethod
+    def _one(cls, lesson: Lesson, generator: torch.Generator, scenes: int, windows: int) -> Draw:
+        step = int(torch.multinomial(torch.tensor(lesson.chances), 1, generator=generator))
         chance = torch.rand(3, generator=generator).tolist()
         first = 0 if chance[0] < 0.35 else 4 + int(chance[1] * (_FARTHEST_BLOCK - 4))
         scene = int(torch.randint(scenes, (1,), generator=generator))
-        window = int(torch.randint(3, (1,), generator=generator)) if first else 0
-        return cls(scene, first, window, step, step > 0 and chance[2] < share * _OWN_SHARE, generator)
+        window = int(torch.randint(windows, (1,), generator=generator)) if first else 0
+        return cls(scene, first, window, lesson.blocks, step, step > 0 and chance[2] < lesson.own, generator)
 
 
 def new_network(recipe: Recipe) -> CausalS2VTransformer:
@@ -83,7 +115,7 @@ def new_network(recipe: Recipe) -> CausalS2VTransformer:
 
 def scene_loss(net: CausalS2VTransformer, scene: Scene, draw: Draw, schedule: Schedule) -> torch.Tensor:
     """How far one denoising step leads from the clean latents, where they move counting more."""
-    scene = scene.window(draw.window, _BLOCKS)
+    scene = scene.window(draw.window, draw.blocks)
     noise = torch.randn(scene.latents.shape, generator=draw.generator).to(scene.latents.device)
     second = scene.latents[:, :1]
     second = second + _SINK_NOISE * torch.randn(second.shape, generator=draw.generator).to(second.device)
@@ -112,19 +144,60 @@ def train_network(recipe: Recipe, work: Path, minutes: float | None, log: Callab
 
     Returns:
         Whether all steps are done.
+
+    Raises:
+        MissingFilesError: there are no scenes.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net, scenes, schedule = new_network(recipe).to(device), SceneFolder(work / "scenes"), Schedule.of(STEPS)
+    net = new_network(recipe)
+    loss_of = _loss(recipe, work, net, Lesson.first, recipe.network_steps)
     early = round(recipe.network_steps * recipe.early_share)
 
-    def loss_of(number: int) -> torch.Tensor:
+    def keeping_early(number: int) -> torch.Tensor:
         if number == early:
             torch.save({"model": net.state_dict()}, work / EARLY)
-        draw = Draw.of(number, scenes.count(), number / recipe.network_steps, recipe.seed)
-        return scene_loss(net, scenes.read(draw.scene, device), draw, schedule)
+        return loss_of(number)
 
+    steps, rate = recipe.network_steps, recipe.network_rate
+    return train_steps(work / NETWORK, net, keeping_early, steps=steps, rate=rate, minutes=minutes, log=log)
+
+
+def refine_network(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[str], None]) -> bool:
+    """Go on from `train_network` with Muon. Arguments, result and errors as there.
+
+    Raises:
+        MissingFilesError: no network has been trained.
+    """
+    trained = load_checkpoint(work / NETWORK)
+    if trained is None:
+        raise MissingFilesError(f"There is no trained network in {work}.", "Run the stage 'network' first.")
+    net = new_network(recipe)
+    net.load_state_dict(trained)
+    loss_of = _loss(recipe, work, net, Lesson.refined, recipe.refine_steps)
+    return train_steps(
+        work / REFINED,
+        net,
+        loss_of,
+        steps=recipe.refine_steps,
+        rate=recipe.refine_rate,
+        minutes=minutes,
+        log=log,
+        optimiser_of=MuonAdamW,
+    )
+
+
+def _loss(
+    recipe: Recipe, work: Path, net: CausalS2VTransformer, lesson_of: Callable[[float], Lesson], steps: int
+) -> Callable[[int], torch.Tensor]:
+    """Number of an optimiser step -> its loss; moves the network to where it is trained."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net.to(device)
+    scenes, schedule = SceneFolder(work / "scenes"), Schedule.of(STEPS)
     if not scenes.count():
         raise MissingFilesError(f"There are no scenes in {work}.", "Run the stage 'scenes' first.")
-    return train_steps(
-        work / NETWORK, net, loss_of, steps=recipe.network_steps, rate=recipe.network_rate, minutes=minutes, log=log
-    )
+
+    def loss_of(number: int) -> torch.Tensor:
+        draws = Draw.of(lesson_of(number / steps), number, scenes.count(), recipe.scene_blocks, recipe.seed)
+        losses = [scene_loss(net, scenes.read(draw.scene, device), draw, schedule) for draw in draws]
+        return torch.stack(losses).mean()
+
+    return loss_of

@@ -26,6 +26,7 @@ class Recipe:
         scenes, scene_blocks: encoded training videos, and blocks in each.
         vae_steps, sound_steps, words_steps, network_steps: optimiser steps of each part.
         vae_rate, sound_rate, words_rate, network_rate: their highest learning rates.
+        refine_steps, refine_rate: of the network's refinement, and its highest learning rate.
         early_share: share of the network's steps after which the weights are kept aside; the LoRA is what came later.
         lora_rank: of the shipped LoRA.
     """
@@ -39,7 +40,7 @@ class Recipe:
     vae_whole_share: float = 0.2
     vae_noise: float = 0.1
     vae_still_steps: int = 9500
-    vae_decoder_steps: int = 1500
+    vae_decoder_steps: int = 5500
     vae_decoder_rate: float = 8e-4
     dim: int = 192
     ffn_dim: int = 512
@@ -52,16 +53,18 @@ class Recipe:
     vocabulary: int = 768
     audio_dim: int = 64
     audio_layers: int = 5
-    scenes: int = 400
+    scenes: int = 600
     scene_blocks: int = 8
     vae_steps: int = 10850
     sound_steps: int = 1500
     words_steps: int = 2000
-    network_steps: int = 3900
+    network_steps: int = 3400
     vae_rate: float = 2e-3
     sound_rate: float = 2e-3
     words_rate: float = 2e-3
     network_rate: float = 1e-3
+    refine_steps: int = 7600
+    refine_rate: float = 1e-3
     early_share: float = 0.3
     lora_rank: int = 32
 
