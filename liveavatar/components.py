@@ -1,14 +1,13 @@
 """From a model's name to its modules.
 
 A model is "mini" (the trained miniature that comes along), "untrained" (random weights), a folder in the official
-layout, or one safetensors file of the transformer with the other parts beside it. Modules are built without memory and
-filled with exactly what they own.
+layout, or one safetensors file of the transformer with the other parts beside it or given one by one. Modules are built
+without memory and filled with exactly what they own.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,18 +17,21 @@ from torch import nn
 
 from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
+from .weights.core_files import open_transformer
 from .weights.fill import DType, check, fill
 from .weights.folder import ModelFiles, find_model
 from .weights.lora import LoRASource, lora_targets, open_lora
 from .weights.parts import (
+    audio_settings,
+    audio_weights,
     check_encoders,
     config_of_single_file,
-    hugging_face_weights,
     text_settings,
     text_weights,
     vae_weights,
 )
-from .weights.source import RenamedSource, SafetensorsSource, TensorSource
+from .weights.source import TensorSource
+from .weights.spiece import read_tokenizer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -63,7 +65,7 @@ class Components(Protocol):
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan: ...
 
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        """`transformers.UMT5EncoderModel` with eager attention, and its tokenizer."""
+        """`transformers.UMT5EncoderModel` with eager attention, and a tokenizer that is called as theirs are."""
 
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
         """`transformers.Wav2Vec2Model`."""
@@ -95,13 +97,26 @@ def open_components(model: str | Path) -> Components:
     return FolderComponents(find_model(model), name=str(model))
 
 
+def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
+    """The VAE in a file or folder.
+
+    Raises:
+        MissingFilesError, ModelError: it is not there, damaged, or another network.
+    """
+    from .vae.cpu import quicken
+    from .vae.wan import build_vae
+
+    source, settings = vae_weights(path)
+    return quicken(_filled(lambda: build_vae(**settings), source, device, dtype))
+
+
 class FolderComponents:
     """A model whose weights lie in files.
 
     Raises:
         MissingFilesError, ModelError: the transformer lacks tensors, or has them in other shapes than its configuration
             says; the configuration is of another network; a single file came without one and is no 14B model; the VAE
-            or an encoder is another one.
+            or an encoder is another one; a file is quantised in a way that cannot be read.
         LoRAError: the LoRA does not fit the network.
     """
 
@@ -110,7 +125,7 @@ class FolderComponents:
     def __init__(self, files: ModelFiles, name: str = ""):
         self.files = files
         self.name = name or str(files.transformer)
-        base = SafetensorsSource(files.transformer)
+        base = open_transformer(files.transformer)
         self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
         check(_whole(self.config), base)
         check_encoders(files, self.config)
@@ -122,11 +137,7 @@ class FolderComponents:
         return _filled(lambda: CausalS2VTransformer(self.config, part), self._weights, device, dtype)
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
-        from .vae.cpu import quicken
-        from .vae.wan import build_vae
-
-        source, settings = vae_weights(self.files.vae)
-        return quicken(_filled(lambda: build_vae(**settings), source, device, dtype))
+        return load_vae(self.files.vae, device, dtype)
 
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -135,6 +146,8 @@ class FolderComponents:
         config = _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
         config._attn_implementation = "eager"
         encoder = _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype)
+        if self.files.tokenizer is None:
+            return encoder, read_tokenizer(path, config.vocab_size)
         return encoder, _pretrained(AutoTokenizer, self.files.tokenizer)
 
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
@@ -142,26 +155,18 @@ class FolderComponents:
 
         path = self.files.audio_encoder
         # Masking is for training; without it the model has no masking embedding to fill.
-        config = _pretrained(Wav2Vec2Config, path, mask_time_prob=0.0, mask_feature_prob=0.0)
-        source = RenamedSource(hugging_face_weights(path), wav2vec2_key)
-        return _filled(lambda: Wav2Vec2Model(config), source, device, dtype)
+        unmasked: dict[str, Any] = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+        if path.is_dir():
+            config = _pretrained(Wav2Vec2Config, path, **unmasked)
+        else:
+            config = Wav2Vec2Config(**audio_settings(path), **unmasked)
+        return _filled(lambda: Wav2Vec2Model(config), audio_weights(path), device, dtype)
 
     def describe(self) -> str:
         f = self.files
         lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}", f"text encoder: {f.text_encoder}"]
-        return "\n".join([*lines, f"tokenizer: {f.tokenizer}", f"audio encoder: {f.audio_encoder}"])
-
-
-def wav2vec2_key(key: str) -> str | None:
-    """Name in `transformers.Wav2Vec2Model` of a tensor of a wav2vec2 checkpoint, with or without its CTC head.
-
-    The normalised weight of the positional convolution has an old and a new pair of names for the same tensors.
-    """
-    key = key.removeprefix("wav2vec2.")
-    if key.startswith(("lm_head.", "masked_spec_embed")):
-        return None
-    old = re.fullmatch(r"(encoder\.pos_conv_embed\.conv)\.weight_([gv])", key)
-    return f"{old[1]}.parametrizations.weight.original{'gv'.index(old[2])}" if old else key
+        tokenizer = f.tokenizer or "in the text encoder's file"
+        return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 
 
 def _whole(config: ModelConfig) -> CausalS2VTransformer:

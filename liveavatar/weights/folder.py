@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import MissingFilesError, ModelError
-from .source import SafetensorsSource, TorchSource
+from . import examine
+from .core_files import AnotherKind
+from .spiece import carries_tokenizer
 
 BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
 LORA_REPO = "Quark-Vision/Live-Avatar"
@@ -28,9 +29,10 @@ class ModelFiles:
         transformer: index of the shards, or one safetensors file.
         config: dimensions of the transformer; None where a single file came without one.
         lora: the distillation LoRA.
-        vae: `Wan2.1_VAE.pth`, or a diffusers folder.
-        text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, or a transformers folder.
-        tokenizer, audio_encoder: transformers folders.
+        vae: `Wan2.1_VAE.pth`, the same as `.safetensors`, or a diffusers folder.
+        text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, one safetensors file, or a transformers folder.
+        tokenizer: transformers folder; None where the text encoder's file carries it.
+        audio_encoder: transformers folder, or one safetensors file.
     """
 
     transformer: Path
@@ -38,7 +40,7 @@ class ModelFiles:
     lora: Path
     vae: Path
     text_encoder: Path
-    tokenizer: Path
+    tokenizer: Path | None
     audio_encoder: Path
 
 
@@ -52,6 +54,7 @@ class Item:
         nbytes: what its files take on disk.
         note: what it is, or what is wrong with it.
         usable: there and whole.
+        nearest: what to use in its place, where something else was given.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Item:
     nbytes: int
     note: str
     usable: bool
+    nearest: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +105,15 @@ class _Kind:
     files: str
 
 
-def find_model(path: str | Path, **given: Path) -> ModelFiles:
+def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
     """The files of a model folder in the official layout, or of a single transformer file with the others beside it.
 
+    Every part may also be one file as ComfyUI's own loaders take it (see `core_files`).
+
     Args:
-        path: the folder, or one safetensors file in the official key names.
-        given: places of single parts by their field of `ModelFiles`, where they are not beside the rest.
+        path: the folder, or one safetensors file.
+        given: places of single parts by their field of `ModelFiles`, where they are not beside the rest; None is not
+            given. Without a `tokenizer` the one that the text encoder's file carries is used, or the folder beside.
 
     Raises:
         MissingFilesError: no such path, or parts are missing; with the commands that fetch them.
@@ -117,20 +124,22 @@ def find_model(path: str | Path, **given: Path) -> ModelFiles:
     if wrong:
         kind = MissingFilesError if any(item.path is None for item in wrong) else ModelError
         listed = "; ".join(f"{item.name} ({item.note})" for item in wrong)
-        raise kind(f"The model at {found.root} is not complete: {listed}.", _fetch_sentence(found.commands))
+        nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)])
+        raise kind(f"The model at {found.root} is not complete: {listed}.", nearest)
     places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=True)}
-    return ModelFiles(**places)  # type: ignore[arg-type]  # every usable item but the config has a path
+    # Every usable item has a path, but for a configuration that is not needed and a tokenizer that is carried.
+    return ModelFiles(**places)  # type: ignore[arg-type]
 
 
-def inspect_model(path: str | Path, **given: Path) -> Inspection:
+def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
     """Look at a model folder or file without reading any weights; nothing is downloaded.
 
     Raises:
         MissingFilesError: there is no such path, or it is a file of another kind.
     """
-    unknown = set(given) - {kind.field for kind in _KINDS}
-    if unknown:
+    if unknown := set(given) - {kind.field for kind in _KINDS}:
         raise TypeError(f"no such part of a model: {', '.join(sorted(unknown))}")
+    given = {field: place for field, place in given.items() if place is not None}
     root = Path(path).expanduser()
     single = root.is_file() and root.suffix == ".safetensors"
     folder = root.parent if single else root
@@ -140,17 +149,21 @@ def inspect_model(path: str | Path, **given: Path) -> Inspection:
         raise MissingFilesError(f"{root} {what}.", _fetch_sentence(_commands(_KINDS, to, whole=True)))
     if single:
         given = {"transformer": root, **given}
-    items = tuple(_item(kind, folder, given.get(kind.field), single) for kind in _KINDS)
-    wrong = [kind for kind, item in zip(_KINDS, items, strict=True) if not item.usable]
-    return Inspection(root, items, _commands(wrong, folder, whole=all(i.path is None for i in items)))
+    items = {kind.field: _item(kind, folder, given.get(kind.field), single) for kind in _KINDS}
+    if "tokenizer" not in given:
+        items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
+    wrong = [kind for kind in _KINDS if not items[kind.field].usable]
+    whole = all(item.path is None for item in items.values())
+    return Inspection(root, tuple(items.values()), _commands(wrong, folder, whole))
 
 
 def format_inspection(inspection: Inspection) -> str:
     """The inspection as lines for a terminal."""
     lines = [f"{inspection.root}"]
     for item in inspection.items:
-        state = "ok" if item.usable else ("missing" if item.path is None else "damaged")
-        size = _size(item.nbytes) if item.path else ""
+        wrong = "another" if item.nearest else "damaged"
+        state = "ok" if item.usable else ("missing" if item.path is None else wrong)
+        size = examine.size_in_words(item.nbytes) if item.path else ""
         lines.append(f"  {state:<8} {item.name:<18} {size:>9}  {item.note}")
     if inspection.commands:
         lines += [
@@ -162,66 +175,33 @@ def format_inspection(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _item(kind: _Kind, folder: Path, given: Path | None, single: bool) -> Item:
-    candidates = [Path(given)] if given else kind.candidates(folder)
+def _item(kind: _Kind, folder: Path, given: str | Path | None, single: bool) -> Item:
+    candidates = [Path(given).expanduser()] if given else kind.candidates(folder)
     path = next((c for c in candidates if c.exists()), None)
     if path is None:
         if kind.field == "config" and single:
             return Item(kind.name, None, 0, "none beside the file: dimensions of the 14B model, if they fit", True)
         return Item(kind.name, None, 0, f"no {given or kind.files.split(' ')[0]}", False)
     try:
-        return Item(kind.name, path, _bytes_of(path), kind.examine(path), True)
+        return Item(kind.name, path, examine.bytes_of(path), kind.examine(path), True)
+    except AnotherKind as e:
+        return Item(kind.name, path, examine.bytes_of(path), e.what.rstrip("."), False, e.nearest)
     except ModelError as e:
-        return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False)
+        return Item(kind.name, path, examine.bytes_of(path), e.what.rstrip("."), False)
 
 
-def _safetensors(path: Path) -> str:
-    """Header of every shard, and each name of the index."""
-    source = SafetensorsSource(path)
-    keys = source.keys()
-    for key in keys:
-        source.shape(key)
-    shards = len(source.shards())
-    return f"{path.name}, {len(keys)} tensors" + (f" in {shards} shards" if shards > 1 else "")
-
-
-def _pickle_or_folder(path: Path) -> str:
-    """A `.pth` archive (its directory stands at the end, so a cut one shows), or a folder with config and weights.
-
-    Opening an archive maps the tensors and reads none.
-    """
-    if path.is_dir():
-        return _folder_with_weights(path)
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    with path.open("rb") as f:
-        start = f.read(2)
-    if not start or (start == b"PK" and not zipfile.is_zipfile(path)) or start[:1] not in (b"P", b"\x80"):
-        raise ModelError(f"{path.name} is cut off or no PyTorch file")
-    if start == b"PK":
-        return f"{path.name}, {len(TorchSource(path).keys())} tensors"
-    return path.name
-
-
-def _folder_with_weights(path: Path) -> str:
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path.name} lacks config.json")
-    if (path / "pytorch_model.bin").is_file() and not any(path.glob("*.safetensors")):
-        return f"{path.name}, {_pickle_or_folder(path / 'pytorch_model.bin')}"
-    return f"{path.name}, {_safetensors(path)}"
-
-
-def _tokenizer(path: Path) -> str:
-    if not (path / "tokenizer_config.json").is_file():
-        raise ModelError(f"{path.name} lacks tokenizer_config.json")
-    return str(Path(*path.parts[-2:]))
-
-
-def _config(path: Path) -> str:
-    from ..config import ModelConfig
-
-    config = ModelConfig.from_file(path)
-    return f"{path.name}, {config.num_layers} layers of width {config.dim}"
+def _tokenizer(text: Item, beside: Item) -> Item:
+    """The tokenizer in the text encoder's file, or the one beside the rest."""
+    if text.path is None or not text.usable:
+        return beside
+    try:
+        if carries_tokenizer(text.path):
+            return Item(beside.name, None, 0, f"in {text.path.name}", True)
+    except ModelError as e:
+        return Item(beside.name, text.path, 0, e.what.rstrip("."), False)
+    if beside.path is None and text.path.suffix == ".safetensors":
+        return dataclasses.replace(beside, note=f"{beside.note}, and {text.path.name} carries none")
+    return beside
 
 
 def _beside(*names: str) -> Callable[[Path], Sequence[Path]]:
@@ -240,14 +220,16 @@ def _lora_near(folder: Path) -> Sequence[Path]:
 
 
 _KINDS = (
-    _Kind("transformer", "transformer", _transformer_in, _safetensors, BASE_REPO, "diffusion_pytorch_model*"),
-    _Kind("config", "configuration", _beside("config.json"), _config, BASE_REPO, "config.json"),
-    _Kind("lora", "LoRA", _lora_near, _safetensors, LORA_REPO, LORA_FILE),
-    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _pickle_or_folder, BASE_REPO, VAE_FILE),
-    _Kind("text_encoder", "text encoder", _beside(TEXT_FILE, "text_encoder"), _pickle_or_folder, BASE_REPO, TEXT_FILE),
-    _Kind("tokenizer", "tokenizer", _beside(TOKENIZER_FOLDER, "tokenizer"), _tokenizer, BASE_REPO, "google/*"),
+    _Kind("transformer", "transformer", _transformer_in, examine.transformer, BASE_REPO, "diffusion_pytorch_model*"),
+    _Kind("config", "configuration", _beside("config.json"), examine.config, BASE_REPO, "config.json"),
+    _Kind("lora", "LoRA", _lora_near, examine.lora, LORA_REPO, LORA_FILE),
+    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), examine.vae, BASE_REPO, VAE_FILE),
     _Kind(
-        "audio_encoder", "audio encoder", _beside(AUDIO_FOLDER), _folder_with_weights, BASE_REPO, f"{AUDIO_FOLDER}/*"
+        "text_encoder", "text encoder", _beside(TEXT_FILE, "text_encoder"), examine.text_encoder, BASE_REPO, TEXT_FILE
+    ),
+    _Kind("tokenizer", "tokenizer", _beside(TOKENIZER_FOLDER, "tokenizer"), examine.tokenizer, BASE_REPO, "google/*"),
+    _Kind(
+        "audio_encoder", "audio encoder", _beside(AUDIO_FOLDER), examine.audio_encoder, BASE_REPO, f"{AUDIO_FOLDER}/*"
     ),
 )
 
@@ -266,20 +248,3 @@ def _commands(wrong: Sequence[_Kind], folder: Path, whole: bool) -> tuple[str, .
 
 def _fetch_sentence(commands: Sequence[str]) -> str:
     return "To fetch it: " + " && ".join(commands)
-
-
-def _bytes_of(path: Path) -> int:
-    """Size on disk of a file, of a folder, or of an index with its shards."""
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    if path.name.endswith(".index.json"):
-        stem = path.name.removesuffix(".safetensors.index.json")
-        return sum(f.stat().st_size for f in path.parent.glob(f"{stem}*.safetensors"))
-    return path.stat().st_size
-
-
-def _size(nbytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} B"

@@ -1,6 +1,7 @@
-"""Names of the published VAE and text-encoder checkpoints, translated to those of diffusers and transformers.
+"""Names of published checkpoints (VAE, text encoder, audio encoder), translated to those of diffusers and transformers.
 
-Both maps are one to one: what a checkpoint holds and what the library class wants are the same tensors.
+The maps are one to one: what a checkpoint holds and what the library class wants are the same tensors, but for the
+audio encoder's heads, which have no place here.
 """
 
 from __future__ import annotations
@@ -57,6 +58,18 @@ def umt5_to_transformers(key: str) -> str:
     raise ModelError(
         f"{key!r} is not a tensor of the UMT5 encoder.", "Use the published models_t5_umt5-xxl-enc-bf16.pth."
     )
+
+
+def wav2vec2_key(key: str) -> str | None:
+    """Name in `transformers.Wav2Vec2Model` of a tensor of a wav2vec2 checkpoint, with or without its CTC head.
+
+    The normalised weight of the positional convolution has an old and a new pair of names for the same tensors.
+    """
+    key = key.removeprefix("wav2vec2.")
+    if key.startswith(("lm_head.", "masked_spec_embed")):
+        return None
+    old = re.fullmatch(r"(encoder\.pos_conv_embed\.conv)\.weight_([gv])", key)
+    return f"{old[1]}.parametrizations.weight.original{'gv'.index(old[2])}" if old else key
 
 
 def _vae_half(key: str, direction: str) -> str | None:

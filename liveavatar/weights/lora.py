@@ -1,8 +1,9 @@
 """The distillation LoRA, merged into the weights while they are read.
 
-W' = W + (alpha / rank) * B @ A, computed in float32 and rounded once to the stored dtype of W (Hu et al. 2021,
-"LoRA: Low-Rank Adaptation of Large Language Models"). The published file has rank 128 and does not state its alpha,
-which is 64 in the training configuration published with it: scale 0.5.
+W' = W + (alpha / rank) * B @ A, computed in float32 and rounded once (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
+Large Language Models"): to bfloat16 where W is stored so, as published; otherwise by whoever puts it into a module. The
+published file has rank 128 and does not state its alpha, which is 64 in the training configuration published with it:
+scale 0.5.
 """
 
 from __future__ import annotations
@@ -105,9 +106,10 @@ class LoRASource:
         if pair is None:
             return weight
         merged = self._lora.read(pair.b).float() @ self._lora.read(pair.a).float()
-        if not torch.isfinite(merged).all():
+        if not merged.sum().isfinite() and not merged.isfinite().all():  # the sum is quick, and misses nothing
             raise LoRAError(f"{self._lora.describe()} holds values for {key} that are not finite.", _NEAREST)
-        return merged.mul_(pair.scale).add_(weight).to(weight.dtype)
+        merged.mul_(pair.scale).add_(weight)
+        return merged.bfloat16() if weight.dtype == torch.bfloat16 else merged
 
     def describe(self) -> str:
         scales = sorted({p.scale for p in self._pairs.values()})

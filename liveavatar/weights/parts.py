@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..config import WAN2_2_S2V_14B, ModelConfig
 from ..errors import MissingFilesError, ModelError
+from .core_files import SPIECE, Kind, count_layers, open_file, refuse_another_kind
 from .folder import ModelFiles
-from .keymaps import umt5_to_transformers, vae_to_diffusers
+from .keymaps import umt5_to_transformers, vae_to_diffusers, wav2vec2_key
 from .source import RenamedSource, SafetensorsSource, TensorSource, TorchSource
+from .spiece import carries_tokenizer
 
 _PUBLISHED = "Use the one that is published with the model."
+_CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
+_HEAD_WIDTH, _WIDEST = 64, 1024
+"""Of published wav2vec2 encoders; the wider ones have wider heads."""
 
 
 def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
@@ -22,8 +28,10 @@ def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
         MissingFilesError, ModelError: which one is not, and why.
     """
     vae_weights(files.vae)
+    if files.tokenizer is None and not carries_tokenizer(files.text_encoder):
+        raise MissingFilesError(f"{files.text_encoder} carries no tokenizer.", "Give the folder google/umt5-xxl.")
     text = text_settings(files.text_encoder)
-    audio = settings_of(files.audio_encoder)
+    audio = audio_settings(files.audio_encoder)
     hears = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
     for part, path, found, needed in (
         ("text encoder", files.text_encoder, text.get("d_model"), config.text_dim),
@@ -46,7 +54,7 @@ def config_of_single_file(source: TensorSource) -> ModelConfig:
     """
     keys = source.keys()
     dim = source.shape("patch_embedding.weight")[0] if "patch_embedding.weight" in keys else 0
-    layers = _layers(keys)
+    layers = count_layers(keys, "blocks.")
     if (dim, layers) != (WAN2_2_S2V_14B.dim, WAN2_2_S2V_14B.num_layers):
         raise MissingFilesError(
             f"{source.describe()} has {layers} layers of width {dim}, which is not the published 14B model.",
@@ -63,47 +71,109 @@ def vae_weights(path: Path) -> tuple[TensorSource, dict[str, Any]]:
     """
     if path.is_dir():
         return SafetensorsSource(path), settings_of(path)
-    source = RenamedSource(any_file(path), vae_to_diffusers)
+    source = _renamed(path, vae_to_diffusers, Kind.VAE)
     if (first := "encoder.conv_in.weight") not in source.keys():  # noqa: SIM118 (not a mapping)
-        raise ModelError(f"{path} is no VAE of Wan 2.1.", _PUBLISHED)
+        raise ModelError(f"{path} is no VAE of Wan 2.1.", Kind.VAE.nearest)
     return source, {"base_dim": source.shape(first)[0]}
 
 
 def text_weights(path: Path) -> TensorSource:
-    """Tensors of the text encoder in the names of transformers."""
-    return hugging_face_weights(path) if path.is_dir() else RenamedSource(any_file(path), umt5_to_transformers)
+    """Tensors of the text encoder in the names of transformers.
+
+    Raises:
+        ModelError: another network, or damaged.
+    """
+    if path.is_dir():
+        return hugging_face_weights(path)
+    original = "token_embedding.weight" in open_file(path).keys()  # noqa: SIM118 (not a mapping)
+    return _renamed(path, umt5_to_transformers if original else _but_the_tokenizer, Kind.TEXT)
 
 
 def text_settings(path: Path) -> dict[str, Any]:
-    """Arguments of UMT5Config: of a folder its config.json, of an original checkpoint read off its shapes (the rest is
-    fixed by the architecture).
+    """Arguments of UMT5Config: of a folder its config.json, of a file read off its shapes (the rest is fixed by the
+    architecture).
 
     Raises:
         ModelError: another network, or damaged.
     """
     if path.is_dir():
         return settings_of(path)
-    source = any_file(path)
-    first = "blocks.0."
+    source = text_weights(path)
+    attention, feed_forward = (f"encoder.block.0.layer.{i}." for i in (0, 1))
     try:
-        vocabulary, width = source.shape("token_embedding.weight")
-        buckets, heads = source.shape(first + "pos_embedding.embedding.weight")
-        inner = source.shape(first + "attn.q.weight")[0]
-        feed_forward = source.shape(first + "ffn.gate.0.weight")[0]
+        vocabulary, width = source.shape("shared.weight")
+        buckets, heads = source.shape(attention + "SelfAttention.relative_attention_bias.weight")
+        inner = source.shape(attention + "SelfAttention.q.weight")[0]
+        wide = source.shape(feed_forward + "DenseReluDense.wi_0.weight")[0]
     except (KeyError, ValueError, ModelError) as e:
-        raise ModelError(f"{source.describe()} is no UMT5 encoder.", _PUBLISHED) from e
+        raise ModelError(f"{source.describe()} is no UMT5 encoder.", Kind.TEXT.nearest) from e
     return {
         "vocab_size": vocabulary,
         "d_model": width,
         "d_kv": inner // heads,
-        "d_ff": feed_forward,
+        "d_ff": wide,
         "num_heads": heads,
-        "num_layers": _layers(source.keys()),
+        "num_layers": count_layers(source.keys(), "encoder.block."),
         "relative_attention_num_buckets": buckets,
         "relative_attention_max_distance": 128,
         "feed_forward_proj": "gated-gelu",
         "layer_norm_epsilon": 1e-6,
         "dropout_rate": 0.0,
+    }
+
+
+def audio_weights(path: Path) -> TensorSource:
+    """Tensors of the audio encoder in the names of `transformers.Wav2Vec2Model`.
+
+    Raises:
+        ModelError: another network, or damaged.
+    """
+    if path.is_dir():
+        return RenamedSource(hugging_face_weights(path), wav2vec2_key)
+    return _renamed(path, wav2vec2_key, Kind.AUDIO)
+
+
+def audio_settings(path: Path) -> dict[str, Any]:
+    """Arguments of Wav2Vec2Config: of a folder its config.json, of a file read off its shapes.
+
+    Shapes do not tell two things, which are those of every published encoder up to 1024 wide: heads have 64 numbers,
+    and layers are normalised before what they do exactly where all convolutions are normalised.
+
+    Raises:
+        ModelError: another network, or damaged.
+    """
+    if path.is_dir():
+        return settings_of(path)
+    source = audio_weights(path)
+    keys, conv = source.keys(), "feature_extractor.conv_layers."
+    count = count_layers(keys, conv)
+    try:
+        width, _ = source.shape("feature_projection.projection.weight")
+        wide, _ = source.shape("encoder.layers.0.feed_forward.intermediate_dense.weight")
+        _, per_group, positions = source.shape("encoder.pos_conv_embed.conv.parametrizations.weight.original1")
+        shapes = [source.shape(f"{conv}{i}.conv.weight") for i in range(count)]
+    except (KeyError, ValueError, ModelError) as e:
+        raise ModelError(f"{source.describe()} is no wav2vec2 encoder.", Kind.AUDIO.nearest) from e
+    kernels = tuple(shape[-1] for shape in shapes)
+    norms, biases = ([f"{conv}{i}.{name}" in keys for i in range(count)] for name in ("layer_norm.weight", "conv.bias"))
+    plain = norms == [True, *[False] * (count - 1)]
+    known = kernels == _CONV_KERNELS and (all(norms) or plain) and len(set(biases)) == 1
+    if not known or width % _HEAD_WIDTH or width > _WIDEST:
+        raise ModelError(
+            f"{source.describe()} is a wav2vec2 encoder of an unknown form ({width} wide, convolutions {kernels}).",
+            "Give the folder with its config.json.",
+        )
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": count_layers(keys, "encoder.layers."),
+        "num_attention_heads": width // _HEAD_WIDTH,
+        "intermediate_size": wide,
+        "conv_dim": [shape[0] for shape in shapes],
+        "conv_bias": biases[0],
+        "feat_extract_norm": "layer" if all(norms) else "group",
+        "do_stable_layer_norm": all(norms),
+        "num_conv_pos_embeddings": positions,
+        "num_conv_pos_embedding_groups": width // per_group,
     }
 
 
@@ -121,11 +191,6 @@ def settings_of(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read as settings ({e}).", "Restore the published config.json.") from e
 
 
-def any_file(path: Path) -> TensorSource:
-    """A file of tensors of either kind."""
-    return SafetensorsSource(path) if path.suffix == ".safetensors" else TorchSource(path)
-
-
 def hugging_face_weights(folder: Path) -> TensorSource:
     """The weights of a transformers folder; safetensors where both kinds are there."""
     pickled = folder / "pytorch_model.bin"
@@ -136,5 +201,19 @@ def hugging_face_weights(folder: Path) -> TensorSource:
     )
 
 
-def _layers(keys: frozenset[str]) -> int:
-    return len({key.split(".")[1] for key in keys if key.startswith("blocks.")})
+def _but_the_tokenizer(key: str) -> str | None:
+    return None if key == SPIECE else key
+
+
+def _renamed(path: Path, rename: Callable[[str], str | None], wanted: Kind) -> TensorSource:
+    """A file's tensors under other names.
+
+    Raises:
+        ModelError: it is of another kind; with its name.
+    """
+    source = open_file(path)
+    refuse_another_kind(source, wanted)
+    try:
+        return RenamedSource(source, rename)
+    except ModelError as e:
+        raise ModelError(f"{path} is not {wanted.words}: {e.what}", wanted.nearest) from e

@@ -15,6 +15,8 @@ import torch
 from ..errors import MissingFilesError, ModelError
 
 _FETCH_AGAIN = "Download the file again; `hf download` resumes and repairs."
+_Entry = tuple[tuple[int, ...], str]
+"""Shape and type of a tensor, as a safetensors header has them."""
 
 
 class TensorSource(Protocol):
@@ -48,7 +50,7 @@ class SafetensorsSource:
             self._shard_of = _read_index(self.path)
         else:
             self._shard_of = dict.fromkeys(_read_header(self.path), self.path)
-        self._headers: dict[Path, dict[str, tuple[int, ...]]] = {}
+        self._headers: dict[Path, dict[str, _Entry]] = {}
 
     def keys(self) -> frozenset[str]:
         return frozenset(self._shard_of)
@@ -58,26 +60,35 @@ class SafetensorsSource:
         return sorted(set(self._shard_of.values()))
 
     def shape(self, key: str) -> tuple[int, ...]:
+        return self._entry(key)[0]
+
+    def dtype(self, key: str) -> str:
+        """The format's own name of the numbers: "F32", "BF16", "F8_E4M3", "U8"..."""
+        return self._entry(key)[1]
+
+    def read(self, key: str) -> torch.Tensor:
+        self._entry(key)
+        with _open(self._shard(key)) as f:
+            tensor: torch.Tensor = f.get_tensor(key)
+            return tensor
+
+    def metadata(self) -> dict[str, str]:
+        """The free text entries of the (first) file's header; none where there is no tensor."""
+        for shard in self.shards()[:1]:
+            with _open(shard) as f:
+                return dict(f.metadata() or {})
+        return {}
+
+    def describe(self) -> str:
+        return str(self.path)
+
+    def _entry(self, key: str) -> _Entry:
         shard = self._shard(key)
         if shard not in self._headers:
             self._headers[shard] = _read_header(shard)
         if key not in self._headers[shard]:
             raise ModelError(f"{self.path} says that {shard.name} holds {key}, but it does not.", _FETCH_AGAIN)
         return self._headers[shard][key]
-
-    def read(self, key: str) -> torch.Tensor:
-        self.shape(key)
-        with _open(self._shard(key)) as f:
-            tensor: torch.Tensor = f.get_tensor(key)
-            return tensor
-
-    def metadata(self) -> dict[str, str]:
-        """The free text entries of the (first) file's header."""
-        with _open(self.shards()[0]) as f:
-            return dict(f.metadata() or {})
-
-    def describe(self) -> str:
-        return str(self.path)
 
     def _shard(self, key: str) -> Path:
         if key not in self._shard_of:
@@ -201,10 +212,11 @@ def _read_index(path: Path) -> dict[str, Path]:
     return shard_of
 
 
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of one safetensors file."""
+def _read_header(path: Path) -> dict[str, _Entry]:
+    """Tensor name -> its entry in one safetensors file."""
     with _open(path) as f:
-        return {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118 (not a mapping)
+        slices = {key: f.get_slice(key) for key in f.keys()}  # noqa: SIM118 (not a mapping)
+        return {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
 
 
 def _open(path: Path) -> Any:

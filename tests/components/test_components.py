@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from liveavatar.components import MINI_FOLDER, Components, FolderComponents, open_components, wav2vec2_key
+from liveavatar.components import MINI_FOLDER, Components, FolderComponents, open_components
 from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
-from liveavatar.encoders.audio import hidden_states
+from liveavatar.encoders.listener import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
 from liveavatar.mini.seeded import SeededSource
@@ -21,6 +21,7 @@ from liveavatar.model.transformer import Part
 from liveavatar.vae.stream import DecodeState, decode_block
 from liveavatar.vae.wan import encode
 from liveavatar.weights.folder import find_model
+from liveavatar.weights.keymaps import wav2vec2_key
 from liveavatar.weights.parts import config_of_single_file
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
