@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,8 +50,18 @@ class Take:
     other_wave: np.ndarray | None = None
 
 
+class Maker(Protocol):
+    """Who makes videos to judge."""
+
+    def frames(self, take: Take) -> Iterator[np.ndarray]:
+        """The video, uint8 [n, H, W, 3] block by block."""
+
+    def rebuilt(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """What a perfect network would show: the frames as the VAE alone renders them, whole blocks only."""
+
+
 class Studio:
-    """Makes takes with one model.
+    """Makes takes with one model, by the real engine.
 
     Args:
         components: the miniature.

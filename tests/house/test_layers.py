@@ -17,10 +17,10 @@ LAYERS = (
     {"weights"},
     {"model", "vae", "encoders"},
     {"streams", "media", "receipt"},
-    {"planner", "stage", "components", "mini"},
+    {"planner", "placement", "stage", "components", "mini"},
     {"session"},
     {"engines", "prepare"},
-    {"recording", "mini/judge", "mini/evaluate"},
+    {"opening", "recording", "studio", "mini/judge", "mini/exam", "mini/showing", "mini/evaluate"},
     {"api"},
     {"cli", "__main__", "__init__"},
 )

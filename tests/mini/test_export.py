@@ -118,7 +118,10 @@ def test_a_few_steps_lower_the_loss() -> None:
     losses = []
     for _ in range(25):
         loss = scene_loss(
-            net, video, dataclasses.replace(Draw.of(Lesson.first(0.0), 1, 1, 8, 0)[0], step=1, own=False, first_block=0), schedule
+            net,
+            video,
+            dataclasses.replace(Draw.of(Lesson.first(0.0), 1, 1, 8, 0)[0], step=1, own=False, first_block=0),
+            schedule,
         )
         optimiser.zero_grad()
         loss.backward()
