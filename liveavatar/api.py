@@ -8,17 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .components import open_components
-from .config import PRESETS, ModelConfig
-from .errors import OutputError, PlanError
+from .config import PRESETS
+from .errors import OutputError
 from .media.picture import check_picture, read_picture
 from .media.sound import Sound, read_sound
 from .media.video import check_writable
-from .planner import Plan, make_plan
+from .opening import Prospect
+from .placement import Placement, default_devices
+from .planner import Plan
 from .receipt import Receipt
-from .recording import OnProgress, Progress, Prospect, Recording
+from .recording import OnProgress, Progress, Recording
 from .request import Effective, Request, check_request, resolve
 
 __all__ = [
@@ -31,8 +32,6 @@ __all__ = [
     "generate",
     "look_ahead",
 ]
-
-_MOST_THREADS = 8
 
 
 def look_ahead(
@@ -62,13 +61,14 @@ def look_ahead(
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     check_request(request)
-    _check_devices(devices or ())
+    placement = Placement(tuple(devices or ()), stages, dtype, threads)
+    placement.check_devices()
     picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
     size = (picture.shape[1], picture.shape[0])
     effective = resolve(request, size, len(sound.samples), sound.rate)
     components = open_components(model)
-    plan = _lay_out(effective, components.config, components.name, stages, devices, dtype, threads)
+    plan = placement.lay_out(effective, components.config, components.name)
     inputs = tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
     return Prospect(components, request, effective, plan, picture, sound, inputs)
 
@@ -98,40 +98,7 @@ def foresee(
     """
     config = PRESETS[model] if model in PRESETS else open_components(model).config
     effective = resolve(request, picture, samples, rate)
-    return effective, _lay_out(effective, config, model, stages, devices, dtype, threads)
-
-
-def _lay_out(
-    effective: Effective,
-    config: ModelConfig,
-    model: str,
-    stages: str,
-    devices: Sequence[str] | None,
-    dtype: str | None,
-    threads: int | None,
-) -> Plan:
-    devices = devices or default_devices()
-    return make_plan(
-        effective,
-        config,
-        model=model,
-        stages=stages,
-        devices=devices,
-        dtype=dtype or ("float32" if devices[0] == "cpu" else "bfloat16"),
-        threads=min(os.cpu_count() or 1, _MOST_THREADS) if threads is None else threads,
-    )
-
-
-def _check_devices(devices: Sequence[str]) -> None:
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    for device in devices:
-        if device not in there:
-            raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
-
-
-def default_devices() -> tuple[str, ...]:
-    """The first GPU if PyTorch sees one, else the CPU."""
-    return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
+    return effective, Placement(tuple(devices or ()), stages, dtype, threads).lay_out(effective, config, model)
 
 
 def generate(

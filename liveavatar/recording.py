@@ -14,18 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .components import Components
-from .engines.local import LocalEngine
+from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
 from .interrupt import Interrupts, interrupts
 from .media.probe import Probed, probe
-from .media.sound import Sound
 from .media.video import VideoWriter
+from .opening import Opening, Prospect, fresh_session
+from .pipeline import Task
 from .planner import Plan
-from .prepare import prepare
 from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
-from .request import Effective, Request
-from .session import Job, Session, TaskReport
+from .session import Session, TaskReport
 from .streams import to_rgb24
 
 _log = logging.getLogger(__name__)
@@ -37,28 +35,6 @@ _TELLING_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Prospect:
-    """What a request would make, known before anything heavy is loaded.
-
-    Attributes:
-        components: where the weights would come from.
-        request, effective: what was asked, and what that means.
-        plan: where it would run.
-        picture: uint8 [H, W, 3].
-        sound: as read.
-        inputs: the files they were read from, which no output may replace.
-    """
-
-    components: Components
-    request: Request
-    effective: Effective
-    plan: Plan
-    picture: np.ndarray
-    sound: Sound
-    inputs: tuple[Path, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Progress:
     """How far a recording is.
 
@@ -67,6 +43,7 @@ class Progress:
         done, total: in units of the phase: tasks while generating, hundredths before.
         frames: video frames already in the file.
         seconds_left: estimate for the rest, or None while nothing is known.
+        task, stage: the latest one, and where it ran; None outside of generating.
     """
 
     phase: str
@@ -74,10 +51,16 @@ class Progress:
     total: int
     frames: int = 0
     seconds_left: float | None = None
+    task: Task | None = None
+    stage: int | None = None
 
 
 OnProgress = Callable[[Progress], None]
 """Called after every task and in between; raising `Cancelled` in it ends the run and leaves a playable file."""
+
+
+OnBlock = Callable[[np.ndarray], None]
+"""Called with the frames of every block, uint8 [n, H, W, 3]."""
 
 
 class Recording:
@@ -87,13 +70,25 @@ class Recording:
         prospect: what is made.
         out, receipt_path: where to; both known to be writable.
         on_progress: hears of the progress.
+        opening: makes the session ready.
+        on_block: sees every block that was written.
     """
 
-    def __init__(self, prospect: Prospect, out: Path, receipt_path: Path, on_progress: OnProgress):
+    def __init__(
+        self,
+        prospect: Prospect,
+        out: Path,
+        receipt_path: Path,
+        on_progress: OnProgress,
+        opening: Opening = fresh_session,
+        on_block: OnBlock = lambda frames: None,
+    ):
         self.prospect, self.out, self.receipt_path, self.on_progress = prospect, out, receipt_path, on_progress
+        self._opening, self._show = opening, on_block
         self._interrupts = Interrupts()
         self._seconds: dict[str, float] = {}
         self._generating_since = 0.0
+        self._latest: Progress | None = None
         self._writer = self._new_writer()
         self._receipt = Receipt(
             status="running",
@@ -128,29 +123,31 @@ class Recording:
             return self._end("complete", probed)
 
     def _record(self) -> None:
-        p = self.prospect
-        device, dtype = torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype)
-        with self._timed("load VAE"):
-            self._phase("loading the VAE", 0.0)
-            vae = p.components.vae(device, dtype)
-        with self._timed("encode"):
-            material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, self._phase)
-        engine = LocalEngine(p.components, p.plan)
-        job = Job(p.effective, material, p.request.sink_distance)
-        with self._writer, Session(engine, vae, job, self._on_task) as session:
+        opening = self._opening(self.prospect, self._phase)
+        with self._timed("prepare"):
+            filmed = opening.__enter__()
+        with contextlib.ExitStack() as stack:
+            stack.push(opening)
+            stack.enter_context(self._writer)
+            session = filmed.session
+            session.on_task = self._on_task
             try:
-                with self._timed("load network"):
-                    self._phase("loading the network", 0.0)
-                    engine.load()
+                if session.latents.produced < session.latents.blocks:
+                    with self._timed("load network"):
+                        self._phase("loading the network", 0.0)
+                        session.engine.load()
                 self._generating_since = time.monotonic()
                 with self._timed("generate"):
-                    for pixels in session.frames:
+                    for pixels in filmed.frames:
+                        rgb = to_rgb24(pixels)
                         with self._interrupts.held():
-                            self._writer.write(to_rgb24(pixels))
+                            self._writer.write(rgb)
+                        self._show(rgb)
+                        self._on_block(session)
                     self._interrupts.hold()
                     self._writer.close()
             finally:
-                self._count_stages(engine, session)
+                self._count_stages(session)
 
     def _new_writer(self) -> VideoWriter:
         e, plan = self.prospect.effective, self.prospect.plan
@@ -168,7 +165,18 @@ class Recording:
     def _on_task(self, report: TaskReport) -> None:
         spent = time.monotonic() - self._generating_since
         left = spent / report.done * (report.total - report.done) if spent > _TELLING_SECONDS else None
-        self._tell(Progress(GENERATING, report.done, report.total, self._writer.frames_written, left))
+        frames = self._writer.frames_written
+        self._latest = Progress(GENERATING, report.done, report.total, frames, left, report.task, report.stage)
+        self._tell(self._latest)
+
+    def _on_block(self, session: Session) -> None:
+        """A block is in the file; where it was only replayed, no task told of it."""
+        frames, blocks = self._writer.frames_written, session.latents.blocks
+        if self._latest is None:
+            self._tell(Progress(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames))
+        else:
+            self._latest = dataclasses.replace(self._latest, frames=frames)
+            self._tell(self._latest)
 
     def _phase(self, name: str, share: float) -> None:
         self._tell(Progress(name, round(100 * share), 100))
@@ -186,8 +194,8 @@ class Recording:
         finally:
             self._seconds[name] = round(time.monotonic() - start, 3)
 
-    def _count_stages(self, engine: LocalEngine, session: Session) -> None:
-        for number, seconds in enumerate(engine.stage_seconds()):
+    def _count_stages(self, session: Session) -> None:
+        for number, seconds in enumerate(session.engine.stage_seconds()):
             self._seconds[f"stage {number}"] = round(seconds, 3)
         self._seconds["decode"] = round(session.decode_seconds, 3)
 

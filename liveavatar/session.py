@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from .distance import SinkDistance
-from .encoders.audio import AudioFeatures
+from .encoders.features import AudioFeatures
 from .pipeline import Task
 from .planner import Plan
 from .request import Effective
@@ -87,6 +87,10 @@ class Engine(Protocol):
         """Finished latents [16, 3, h, w] of each block, in order, on the CPU; closing the iterator stops the work."""
         ...
 
+    def load(self) -> None:
+        """Load the weights now; otherwise the first run does."""
+        ...
+
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
         ...
@@ -101,25 +105,36 @@ class Session:
 
     Args:
         engine: runs the stages.
-        vae: decodes; shared with other sessions, all state is kept here.
+        vae: decodes; shared with other sessions, all state is kept here. None where every consumer brings its own.
         job: what is made.
-        on_task: called after every task; what it raises stops the run.
+        on_task: called after every task; what it raises stops the run. May be exchanged at any time.
         spool_dir: where finished latents are kept while the session lives; the system's temporary folder by default.
     """
 
     def __init__(
         self,
         engine: Engine,
-        vae: AutoencoderKLWan,
+        vae: AutoencoderKLWan | None,
         job: Job,
         on_task: OnTask = lambda report: None,
         spool_dir: Path | None = None,
     ):
         self.engine, self.vae, self.job = engine, vae, job
+        self.on_task = on_task
         self.decode_seconds = 0.0
-        effective = job.effective
-        self.latents = LatentStream(effective.blocks, lambda: engine.run(job, on_task), spool_dir)
-        self.frames = FrameStream(self.latents, self._open_decoder, effective.frames, effective.drop)
+        self.latents = LatentStream(job.effective.blocks, self._run, spool_dir)
+
+    @property
+    def frames(self) -> FrameStream:
+        """The video; every consumer decodes for itself."""
+        if self.vae is None:
+            raise ValueError("This session has no VAE of its own.")
+        return self.frames_through(self.vae)
+
+    def frames_through(self, vae: AutoencoderKLWan) -> FrameStream:
+        """The video, decoded by another VAE."""
+        effective = self.job.effective
+        return FrameStream(self.latents, lambda: self._open_decoder(vae), effective.frames, effective.drop)
 
     def close(self) -> None:
         """Stop the work and remove what was spooled."""
@@ -132,14 +147,17 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open_decoder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _run(self) -> Iterator[torch.Tensor]:
+        return self.engine.run(self.job, lambda report: self.on_task(report))
+
+    def _open_decoder(self, vae: AutoencoderKLWan) -> Callable[[torch.Tensor], torch.Tensor]:
         with torch.inference_mode(), cpu_threads(self.engine.plan.threads):
-            state = open_decode(self.vae, self.job.material.motion[None])
+            state = open_decode(vae, self.job.material.motion[None])
 
         def decode(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()
             with torch.inference_mode(), cpu_threads(self.engine.plan.threads):
-                pixels = decode_block(self.vae, state, latents).cpu()
+                pixels = decode_block(vae, state, latents).cpu()
             self.decode_seconds += time.perf_counter() - start
             return pixels
 

@@ -45,7 +45,7 @@ def receipt_lines(receipt: Receipt) -> list[str]:
     lines = [f"done    {receipt.video}"]
     if p:
         spent = max(receipt.seconds.get("generate", 0.0), 1e-9)
-        before = sum(receipt.seconds.get(phase, 0.0) for phase in ("load VAE", "encode", "load network"))
+        before = sum(receipt.seconds.get(phase, 0.0) for phase in ("prepare", "load network"))
         lines.append(
             f"holds   {p.width}x{p.height}, {counted(p.frames, 'frame')} at {p.fps:g} fps, {p.video_seconds:.2f} s"
         )

@@ -8,7 +8,7 @@ spool, so memory does not grow with the sound.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
-from ..errors import AudioError, ModelError
-from ..spool import MEMORY_BYTES, Rows, Spool
+from ..errors import AudioError
+from ..spool import MEMORY_BYTES, Rows
 from . import timing
+from .features import AudioFeatures
+from .listener import Listener, listener_of
+from .timing import resampled_count
 
 WHOLE_SECONDS = 60
 """Sounds up to this long are encoded in one piece."""
@@ -29,71 +32,6 @@ CONTEXT_FEATURES = 5 * timing.FEATURE_RATE
 _CHUNK_FRAMES = 4 * BLOCK_FRAMES
 
 Tail = Literal["silence", "zeros"]
-
-
-class AudioFeatures:
-    """Hidden states per video frame, handed out by block. Blocks may be read in any order and from several threads.
-
-    float32 takes 4 x layers x channels bytes per frame: 102 kB (2.6 MB a second) for 25 x 1024. Beyond `memory_bytes`
-    they lie in a temporary file that disappears with the object.
-
-    Attributes:
-        frames: video frames, a multiple of 12.
-        layers, channels: hidden states per frame and their width.
-    """
-
-    def __init__(self, layers: int, channels: int, memory_bytes: int = MEMORY_BYTES):
-        self.layers, self.channels = layers, channels
-        self._spool = Spool(layers * channels, memory_bytes)
-
-    @property
-    def frames(self) -> int:
-        """Video frames held."""
-        return len(self._spool)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of 12 frames held."""
-        return self.frames // BLOCK_FRAMES
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether they lie in a temporary file."""
-        return self._spool.on_disk
-
-    def append(self, rows: np.ndarray) -> None:
-        """Add frames: [n, layers, channels]."""
-        self._spool.append(rows.reshape(len(rows), -1))
-
-    def block(self, b: int) -> torch.Tensor:
-        """Block b as float32 [layers, channels, 12] on the CPU.
-
-        Raises:
-            IndexError: no such block.
-        """
-        if not 0 <= b < self.blocks:
-            raise IndexError(f"block {b} of {self.blocks}")
-        rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
-        return rows.reshape(BLOCK_FRAMES, self.layers, self.channels).permute(1, 2, 0).contiguous()
-
-    def close(self) -> None:
-        """Let memory and file go now instead of with the object."""
-        self._spool.close()
-
-
-def hidden_states(model: Any, samples: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
-    """All hidden states of `transformers.Wav2Vec2Model` for normalised 16 kHz samples [n].
-
-    Returns:
-        layers + 1 tensors [feature_count(n), C] in the model's dtype and on its device: the input of layer 1, the
-        outputs of all layers but the last, and the last one's after the final layer norm. (Versions of transformers
-        disagree whether their own last entry is normed, so it is taken from `last_hidden_state`, which always is.)
-    """
-    weight = next(model.parameters())
-    values = torch.as_tensor(samples).to(device=weight.device, dtype=weight.dtype)
-    with torch.inference_mode():
-        out = model(values[None], output_hidden_states=True)
-    return [state[0] for state in (*out.hidden_states[:-1], out.last_hidden_state)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +107,7 @@ def encode_audio(
     a second over the whole length (linear, ends meeting), and each frame takes the nearest.
 
     Args:
-        model: `transformers.Wav2Vec2Model` in eval mode; runs in its dtype, on its device.
+        model: `transformers.Wav2Vec2Model` in eval mode, which runs in its dtype, on its device; or any `Listener`.
         wave16k: [n] mono samples at 16 kHz, n >= 400 (25 ms); read by stretches where it lies in a file.
         frames: video frames, a positive multiple of 12.
         tail: what frames past the end of the sound hear. "silence": zeros are heard and encoded with the sound.
@@ -184,16 +122,61 @@ def encode_audio(
         ModelError: a model in training mode or with other convolutions.
         OutputError: the temporary folder cannot take the features.
     """
-    _check_model(model)
+    listener = listener_of(model)
     work = _plan(wave16k, frames, tail)
     report, check = progress or (lambda share: None), check or (lambda: None)
     short = len(work.wave) <= WHOLE_SECONDS * AUDIO_SAMPLE_RATE
     if short and work.total <= (WHOLE_SECONDS + 1) * AUDIO_SAMPLE_RATE:
-        parts = _encode_whole(model, work, check)
+        parts = _encode_whole(listener, work, check)
     else:
-        parts = _encode_windows(model, work, check, report)
-    config = model.config
-    features = AudioFeatures(config.num_hidden_layers + 1, config.hidden_size, memory_bytes)
+        parts = _encode_windows(listener, work, check, report)
+    features = _collect(AudioFeatures(listener.layers, listener.channels, memory_bytes), parts, frames)
+    report(1.0)
+    return features
+
+
+def pick_audio(states: Sequence[torch.Tensor], frames: int, *, memory_bytes: int = MEMORY_BYTES) -> AudioFeatures:
+    """What video frames hear of hidden states that somebody else made of the whole sound.
+
+    Frames past the end of the sound hear zeros, as in the published implementation.
+
+    Args:
+        states: one [n, channels] per layer, n features at 50 a second; the last one after the final norm.
+        frames: video frames, a positive multiple of 12.
+        memory_bytes: as in `encode_audio`.
+
+    Raises:
+        AudioError: no features, layers of different shapes, frames that are no whole blocks.
+        OutputError: the temporary folder cannot take the features.
+    """
+    shapes = {tuple(s.shape) for s in states}
+    if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or resampled_count(shape[0]) < 1:
+        raise AudioError(
+            f"Hidden states of shapes {[list(s.shape) for s in states][:3]} are not [features, channels] per layer.",
+            "Encode at least 0.045 s of sound with a wav2vec2 model.",
+        )
+    _check_frames(frames)
+    indices = timing.feature_indices(frames)
+    steps = resampled_count(shape[0])
+    audible = indices[: int(np.searchsorted(indices, steps))]
+    left, weight = timing.interpolation(shape[0], steps, audible)
+    right = np.minimum(left + 1, shape[0] - 1)
+
+    def parts() -> Iterator[np.ndarray]:
+        for start in range(0, len(audible), _CHUNK_FRAMES):
+            part = slice(start, start + _CHUNK_FRAMES)
+            w = weight[part, None, None]
+            before, after = (
+                np.stack([s[torch.from_numpy(at[part])].float().cpu().numpy() for s in states], 1)
+                for at in (left, right)
+            )
+            yield (1 - w) * before + w * after
+
+    return _collect(AudioFeatures(len(states), shape[1], memory_bytes), parts(), frames)
+
+
+def _collect(features: AudioFeatures, parts: Iterable[np.ndarray], frames: int) -> AudioFeatures:
+    """All parts, then zeros up to `frames`; nothing is left behind when a part fails."""
     try:
         for part in parts:
             features.append(part)
@@ -203,15 +186,13 @@ def encode_audio(
     except BaseException:
         features.close()
         raise
-    report(1.0)
     return features
 
 
 def _plan(wave: np.ndarray | Rows, frames: int, tail: Tail) -> _Work:
     if wave.ndim != 1 or wave.dtype.kind != "f":
         raise AudioError(f"Samples of type {wave.dtype} and shape {list(wave.shape)} are not mono.", "Give float [n].")
-    if frames < 1 or frames % BLOCK_FRAMES:
-        raise AudioError(f"{frames} video frames are no whole blocks.", f"Use a multiple of {BLOCK_FRAMES}.")
+    _check_frames(frames)
     if tail not in ("silence", "zeros"):
         raise AudioError(f"There is no tail named {tail!r}.", "Choose silence or zeros.")
     total, features = len(wave), timing.feature_count(len(wave))
@@ -228,22 +209,16 @@ def _plan(wave: np.ndarray | Rows, frames: int, tail: Tail) -> _Work:
     return _Work(wave, Loudness.of(wave), total, features, steps, timing.feature_indices(frames))
 
 
-def _check_model(model: Any) -> None:
-    if model.training:
-        raise ModelError("The audio encoder is in training mode, where it drops layers at random.", "Call .eval().")
-    found = (tuple(model.config.conv_kernel), tuple(model.config.conv_stride))
-    if found != (timing.CONV_KERNELS, timing.CONV_STRIDES):
-        raise ModelError(
-            f"The audio encoder has convolutions {found[0]} with strides {found[1]}.",
-            "Use a wav2vec2 model of 50 features a second, such as wav2vec2-large-xlsr-53.",
-        )
+def _check_frames(frames: int) -> None:
+    if frames < 1 or frames % BLOCK_FRAMES:
+        raise AudioError(f"{frames} video frames are no whole blocks.", f"Use a multiple of {BLOCK_FRAMES}.")
 
 
-def _encode_whole(model: Any, work: _Work, check: Callable[[], None]) -> Iterator[np.ndarray]:
+def _encode_whole(listener: Listener, work: _Work, check: Callable[[], None]) -> Iterator[np.ndarray]:
     """Frames [n, layers, C] of all audible frames, with the published arithmetic."""
     check()
     indices = torch.from_numpy(work.indices[: work.audible])
-    states = hidden_states(model, work.samples(0, work.total))
+    states = listener.states(work.samples(0, work.total))
     picked = torch.empty(len(indices), len(states), states[0].shape[1])
     for layer, state in enumerate(states):
         columns = state.float().cpu().T[None]
@@ -253,7 +228,7 @@ def _encode_whole(model: Any, work: _Work, check: Callable[[], None]) -> Iterato
 
 
 def _encode_windows(
-    model: Any, work: _Work, check: Callable[[], None], report: Callable[[float], None]
+    listener: Listener, work: _Work, check: Callable[[], None], report: Callable[[float], None]
 ) -> Iterator[np.ndarray]:
     """Frames [n, layers, C], in order, as far as the features at hand reach; one feature is carried across borders."""
     left, weight = timing.interpolation(work.features, work.steps, work.indices[: work.audible])
@@ -263,7 +238,7 @@ def _encode_windows(
     for start in range(0, work.features, WINDOW_FEATURES):
         check()
         stop = min(start + WINDOW_FEATURES, work.features)
-        rows = _window(model, work, start, stop, carried)
+        rows = _window(listener, work, start, stop, carried)
         base = stop - len(rows)
         reach = int(np.searchsorted(right, stop))
         for lo in range(done, reach, _CHUNK_FRAMES):
@@ -276,12 +251,12 @@ def _encode_windows(
             return
 
 
-def _window(model: Any, work: _Work, start: int, stop: int, carried: np.ndarray | None) -> np.ndarray:
+def _window(listener: Listener, work: _Work, start: int, stop: int, carried: np.ndarray | None) -> np.ndarray:
     """float32 features [start, stop) as [n, layers, C], encoded with their context, after the carried one."""
     first = max(0, start - CONTEXT_FEATURES)
     last = min(work.features, stop + CONTEXT_FEATURES)
     begin = first * timing.HOP
-    states = hidden_states(model, work.samples(begin, begin + timing.samples_of(last - first)))
+    states = listener.states(work.samples(begin, begin + timing.samples_of(last - first)))
     extra = 0 if carried is None else 1
     rows = np.empty((extra + stop - start, len(states), states[0].shape[1]), np.float32)
     if carried is not None:

@@ -21,6 +21,7 @@ from ..schedule import Schedule, block_noise
 from ..session import Job, OnTask, TaskReport, cpu_threads
 from ..stage import Conditions, Flow, Stage
 from .clock import StageClock
+from .nets import Nets
 
 
 class LocalEngine:
@@ -31,12 +32,13 @@ class LocalEngine:
     Args:
         components: where weights come from.
         plan: what runs where.
+        nets: loaded weights, shared with other engines.
     """
 
-    def __init__(self, components: Components, plan: Plan):
+    def __init__(self, components: Components, plan: Plan, nets: Nets | None = None):
         self.components, self.plan = components, plan
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._nets: dict[tuple[str, Part], CausalS2VTransformer] = {}
+        self._nets = nets or Nets()
         self._clock = StageClock(plan)
 
     def load(self) -> None:
@@ -47,10 +49,7 @@ class LocalEngine:
 
     def release(self) -> None:
         """Give back the weights."""
-        self._nets.clear()
-        for device in {s.device for s in self.plan.stages}:
-            if torch.device(device).type == "cuda":
-                torch.cuda.empty_cache()
+        self._nets.release()
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
@@ -116,10 +115,7 @@ class LocalEngine:
         return self._net(self.plan.stages[0].device, Part(range(0), conditions=True))
 
     def _net(self, device: str, part: Part) -> CausalS2VTransformer:
-        key = (device, part)
-        if key not in self._nets:
-            self._nets[key] = self.components.transformer(part, torch.device(device), self._dtype)
-        return self._nets[key]
+        return self._nets.get(self.components, device, part, self._dtype)
 
 
 class _Run:

@@ -77,7 +77,10 @@ def check_writable(path: Path) -> None:
     if not folder.is_dir():
         raise OutputError(f"The folder {folder} does not exist.", "Create it, or choose one that exists.")
     if missing := {"libx264", "aac"} - av.codecs_available:
-        raise OutputError(f"The installed PyAV lacks {', '.join(sorted(missing))}.", "Install it with: pip install av")
+        raise OutputError(
+            f"The installed PyAV lacks {', '.join(sorted(missing))}.",
+            "Install the published PyAV wheel (package av), which has them.",
+        )
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(bytes(1 << 16))

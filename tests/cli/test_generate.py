@@ -57,7 +57,7 @@ def test_the_receipt_tells_everything(inputs, made):
     assert (told["probed"]["width"], told["probed"]["height"], told["probed"]["frames"]) == (64, 64, 30)
     assert abs(told["probed"]["av_difference"]) <= 0.04
     assert told["threads"] == told["plan"]["threads"] == 1
-    assert {"load VAE", "encode", "load network", "generate", "decode", "stage 0"} <= told["seconds"].keys()
+    assert {"prepare", "load network", "generate", "decode", "stage 0"} <= told["seconds"].keys()
     assert 0 < told["seconds"]["stage 0"] <= told["seconds"]["generate"]
     assert told["peak_memory"]["host"] > 10**8
     assert {"liveavatar", "python", "torch", "diffusers", "transformers", "av"} <= told["versions"].keys()
@@ -150,7 +150,7 @@ def test_a_video_without_a_name_goes_to_the_output_folder(inputs, tmp_path, monk
 
 def test_demo_makes_a_video_of_the_projects_own_voice(tmp_path, monkeypatch):
     monkeypatch.setattr("liveavatar.cli.options._DEFAULT_SIZES", {"mini": "64x64"})
-    monkeypatch.setattr("liveavatar.api._MOST_THREADS", 1)
+    monkeypatch.setattr("liveavatar.placement._MOST_THREADS", 1)
     ran = run("demo", "--out", tmp_path / "demo.mp4")
     assert ran.code == 0 and str(tmp_path / "demo.mp4") in ran.out
     assert receipt(tmp_path, "demo.json")["probed"]["frames"] == probe(tmp_path / "demo.mp4").frames > 100

@@ -11,7 +11,9 @@ from golden.encoders import wav2vec2
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from liveavatar.encoders import audio, timing
-from liveavatar.encoders.audio import AudioFeatures, Loudness, encode_audio, hidden_states
+from liveavatar.encoders.audio import Loudness, encode_audio
+from liveavatar.encoders.features import AudioFeatures
+from liveavatar.encoders.listener import hidden_states
 from liveavatar.errors import AudioError, Cancelled, ModelError
 from liveavatar.media.sound import mono_16k, read_sound
 

@@ -7,7 +7,8 @@ from golden.cases import Case, assert_matches, cases
 from golden.encoders import wav2vec2
 
 from liveavatar.encoders import timing
-from liveavatar.encoders.audio import Loudness, encode_audio, hidden_states
+from liveavatar.encoders.audio import Loudness, encode_audio
+from liveavatar.encoders.listener import hidden_states
 
 
 def sounds() -> list:

@@ -12,7 +12,8 @@ from golden.rollout import config_of
 
 from liveavatar.config import BLOCK_FRAMES, CLIP_BLOCKS, MOTION_FRAMES
 from liveavatar.distance import SinkDistance
-from liveavatar.encoders.audio import AudioFeatures, encode_audio
+from liveavatar.encoders.audio import encode_audio
+from liveavatar.encoders.features import AudioFeatures
 from liveavatar.engines.local import LocalEngine
 from liveavatar.media.picture import fit_picture, to_pixels
 from liveavatar.model.transformer import CausalS2VTransformer, Part

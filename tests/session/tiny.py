@@ -8,7 +8,7 @@ import torch
 
 from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
 from liveavatar.distance import SinkDistance
-from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.encoders.features import AudioFeatures
 from liveavatar.engines.local import LocalEngine
 from liveavatar.model.transformer import CausalS2VTransformer, Part
 from liveavatar.pipeline import Cut

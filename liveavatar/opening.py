@@ -1,0 +1,72 @@
+"""What a video will be, and what makes it ready to be filmed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .components import Components
+from .engines.local import LocalEngine
+from .media.sound import Sound
+from .planner import Plan
+from .prepare import Phase, prepare
+from .request import Effective, Request
+from .session import Job, Session
+from .streams import FrameStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Prospect:
+    """What a request would make, known before anything heavy is loaded.
+
+    Attributes:
+        components: where the weights would come from.
+        request, effective: what was asked, and what that means.
+        plan: where it would run.
+        picture: uint8 [H, W, 3].
+        sound: as read.
+        inputs: the files they were read from, which no output may replace.
+    """
+
+    components: Components
+    request: Request
+    effective: Effective
+    plan: Plan
+    picture: np.ndarray
+    sound: Sound
+    inputs: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Filmed:
+    """What is recorded.
+
+    Attributes:
+        session: makes the latents.
+        frames: the video, decoded from them.
+    """
+
+    session: Session
+    frames: FrameStream
+
+
+Opening = Callable[[Prospect, Phase], AbstractContextManager[Filmed]]
+"""Makes ready what is filmed, and gives it back at the end."""
+
+
+@contextlib.contextmanager
+def fresh_session(prospect: Prospect, phase: Phase) -> Iterator[Filmed]:
+    """A session of its own: everything is loaded for it and let go after it."""
+    p = prospect
+    phase("loading the VAE", 0.0)
+    vae = p.components.vae(torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype))
+    material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, phase)
+    job = Job(p.effective, material, p.request.sink_distance)
+    with Session(LocalEngine(p.components, p.plan), vae, job) as session:
+        yield Filmed(session, session.frames)

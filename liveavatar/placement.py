@@ -1,0 +1,83 @@
+"""Where a user wants the work to run: the wish behind a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from .config import ModelConfig
+from .errors import PlanError
+from .planner import Plan, make_plan
+from .request import Effective
+
+_MOST_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Devices and how the work is cut over them; everything may be left to the library.
+
+    Attributes:
+        devices: in order; stages take them in turn, the VAE works on the last one. Empty: the first GPU, or the CPU.
+        stages: "SxP", groups of steps x parts of layers; "auto" cuts the layers into as many parts as devices.
+        dtype: of weights and keys; None: bfloat16 on a GPU, float32 on the CPU.
+        threads: CPU threads per task; None: all there are, at most 8.
+        keep_loaded: whether weights stay for the next run.
+    """
+
+    devices: tuple[str, ...] = ()
+    stages: str = "auto"
+    dtype: str | None = None
+    threads: int | None = None
+    keep_loaded: bool = True
+
+    @property
+    def first_device(self) -> str:
+        """Where encoders run."""
+        return (self.devices or default_devices())[0]
+
+    @property
+    def working_dtype(self) -> str:
+        """The dtype that will be used."""
+        return self.dtype or ("float32" if self.first_device == "cpu" else "bfloat16")
+
+    @property
+    def working_threads(self) -> int:
+        """The CPU threads that will be used."""
+        return min(os.cpu_count() or 1, _MOST_THREADS) if self.threads is None else self.threads
+
+    def check_devices(self) -> None:
+        """Refuse devices that are not here.
+
+        Raises:
+            PlanError: naming those that are.
+        """
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        for device in self.devices:
+            if device not in there:
+                raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
+
+    def lay_out(self, effective: Effective, config: ModelConfig, model: str) -> Plan:
+        """The plan of one video; the devices need not be here.
+
+        Raises:
+            PlanError: an impossible cut, dtype or thread count.
+        """
+        devices = self.devices or default_devices()
+        parts = min(len(devices), config.num_layers)
+        return make_plan(
+            effective,
+            config,
+            model=model,
+            stages=f"1x{parts}" if self.stages == "auto" else self.stages,
+            devices=devices,
+            dtype=self.working_dtype,
+            threads=self.working_threads,
+        )
+
+
+def default_devices() -> tuple[str, ...]:
+    """The first GPU if PyTorch sees one, else the CPU."""
+    return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)

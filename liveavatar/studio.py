@@ -1,0 +1,285 @@
+"""A studio: one model on one backend, and what of it is warm. Its takes are videos that wait to be watched.
+
+What a graph of nodes does in steps (read the prompt, listen to the voice, sample, decode) happens here step by step,
+and every result can be kept and used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .components import Components
+from .config import BLOCK_FRAMES, FPS, ModelConfig
+from .encoders.audio import pick_audio
+from .encoders.features import AudioFeatures
+from .encoders.listener import Listener
+from .engines.backend import Backend
+from .errors import AudioError, RequestError
+from .media.picture import check_picture
+from .media.sound import Sound
+from .opening import Filmed, Prospect
+from .planner import Plan
+from .prepare import Phase, Place, hear_sound, look_at_picture, read_prompt
+from .receipt import Receipt
+from .recording import GENERATING, OnBlock, OnProgress, Progress, Recording
+from .request import Effective, Request, resolve
+from .session import Job, Material, Session
+from .vae.wan import latent_scale
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+
+def _quiet(name: str, share: float) -> None:
+    """A phase nobody listens to."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Voice:
+    """A voice that was listened to.
+
+    Attributes:
+        sound: what is put into the video, all of it.
+        features: what the network hears, for every block of it.
+    """
+
+    sound: Sound
+    features: AudioFeatures
+
+
+class Studio:
+    """One model on one backend.
+
+    Args:
+        components: the model.
+        backend: lends the engines.
+        dtype: of weights and keys; None leaves it to the backend's placement.
+        make_room: called with the plan before anything is loaded for it; frees memory that others hold.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        backend: Backend,
+        dtype: str | None = None,
+        make_room: Callable[[Plan], None] = lambda plan: None,
+    ):
+        self.components, self.backend, self.make_room = components, backend, make_room
+        self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
+        self.seconds_per_block: dict[tuple[int, int], float] = {}
+        """By tokens of a latent frame and steps: what the latest complete take needed."""
+        self._vae: AutoencoderKLWan | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Dimensions of the network."""
+        return self.components.config
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of weights that are loaded now."""
+        vae = sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
+        return vae + sum(self.backend.bytes_by_device().values())
+
+    def look_ahead(self, request: Request, picture: tuple[int, int], samples: int, rate: int) -> tuple[Effective, Plan]:
+        """What a request would really make; loads nothing.
+
+        Args:
+            picture: width and height.
+            samples, rate: length of the sound.
+
+        Raises:
+            RequestError: the first thing found wrong, with the nearest that works.
+        """
+        effective = resolve(request, picture, samples, rate)
+        return effective, self.placement.lay_out(effective, self.config, self.components.name)
+
+    def expected_seconds(self, effective: Effective) -> float | None:
+        """Seconds the video will take, from the latest take of this size and steps; None where there was none."""
+        pace = self.seconds_per_block.get((effective.frame_tokens, effective.steps))
+        return None if pace is None else pace * effective.blocks
+
+    def read(self, prompt: str, phase: Phase = _quiet) -> torch.Tensor:
+        """Prompt features [n, text_dim]; the text encoder comes and goes."""
+        return read_prompt(self.components, self._place(), prompt, phase)
+
+    def listen(
+        self, sound: Sound, seconds: float | None = None, phase: Phase = _quiet, listener: Listener | None = None
+    ) -> Voice:
+        """Listen to (the first seconds of) a sound; the audio encoder comes and goes.
+
+        Args:
+            listener: hears instead of the model's own encoder.
+
+        Raises:
+            AudioError: too short; the listener is another one than the network was trained with.
+        """
+        used, blocks = _used(sound, seconds)
+        if listener is not None:
+            self._check_listener(listener.layers, listener.channels)
+        return Voice(used, hear_sound(self.components, self._place(), used, blocks, phase=phase, listener=listener))
+
+    def heard(self, sound: Sound, states: Sequence[torch.Tensor], seconds: float | None = None) -> Voice:
+        """A voice that somebody else encoded: hidden states [n, channels] at 50 a second, one per layer.
+
+        Raises:
+            AudioError: as `listen`, and as `pick_audio`.
+        """
+        used, blocks = _used(sound, seconds)
+        self._check_listener(len(states), states[0].shape[-1] if len(states) else 0)
+        return Voice(used, pick_audio(states, blocks * BLOCK_FRAMES))
+
+    def take(self, request: Request, picture: np.ndarray, voice: Voice, context: torch.Tensor) -> Take:
+        """A video that waits to be watched; nothing is loaded.
+
+        Args:
+            request: its prompt and seconds are not looked at, because they were read and heard before.
+            picture: uint8 [H, W, 3].
+            voice: from `listen` or `heard`.
+            context: from `read` [n, text_dim].
+
+        Raises:
+            RequestError: the first thing found wrong, with the nearest that works.
+        """
+        check_picture(picture)
+        if context.ndim != 2 or context.shape[1] != self.config.text_dim:
+            raise RequestError(
+                f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
+                "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
+            )
+        size, sound = (picture.shape[1], picture.shape[0]), voice.sound
+        effective, plan = self.look_ahead(request, size, len(sound.samples), sound.rate)
+        if voice.features.blocks < effective.blocks:
+            raise AudioError(
+                f"The voice was listened to for {voice.features.blocks} blocks; the video has {effective.blocks}.",
+                "Listen to all of the sound that the video uses.",
+            )
+        self._check_listener(voice.features.layers, voice.features.channels)
+        prospect = Prospect(self.components, request, effective, plan, picture, sound)
+        return Take(self, prospect, voice, context)
+
+    def vae(self, plan: Plan) -> AutoencoderKLWan:
+        """The model's VAE, kept for the next take."""
+        device, dtype = torch.device(plan.vae_device), getattr(torch, plan.dtype)
+        if self._vae is None or (self._vae.device, self._vae.dtype) != (device, dtype):
+            self._vae = self.components.vae(device, dtype)
+        return self._vae
+
+    def release(self) -> None:
+        """Give back all memory; the next take loads again."""
+        self._vae = None
+        self.backend.release()
+
+    def _place(self) -> Place:
+        p = self.placement
+        return Place(p.first_device, p.working_dtype, p.working_threads)
+
+    def _check_listener(self, layers: int, channels: int) -> None:
+        if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
+            raise AudioError(
+                f"The voice was encoded as {layers} hidden states of {channels} numbers; this model hears "
+                f"{self.config.audio_layers} of {self.config.audio_dim}.",
+                "Use the model's own audio encoder, or the wav2vec2 it was trained with.",
+            )
+
+
+class Take:
+    """One video of a studio: made while it is watched the first time, replayed after that.
+
+    Its finished latents lie in a temporary file as long as the take lives. A take that was broken off begins again at
+    block 0 and gives the same video.
+    """
+
+    def __init__(self, studio: Studio, prospect: Prospect, voice: Voice, context: torch.Tensor):
+        self.studio, self.prospect, self.voice, self.context = studio, prospect, voice, context
+        self._session: Session | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Dimensions of the network."""
+        return self.studio.config
+
+    def session(self, phase: Phase = _quiet) -> Session:
+        """The session, with the picture encoded; made at the first call."""
+        p = self.prospect
+        self.studio.make_room(p.plan)
+        if self._session is None:
+            phase("loading the VAE", 0.0)
+            vae = self.studio.vae(p.plan)
+            reference, motion = look_at_picture(vae, p.plan.threads, p.request, p.effective, p.picture, phase)
+            job = Job(
+                p.effective, Material(reference, motion, self.context, self.voice.features), p.request.sink_distance
+            )
+            self._session = Session(self.studio.backend.engine(self.studio.components, p.plan), None, job)
+        return self._session
+
+    def collect(self, on_progress: OnProgress) -> torch.Tensor:
+        """All latents at once, without the VAE's normalisation, as core keeps them: [1, 16, 3 blocks, h, w] float32.
+
+        Args:
+            on_progress: hears of the progress; may raise `Cancelled`.
+        """
+        session = self.session(lambda name, share: on_progress(Progress(name, round(100 * share), 100)))
+        session.on_task = lambda r: on_progress(Progress(GENERATING, r.done, r.total, task=r.task, stage=r.stage))
+        try:
+            latents = torch.cat(list(session.latents), 1)[None]
+        finally:
+            session.on_task = lambda report: None
+        mean, inverse_std = (v.cpu().float() for v in latent_scale(self.studio.vae(self.prospect.plan)))
+        return latents.float() / inverse_std + mean
+
+    def record(
+        self,
+        out: Path,
+        receipt: Path,
+        on_progress: OnProgress,
+        vae: AutoencoderKLWan | None = None,
+        on_block: OnBlock = lambda frames: None,
+    ) -> Receipt:
+        """Film it; as `api.generate`.
+
+        Args:
+            out, receipt: known to be writable.
+            on_progress: hears of the progress; may raise `Cancelled`.
+            vae: decodes instead of the model's own.
+            on_block: sees every finished block.
+        """
+
+        @contextlib.contextmanager
+        def opening(prospect: Prospect, phase: Phase) -> Iterator[Filmed]:
+            session = self.session(phase)
+            decoder = vae or self.studio.vae(prospect.plan)
+            try:
+                yield Filmed(session, session.frames_through(decoder))
+            finally:
+                session.on_task = lambda report: None
+                if not self.studio.placement.keep_loaded:
+                    self.studio.release()
+
+        replayed = self._session is not None and self._session.latents.produced == self._session.latents.blocks
+        done = Recording(self.prospect, out, receipt, on_progress, opening, on_block).run()
+        if not replayed:
+            e = self.prospect.effective
+            self.studio.seconds_per_block[e.frame_tokens, e.steps] = done.seconds["generate"] / e.blocks
+        return done
+
+
+def receipt_text(receipt: Path) -> str:
+    """A receipt as it was written."""
+    return json.dumps(json.loads(receipt.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
+
+
+def _used(sound: Sound, seconds: float | None) -> tuple[Sound, int]:
+    """The part of a sound that is used, and the blocks that cover it."""
+    used = sound if seconds is None else sound.limited(seconds)
+    frames = max(1, math.ceil(len(used.samples) * FPS / used.rate))
+    return used, -(-frames // BLOCK_FRAMES)
