@@ -260,6 +260,9 @@ class Take:
             decoder = vae or self.studio.vae(prospect.plan)
             try:
                 yield Filmed(session, session.frames_through(decoder))
+            except BaseException:
+                session.latents.cancel()  # or a paused run would hold its keys and values as long as the take
+                raise
             finally:
                 session.on_task = lambda report: None
                 if not self.studio.placement.keep_loaded:
