@@ -1,0 +1,44 @@
+"""What ComfyUI sees: thin adapters, each one sockets -> one call of the library -> sockets."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from . import paths
+from .audio import AudioFeatures
+from .avatar import Avatar
+from .backend import Backend
+from .decode import Decode
+from .latent import Latent
+from .load import LoadModel
+from .plan import Plan
+from .sample import Sample
+from .sampler import Sampler
+from .text import TextEncode
+
+NODES: list[type[io.ComfyNode]] = [
+    Avatar,
+    LoadModel,
+    Backend,
+    TextEncode,
+    AudioFeatures,
+    Sampler,
+    Decode,
+    Latent,
+    Plan,
+    Sample,
+]
+
+
+class LiveAvatarExtension(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes."""
+        return NODES
+
+
+async def comfy_entrypoint() -> LiveAvatarExtension:
+    """Called by ComfyUI once, at start."""
+    paths.register()
+    return LiveAvatarExtension()

@@ -1,0 +1,84 @@
+"""Everything in one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.request import Request
+from . import bridge, paths
+from .host import Watch, record
+from .schema import (
+    CATEGORY,
+    ModelSocket,
+    newer,
+    prompt_input,
+    seconds_input,
+    seed_input,
+    size_fault,
+    size_input,
+    steps_input,
+)
+
+
+class Avatar(io.ComfyNode):
+    """Portrait, voice and prompt to a talking video."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarGenerate",
+            display_name="Live Avatar",
+            category=CATEGORY,
+            description="Turns a portrait, a voice and a prompt into a talking video of any length, written while it "
+            "is made. The other nodes of this pack are its parts.",
+            inputs=[
+                ModelSocket.Input("model", tooltip="From Load Model."),
+                io.Image.Input("image", tooltip="The portrait. Of a batch the first picture is taken."),
+                io.Audio.Input("audio", tooltip="The voice: any rate, mono or stereo, any length from 0.025 s."),
+                prompt_input(),
+                size_input(),
+                steps_input(),
+                seed_input(),
+                seconds_input(),
+                io.String.Input(
+                    "filename_prefix",
+                    default="LiveAvatar",
+                    tooltip="Name of the temporary file; connect core Save Video to keep it.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="For core Save Video."),
+                io.String.Output(display_name="receipt", tooltip="What was really made and what it cost, as JSON."),
+            ],
+            **newer(search_aliases=["talking head", "lip sync", "s2v", "talking avatar"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, size: str | None = None) -> bool | str:
+        """Whether the size can be read, said before anything runs."""
+        return size_fault(size)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        image: Any,
+        audio: Any,
+        prompt: str,
+        size: str,
+        steps: int,
+        seed: int,
+        seconds: float,
+        filename_prefix: str,
+    ) -> io.NodeOutput:
+        """The same as the modular graph."""
+        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
+        picture, sound = bridge.picture_of(image), bridge.sound_of(audio)
+        model.look_ahead(request, (picture.shape[1], picture.shape[0]), len(sound.samples), sound.rate)
+        with Watch.of(cls) as watch:
+            context = model.read(prompt, watch.phase)
+            voice = model.listen(sound, request.seconds, watch.phase)
+        return record(cls, model.take(request, picture, voice, context), filename_prefix, paths.AUTOMATIC)

@@ -1,0 +1,70 @@
+"""Where the work runs."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.engines.backend import LocalBackend
+from ..liveavatar.placement import Placement
+from .host import with_devices
+from .schema import CATEGORY, BackendSocket, newer
+
+IN_PROCESS = "this process"
+KEEP, FREE = "keep loaded", "free after each run"
+
+
+class Backend(io.ComfyNode):
+    """Where the work runs, as a small settings node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarBackend",
+            display_name="Backend (Live Avatar)",
+            category=CATEGORY,
+            description="Says where the network runs and how it is cut over devices. Connect it to Load Model; without "
+            "it, everything runs in this process on ComfyUI's own device.",
+            inputs=[
+                io.Combo.Input(
+                    "engine",
+                    options=[IN_PROCESS],
+                    default=IN_PROCESS,
+                    tooltip="Who runs the stages. In this process needs no other service.",
+                ),
+                io.String.Input(
+                    "devices",
+                    default="auto",
+                    tooltip="Devices in order, for example cuda:0,cuda:1. auto takes ComfyUI's own device.",
+                ),
+                io.String.Input(
+                    "stages",
+                    default="auto",
+                    tooltip="How the work is cut: groups of steps x parts of layers, for example 1x4 (each of four "
+                    "cards holds a quarter of the layers) or 4x1 (each holds one step). auto cuts the layers.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=[KEEP, FREE],
+                    default=KEEP,
+                    tooltip="Whether weights stay loaded for the next run. ComfyUI may take them away at any time; "
+                    "they come back by themselves.",
+                ),
+                io.Int.Input(
+                    "threads",
+                    default=0,
+                    min=0,
+                    max=256,
+                    tooltip="CPU threads of each task; 0 chooses. Frames are equal to the bit only at equal numbers.",
+                ),
+            ],
+            outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
+            **newer(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
+        )
+
+    @classmethod
+    def execute(cls, engine: str, devices: str, stages: str, memory: str, threads: int) -> io.NodeOutput:
+        """The backend; nothing is loaded."""
+        named = () if devices.strip() in ("", "auto") else tuple(d.strip() for d in devices.split(",") if d.strip())
+        placement = Placement(named, stages.strip() or "auto", threads=threads or None, keep_loaded=memory == KEEP)
+        return io.NodeOutput(LocalBackend(with_devices(placement)))

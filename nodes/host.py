@@ -1,0 +1,179 @@
+"""The border to a running ComfyUI: progress, preview, cancel, temporary files, devices."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import InputImpl, io, ui
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ..liveavatar.components import Components
+from ..liveavatar.config import FPS
+from ..liveavatar.engines.backend import Backend, LocalBackend
+from ..liveavatar.errors import Cancelled
+from ..liveavatar.pipeline import Denoise
+from ..liveavatar.placement import Placement
+from ..liveavatar.recording import GENERATING, Progress
+from ..liveavatar.studio import Studio, Take, receipt_text
+from . import paths
+from .patcher import manage
+
+EVENT = "liveavatar.progress"
+_UNITS = 1000
+"""Of a progress bar."""
+_PREVIEW_SIDE = 512
+_MESSAGE_SECONDS = 0.1
+
+
+def device() -> str:
+    """ComfyUI's own device, where this library knows it, else the CPU."""
+    own = mm.get_torch_device()
+    return str(own) if own.type == "cuda" else "cpu"
+
+
+def capacity(name: str) -> int | None:
+    """Bytes of memory of a GPU; None of the CPU."""
+    own = torch.device(name)
+    return None if own.type == "cpu" else int(mm.get_total_memory(own))
+
+
+def open_studio(components: Components, backend: Backend | None, dtype: str | None) -> Studio:
+    """A studio that ComfyUI may evict."""
+    studio = Studio(components, backend or LocalBackend(Placement((device(),))), dtype=dtype)
+    manage(studio)
+    return studio
+
+
+class Watch:
+    """What the user sees of one node's work, and how they stop it.
+
+    Args:
+        node: execution id of the node.
+        take: what is filmed, for the numbers in the messages.
+    """
+
+    def __init__(self, node: str, take: Take | None = None):
+        self.node, self.take = node, take
+        self._bar = comfy.utils.ProgressBar(_UNITS)
+        self._since: float | None = None
+        self._sent = 0.0
+        self._phase = ""
+        self._preview: Any = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, node: Any, take: Take | None = None) -> Iterator[Watch]:
+        """The watch of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
+        context = get_executing_context()
+        watch = cls(context.node_id if context else "", take)
+        try:
+            yield watch
+        except Cancelled:
+            watch.tell("cancelled", 1.0)
+            mm.throw_exception_if_processing_interrupted()
+            raise
+        except BaseException:
+            watch.tell("failed", 1.0)
+            raise
+        watch.tell("done", 1.0)
+
+    def phase(self, name: str, share: float) -> None:
+        """Something before the first task."""
+        self._show(Progress(name, round(100 * share), 100))
+
+    def __call__(self, progress: Progress) -> None:
+        """A task, a block, or something before."""
+        self._show(progress)
+
+    def picture(self, frames: np.ndarray) -> None:
+        """A finished block, uint8 [n, H, W, 3]; its last frame becomes the preview."""
+        from PIL import Image
+
+        self._preview = ("JPEG", Image.fromarray(frames[-1]), _PREVIEW_SIDE)
+
+    def tell(self, phase: str, share: float, progress: Progress | None = None) -> None:
+        """A message to the browser that asked for the run."""
+        server = PromptServer.instance
+        if server is None:
+            return
+        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
+        if self.take is not None:
+            message |= self._numbers(progress)
+        server.send_sync(EVENT, message, server.client_id)
+
+    def _show(self, progress: Progress) -> None:
+        if mm.processing_interrupted():
+            raise Cancelled("Cancelled.")
+        share = progress.done / max(1, progress.total)
+        now = time.monotonic()
+        if progress.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
+            self._phase, self._sent = progress.phase, now
+            self.tell(progress.phase, share, progress)
+        if self.take is None or progress.phase == GENERATING:
+            preview, self._preview = self._preview, None
+            try:
+                self._bar.update_absolute(round(_UNITS * share), _UNITS, preview)
+            except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
+                if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
+                    raise Cancelled("Cancelled.") from error
+                raise
+
+    def _numbers(self, progress: Progress | None) -> dict[str, Any]:
+        assert self.take is not None
+        effective, plan = self.take.prospect.effective, self.take.prospect.plan
+        numbers: dict[str, Any] = {
+            "blocks": effective.blocks,
+            "steps": effective.steps,
+            "total_frames": effective.frames,
+            "seconds": effective.seconds,
+        }
+        if progress is None or progress.phase != GENERATING:
+            return numbers
+        now = time.monotonic()
+        self._since = self._since or now
+        spent = now - self._since
+        task = progress.task if isinstance(progress.task, Denoise) else None
+        busy = None if progress.stage is None else plan.stages[progress.stage].device
+        names = dict.fromkeys([*(s.device for s in plan.stages), plan.vae_device])
+        return numbers | {
+            "block": task.block + 1 if task else progress.frames // 12,
+            "step": task.step + 1 if task else effective.steps,
+            "frames": progress.frames,
+            "seconds_ready": progress.frames / FPS,
+            "fps": progress.frames / spent if spent > 1 and progress.frames else None,
+            "eta": progress.seconds_left,
+            "devices": [{"name": name, "busy": name == busy} for name in names],
+        }
+
+
+def record(node: Any, take: Take, prefix: str, vae: str) -> io.NodeOutput:
+    """Film a take into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
+    effective, plan = take.prospect.effective, take.prospect.plan
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_temp_directory(), effective.width, effective.height
+    )
+    out = Path(folder) / f"{name}_{counter:05}_.mp4"
+    receipt = out.with_suffix(".json")
+    with Watch.of(node, take) as watch:
+        other = None
+        if vae != paths.AUTOMATIC:
+            other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
+        take.record(out, receipt, watch, vae=other, on_block=watch.picture)
+    shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])
+    return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
+
+
+def with_devices(placement: Placement) -> Placement:
+    """A placement whose devices are named."""
+    return placement if placement.devices else dataclasses.replace(placement, devices=(device(),))

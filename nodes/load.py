@@ -1,0 +1,102 @@
+"""Choosing a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from . import paths
+from .host import open_studio
+from .schema import CATEGORY, BackendSocket, ModelSocket, advanced, newer
+
+PRECISIONS = ("automatic", "bfloat16", "float16", "float32")
+
+
+class LoadModel(io.ComfyNode):
+    """A model, by name; its weights are read when they are needed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarLoadModel",
+            display_name="Load Model (Live Avatar)",
+            category=CATEGORY,
+            description="Finds a Live Avatar model and checks that all of its files are there and fit together. Its "
+            "weights are read when the video is pulled, and only the layers a device owns.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=paths.models(),
+                    default=paths.MINIATURE,
+                    tooltip="The miniature (a cartoon demonstrator that comes along), a folder in the official layout "
+                    "(models/liveavatar, diffusion_models or diffusers), or a single file in diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=paths.files("loras"),
+                    default=paths.AUTOMATIC,
+                    tooltip="The distillation LoRA that the four steps need. automatic: the one beside the model, or "
+                    "liveavatar.safetensors in loras. It must fit to the last tensor.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "text_encoder",
+                        options=paths.files("text_encoders"),
+                        default=paths.AUTOMATIC,
+                        tooltip="UMT5-XXL. automatic: the one beside the model, or umt5_xxl* in text_encoders.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "audio_encoder",
+                        options=paths.files("audio_encoders"),
+                        default=paths.AUTOMATIC,
+                        tooltip="wav2vec2-large, English. automatic: the one beside the model, or wav2vec2* in "
+                        "audio_encoders.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "vae",
+                        options=paths.files("vae"),
+                        default=paths.AUTOMATIC,
+                        tooltip="The VAE of Wan 2.1. automatic: the one beside the model, or wan_2.1_vae* in vae.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "precision",
+                        options=list(PRECISIONS),
+                        default=PRECISIONS[0],
+                        tooltip="Of weights and keys. automatic: bfloat16 on a GPU, float32 on the CPU.",
+                    )
+                ),
+                BackendSocket.Input(
+                    "backend", optional=True, tooltip="Where the network runs; without it, in this process."
+                ),
+            ],
+            outputs=[ModelSocket.Output(display_name="model", tooltip="For all other nodes of this pack.")],
+            **newer(search_aliases=["live avatar loader", "wan s2v", "talking head model"]),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> str:
+        """Changes with the chosen files, so that a replaced file is loaded anew."""
+        return paths.fingerprint(given)
+
+    @classmethod
+    def execute(
+        cls,
+        model: str,
+        lora: str,
+        text_encoder: str,
+        audio_encoder: str,
+        vae: str,
+        precision: str,
+        backend: Any = None,
+    ) -> io.NodeOutput:
+        """The model, checked but not loaded."""
+        components = paths.open_model(model, lora, text_encoder, audio_encoder, vae)
+        return io.NodeOutput(open_studio(components, backend, None if precision == PRECISIONS[0] else precision))

@@ -1,0 +1,68 @@
+"""Lets ComfyUI's model management see a studio and take its memory back."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ..liveavatar.planner import Plan
+from ..liveavatar.studio import Studio
+
+
+class Resident(torch.nn.Module):
+    """What core keeps books about in place of a studio that manages its own weights."""
+
+    def __init__(self, studio: Studio):
+        super().__init__()
+        self.studio = weakref.ref(studio)
+        self.device: Any = None
+
+
+class StudioPatcher(ModelPatcher):
+    """A studio as a model: loading only books it in, because engines load what they own; evicting releases it."""
+
+    def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Booked as loaded."""
+        self.model.device = device_to
+        self.model.model_loaded_weight_memory = self.model_size()
+
+    def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> int:
+        """All or nothing."""
+        self.load(device_to)
+        return 0
+
+    def partially_unload(self, *args: Any, **kwargs: Any) -> int:
+        """All or nothing."""
+        return 0
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        """Core wants the memory back; without `unpatch_all` it only changes its books."""
+        if unpatch_all:
+            studio = self.model.studio()
+            if studio is not None:
+                studio.release()
+            self.model.device = self.offload_device
+            self.model.model_loaded_weight_memory = 0
+        return self.model
+
+
+def load_core_model(patcher: Any) -> None:
+    """Bring one of core's own models to its device."""
+    mm.load_models_gpu([patcher])
+
+
+def manage(studio: Studio) -> None:
+    """From now on ask core for room before the studio loads, and let core evict it."""
+    device = mm.get_torch_device()
+    patcher = StudioPatcher(Resident(studio), load_device=device, offload_device=torch.device("cpu"), size=1)
+
+    def make_room(plan: Plan) -> None:
+        weights = plan.weights_by_device.get(plan.stages[0].device, 0)
+        patcher.size = max(1, weights)
+        mm.load_models_gpu([patcher], memory_required=plan.total_by_device[plan.stages[0].device] - weights)
+
+    studio.make_room = make_room

@@ -1,0 +1,144 @@
+"""Models and files where ComfyUI users keep them. What comes in as a name is looked up, never used as a path."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
+from ..liveavatar.errors import MissingFilesError
+from ..liveavatar.weights.folder import find_model, inspect_model
+
+MINIATURE = "miniature (comes along)"
+AUTOMATIC = "automatic"
+OWN_CATEGORY = "liveavatar"
+_FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
+_PARTS = {
+    "lora": ("loras", ("liveavatar", "live-avatar", "live_avatar")),
+    "text_encoder": ("text_encoders", ("umt5_xxl", "umt5-xxl", "models_t5_umt5")),
+    "audio_encoder": ("audio_encoders", ("wav2vec2",)),
+    "vae": ("vae", ("wan_2.1_vae", "wan2.1_vae")),
+}
+"""Of each part: the category it lies in, and how the names of its files begin."""
+
+
+def register() -> None:
+    """Make models/liveavatar known; extra_model_paths.yaml may name further places."""
+    folder_paths.add_model_folder_path(OWN_CATEGORY, str(Path(folder_paths.models_dir) / OWN_CATEGORY))
+
+
+def models() -> list[str]:
+    """What Load Model offers: the miniature, folders in the official layout, then single files."""
+    return [MINIATURE, *sorted(_folders()), *_single_files()]
+
+
+def files(category: str) -> list[str]:
+    """The files of a category, after the choice that needs none."""
+    return [AUTOMATIC, *_names(category)]
+
+
+def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> Components:
+    """The chosen model, with all of its parts found and checked; no weights are read.
+
+    Raises:
+        LiveAvatarError: what is missing or does not fit, and how to get it.
+    """
+    if model == MINIATURE:
+        return open_components("mini")
+    chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
+    given = {part: _place(_PARTS[part][0], name) for part, name in chosen.items() if name != AUTOMATIC}
+    place = _model_place(model)
+    lacking = {item.name.replace(" ", "_").lower() for item in inspect_model(place, **given).items if not item.usable}
+    found = {part: path for part in lacking & (set(_PARTS) - set(given)) if (path := _likely(part))}
+    return FolderComponents(find_model(place, **given, **found), name=model)
+
+
+def open_vae(name: str, device: Any, dtype: Any) -> Any:
+    """A VAE of the category vae, loaded.
+
+    Raises:
+        LiveAvatarError: no such file, or no VAE of Wan 2.1.
+    """
+    return load_vae(_place("vae", name), device, dtype)
+
+
+def fingerprint(given: Mapping[str, Any]) -> str:
+    """Names, sizes and times of the chosen files."""
+    seen = []
+    for name in (v for v in given.values() if isinstance(v, str)):
+        with contextlib.suppress(MissingFilesError, OSError):
+            place = _model_place(name)
+            stats = [f.stat() for f in ([place] if place.is_file() else sorted(place.glob("*")))]
+            seen.append(f"{name}:{[(s.st_size, s.st_mtime_ns) for s in stats]}")
+    return ";".join(seen)
+
+
+def _model_place(name: str) -> Path:
+    folders = _folders()
+    if name in folders:
+        return folders[name]
+    if name in _names("diffusion_models"):
+        return _place("diffusion_models", name)
+    raise MissingFilesError(
+        f"There is no model {name!r} any more.",
+        f"There are: {', '.join(models())}. Put others into models/{OWN_CATEGORY}/ and press R to refresh.",
+    )
+
+
+def _place(category: str, name: str) -> Path:
+    path = folder_paths.get_full_path(category, name) if name in _names(category) else None
+    if path is None:
+        raise MissingFilesError(
+            f"There is no file {name!r} in models/{category}.", f"There are: {', '.join(_names(category)) or 'none'}."
+        )
+    return Path(path)
+
+
+def _likely(part: str) -> Path | None:
+    """The first file that is named like this part."""
+    category, beginnings = _PARTS[part]
+    for name in _names(category):
+        if Path(name).name.lower().startswith(beginnings):
+            return _place(category, name)
+    return None
+
+
+def _folders() -> dict[str, Path]:
+    """Folders with a sharded or single transformer in the official layout, by "category/name"."""
+    found = {}
+    for category in _FOLDER_CATEGORIES:
+        for root in _roots(category):
+            for config in sorted(root.glob("*/config.json")):
+                folder = config.parent
+                if any(folder.glob("diffusion_pytorch_model*.safetensors*")):
+                    found.setdefault(f"{category}/{folder.name}", folder)
+    return found
+
+
+def _single_files() -> list[str]:
+    """Single files, those of S2V first; shards of a folder are no models of their own."""
+    names = [n for n in _names("diffusion_models") if n.endswith(".safetensors") and "-of-0" not in n]
+    return sorted(names, key=lambda n: ("s2v" not in n.lower(), n))
+
+
+def _roots(category: str) -> list[Path]:
+    if category not in folder_paths.folder_names_and_paths:
+        return []
+    return [Path(p) for p in folder_paths.get_folder_paths(category) if Path(p).is_dir()]
+
+
+def _names(category: str) -> list[str]:
+    if category not in folder_paths.folder_names_and_paths:  # an older core
+        return []
+    return list(folder_paths.get_filename_list(category))
+
+
+@functools.cache
+def sample_folder() -> Path:
+    """Where the pack's own portrait and voice lie."""
+    return Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"

@@ -1,0 +1,116 @@
+"""A plan as words, as numbers for the browser, and as a small picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..liveavatar.cli.tables import effective_lines, note_lines, plan_lines
+from ..liveavatar.errors import LiveAvatarError
+from ..liveavatar.planner import Plan
+from ..liveavatar.request import Request
+from ..liveavatar.size import parse_size
+from ..liveavatar.studio import Studio
+from . import bridge
+from .host import capacity
+
+PARTS = {
+    "weights": "#4e79a7",
+    "KV rings": "#f28e2b",
+    "sink": "#59a14f",
+    "text": "#b07aa1",
+    "workspace": "#9c9c9c",
+    "conditions": "#76b7b2",
+}
+"""What takes memory, and its colour."""
+_ASSUMED_SECONDS = 10.0
+_ROW, _WIDTH, _LABEL, _MARGIN = 34, 720, 120, 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What would happen.
+
+    Attributes:
+        text: in words.
+        bars: the memory per device, float [1, H, W, 3] in 0..1.
+        data: the same for the browser.
+    """
+
+    text: str
+    bars: torch.Tensor
+    data: dict[str, Any]
+
+
+def foresee(studio: Studio, request: Request, image: Any, audio: Any) -> Report:
+    """The report of a request; a refusal is a report, too."""
+    try:
+        picture = bridge.picture_of(image).shape[1::-1] if image is not None else _of_aspect(request.size)
+        sound = bridge.sound_of(audio) if audio is not None else None
+        seconds = request.seconds or _ASSUMED_SECONDS
+        length = (len(sound.samples), sound.rate) if sound else (round(seconds * 16_000), 16_000)
+        effective, plan = studio.look_ahead(request, (picture[0], picture[1]), *length)
+    except LiveAvatarError as error:
+        refused = {"refused": str(error), "devices": []}
+        return Report(f"This cannot be made. {error}", draw([]), refused)
+    expected = studio.expected_seconds(effective)
+    time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
+    lines = [*effective_lines(effective), *plan_lines(plan), f"time    {time}", *note_lines(effective.notes)]
+    devices = devices_of(plan)
+    return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
+
+
+def devices_of(plan: Plan) -> list[dict[str, Any]]:
+    """Per device: its parts in bytes, their sum, and what it has."""
+    rows = []
+    for device, total in plan.total_by_device.items():
+        here = [s for s in plan.stages if s.device == device]
+        sizes = {
+            "weights": plan.weights_by_device[device],
+            "KV rings": sum(s.rings for s in here),
+            "sink": sum(s.sink for s in here),
+            "text": sum(s.text for s in here),
+            "workspace": max(s.workspace for s in here),
+            "conditions": plan.conditions if device == plan.stages[0].device else 0,
+        }
+        parts = [{"name": name, "bytes": size} for name, size in sizes.items() if size]
+        rows.append({"name": device, "parts": parts, "total": total, "capacity": capacity(device)})
+    return rows
+
+
+def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
+    """One bar per device, float [1, H, W, 3] in 0..1."""
+    from PIL import Image, ImageDraw
+
+    height = 2 * _MARGIN + _ROW * (len(devices) + 1)
+    picture = Image.new("RGB", (_WIDTH, height), "#202020")
+    pen = ImageDraw.Draw(picture)
+    most = max([1, *(max(d["total"], d["capacity"] or 0) for d in devices)])
+    scale = (_WIDTH - _LABEL - 120) / most
+    for row, device in enumerate(devices):
+        y, x = _MARGIN + row * _ROW, float(_LABEL)
+        pen.text((_MARGIN, y + 8), device["name"], fill="white")
+        for part in device["parts"]:
+            end = x + part["bytes"] * scale
+            pen.rectangle((x, y + 4, max(x, end - 1), y + _ROW - 8), fill=PARTS[part["name"]])
+            x = end
+        if device["capacity"]:
+            edge = _LABEL + device["capacity"] * scale
+            pen.line((edge, y, edge, y + _ROW - 4), fill="white", width=2)
+        pen.text((x + 8, y + 8), f"{device['total'] / 1e9:.2f} GB", fill="white")
+    x = float(_LABEL)
+    for name, colour in PARTS.items():
+        pen.rectangle((x, height - _ROW + 6, x + 10, height - _ROW + 16), fill=colour)
+        pen.text((x + 14, height - _ROW + 4), name, fill="white")
+        x += 95
+    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
+
+
+def _of_aspect(size: str) -> tuple[int, int]:
+    """A picture of the asked aspect, large enough that nothing of the area is lost."""
+    width, height = parse_size(size)
+    factor = -(-1920 // min(width, height))
+    return width * factor, height * factor

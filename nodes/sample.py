@@ -1,0 +1,42 @@
+"""A portrait and a voice to begin with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.media.picture import read_picture
+from ..liveavatar.media.sound import read_sound
+from .paths import sample_folder
+from .schema import CATEGORY, newer
+
+
+class Sample(io.ComfyNode):
+    """The pack's own drawn portrait and spoken sentence."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets."""
+        return io.Schema(
+            node_id="LiveAvatarSample",
+            display_name="Sample Portrait and Voice (Live Avatar)",
+            category=CATEGORY,
+            description="A drawn portrait and a spoken sentence that come with the pack, so that a graph runs at once. "
+            "Put core Load Image and Load Audio in its place for your own.",
+            inputs=[],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="A cartoon portrait, 512x512."),
+                io.Audio.Output(display_name="audio", tooltip="A few seconds of speech."),
+            ],
+            **newer(search_aliases=["live avatar example", "demo portrait"]),
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """IMAGE [1, H, W, 3] and AUDIO."""
+        picture = read_picture(sample_folder() / "portrait.png")
+        sound = read_sound(sample_folder() / "voice.wav")
+        waveform = torch.from_numpy(np.ascontiguousarray(np.asarray(sound.samples[:]).T))[None]
+        image = torch.from_numpy(picture.astype(np.float32) / 255)[None]
+        return io.NodeOutput(image, {"waveform": waveform, "sample_rate": sound.rate})

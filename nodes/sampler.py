@@ -1,0 +1,107 @@
+"""The video as latents, made while it is watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.distance import SinkDistance
+from ..liveavatar.request import Request
+from . import bridge
+from .schema import (
+    CATEGORY,
+    SINKS,
+    AudioSocket,
+    LatentsSocket,
+    ModelSocket,
+    advanced,
+    newer,
+    seed_input,
+    size_fault,
+    size_input,
+    steps_input,
+)
+
+
+class Sampler(io.ComfyNode):
+    """A stream of latent blocks: nothing is computed before the next node pulls."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarSampler",
+            display_name="Sampler (Live Avatar)",
+            category=CATEGORY,
+            description="Makes the latents of a talking video of any length, block by block, on all devices of the "
+            "backend. It answers at once: the work is done while Streaming VAE Decode pulls, and can be replayed.",
+            inputs=[
+                ModelSocket.Input("model", tooltip="From Load Model."),
+                io.Conditioning.Input(
+                    "positive", tooltip="From Text Encode of this pack, or core CLIP Text Encode with a wan CLIP."
+                ),
+                AudioSocket.Input("audio", tooltip="From Audio Features."),
+                io.Image.Input("image", tooltip="The portrait. Of a batch the first picture is taken."),
+                size_input(),
+                steps_input(),
+                seed_input(),
+                advanced(
+                    io.Combo.Input(
+                        "fit",
+                        options=["cover", "pad"],
+                        default="cover",
+                        tooltip="cover fills the frame and crops; pad adds black bars as the original does.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "sink",
+                        options=list(SINKS),
+                        default=SINKS[0],
+                        tooltip="How far ahead of a block the portrait stands: drawn anew for every block as the "
+                        "model was trained, or always sink_distance.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "sink_distance",
+                        default=30,
+                        min=4,
+                        max=30,
+                        tooltip="Latent frames ahead, where the sink is fixed.",
+                    )
+                ),
+            ],
+            outputs=[
+                LatentsSocket.Output(
+                    display_name="latents", tooltip="A stream for Streaming VAE Decode, or for Latents to LATENT."
+                )
+            ],
+            **newer(search_aliases=["talking head", "lip sync", "s2v", "avatar", "live avatar sampler"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, size: str | None = None) -> bool | str:
+        """Whether the size can be read, said before anything runs."""
+        return size_fault(size)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        audio: Any,
+        image: Any,
+        size: str,
+        steps: int,
+        seed: int,
+        fit: str,
+        sink: str,
+        sink_distance: int,
+    ) -> io.NodeOutput:
+        """The stream, refused now where it could not be made."""
+        distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
+        request = Request(size=size, steps=steps, seed=seed, fit=fit, sink_distance=distance)
+        context = bridge.context_of(positive, model.config)
+        return io.NodeOutput(model.take(request, bridge.picture_of(image), audio, context))

@@ -1,0 +1,97 @@
+"""What the nodes' schemas share: own socket types, inputs that repeat, and keys that older cores do not know."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.errors import LiveAvatarError
+from ..liveavatar.size import parse_size
+
+CATEGORY = "Live Avatar"
+
+BackendSocket = io.Custom("LIVEAVATAR_BACKEND")
+ModelSocket = io.Custom("LIVEAVATAR_MODEL")
+AudioSocket = io.Custom("LIVEAVATAR_AUDIO")
+LatentsSocket = io.Custom("LIVEAVATAR_LATENTS")
+
+DEFAULT_PROMPT = "A person looks at the camera and talks."
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+SINKS = ("drawn from the seed", "fixed")
+
+_KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
+
+
+def newer(**keys: Any) -> dict[str, Any]:
+    """Those schema keys that this core knows."""
+    return {name: value for name, value in keys.items() if name in _KNOWN}
+
+
+def advanced(given: Any) -> Any:
+    """Mark an input as rarely used, in a way that every core understands."""
+    given.extra_dict = {**(given.extra_dict or {}), "advanced": True}
+    return given
+
+
+def size_input() -> Any:
+    """The asked size."""
+    return io.String.Input(
+        "size",
+        default="704x384",
+        tooltip="Width x height, understood as an area: the picture's aspect decides the real size, a multiple of 64. "
+        "The Plan node says which. The miniature is made for 128x128.",
+    )
+
+
+def size_fault(size: str | None) -> bool | str:
+    """True where a size can be read (or comes over a link), else what is wrong with it."""
+    try:
+        if size is not None:
+            parse_size(size)
+    except LiveAvatarError as error:
+        return str(error)
+    return True
+
+
+def steps_input() -> Any:
+    """Denoising steps."""
+    return io.Int.Input(
+        "steps", default=4, min=1, max=100, tooltip="Denoising steps per block. The model is made for 4."
+    )
+
+
+def seed_input() -> Any:
+    """The seed."""
+    return io.Int.Input(
+        "seed",
+        default=420,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=True,
+        tooltip="The same seed gives the same video on any number of devices.",
+    )
+
+
+def prompt_input() -> Any:
+    """What the video shows."""
+    return io.String.Input(
+        "prompt",
+        default=DEFAULT_PROMPT,
+        multiline=True,
+        dynamic_prompts=True,
+        tooltip="What the video shows, in words: the person, the mood, the surroundings.",
+    )
+
+
+def seconds_input() -> Any:
+    """How much of the sound is used."""
+    return io.Float.Input(
+        "seconds",
+        default=0.0,
+        min=0.0,
+        max=360_000.0,
+        step=0.5,
+        tooltip="Stop after so much sound. 0 uses all of it; there is no upper limit to its length.",
+    )

@@ -1,0 +1,37 @@
+"""The prompt as conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from .host import Watch
+from .schema import CATEGORY, ModelSocket, newer, prompt_input
+
+
+class TextEncode(io.ComfyNode):
+    """A prompt, read by the model's own text encoder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarTextEncode",
+            display_name="Text Encode (Live Avatar)",
+            category=CATEGORY,
+            description="Reads a prompt with the model's own T5 and lets the encoder go again. Core CLIP Text Encode "
+            "with a CLIP of type wan gives the same kind of conditioning.",
+            inputs=[
+                ModelSocket.Input("model", tooltip="Whose text encoder reads."),
+                prompt_input(),
+            ],
+            outputs=[io.Conditioning.Output(display_name="positive", tooltip="For the Sampler.")],
+            **newer(search_aliases=["live avatar prompt", "umt5"]),
+        )
+
+    @classmethod
+    def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
+        """[[tensor [1, n, text_dim], {}]]"""
+        with Watch.of(cls) as watch:
+            return io.NodeOutput([[model.read(prompt, watch.phase)[None], {}]])

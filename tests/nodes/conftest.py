@@ -1,0 +1,37 @@
+"""The pack, imported as ComfyUI imports it, on stand-ins for ComfyUI."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# fake_comfy, fake_host and frozen lie here; a dotted name would mean the pack's own folder `nodes`.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_comfy
+import fake_host
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[fake_host.Host]:
+    """A ComfyUI with empty folders; take it before `pack` to put files there."""
+    standing = fake_host.Host(tmp_path)
+    yield standing
+    standing.remove()
+
+
+@pytest.fixture
+def pack(host: fake_host.Host) -> Iterator[ModuleType]:
+    """The pack, freshly imported."""
+    try:
+        yield fake_comfy.load_pack()
+    finally:
+        fake_comfy.forget_pack()
+
+
+@pytest.fixture
+def nodes(pack: ModuleType) -> dict[str, type]:
+    """Node classes by id."""
+    return {node.define_schema().node_id: node for node in pack.nodes.NODES}

@@ -1,0 +1,114 @@
+"""Thumbnails of the example graphs: the graph itself, small, with the portrait in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .workflow_layout import TITLE, Box
+
+if TYPE_CHECKING:
+    from .workflows import Drawing
+
+PORTRAIT = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets" / "portrait.png"
+SIZE = (768, 432)
+FINE = 2
+"""Drawn so much larger and then reduced, for smooth edges."""
+BACK, BODY, HEAD, OURS, TEXT, FAINT = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#8d8d9c"
+COLORS = {"VIDEO": "#e8a04c", "IMAGE": "#64b5f6", "AUDIO": "#7fc97f", "LIVEAVATAR_MODEL": "#b39ddb"}
+WIRE = "#7a8fb5"
+
+
+class _Canvas:
+    """Maps the graph's coordinates to the picture's."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.image = Image.new("RGB", (SIZE[0] * FINE, SIZE[1] * FINE), BACK)
+        self.draw = ImageDraw.Draw(self.image)
+        boxes = drawing.layout.boxes.values()
+        left, top = min(b.left for b in boxes), min(b.top for b in boxes) - TITLE
+        width = max(b.left + b.width for b in boxes) - left
+        height = max(b.top + b.height for b in boxes) - top
+        room, strip = (SIZE[0] - 48) * FINE, 56 * FINE
+        self.scale = min(room / width, ((SIZE[1] - 24) * FINE - strip) / height)
+        self.left = (SIZE[0] * FINE - width * self.scale) / 2 - left * self.scale
+        spare = (SIZE[1] - 24) * FINE - strip - height * self.scale
+        self.top = strip + spare / 2 - top * self.scale
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return x * self.scale + self.left, y * self.scale + self.top
+
+    def rectangle(self, box: Box, color: str, radius: float) -> None:
+        corners = (*self.at(box.left, box.top), *self.at(box.left + box.width, box.top + box.height))
+        self.draw.rounded_rectangle(corners, radius * self.scale, fill=color)
+
+    def text(self, x: float, y: float, text: str, size: float, color: str) -> None:
+        self.draw.text((x, y), text, fill=color, font=ImageFont.load_default(size), anchor="lm")
+
+
+def draw(drawing: Drawing, path: Path) -> None:
+    """Write a JPEG of 768 x 432."""
+    canvas = _Canvas(drawing)
+    name = drawing.graph.name.replace("_", " ")
+    canvas.text(24 * FINE, 30 * FINE, f"Live Avatar  ·  {name}", 20 * FINE, TEXT)
+    for link in drawing.links:
+        _wire(canvas, drawing, link)
+    for item in drawing.items:
+        _node(canvas, drawing, item.key)
+    canvas.image.resize(SIZE, Image.Resampling.LANCZOS).save(path, quality=88, optimize=True)
+
+
+def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
+    item, box = drawing.by_key[key], drawing.layout.boxes[key]
+    ours = item.type.startswith("LiveAvatar")
+    canvas.rectangle(Box(box.left, box.top - TITLE, box.width, box.height + TITLE), OURS if ours else HEAD, 14)
+    canvas.rectangle(Box(box.left, box.top + 12, box.width, box.height - 12), BODY, 14)
+    x, y = canvas.at(box.left + 14, box.top - 9)
+    title = item.title.split(":")[0]
+    size = max(34 * canvas.scale, 9 * FINE)
+    size *= min(1.0, (box.width - 28) * canvas.scale / ImageFont.load_default(size).getlength(title))
+    canvas.text(x, y, title, size, TEXT)
+    if item.type in ("LoadImage", "SaveVideo", "LiveAvatarDecode", "LiveAvatarGenerate"):
+        _face(canvas, box)
+    elif item.type == "LoadAudio":
+        _sound(canvas, box)
+    else:
+        for row in range(min(len(drawing.kinds[item.type].widgets), int((box.height - 70) // 46))):
+            canvas.rectangle(Box(box.left + 20, box.top + 50 + 46 * row, box.width - 40, 30), HEAD, 12)
+
+
+def _face(canvas: _Canvas, box: Box) -> None:
+    side = min(box.width - 60, box.height - 70)
+    pixels = round(side * canvas.scale)
+    with Image.open(PORTRAIT) as picture:
+        small = picture.convert("RGB").resize((pixels, pixels), Image.Resampling.LANCZOS)
+    x, y = canvas.at(box.left + (box.width - side) / 2, box.top + box.height - side - 24)
+    canvas.image.paste(small, (round(x), round(y)))
+
+
+def _sound(canvas: _Canvas, box: Box) -> None:
+    heights = (10, 26, 44, 30, 52, 38, 18, 34, 56, 40, 24, 12, 30, 46, 22, 10)
+    step = (box.width - 60) / len(heights)
+    middle = box.top + box.height / 2 + 10
+    for n, height in enumerate(heights):
+        x = box.left + 30 + step * n
+        canvas.draw.rectangle(
+            (*canvas.at(x, middle - height), *canvas.at(x + step * 0.5, middle + height)), COLORS["AUDIO"]
+        )
+
+
+def _wire(canvas: _Canvas, drawing: Drawing, link: list) -> None:
+    _, source, output, target, slot, kind = link
+    boxes = drawing.layout.boxes
+    start, end = boxes[drawing.items[source - 1].key], boxes[drawing.items[target - 1].key]
+    x0, y0 = canvas.at(start.left + start.width, start.top + 20 + 24 * output)
+    x1, y1 = canvas.at(end.left, end.top + 20 + 24 * slot)
+    bend = max(abs(x1 - x0) / 2, 30)
+    points = []
+    for n in range(33):
+        t = n / 32
+        a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
+        points.append((a * x0 + b * (x0 + bend) + c * (x1 - bend) + d * x1, (a + b) * y0 + (c + d) * y1))
+    canvas.draw.line(points, fill=COLORS.get(kind, WIRE), width=2 * FINE, joint="curve")
