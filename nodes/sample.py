@@ -37,6 +37,6 @@ class Sample(io.ComfyNode):
         """IMAGE [1, H, W, 3] and AUDIO."""
         picture = read_picture(sample_folder() / "portrait.png")
         sound = read_sound(sample_folder() / "voice.wav")
-        waveform = torch.from_numpy(np.ascontiguousarray(np.asarray(sound.samples[:]).T))[None]
+        waveform = torch.from_numpy(np.array(sound.samples[:]).T.copy())[None]
         image = torch.from_numpy(picture.astype(np.float32) / 255)[None]
         return io.NodeOutput(image, {"waveform": waveform, "sample_rate": sound.rate})

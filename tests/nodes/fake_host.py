@@ -60,6 +60,10 @@ class Host:
         for name in ("input", "output", "temp"):
             (base / name).mkdir(parents=True, exist_ok=True)
         self.modules = self._modules()
+        for name, module in self.modules.items():
+            if "." in name:
+                parent, _, child = name.rpartition(".")
+                setattr(self.modules[parent], child, module)
         sys.modules.update(self.modules)
 
     def remove(self) -> None:

@@ -40,7 +40,7 @@ class Recipe:
     vae_whole_share: float = 0.2
     vae_noise: float = 0.1
     vae_still_steps: int = 9500
-    vae_decoder_steps: int = 5500
+    vae_decoder_steps: int = 3700
     vae_decoder_rate: float = 8e-4
     dim: int = 192
     ffn_dim: int = 512

@@ -1,0 +1,186 @@
+"""The nodes at work on the miniature: a graph's values handed from node to node, as ComfyUI does."""
+
+import json
+
+import av
+import fake_comfy
+import pytest
+import torch
+
+MINIATURE = "miniature (comes along)"
+SIZE = {"size": "64x64", "steps": 2, "seed": 3}
+
+
+def run(node: type, **inputs):
+    return fake_comfy.run(node, **inputs).args
+
+
+@pytest.fixture
+def model(nodes):
+    (backend,) = run(
+        nodes["LiveAvatarBackend"], engine="this process", devices="cpu", stages="auto", memory="keep loaded", threads=1
+    )
+    automatic = dict.fromkeys(("lora", "text_encoder", "audio_encoder", "vae", "precision"), "automatic")
+    return run(nodes["LiveAvatarLoadModel"], model=MINIATURE, **automatic, backend=backend)[0]
+
+
+@pytest.fixture
+def image():
+    return torch.linspace(0, 1, 64)[None, :, None, None].expand(1, 64, 64, 3).contiguous()
+
+
+@pytest.fixture
+def audio():
+    t = torch.arange(16_000) / 16_000
+    return {"waveform": (0.3 * torch.sin(900 * t))[None, None], "sample_rate": 16_000}
+
+
+@pytest.fixture
+def latents(nodes, model, image, audio):
+    (positive,) = run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.")
+    (voice,) = run(nodes["LiveAvatarAudioFeatures"], model=model, audio=audio, seconds=0.0)
+    return run(
+        nodes["LiveAvatarSampler"],
+        model=model,
+        positive=positive,
+        audio=voice,
+        image=image,
+        **SIZE,
+        fit="cover",
+        sink="drawn from the seed",
+        sink_distance=30,
+    )[0]
+
+
+def decode(nodes, latents, vae="automatic"):
+    return fake_comfy.run(nodes["LiveAvatarDecode"], latents=latents, vae=vae, filename_prefix="clip")
+
+
+def frames_in(video) -> int:
+    with av.open(video.get_stream_source()) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_the_sampler_answers_before_anything_is_loaded(latents, model):
+    assert model.loaded_bytes == 0
+    assert latents.prospect.effective.frames == 25
+
+
+def test_the_modular_graph_and_the_single_node_make_the_same_video(nodes, host, latents, model, image, audio):
+    out = decode(nodes, latents)
+    video, receipt = out.args
+    assert frames_in(video) == 25
+    shown = out.ui.as_dict()["images"][0]
+    assert (host.base / "temp" / shown["subfolder"] / shown["filename"]).is_file()
+    single = fake_comfy.run(
+        nodes["LiveAvatarGenerate"],
+        model=model,
+        image=image,
+        audio=audio,
+        prompt="A person talks.",
+        **SIZE,
+        seconds=0.0,
+        filename_prefix="clip",
+    )
+    assert single.args[0].get_stream_source() != video.get_stream_source()
+    assert json.loads(single.args[1])["frames_sha256"] == json.loads(receipt)["frames_sha256"]
+
+
+def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, latents):
+    host.ticks.clear()
+    decode(nodes, latents)
+    values = [value for value, _, _ in host.ticks]
+    assert values == sorted(values)
+    assert values[-1] == host.ticks[-1][1]
+    assert sum(preview is not None for _, _, preview in host.ticks) == latents.prospect.effective.blocks
+    sent = [data for event, data in host.messages if event == "liveavatar.progress"]
+    phases = list(dict.fromkeys(data["phase"] for data in sent))
+    assert phases[-2:] == ["generating", "done"]
+    told = [data for data in sent if data["phase"] == "generating"]
+    assert {"block", "blocks", "step", "steps", "frames", "seconds_ready", "devices", "node"} <= told[-1].keys()
+
+
+def test_a_second_decode_replays(nodes, host, latents):
+    first = json.loads(decode(nodes, latents).args[1])
+    host.messages.clear()
+    again = json.loads(decode(nodes, latents).args[1])
+    assert again["frames_sha256"] == first["frames_sha256"]
+    assert all(data["phase"] != "loading the network" for _, data in host.messages)
+
+
+def test_cancel_leaves_as_comfyui_expects_and_the_next_run_is_whole(nodes, host, latents):
+    expected = json.loads(decode(nodes, latents).args[1])["frames_sha256"]
+    take = type(latents)(latents.studio, latents.prospect, latents.voice, latents.context)
+    count = 0
+    original = host.modules["comfy.model_management"].processing_interrupted
+
+    def interrupted_after_some() -> bool:
+        nonlocal count
+        count += 1
+        host.interrupted = host.interrupted or count == 12
+        return original()
+
+    host.modules["comfy.model_management"].processing_interrupted = interrupted_after_some
+    with pytest.raises(host.modules["comfy.model_management"].InterruptProcessingException):
+        decode(nodes, take)
+    assert host.messages[-1][1]["phase"] == "cancelled"
+    assert take.session().latents.produced == 0
+    assert json.loads(decode(nodes, take).args[1])["frames_sha256"] == expected
+
+
+def test_core_is_asked_for_room_and_may_evict(nodes, host, latents, model):
+    decode(nodes, latents)
+    assert host.loaded
+    patcher = host.loaded[-1]
+    assert patcher.model_size() > 1e6
+    patcher.detach(False)
+    assert model.loaded_bytes > 0
+    patcher.detach(True)
+    assert model.loaded_bytes == 0
+    assert frames_in(decode(nodes, latents).args[0]) == 25
+
+
+def test_another_vae_file_is_looked_up_by_name(nodes, pack, host, latents):
+    with pytest.raises(pack.liveavatar.errors.MissingFilesError, match=r"other\.safetensors"):
+        decode(nodes, latents, vae="other.safetensors")
+    assert host.messages[-1][1]["phase"] == "failed"
+
+
+def test_latents_for_core(nodes, latents):
+    (latent,) = run(nodes["LiveAvatarLatent"], latents=latents)
+    assert latent["samples"].shape == (1, 16, 3 * latents.prospect.effective.blocks, 8, 8)
+
+
+def test_the_plan_says_what_the_video_becomes(nodes, latents, model, image, audio):
+    asked = {"size": "64x64", "steps": 2, "seconds": 0.0}
+    out = fake_comfy.run(nodes["LiveAvatarPlan"], model=model, image=image, audio=audio, **asked)
+    report, bars = out.args
+    assert "64x64, 25 frames" in report
+    assert "not known before" in report
+    assert bars.ndim == 4
+    assert bars.shape[-1] == 3
+    (plan,) = out.ui["liveavatar_plan"]
+    (device,) = plan["devices"]
+    assert sum(part["bytes"] for part in device["parts"]) == device["total"]
+    decode(nodes, latents)
+    assert "about" in run(nodes["LiveAvatarPlan"], model=model, image=image, audio=audio, **asked)[0]
+
+
+def test_the_plan_of_what_cannot_be_is_a_refusal(nodes, model):
+    out = fake_comfy.run(nodes["LiveAvatarPlan"], model=model, size="1000000x1000000", steps=4, seconds=0.0)
+    assert out.args[0].startswith("This cannot be made.")
+    assert out.ui["liveavatar_plan"][0]["refused"]
+
+
+def test_a_size_that_is_none_is_said_before_the_run(nodes):
+    for node in ("LiveAvatarSampler", "LiveAvatarGenerate", "LiveAvatarPlan"):
+        assert nodes[node].validate_inputs(size="704x384") is True
+        assert nodes[node].validate_inputs(size=None) is True
+        assert "banana" in nodes[node].validate_inputs(size="banana")
+
+
+def test_the_sample_speaks(nodes):
+    image, audio = run(nodes["LiveAvatarSample"])
+    assert image.shape[-1] == 3
+    assert image.ndim == 4
+    assert audio["waveform"].shape[-1] / audio["sample_rate"] > 1
