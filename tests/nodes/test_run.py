@@ -88,6 +88,7 @@ def test_the_modular_graph_and_the_single_node_make_the_same_video(nodes, host, 
 
 def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, latents):
     host.ticks.clear()
+    host.messages.clear()
     decode(nodes, latents)
     values = [value for value, _, _ in host.ticks]
     assert values == sorted(values)
