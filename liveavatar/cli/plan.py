@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
+from typing import TYPE_CHECKING
 
+from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, placement_of, request_of
-from .tables import effective_lines, note_lines, plan_lines
+from .parser import number
+from .tables import effective_lines, note_lines, plan_lines, simulation_lines
+
+if TYPE_CHECKING:
+    from ..planner import Plan
+    from ..request import Effective
+    from ..simulate import Simulation
 
 _ASSUMED_SECONDS = 10.0
 _MOST_SECONDS = 1e9
+_MOST_SIMULATED = 1000
+"""Blocks; what is steady after so many stays so."""
+_PLOTTED_PERIODS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", metavar="W", help="the voice (default: --seconds of sound, or 10)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--simulate", action="store_true", help="play the pipeline: throughput, delay, waiting")
+    parser.add_argument(
+        "--step-seconds",
+        type=number(0.5),
+        default=1.0,
+        metavar="T",
+        help="of one block at one step in all layers on one device, for --simulate (default: 1, a unit)",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="stages over time, of the simulation")
     add_request_arguments(parser)
 
 
@@ -43,12 +64,35 @@ def run(arguments: argparse.Namespace) -> int:
     picture = picture or _at_least_full_hd(parse_size(request.size))
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     effective, plan = foresee(request, picture, *length, model=arguments.model, **placement_of(arguments))
+    simulation = _simulation(arguments, effective, plan) if arguments.simulate or arguments.plot else None
     if arguments.json:
         known = {"effective": effective, "plan": plan, "total_by_device": plan.total_by_device}
+        if simulation:
+            known["simulation"] = dataclasses.replace(simulation, starts=())
         print(json.dumps(json_ready(known), indent=2, ensure_ascii=False))
     else:
-        print("\n".join([*effective_lines(effective), *plan_lines(plan), *note_lines(effective.notes)]))
+        played = simulation_lines(simulation) if simulation else []
+        print("\n".join([*effective_lines(effective), *plan_lines(plan), *played, *note_lines(effective.notes)]))
     return 0
+
+
+def _simulation(arguments: argparse.Namespace, effective: Effective, plan: Plan) -> Simulation:
+    """The pipeline played, and drawn where that was asked."""
+    from ..charts import draw_timeline
+    from ..simulate import StageSpeed, simulate
+
+    if not 0 < arguments.step_seconds < math.inf:
+        raise RequestError(f"A step cannot take {arguments.step_seconds} s.", "Give seconds above 0, such as 0.5.")
+    blocks = min(effective.blocks, _MOST_SIMULATED)
+    found = simulate(plan.cut, blocks, StageSpeed.even(plan.cut, arguments.step_seconds))
+    if arguments.plot:
+        try:
+            draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block).save(arguments.plot)
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"The picture {arguments.plot} cannot be written ({error}).", "Give a name that ends in .png."
+            ) from error
+    return found
 
 
 def _at_least_full_hd(size: tuple[int, int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..planner import Plan
     from ..receipt import Receipt
     from ..request import Effective
+    from ..simulate import Simulation
 
 _PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "work", "sum")
 
@@ -37,6 +38,19 @@ def plan_lines(plan: Plan) -> list[str]:
     lines += _table(rows)
     lines += [f"memory  {device}: {gigabytes(total)}" for device, total in plan.total_by_device.items()]
     return [*lines, "        (the network alone; encoders come and go before it, the VAE shares the last device)"]
+
+
+def simulation_lines(simulation: Simulation) -> list[str]:
+    """What the pipeline delivers in virtual time."""
+    s = simulation
+    busy = " ".join(f"{100 * share:.0f}" for share in s.busy)
+    return [
+        f"pace    a block every {s.period:.3f} s, {12 / s.period:.1f} frames per second; "
+        f"{100 * s.efficiency:.0f} % of what these stages could",
+        f"delay   first block after {s.first_block:.3f} s, a block takes at most {s.latency:.3f} s, "
+        f"{s.most_open} under way at once",
+        f"waiting {s.start_bubble:.2f} blocks' time lost at the start; stages busy {busy} % of the time",
+    ]
 
 
 def receipt_lines(receipt: Receipt) -> list[str]:

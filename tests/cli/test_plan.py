@@ -57,3 +57,21 @@ def test_help_names_every_command_and_option():
     options = ("image", "audio", "prompt", "model", "size", "steps", "seed", "seconds", "stages", "out", "receipt")
     assert all(f"--{name} " in run("generate", "--help").out for name in options)
     assert run("--version").out.strip()
+
+
+def test_a_simulation_is_told_and_drawn(tmp_path):
+    picture = tmp_path / "timeline.png"
+    words = ["plan", "--model", "wan2.2-s2v-14b", "--stages", "1x4", "--seconds", "60"]
+    ran = run(*words, "--step-seconds", "0.5", "--plot", str(picture))
+    assert (ran.code, ran.err) == (0, "")
+    assert "a block every 0.500 s, 24.0 frames per second; 100 %" in ran.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    played = json.loads(run(*words, "--simulate", "--json").out)["simulation"]
+    assert played["period"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [["--step-seconds", "0"], ["--plot", "/nowhere/at/all.png"], ["--plot", "a.nothing"]])
+def test_a_simulation_that_cannot_be_is_refused(wrong):
+    ran = run("plan", "--model", "wan2.2-s2v-14b", "--simulate", *wrong)
+    assert ran.code == 2
+    assert ran.err

@@ -13,7 +13,19 @@ LIBRARY = PROJECT / "liveavatar"
 FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
 LAYERS = (
-    {"errors", "config", "distance", "schedule", "size", "request", "pipeline", "spool", "interrupt"},
+    {
+        "errors",
+        "config",
+        "distance",
+        "schedule",
+        "size",
+        "request",
+        "pipeline",
+        "simulate",
+        "charts",
+        "spool",
+        "interrupt",
+    },
     {"weights"},
     {"model", "vae", "encoders"},
     {"streams", "media", "receipt"},

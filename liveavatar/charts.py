@@ -1,0 +1,47 @@
+"""Small pictures of plans: which stage works when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .pipeline import Denoise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .simulate import Simulation
+
+_COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#e15759", "#9c755f")
+_SINK = "#555555"
+_ROW, _LABEL, _MARGIN, _FOOT = 30, 64, 10, 22
+
+
+def draw_timeline(simulation: Simulation, until: float | None = None, width: int = 1200) -> Image:
+    """Stages from top to bottom, time from left to right; every block has its colour, prefills are dark.
+
+    Args:
+        simulation: what to draw.
+        until: seconds shown; all of them by default.
+        width: pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    stages = len(simulation.busy)
+    seconds = min(until or simulation.seconds, simulation.seconds)
+    picture = Image.new("RGB", (width, 2 * _MARGIN + stages * _ROW + _FOOT), "white")
+    pen = ImageDraw.Draw(picture)
+    scale = (width - _LABEL - _MARGIN) / seconds
+    for stage in range(stages):
+        y = _MARGIN + stage * _ROW
+        pen.text((_MARGIN, y + 8), f"stage {stage}", fill="black")
+        pen.text((width - 44, y + 8), f"{100 * simulation.busy[stage]:.0f} %", fill="black")
+    for start in (s for s in simulation.starts if s.start < seconds):
+        y = _MARGIN + start.stage * _ROW
+        left, right = _LABEL + start.start * scale, _LABEL + min(start.end, seconds) * scale
+        task = start.task
+        colour = _COLOURS[task.block % len(_COLOURS)] if isinstance(task, Denoise) else _SINK
+        pen.rectangle((left, y + 3, max(left, right - 1), y + _ROW - 5), fill=colour)
+        if isinstance(task, Denoise) and right - left > 22:
+            pen.text((left + 3, y + 8), f"{task.block}.{task.step}", fill="white")
+    pen.text((_LABEL, picture.height - _FOOT), f"0 to {seconds:.2f} s; block.step", fill="black")
+    return picture
