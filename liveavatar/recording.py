@@ -132,7 +132,7 @@ class Recording:
             session = filmed.session
             session.on_task = self._on_task
             try:
-                if session.latents.produced < session.latents.blocks:
+                if session.latents.produced < session.latents.blocks and not session.engine.loaded:
                     with self._timed("load network"):
                         self._phase("loading the network", 0.0)
                         session.engine.load()

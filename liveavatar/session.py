@@ -87,6 +87,11 @@ class Engine(Protocol):
         """Finished latents [16, 3, h, w] of each block, in order, on the CPU; closing the iterator stops the work."""
         ...
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the next run begins without loading weights."""
+        ...
+
     def load(self) -> None:
         """Load the weights now; otherwise the first run does."""
         ...

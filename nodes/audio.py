@@ -53,7 +53,7 @@ class AudioFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         """The voice, with its sound."""
         sound = bridge.sound_of(audio)
-        with Watch.of(cls) as watch:
+        with Watch.now() as watch:
             if audio_encoder_output is not None:
                 states = bridge.states_of(audio_encoder_output)
                 return io.NodeOutput(model.heard(sound, states, seconds or None))

@@ -78,7 +78,8 @@ class Avatar(io.ComfyNode):
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         picture, sound = bridge.picture_of(image), bridge.sound_of(audio)
         model.look_ahead(request, (picture.shape[1], picture.shape[0]), len(sound.samples), sound.rate)
-        with Watch.of(cls) as watch:
+        with Watch.now() as watch:
             context = model.read(prompt, watch.phase)
             voice = model.listen(sound, request.seconds, watch.phase)
-        return record(cls, model.take(request, picture, voice, context), filename_prefix, paths.AUTOMATIC)
+            take = model.take(request, picture, voice, context)
+            return record(watch, take, filename_prefix, paths.AUTOMATIC)

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from . import paths
-from .host import record
+from .host import Watch, record
 from .schema import CATEGORY, LatentsSocket, advanced, newer
 
 
@@ -52,4 +52,5 @@ class Decode(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, vae: str, filename_prefix: str) -> io.NodeOutput:
         """The file and its receipt."""
-        return record(cls, latents, filename_prefix, vae)
+        with Watch.now() as watch:
+            return record(watch, latents, filename_prefix, vae)

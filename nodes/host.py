@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +62,36 @@ class Watch:
 
     Args:
         node: execution id of the node.
-        take: what is filmed, for the numbers in the messages.
+
+    Attributes:
+        take: what is filmed, for the numbers in the messages; None before that.
+        file: where it grows, as ComfyUI names it: filename, subfolder, type. A browser may play what is there.
     """
 
-    def __init__(self, node: str, take: Take | None = None):
-        self.node, self.take = node, take
+    def __init__(self, node: str):
+        self.node = node
+        self.take: Take | None = None
+        self.file: dict[str, str] | None = None
         self._bar = comfy.utils.ProgressBar(_UNITS)
+        self._began = time.monotonic()
         self._since: float | None = None
         self._sent = 0.0
         self._phase = ""
-        self._preview: Any = None
+        self._task: Denoise | None = None
+        self._preview: str | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, node: Any, take: Take | None = None) -> Iterator[Watch]:
+    def now(cls) -> Iterator[Watch]:
         """The watch of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
-        watch = cls(context.node_id if context else "", take)
+        watch = cls(context.node_id if context else "")
         try:
             yield watch
         except Cancelled:
             watch.tell("cancelled", 1.0)
-            mm.throw_exception_if_processing_interrupted()
-            raise
+            mm.interrupt_current_processing(False)  # core's own check may have taken the wish already, or not
+            raise mm.InterruptProcessingException from None
         except BaseException:
             watch.tell("failed", 1.0)
             raise
@@ -97,10 +106,17 @@ class Watch:
         self._show(progress)
 
     def picture(self, frames: np.ndarray) -> None:
-        """A finished block, uint8 [n, H, W, 3]; its last frame becomes the preview."""
+        """A finished block, uint8 [n, H, W, 3]; its last frame goes with the next message.
+
+        Not through the progress bar: the frontend takes a node's preview for its video, and then plays neither.
+        """
         from PIL import Image
 
-        self._preview = ("JPEG", Image.fromarray(frames[-1]), _PREVIEW_SIDE)
+        picture = Image.fromarray(frames[-1])
+        picture.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+        file = BytesIO()
+        picture.save(file, "JPEG", quality=80)
+        self._preview = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
     def tell(self, phase: str, share: float, progress: Progress | None = None) -> None:
         """A message to the browser that asked for the run."""
@@ -109,7 +125,9 @@ class Watch:
             return
         message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
         if self.take is not None:
-            message |= self._numbers(progress)
+            message |= self._numbers(progress) | {"elapsed": time.monotonic() - self._began, "file": self.file}
+        if self._preview is not None:
+            message["preview"], self._preview = self._preview, None
         server.send_sync(EVENT, message, server.client_id)
 
     def _show(self, progress: Progress) -> None:
@@ -121,9 +139,8 @@ class Watch:
             self._phase, self._sent = progress.phase, now
             self.tell(progress.phase, share, progress)
         if self.take is None or progress.phase == GENERATING:
-            preview, self._preview = self._preview, None
             try:
-                self._bar.update_absolute(round(_UNITS * share), _UNITS, preview)
+                self._bar.update_absolute(round(_UNITS * share), _UNITS)
             except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
                 if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
                     raise Cancelled("Cancelled.") from error
@@ -143,12 +160,12 @@ class Watch:
         now = time.monotonic()
         self._since = self._since or now
         spent = now - self._since
-        task = progress.task if isinstance(progress.task, Denoise) else None
+        self._task = task = progress.task if isinstance(progress.task, Denoise) else self._task
         busy = None if progress.stage is None else plan.stages[progress.stage].device
         names = dict.fromkeys([*(s.device for s in plan.stages), plan.vae_device])
         return numbers | {
-            "block": task.block + 1 if task else progress.frames // 12,
-            "step": task.step + 1 if task else effective.steps,
+            "block": task.block + 1 if task else 1,
+            "step": task.step + 1 if task else 0,
             "frames": progress.frames,
             "seconds_ready": progress.frames / FPS,
             "fps": progress.frames / spent if spent > 1 and progress.frames else None,
@@ -157,7 +174,7 @@ class Watch:
         }
 
 
-def record(node: Any, take: Take, prefix: str, vae: str) -> io.NodeOutput:
+def record(watch: Watch, take: Take, prefix: str, vae: str) -> io.NodeOutput:
     """Film a take into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
     effective, plan = take.prospect.effective, take.prospect.plan
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -165,11 +182,11 @@ def record(node: Any, take: Take, prefix: str, vae: str) -> io.NodeOutput:
     )
     out = Path(folder) / f"{name}_{counter:05}_.mp4"
     receipt = out.with_suffix(".json")
-    with Watch.of(node, take) as watch:
-        other = None
-        if vae != paths.AUTOMATIC:
-            other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
-        take.record(out, receipt, watch, vae=other, on_block=watch.picture)
+    watch.take, watch.file = take, {"filename": out.name, "subfolder": subfolder, "type": "temp"}
+    other = None
+    if vae != paths.AUTOMATIC:
+        other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
+    take.record(out, receipt, watch, vae=other, on_block=watch.picture)
     shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])
     return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
 

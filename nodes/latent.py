@@ -30,5 +30,6 @@ class Latent(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any) -> io.NodeOutput:
         """{"samples": [1, 16, n, h, w]}, not normalised, as core keeps them."""
-        with Watch.of(cls, latents) as watch:
+        with Watch.now() as watch:
+            watch.take = latents
             return io.NodeOutput({"samples": latents.collect(watch)})

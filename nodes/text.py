@@ -33,5 +33,5 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
         """[[tensor [1, n, text_dim], {}]]"""
-        with Watch.of(cls) as watch:
+        with Watch.now() as watch:
             return io.NodeOutput([[model.read(prompt, watch.phase)[None], {}]])

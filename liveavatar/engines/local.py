@@ -23,6 +23,8 @@ from ..stage import Conditions, Flow, Stage
 from .clock import StageClock
 from .nets import Nets
 
+_CONDITIONS = Part(range(0), conditions=True)
+
 
 class LocalEngine:
     """Runs a plan in this process.
@@ -41,11 +43,21 @@ class LocalEngine:
         self._nets = nets or Nets()
         self._clock = StageClock(plan)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether all weights of the plan are there."""
+        return all(self._nets.holds(self.components, *where, self._dtype) for where in self._parts())
+
     def load(self) -> None:
         """Load the weights now; stages that own the same layers on the same device share them."""
+        for device, part in self._parts():
+            self._net(device, part)
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        """What is loaded where."""
         for stage in self.plan.stages:
-            self._net(stage.device, self._part(stage.layers))
-        self._conditioner()
+            yield stage.device, self._part(stage.layers)
+        yield self.plan.stages[0].device, _CONDITIONS
 
     def release(self) -> None:
         """Give back the weights."""
@@ -112,7 +124,7 @@ class LocalEngine:
         return Part(layers, embed=layers.start == 0, head=layers.stop == last)
 
     def _conditioner(self) -> CausalS2VTransformer:
-        return self._net(self.plan.stages[0].device, Part(range(0), conditions=True))
+        return self._net(self.plan.stages[0].device, _CONDITIONS)
 
     def _net(self, device: str, part: Part) -> CausalS2VTransformer:
         return self._nets.get(self.components, device, part, self._dtype)

@@ -25,6 +25,10 @@ class Nets:
             self._loaded[key] = components.transformer(part, torch.device(device), dtype)
         return self._loaded[key]
 
+    def holds(self, components: Components, device: str, part: Part, dtype: torch.dtype) -> bool:
+        """Whether a part is loaded."""
+        return components is self._components and (device, part, dtype) in self._loaded
+
     @property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of the loaded weights."""

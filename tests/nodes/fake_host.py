@@ -71,6 +71,9 @@ class Host:
         for name in self.modules:
             sys.modules.pop(name, None)
 
+    def interrupt(self, value: bool = True) -> None:
+        self.interrupted = value
+
     def throw_if_interrupted(self) -> None:
         if self.interrupted:
             self.interrupted = False
@@ -113,6 +116,7 @@ class Host:
                 InterruptProcessingException=InterruptProcessingException,
                 processing_interrupted=lambda: self.interrupted,
                 throw_exception_if_processing_interrupted=self.throw_if_interrupted,
+                interrupt_current_processing=self.interrupt,
                 get_torch_device=lambda: torch.device("cpu"),
                 unet_offload_device=lambda: torch.device("cpu"),
                 get_free_memory=lambda *_: 8 << 30,
