@@ -1,0 +1,42 @@
+"""The web module under node, where node is installed; a browser has it in tests/comfy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "web" / "js" / "liveavatar.js"
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_panel_shows_what_the_messages_say() -> None:
+    """tests/web/*.test.mjs, each named for what it proves."""
+    files = sorted(str(path) for path in Path(__file__).parent.glob("*.test.mjs"))
+    done = subprocess.run([str(NODE), "--test", *files], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"^(?:#|ℹ) pass (\d+)$", done.stdout, re.MULTILINE)
+    assert passed and int(passed[1]) > 0, "node ran no test"
+
+
+def test_the_module_needs_only_core_and_asks_nobody_outside() -> None:
+    """Every script under web/ is loaded by the page: one file, core's two public scripts, no address, no eval."""
+    assert [path.name for path in (ROOT / "web").rglob("*.js")] == [MODULE.name]
+    source = MODULE.read_text(encoding="utf-8")
+    imported = re.findall(r"""(?:from|import\()\s*["']([^"']+)""", source)
+    assert sorted(imported) == ["../../../scripts/api.js", "../../../scripts/app.js"]
+    assert not re.findall(r"https?://|\beval\(|new Function|innerHTML|queuePrompt|onDraw\w+|window\.\w+\s*=", source)
+
+
+def test_every_word_is_there_in_both_languages() -> None:
+    """The keys of English are those of Chinese; Chinese also has the server's names."""
+    source = MODULE.read_text(encoding="utf-8")
+    english, chinese = (re.search(rf"\n  {name}: {{\n(.*?)\n  }},", source, re.DOTALL) for name in ("en", "zh"))
+    assert english and chinese
+    keys = [re.findall(r"^    (\w+):", found[1], re.MULTILINE) for found in (english, chinese)]
+    assert keys[0] and set(keys[0]) <= set(keys[1])
