@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +63,22 @@ class Watch:
 
     Attributes:
         take: what is filmed, for the numbers in the messages; None before that.
-        file: where it grows, as ComfyUI names it: filename, subfolder, type. A browser may play what is there.
+        out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
     def __init__(self, node: str):
         self.node = node
         self.take: Take | None = None
-        self.file: dict[str, str] | None = None
+        self.out: Path | None = None
+        self.subfolder = ""
         self._bar = comfy.utils.ProgressBar(_UNITS)
         self._began = time.monotonic()
         self._since: float | None = None
         self._sent = 0.0
         self._phase = ""
         self._task: Denoise | None = None
-        self._preview: str | None = None
+        self._preview: dict[str, Any] | None = None
+        self._shown = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -97,6 +97,11 @@ class Watch:
             raise
         watch.tell("done", 1.0)
 
+    @property
+    def file(self) -> dict[str, str] | None:
+        """The growing file as ComfyUI names it: filename, subfolder, type."""
+        return None if self.out is None else {"filename": self.out.name, "subfolder": self.subfolder, "type": "temp"}
+
     def phase(self, name: str, share: float) -> None:
         """Something before the first task."""
         self._show(Progress(name, round(100 * share), 100))
@@ -112,11 +117,15 @@ class Watch:
         """
         from PIL import Image
 
+        if self.out is None:
+            return
         picture = Image.fromarray(frames[-1])
         picture.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-        file = BytesIO()
-        picture.save(file, "JPEG", quality=80)
-        self._preview = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        beside = self.out.with_suffix(".part")
+        picture.save(beside, "JPEG", quality=80)
+        beside.replace(self.out.with_suffix(".jpg"))  # a browser may be reading the old one
+        self._shown += len(frames)
+        self._preview = {**(self.file or {}), "filename": self.out.with_suffix(".jpg").name, "frames": self._shown}
 
     def tell(self, phase: str, share: float, progress: Progress | None = None) -> None:
         """A message to the browser that asked for the run."""
@@ -182,11 +191,14 @@ def record(watch: Watch, take: Take, prefix: str, vae: str) -> io.NodeOutput:
     )
     out = Path(folder) / f"{name}_{counter:05}_.mp4"
     receipt = out.with_suffix(".json")
-    watch.take, watch.file = take, {"filename": out.name, "subfolder": subfolder, "type": "temp"}
+    watch.take, watch.out, watch.subfolder = take, out, subfolder
     other = None
     if vae != paths.AUTOMATIC:
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
-    take.record(out, receipt, watch, vae=other, on_block=watch.picture)
+    try:
+        take.record(out, receipt, watch, vae=other, on_block=watch.picture)
+    finally:
+        out.with_suffix(".jpg").unlink(missing_ok=True)
     shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])
     return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
 

@@ -88,18 +88,16 @@ test("the latest frame is shown on the node that pulls, until the end", () => {
   const frame = (id) => shown(id).all("live")[0];
   say("liveavatar.progress", AT);
   assert.ok(frame(7).hidden);
-  say("liveavatar.progress", { ...AT, preview: "data:image/jpeg;base64,AAAA" });
+  say("liveavatar.progress", { ...AT, preview: { filename: "a.jpg", subfolder: "b", type: "temp", frames: 24 } });
   say("liveavatar.progress", AT);
-  assert.equal(frame(7).firstChild.src, "data:image/jpeg;base64,AAAA");
+  assert.equal(frame(7).firstChild.src, "/api/view?filename=a.jpg&subfolder=b&type=temp&ready=24");
   assert.ok(!frame(7).hidden && frame(5).hidden);
   say("liveavatar.progress", { ...AT, phase: "done" });
-  assert.ok(frame(7).hidden);
-  say("liveavatar.progress", { ...AT, preview: "http://elsewhere/x.jpg" });
   assert.ok(frame(7).hidden);
 });
 
 test("what is ready plays on a click, and gives way to the latest frame when it ends", () => {
-  const preview = "data:image/jpeg;base64,AAAA";
+  const preview = { filename: "a.jpg", subfolder: "", type: "temp", frames: 12 };
   say("liveavatar.progress", { ...AT, preview, file: { filename: "a b.mp4", subfolder: "", type: "temp" } });
   const [live] = shown(7).all("live");
   live.onclick();
@@ -108,7 +106,7 @@ test("what is ready plays on a click, and gives way to the latest frame when it 
   say("liveavatar.progress", { ...AT, preview });
   assert.equal(live.firstChild, film);
   film.onended();
-  assert.equal(live.firstChild.src, preview);
+  assert.equal(live.firstChild.src, "/api/view?filename=a.jpg&subfolder=&type=temp&ready=12");
 });
 
 test("the end leaves one line: what was made, in what time, how fast", () => {

@@ -230,6 +230,11 @@ function make(tag, className, ...children) {
   return element;
 }
 
+// A file in ComfyUI's folders; the number of frames makes the browser ask again when there are more.
+function view({ filename, subfolder = "", type = "temp", frames = 0 }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type, ready: frames })}`);
+}
+
 // What one node shows of a run: the bar and its words, and the latest frame where the node is the one that pulls. The
 // finished video is shown by ComfyUI itself.
 export class RunPanel {
@@ -286,7 +291,7 @@ export class RunPanel {
     this.below.firstChild.textContent = [say.ready, say.fps].filter(Boolean).join(" · ");
     this.dots.replaceChildren(...(over ? [] : (at.devices ?? [])).map((device) => this.dot(device)));
     if (over) this.look(null);
-    else if (this.pulls && /^data:image\//.test(at.preview ?? "")) this.look(at.preview);
+    else if (this.pulls && at.preview) this.look(view(at.preview));
   }
 
   // The latest frame, unless a film of what is ready is being watched; null puts both away.
@@ -303,9 +308,8 @@ export class RunPanel {
   // The file grows while it is written: play as much of it as there is now.
   watch() {
     if (!this.last?.file || this.film) return;
-    const { filename, subfolder = "", type = "temp" } = this.last.file;
-    const query = new URLSearchParams({ filename, subfolder, type, ready: this.last.frames ?? 0 });
-    this.film = Object.assign(make("video"), { controls: true, autoplay: true, src: api.apiURL(`/view?${query}`) });
+    const src = view({ ...this.last.file, frames: this.last.frames });
+    this.film = Object.assign(make("video"), { controls: true, autoplay: true, src });
     const back = () => {
       this.film = null;
       if (!this.live.hidden) this.live.replaceChildren(this.picture);

@@ -1,0 +1,98 @@
+"""A second pack for the test server: inputs that no small core node makes, and a look at what the process holds."""
+
+import gc
+import json
+from collections.abc import Iterator
+
+import torch
+from comfy_api.v0_0_2 import ComfyExtension, io, ui
+
+
+class OddConditioning(io.ComfyNode):
+    """Conditioning of any width, as the text encoder of another model would make it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OddConditioning",
+            category="testing",
+            inputs=[io.Int.Input("width", default=77, min=1, max=8192)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, width: int) -> io.NodeOutput:
+        return io.NodeOutput([[torch.zeros(1, 5, width), {}]])
+
+
+class OddAudioEncoder(io.ComfyNode):
+    """Core's own wav2vec2 at any width, untrained; core's loader knows the two published widths only."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OddAudioEncoder",
+            category="testing",
+            inputs=[io.Int.Input("width", default=64), io.Int.Input("layers", default=4)],
+            outputs=[io.AudioEncoder.Output()],
+        )
+
+    @classmethod
+    def execute(cls, width: int, layers: int) -> io.NodeOutput:
+        from comfy.audio_encoders.audio_encoders import AudioEncoderModel
+
+        shape = {"embed_dim": width, "num_heads": 4, "num_layers": layers}
+        kind = {"conv_norm": True, "conv_bias": True, "do_normalize": True, "do_stable_layer_norm": True}
+        encoder = AudioEncoderModel({"model_type": "wav2vec2", **shape, **kind})
+        chance = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in encoder.model.parameters():
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=chance))
+        return io.NodeOutput(encoder)
+
+
+class OddTally(io.ComfyNode):
+    """Bytes of weights that are alive in the process, and whose they are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OddTally",
+            category="testing",
+            inputs=[
+                io.String.Input("when", tooltip="Any word; another one asks anew."),
+                io.String.Input("after", optional=True, force_input=True, tooltip="Waits for this."),
+            ],
+            outputs=[io.String.Output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, when: str, after: str | None = None) -> io.NodeOutput:
+        gc.collect()
+        modules = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.nn.Module)]
+        owners = {_package(type(module).__module__) for module in modules if any(True for _ in weights_of(module))}
+        sizes = {weight.data_ptr(): weight.nbytes for module in modules for weight in weights_of(module)}
+        text = json.dumps({"bytes": sum(sizes.values()), "owners": sorted(owners - {"torch"})})
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def weights_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The weights of a module itself that take memory."""
+    return (weight for weight in module.parameters(recurse=False) if weight.device.type != "meta")
+
+
+def _package(name: str) -> str:
+    """ "liveavatar" for a module of this pack, whatever path it was loaded from; else the first part."""
+    return "liveavatar" if ".liveavatar." in name else name.split(".")[0]
+
+
+class OddExtension(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [OddConditioning, OddAudioEncoder, OddTally]
+
+
+async def comfy_entrypoint() -> OddExtension:
+    return OddExtension()
