@@ -1,0 +1,68 @@
+"""The backend whose engines work in other processes."""
+
+from __future__ import annotations
+
+from ...components import Components
+from ...errors import PlanError
+from ...placement import Placement
+from ...planner import Plan
+from .cluster import the_ray
+from .crew import Crew
+from .engine import RayEngine
+from .turns import Turns
+
+HUNG_SECONDS = 120.0
+
+
+class RayBackend:
+    """Worker processes on this machine (see `liveavatar.engines.backend.Backend`).
+
+    They are started by the first run, stay warm with their weights, and are ended by `release`, with the backend
+    itself, or with this process, however it ends.
+
+    Args:
+        placement: which devices, and how work is cut over them; one worker per stage.
+        address: "local"; other machines cannot be used yet.
+        deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+
+    Raises:
+        PlanError: Ray is not installed; a device is not here; another address.
+    """
+
+    def __init__(self, placement: Placement | None = None, address: str = "local", deadline: float = HUNG_SECONDS):
+        if address != "local":
+            raise PlanError(f"Workers cannot be started at {address!r} yet.", "Use 'local', this machine.")
+        self.placement = placement or Placement()
+        self.placement.check_devices()
+        the_ray()
+        self._crew, self._turns = Crew(deadline), Turns()
+
+    def engine(self, components: Components, plan: Plan) -> RayEngine:
+        """An engine for one plan; workers that hold its weights already are used again."""
+        return RayEngine(components, plan, self._crew, self._turns)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds of silence after which something counts as hung; may be changed at any time."""
+        return self._crew.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float) -> None:
+        self._crew.deadline = seconds
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes that are there now, in the order of the stages."""
+        return tuple(member.pid for member in self._crew.members)
+
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes of weights that the workers hold now."""
+        held: dict[str, int] = {}
+        for member in self._crew.members:
+            for device, nbytes in member.loaded.items():
+                held[device] = held.get(device, 0) + nbytes
+        return held
+
+    def release(self) -> None:
+        """End all workers; the next engine starts them again. May be called again."""
+        self._crew.give_back()

@@ -1,0 +1,86 @@
+"""How a worker comes to life: a small class that is pickled by value and imports the library under its own name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+_PACK = Path(__file__).parents[3]
+"""The folder that holds `liveavatar`."""
+_CALLS = 16
+"""Calls a worker answers side by side: one asks for news and waits, others allow blocks or stop."""
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def start_worker(ray: Any, log: str, threads: int) -> Any:
+    """A worker process, as the handle of its Ray actor.
+
+    Args:
+        log: the file that gets all it says.
+        threads: CPU threads, before a duty sets its own.
+    """
+
+    class StageWorker:
+        """A worker, seen from outside. It raises nothing, because a caller may not know its classes."""
+
+        def __init__(self, log: str):
+            import faulthandler
+            import importlib
+            import logging
+            import os
+            import pathlib
+            import sys
+
+            self._file = pathlib.Path(log).open("ab", buffering=0)  # noqa: SIM115
+            for stream in (1, 2):
+                os.dup2(self._file.fileno(), stream)
+            faulthandler.enable(self._file)
+            form = "%(asctime)s %(levelname)s %(message)s"
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
+            # Pickled by value, this class has no package of its own to import from relatively.
+            self._worker = importlib.import_module("liveavatar.engines.ray.worker").Worker()
+
+        def call(self, name: str, *given: Any) -> tuple[str, Any]:
+            """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
+            import logging
+
+            plain = []
+            for item in given:
+                if isinstance(item, tuple) and len(item) == 2 and item[0] in ("ok", "refused", "failed", "link"):
+                    if item[0] != "ok":
+                        return "link", ("got nothing from another stage", "")
+                    item = item[1]
+                plain.append(item)
+            try:
+                return "ok", getattr(self._worker, name)(*plain)
+            except BaseException as error:
+                logging.getLogger("liveavatar.worker").exception("%s failed", name)
+                if hasattr(error, "what") and hasattr(error, "nearest"):
+                    return "refused", (str(error.what), str(error.nearest))
+                line = (str(error).strip().splitlines() or [""])[0][:300]
+                return "failed", (f"{type(error).__name__}: {line}", "")
+
+    options = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
+    actor = ray.remote(StageWorker).options(runtime_env={"env_vars": environment(dict(os.environ), threads)}, **options)
+    return actor.remote(log)
+
+
+def environment(own: dict[str, str], threads: int) -> dict[str, str]:
+    """What a worker's environment has that differs from this process's.
+
+    The library comes before all else on the path; an allocator that the host chose for itself is not passed on,
+    because it must be known before CUDA starts and is not for workers to share; all devices stay visible.
+    """
+    path = os.pathsep.join([str(_PACK), *filter(None, [own.get("PYTHONPATH", "")])])
+    changed = {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(threads),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    }
+    for name in _ALLOCATOR:
+        if name in own:
+            kept = [part for part in own[name].split(",") if "cudamallocasync" not in part.lower()]
+            changed[name] = ",".join(kept)
+    return changed

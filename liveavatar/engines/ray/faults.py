@@ -1,0 +1,59 @@
+"""How the trouble of a worker is told to the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import LiveAvatarError
+from ...planner import Plan
+
+_LOG_LINES = 8
+_TAIL_BYTES = 8192
+
+
+class WorkerError(LiveAvatarError):
+    """A worker was lost, fell silent or failed; the next run starts it anew.
+
+    Attributes:
+        stage: which, from 0; -1 where no single one is to blame.
+    """
+
+    def __init__(self, what: str, nearest: str = "", stage: int = -1):
+        super().__init__(what, nearest)
+        self.stage = stage
+
+
+def stage_name(plan: Plan, stage: int) -> str:
+    """A stage in words: "Stage 2 of 3 (steps 0-3, layers 4-7, on cuda:1)"."""
+    s = plan.stages[stage]
+    return (
+        f"Stage {stage + 1} of {len(plan.stages)} ({_span('step', s.steps)}, {_span('layer', s.layers)}, on {s.device})"
+    )
+
+
+def worker_error(plan: Plan, stage: int, happened: str, nearest: str, log: Path | None) -> WorkerError:
+    """One error that names the stage, what happened and what it said last.
+
+    Args:
+        happened: a sentence's end, after the name of the stage.
+        nearest: what to do.
+        log: its log file.
+    """
+    lines = last_lines(log)
+    said = "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{said}", stage)
+
+
+def last_lines(log: Path | None) -> list[str]:
+    """The end of a log file; nothing where there is none."""
+    try:
+        with log.open("rb") if log else Path("/nonexistent").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
+
+
+def _span(name: str, numbers: range) -> str:
+    return f"{name} {numbers[0]}" if len(numbers) == 1 else f"{name}s {numbers[0]}-{numbers[-1]}"

@@ -1,0 +1,169 @@
+"""What crosses between the caller and a worker.
+
+Inside ComfyUI the caller's classes belong to a module that is named by its path and that no other process can import.
+So only tuples, numbers, text and tensors cross, and each side makes its own objects of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...components import Components, FolderComponents
+from ...errors import PlanError
+from ...pipeline import Cut, Denoise, Prefill, Task
+from ...weights.folder import ModelFiles
+
+PlainTask = tuple[str, int, int, int]
+PlainModel = tuple[str, tuple[tuple[str, str | None], ...]]
+"""Name and files; no files for the model that is made in code."""
+PlainCut = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Duty:
+    """The weights a worker holds.
+
+    Attributes:
+        model: see `plain_model`.
+        layers: first and end.
+        device, dtype, threads: as in the plan.
+        conditions: whether it embeds text, time and sound for the others.
+    """
+
+    model: PlainModel
+    layers: tuple[int, int]
+    device: str
+    dtype: str
+    threads: int
+    conditions: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """One video, for one stage.
+
+    Attributes:
+        run: number of the run; what is sent for another run is ignored.
+        stage: its own number.
+        cut: of all stages.
+        blocks, seed: of the video.
+        timesteps, sigmas: of its schedule.
+        size: height and width of a latent.
+        distance: the fields of a `SinkDistance`.
+        reference, motion: latents of the picture, [16, 1, h, w] and [16, 19, h, w].
+    """
+
+    run: int
+    stage: int
+    cut: PlainCut
+    blocks: int
+    seed: int
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    size: tuple[int, int]
+    distance: tuple[str, int, tuple[tuple[int, ...], ...]]
+    reference: torch.Tensor
+    motion: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class News:
+    """What a worker has to say since it was asked last.
+
+    Attributes:
+        state: "idle", "running", "done" or "stopped".
+        tasks: run since.
+        latents: blocks that ended since, [16, 3, h, w] float32 on the CPU, in order.
+        seconds: the stage was busy in this run.
+        busy: seconds that the present task has taken; 0 between tasks.
+        fault: None, or a `Fault` as plain data.
+    """
+
+    state: str
+    tasks: tuple[PlainTask, ...]
+    latents: tuple[torch.Tensor, ...]
+    seconds: float
+    busy: float
+    fault: tuple[Any, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What went wrong in a worker.
+
+    Attributes:
+        kind: "refused" (a refusal of the library), "failed" (any other exception) or "link" (a neighbour fell silent,
+            so that the cause is elsewhere).
+        what, nearest: as in `LiveAvatarError`.
+    """
+
+    kind: str
+    what: str
+    nearest: str
+
+
+def plain(data: Any) -> tuple[Any, ...]:
+    """The fields of a dataclass whose values are plain."""
+    return tuple(getattr(data, field.name) for field in dataclasses.fields(data))
+
+
+def plain_task(task: Task) -> PlainTask:
+    """A task as a tuple."""
+    if isinstance(task, Prefill):
+        return ("prefill", task.version, task.group, task.part)
+    return ("denoise", task.block, task.step, task.part)
+
+
+def task_of(data: PlainTask) -> Task:
+    """A task from its tuple."""
+    kind, first, second, part = data
+    return Prefill(first, second, part) if kind == "prefill" else Denoise(first, second, part)
+
+
+def plain_cut(cut: Cut) -> PlainCut:
+    """A cut as the edges of its ranges."""
+    steps, layers = (tuple((r.start, r.stop) for r in ranges) for ranges in (cut.steps, cut.layers))
+    return steps, layers
+
+
+def cut_of(data: PlainCut) -> Cut:
+    """A cut from its edges."""
+    steps, layers = (tuple(range(*edges) for edges in ranges) for ranges in data)
+    return Cut(steps, layers)
+
+
+def plain_model(components: Components) -> PlainModel:
+    """What a worker needs to open the same model.
+
+    Raises:
+        PlanError: the model exists in this process only.
+    """
+    if isinstance(components, FolderComponents):
+        files = components.files
+        named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files))
+        return components.name, tuple((name, None if path is None else str(path.absolute())) for name, path in named)
+    if components.name == "untrained":
+        return "untrained", ()
+    raise PlanError(
+        f"The model {components.name!r} exists in this process only; workers cannot open it.",
+        "Give a model folder or file, or run it in this process.",
+    )
+
+
+def model_of(data: PlainModel) -> Components:
+    """The same model, opened here.
+
+    Raises:
+        ModelError: its files are not here, or not whole.
+    """
+    name, files = data
+    if not files:
+        from ...mini.untrained import UntrainedComponents
+
+        return UntrainedComponents()
+    paths: dict[str, Any] = {key: None if path is None else Path(path) for key, path in files}
+    return FolderComponents(ModelFiles(**paths), name)

@@ -1,0 +1,179 @@
+"""One video as its caller sees it: blocks are allowed, news is heard, latents come in, trouble is named."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from ...errors import LiveAvatarError
+from ...pipeline import task_count
+from ...planner import Plan
+from ...schedule import Schedule
+from ...session import Job, OnTask, TaskReport
+from . import cluster
+from .crew import Crew, Member
+from .plain import Fault, News, Orders, plain, plain_cut, task_of
+
+_NEWS_SECONDS = 1.0
+"""A worker with nothing to say answers after this time."""
+_SECOND_HAND_SECONDS = 3.0
+"""How long the cause is waited for when all that is known is that a link broke."""
+
+
+class Run:
+    """A run of a plan by a crew.
+
+    Args:
+        crew, members: who works.
+        plan, job: at what.
+        number: of the run.
+    """
+
+    def __init__(self, crew: Crew, members: list[Member], plan: Plan, job: Job, number: int):
+        self._crew, self._members, self._plan, self._job, self._number = crew, members, plan, job, number
+        self._blocks = job.effective.blocks
+        self._latents: deque[torch.Tensor] = deque()
+        self._finished = self._allowed = self._tasks = 0
+        self._seconds = [0.0] * len(members)
+        self._news: dict[Any, int] = {}
+        """Stages that were asked for news."""
+        self._asked = [0.0] * len(members)
+        self._hearing: dict[Any, int] = {}
+        """Blocks whose sound is being made into tokens."""
+        self._puzzle: tuple[float, int, str] | None = None
+        """Since when, at which stage, and in what words something is wrong whose cause is not known yet."""
+        self._total = task_count(plan.cut, self._blocks)
+        self._begin()
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage."""
+        return tuple(self._seconds)
+
+    def take(self, block: int, on_task: OnTask) -> torch.Tensor:
+        """Block number `block`, in order; with the last one all tasks are done and reported.
+
+        Raises:
+            WorkerError: a worker was lost, hung or failed.
+        """
+        last = block == self._blocks - 1
+        # As many blocks as there are stages are at work at once; two more may wait for the caller.
+        self._allow(min(self._blocks, block + self._plan.cut.stages + 2))
+        while not self._latents or (last and self._tasks < self._total):
+            self._hear(on_task)
+        return self._latents.popleft()
+
+    def _begin(self) -> None:
+        effective, material, distance = self._job.effective, self._job.material, self._job.distance
+        schedule = Schedule.of(effective.steps)
+        conditions = self._members[0].ask("condition", _own(material.context), [*schedule.timesteps, 0.0])
+        # Handed on only when it is there, so that a worker is never kept waiting by another.
+        self._crew.gather(self._plan, {0: conditions}, self._crew.deadline, "embed the prompt")
+        begun = {}
+        for stage, member in enumerate(self._members):
+            orders = Orders(
+                run=self._number,
+                stage=stage,
+                cut=plain_cut(self._plan.cut),
+                blocks=self._blocks,
+                seed=effective.seed,
+                timesteps=schedule.timesteps,
+                sigmas=schedule.sigmas,
+                size=effective.latent_size,
+                distance=(distance.kind, distance.value, distance.recorded),
+                reference=_own(material.reference),
+                motion=_own(material.motion),
+            )
+            begun[stage] = member.ask("begin", plain(orders), conditions)
+        # Blocks may be allowed and news be asked for only when the run is known.
+        self._crew.gather(self._plan, begun, self._crew.deadline, "begin")
+        for stage in range(len(self._members)):
+            self._ask(stage)
+
+    def _ask(self, stage: int) -> None:
+        self._asked[stage] = time.monotonic()
+        self._news[self._members[stage].ask("news", _NEWS_SECONDS)] = stage
+
+    def _allow(self, blocks: int) -> None:
+        """Let the first so many blocks be worked on."""
+        for block in range(self._allowed, blocks):
+            features = self._job.material.audio.block(block)
+            self._hearing[self._members[0].ask("hear", features)] = block
+        self._allowed = max(self._allowed, blocks)
+
+    def _hear(self, on_task: OnTask) -> None:
+        """Wait a moment for answers and act on them."""
+        ray = cluster.the_ray()
+        owing = [*self._news, *self._hearing]
+        if owing:
+            ray.wait(owing, timeout=0.5, fetch_local=False)
+            done, _ = ray.wait(owing, num_returns=len(owing), timeout=0, fetch_local=False)
+        else:
+            done = []
+            time.sleep(0.1)
+        for ref in done:
+            if ref in self._hearing:
+                self._hand_out(self._hearing.pop(ref), ref)
+            else:
+                self._listen(self._news.pop(ref), ref, on_task)
+        self._look_for_silence()
+
+    def _hand_out(self, block: int, ref: Any) -> None:
+        """Give a block's sound to all stages."""
+        kind, value = self._crew.answer(self._plan, 0, ref)
+        if kind != "ok":
+            raise self._crew.lost(self._plan, 0, f"failed: {value[0]}")
+        for member in self._members:
+            member.ask("allow", self._number, block, ref)
+
+    def _listen(self, stage: int, ref: Any, on_task: OnTask) -> None:
+        kind, value = self._crew.answer(self._plan, stage, ref)
+        if kind != "ok":
+            raise self._crew.lost(self._plan, stage, f"failed: {value[0]}")
+        news = News(*value)
+        if news.state == "running":
+            self._ask(stage)
+        self._seconds[stage] = news.seconds
+        self._latents += news.latents
+        if news.fault is not None:
+            self._judge(stage, Fault(*news.fault))
+        elif news.state in ("stopped", "idle"):
+            self._wonder(stage, "stopped without being told to")
+        if news.busy > self._crew.deadline:
+            raise self._crew.lost(self._plan, stage, f"has hung for {news.busy:.0f} s in one task")
+        for task in news.tasks:
+            self._tasks += 1
+            on_task(TaskReport(task_of(task), stage, self._tasks, self._total))
+
+    def _judge(self, stage: int, fault: Fault) -> None:
+        if fault.kind == "link":
+            self._wonder(stage, fault.what)
+            return
+        nearest = fault.nearest or "Run it again."
+        raise self._crew.lost(self._plan, stage, f"failed: {fault.what.rstrip('.')}", nearest)
+
+    def _wonder(self, stage: int, what: str) -> None:
+        self._puzzle = self._puzzle or (time.monotonic(), stage, what)
+
+    def _look_for_silence(self) -> None:
+        now = time.monotonic()
+        if self._news:
+            stage = min(self._news.values(), key=self._asked.__getitem__)
+            silent = now - self._asked[stage] - _NEWS_SECONDS
+            if silent > self._crew.deadline:
+                raise self._crew.lost(self._plan, stage, f"has given no sign of life for {silent:.0f} s")
+        if self._puzzle and now - self._puzzle[0] > _SECOND_HAND_SECONDS:
+            raise self._crew.lost(self._plan, self._puzzle[1], self._puzzle[2])
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in memory of its own, so that only what is seen of it is sent."""
+    return tensor.detach().cpu().clone()
+
+
+def taken_away() -> LiveAvatarError:
+    """For a video that was left half made while another one began."""
+    return LiveAvatarError("Another video was begun on these workers before this one was finished.", "Run it again.")

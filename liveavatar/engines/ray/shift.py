@@ -1,0 +1,224 @@
+"""One run of one stage in its worker: flows come in by their task, tasks run in the paced order, flows go out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ...distance import SinkDistance
+from ...errors import LiveAvatarError
+from ...model.layer import AudioTokens
+from ...model.transformer import CausalS2VTransformer, TimeVectors
+from ...pipeline import Cut, Denoise, Task
+from ...schedule import Schedule, block_noise
+from ...session import cpu_threads
+from ...stage import Conditions, Flow, Stage
+from .links import ABORT, END, Incoming, Link, Outgoing
+from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
+from .routes import ends_block, followers, own_tasks
+
+_log = logging.getLogger("liveavatar.worker")
+
+
+class Shift:
+    """A stage at work, in threads of its own.
+
+    Args:
+        duty, orders: what it does.
+        net: its layers.
+        text, time: embedded prompt and timesteps.
+        incoming, outgoing: links by the neighbour's number.
+    """
+
+    def __init__(
+        self,
+        duty: Duty,
+        orders: Orders,
+        net: CausalS2VTransformer,
+        text: torch.Tensor,
+        time: TimeVectors,
+        incoming: Iterable[Link],
+        outgoing: Mapping[int, Link],
+    ):
+        self.duty, self.orders = duty, orders
+        self.cut: Cut = cut_of(orders.cut)
+        self._steps = self.cut.steps[orders.stage // len(self.cut.layers)]
+        self._net, self._text, self._time = net, text, time
+        self._device, self._dtype = torch.device(duty.device), getattr(torch, duty.dtype)
+        self._changed = threading.Condition()
+        self._flows: dict[Task, Flow] = {}
+        self._audio: dict[int, AudioTokens] = {}
+        """Of blocks that may be worked on."""
+        self._tasks: list[Task] = []
+        self._latents: list[torch.Tensor] = []
+        self._seconds = self._started = 0.0
+        self._stopped = False
+        self._fault: Fault | None = None
+        self._running = True
+        self._out = {stage: Outgoing(link, self._lose) for stage, link in outgoing.items()}
+        self._in = [Incoming(link, self._arrive, self.stop, self._lose) for link in incoming]
+        self._thread = threading.Thread(target=self._work, name="liveavatar-stage", daemon=True)
+        self._thread.start()
+
+    # -- what the worker asks of it --
+
+    def allow(self, block: int, audio: AudioTokens) -> None:
+        """The block may be worked on; this is what it hears."""
+        with self._changed:
+            self._audio[block] = audio
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End before the next task."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Wait until nothing of the run is left, neither work nor a flow on its way."""
+        for thread in (self._thread, *(o.thread for o in self._out.values()), *(i.thread for i in self._in)):
+            thread.join()
+        # They know the shift and it knows them; so that links close when they are wired anew, not some time later.
+        self._out.clear()
+        self._in.clear()
+
+    def news(self, wait: float) -> News:
+        """What happened since the last call; waits up to `wait` seconds for something to happen."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tasks or self._fault or not self._running, wait)
+            tasks, self._tasks = self._tasks, []
+            latents, self._latents = self._latents, []
+            busy = time.monotonic() - self._started if self._started else 0.0
+            state = "running" if self._running else "stopped" if self._stopped else "done"
+            fault = None if self._fault is None else plain(self._fault)
+            return News(state, tuple(map(plain_task, tasks)), tuple(latents), self._seconds, busy, fault)
+
+    # -- its threads --
+
+    def _arrive(self, task: Task, flow: Flow) -> None:
+        with self._changed:
+            self._flows[task] = flow
+            self._changed.notify_all()
+
+    def _lose(self, error: BaseException) -> None:
+        """A neighbour is gone; who it was and why is known outside."""
+        _log.info("a link broke: %s", error)
+        self._fail(Fault("link", f"lost a neighbouring stage ({_first_line(error)})", ""))
+
+    def _fail(self, fault: Fault) -> None:
+        with self._changed:
+            self._fault = self._fault or fault
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        done = False
+        try:
+            with torch.inference_mode(), cpu_threads(self.duty.threads):
+                stage = self._stage()
+                done = all(self._step(stage, task) for task in self._own_tasks())
+        except LiveAvatarError as error:
+            self._fail(Fault("refused", error.what, error.nearest))
+        except BaseException as error:
+            _log.exception("the stage failed")
+            self._fail(Fault("failed", f"{type(error).__name__}: {_first_line(error)}", _advice(error)))
+        for out in self._out.values():
+            out.finish(END if done else ABORT)
+        with self._changed:
+            self._started = 0.0
+            self._flows.clear()
+            self._audio.clear()
+            self._running = False
+            self._changed.notify_all()
+
+    def _own_tasks(self) -> Iterable[Task]:
+        return own_tasks(self.cut, self.orders.blocks, self.orders.stage)
+
+    def _stage(self) -> Stage:
+        o = self.orders
+        rows, columns = (n // 2 for n in o.size)
+        conditions = Conditions(
+            rows=rows,
+            columns=columns,
+            schedule=Schedule(o.timesteps, o.sigmas),
+            seed=o.seed,
+            distance=SinkDistance(*o.distance),
+            text=self._text,
+            time=self._time,
+            motion=o.motion,
+            audio=self._audio.__getitem__,
+        )
+        return Stage(self._net, self._steps, conditions, self._device, self._dtype)
+
+    def _step(self, stage: Stage, task: Task) -> bool:
+        """Run one task when its flow is there; False when the run was stopped."""
+        flow = self._wait_for(task)
+        if flow is None:
+            return False
+        with self._changed:
+            self._started = time.monotonic()
+        left = stage.run(task, flow)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        latent = left.latent.float().cpu() if ends_block(self.cut, task) else None
+        self._hand_on(task, left)
+        with self._changed:
+            self._seconds += time.monotonic() - self._started
+            self._started = 0.0
+            if isinstance(task, Denoise) and task.step == self._steps[-1]:
+                self._audio.pop(task.block)
+            if latent is not None:
+                self._latents.append(latent)
+            self._tasks.append(task)
+            self._changed.notify_all()
+        return True
+
+    def _wait_for(self, task: Task) -> Flow | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._ready(task))
+            if self._stopped:
+                return None
+            return self._flows.pop(task, None) or self._first_flow(task)
+
+    def _ready(self, task: Task) -> bool:
+        if isinstance(task, Denoise) and task.block not in self._audio:
+            return False
+        return task in self._flows or _begins(task)
+
+    def _first_flow(self, task: Task) -> Flow:
+        """What a task works on that no other task comes before."""
+        o = self.orders
+        if not isinstance(task, Denoise):
+            return Flow(o.reference)
+        return Flow(block_noise(o.seed, task.block, o.reference.shape[0], *o.size).to(self._dtype))
+
+    def _hand_on(self, task: Task, left: Flow) -> None:
+        for follower in followers(self.cut, self.orders.blocks, task):
+            to = self.cut.stage_of(follower)
+            refresh = not isinstance(follower, Denoise) and isinstance(task, Denoise)
+            flow = Flow(left.latent[:, :1]) if refresh else left
+            if to == self.orders.stage:
+                self._arrive(follower, flow)
+            else:
+                self._out[to].put(follower, flow)
+
+
+def _begins(task: Task) -> bool:
+    """Whether no task comes before it."""
+    if isinstance(task, Denoise):
+        return task.step == task.part == 0
+    return task.version == task.part == 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return "Use more stages or a smaller size."
+    return "Run it again; if it repeats, look at its log."

@@ -1,0 +1,146 @@
+"""What a worker process does for its caller. Only plain data goes in and comes out (see `plain`)."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from typing import Any
+
+import torch
+
+from ...components import Components
+from ...model.layer import AudioTokens
+from ...model.transformer import CausalS2VTransformer, Part, TimeVectors
+from ...session import cpu_threads
+from ..nets import Nets
+from .links import Link
+from .plain import Duty, News, Orders, PlainModel, model_of, plain
+from .shift import Shift
+
+_log = logging.getLogger("liveavatar.worker")
+_MEET = datetime.timedelta(seconds=30)
+
+
+class Worker:
+    """One stage at a time, with its weights; both stay warm between runs.
+
+    Methods are called from several threads of Ray, so each sets its own thread's ways.
+    """
+
+    def __init__(self) -> None:
+        self._nets = Nets()
+        self._opened: tuple[PlainModel, Components] | None = None
+        self._duty: Duty | None = None
+        self._store: Any = None
+        self._links: dict[tuple[int, int], Link] = {}
+        self._number = 0
+        self._shift: Shift | None = None
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def load(self, *fields: Any) -> dict[str, int]:
+        """Take up a duty: load its weights, let go of others. Bytes of weights by device."""
+        duty = Duty(*fields)
+        if duty != self._duty:
+            self._duty = None
+            self._nets.release()
+        if self._opened is None or self._opened[0] != duty.model:
+            self._opened = (duty.model, model_of(duty.model))
+        self._duty = duty
+        with torch.inference_mode(), cpu_threads(duty.threads):
+            self._net()
+            if duty.conditions:
+                self._conditioner()
+        _log.info("layers %s-%s are loaded on %s", duty.layers[0], duty.layers[1] - 1, duty.device)
+        return self._nets.bytes_by_device
+
+    def wire(
+        self, host: str, port: int, epoch: int, number: int, pairs: tuple[tuple[int, int], ...], here: str
+    ) -> None:
+        """Meet the neighbours anew.
+
+        Args:
+            host, port: of the store where links meet.
+            epoch: of the wiring, so that no end meets one of an older wiring.
+            number: of this stage.
+            pairs: all links; every worker makes its own in this order, or two could wait for each other.
+            here: the address to listen on.
+        """
+        import torch.distributed as dist
+
+        self._links.clear()
+        self._number = number
+        self._store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEET)
+        for pair in pairs:
+            if number in pair:
+                name = f"{epoch}/{pair[0]}-{pair[1]}"
+                self._links[pair] = Link(self._store, name, sends=pair[0] == number, host=here)
+
+    def condition(self, context: torch.Tensor, timesteps: list[float]) -> tuple[torch.Tensor, ...]:
+        """Embedded prompt and timesteps, for all stages."""
+        with torch.inference_mode(), cpu_threads(self._on_duty.threads):
+            net = self._conditioner()
+            time = net.condition_time(timesteps)
+            return net.condition_text(context).cpu(), time.head.cpu(), time.layers.cpu()
+
+    def hear(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What a block [audio_layers, audio_dim, 12] sounds like to the layers, for all stages."""
+        with torch.inference_mode(), cpu_threads(self._on_duty.threads):
+            audio = self._conditioner().condition_audio(features[None])
+            return audio.frame.cpu(), audio.tokens.cpu()
+
+    def begin(self, orders: tuple[Any, ...], conditions: tuple[torch.Tensor, ...]) -> None:
+        """Start a run; it goes on by itself."""
+        text, head, layers = conditions
+        incoming = [link for (_, to), link in self._links.items() if to == self._number]
+        outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
+        given = Orders(*orders)
+        _log.info("run %s: %s blocks of %sx%s", given.run, given.blocks, given.size[1] * 8, given.size[0] * 8)
+        self._shift = Shift(self._on_duty, given, self._net(), text, TimeVectors(head, layers), incoming, outgoing)
+
+    def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
+        """A block of this run may be worked on."""
+        if self._shift is not None and self._shift.orders.run == run:
+            self._shift.allow(block, AudioTokens(*audio))
+
+    def news(self, wait: float) -> tuple[Any, ...]:
+        """See `Shift.news`."""
+        idle = News("idle", (), (), 0.0, 0.0, None)
+        return plain(self._shift.news(wait) if self._shift is not None else idle)
+
+    def stop(self) -> None:
+        """End the run before its next task, and return when nothing of it is left."""
+        shift = self._shift
+        if shift is not None:
+            shift.stop()
+            shift.join()
+            _log.info("run %s is over", shift.orders.run)
+            self._shift = None
+
+    @property
+    def _on_duty(self) -> Duty:
+        if self._duty is None:
+            raise RuntimeError("nothing is loaded")
+        return self._duty
+
+    def _net(self) -> CausalS2VTransformer:
+        duty, components = self._on_duty, self._components
+        layers = range(*duty.layers)
+        last = components.config.num_layers
+        return self._part(Part(layers, embed=layers.start == 0, head=layers.stop == last))
+
+    def _conditioner(self) -> CausalS2VTransformer:
+        return self._part(Part(range(0), conditions=True))
+
+    def _part(self, part: Part) -> CausalS2VTransformer:
+        duty = self._on_duty
+        return self._nets.get(self._components, duty.device, part, getattr(torch, duty.dtype))
+
+    @property
+    def _components(self) -> Components:
+        if self._opened is None:
+            raise RuntimeError("no model is open")
+        return self._opened[1]

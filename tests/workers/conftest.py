@@ -1,0 +1,16 @@
+"""One backend for all tests of workers, because starting Ray and importing torch anew takes seconds."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from liveavatar.engines.ray import RayBackend
+from liveavatar.placement import Placement
+
+
+@pytest.fixture(scope="session")
+def backend() -> Iterator[RayBackend]:
+    pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+    backend = RayBackend(Placement(("cpu",), threads=1))
+    yield backend
+    backend.release()

@@ -1,0 +1,60 @@
+"""Nothing is left behind, however the caller ends."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from liveavatar.engines.ray import cluster
+
+pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+psutil = pytest.importorskip("psutil")
+
+PROJECT = Path(__file__).parents[2]
+
+
+def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("lonely_driver.py"))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    with (tmp_path / "errors").open("wb") as errors:
+        caller = subprocess.Popen(
+            [sys.executable, script, str(PROJECT)], stdout=subprocess.PIPE, stderr=errors, cwd=tmp_path, env=environment
+        )
+    assert caller.stdout is not None
+    said = caller.stdout.readline()
+    assert said == b"started\n", (tmp_path / "errors").read_text()[-3000:]
+    family = psutil.Process(caller.pid).children(recursive=True)
+    assert listening_beyond_this_machine({caller.pid, *(p.pid for p in family)}) == []
+    assert sum("StageWorker" in " ".join(p.cmdline()) for p in family) == 2
+    # Ray's two agents look for its centre for a minute before they end; they hold no device and no shared memory.
+    working = [p for p in family if not p.name().endswith("Agent")]
+    assert len(working) >= 4, "two workers, Ray's node and its centre"
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    _, alive = psutil.wait_procs(working, timeout=30)
+    assert not alive
+    cluster.sweep()
+    left = [p.name for p in cluster.short_folder().glob(f"la-{caller.pid}-*")]
+    assert not left
+
+
+def listening_beyond_this_machine(pids: set[int]) -> list[str]:
+    found = psutil.net_connections("tcp")
+    addresses = {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN and c.pid in pids}
+    return sorted(ip for ip in addresses if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1"))
+
+
+def test_only_folders_of_dead_processes_are_swept() -> None:
+    own = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=cluster.short_folder()))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    other = Path(tempfile.mkdtemp(prefix=f"la-{ended.pid}-", dir=cluster.short_folder()))
+    try:
+        cluster.sweep()
+        assert own.is_dir() and not other.exists()
+    finally:
+        own.rmdir()

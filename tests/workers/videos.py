@@ -1,0 +1,33 @@
+"""Small videos that worker processes can make: their model is opened by name."""
+
+from session.tiny import tiny_effective, tiny_job
+from torch import Tensor, cat, equal
+
+from liveavatar.components import Components, open_components
+from liveavatar.engines.local import LocalEngine
+from liveavatar.engines.ray import RayBackend, RayEngine
+from liveavatar.planner import make_plan
+from liveavatar.session import Job, OnTask
+
+
+class Video:
+    """A job of some blocks of 64x64, made in this process and by workers."""
+
+    def __init__(self, blocks: int, model: str = "untrained", seed: int = 5, steps: int = 4):
+        self.components: Components = open_components(model)
+        self.job: Job = tiny_job(self.components.config, tiny_effective(blocks, steps, seed=seed))
+        plan = self._plan("1x1")
+        self.expected = cat(list(LocalEngine(self.components, plan).run(self.job, lambda report: None)), 1)
+
+    def engine(self, backend: RayBackend, stages: str) -> RayEngine:
+        return backend.engine(self.components, self._plan(stages))
+
+    def is_made_by(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> bool:
+        """Whether the workers make the same latents, bit for bit."""
+        return equal(self.latents(backend, stages, on_task), self.expected)
+
+    def latents(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> Tensor:
+        return cat(list(self.engine(backend, stages).run(self.job, on_task)), 1)
+
+    def _plan(self, stages: str):
+        return make_plan(self.job.effective, self.components.config, model=self.components.name, stages=stages)
