@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -11,11 +12,12 @@ import numpy as np
 
 from .components import open_components
 from .config import PRESETS
+from .engines.backend import Backend
 from .errors import OutputError
 from .media.picture import check_picture, read_picture
 from .media.sound import Sound, read_sound
 from .media.video import check_writable
-from .opening import Prospect
+from .opening import Prospect, fresh_session
 from .placement import Placement, default_devices
 from .planner import Plan
 from .receipt import Receipt
@@ -107,6 +109,7 @@ def generate(
     *,
     receipt: str | os.PathLike[str] | None = None,
     on_progress: OnProgress = lambda progress: None,
+    backend: Backend | None = None,
 ) -> Receipt:
     """Make the video and write its receipt beside it.
 
@@ -115,6 +118,7 @@ def generate(
         out: the MP4; it grows while frames are made and plays at any moment.
         receipt: the JSON; by default the video's name with `.json`.
         on_progress: hears of the progress; may raise `Cancelled`.
+        backend: who runs the stages, for example `engines.ray.RayBackend`; None: this process.
 
     Returns:
         The receipt as written, with status "complete".
@@ -125,7 +129,8 @@ def generate(
         LiveAvatarError: anything else that stopped the run; the receipt says so.
     """
     out = Path(out)
-    return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress).run()
+    opening = functools.partial(fresh_session, backend=backend)
+    return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress, opening).run()
 
 
 def check_outputs(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .components import Components
+from .engines.backend import Backend
 from .engines.local import LocalEngine
 from .media.sound import Sound
 from .planner import Plan
@@ -61,12 +62,19 @@ Opening = Callable[[Prospect, Phase], AbstractContextManager[Filmed]]
 
 
 @contextlib.contextmanager
-def fresh_session(prospect: Prospect, phase: Phase) -> Iterator[Filmed]:
-    """A session of its own: everything is loaded for it and let go after it."""
+def fresh_session(prospect: Prospect, phase: Phase, backend: Backend | None = None) -> Iterator[Filmed]:
+    """A session of its own: everything is loaded for it and let go after it.
+
+    Args:
+        prospect: what is made.
+        phase: hears of the progress.
+        backend: lends the engine, and keeps what it holds; None: this process.
+    """
     p = prospect
     phase("loading the VAE", 0.0)
     vae = p.components.vae(torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype))
     material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, phase)
     job = Job(p.effective, material, p.request.sink_distance)
-    with Session(LocalEngine(p.components, p.plan), vae, job) as session:
+    engine = backend.engine(p.components, p.plan) if backend else LocalEngine(p.components, p.plan)
+    with Session(engine, vae, job) as session:
         yield Filmed(session, session.frames)

@@ -9,7 +9,7 @@ from ..liveavatar.placement import Placement
 from .host import with_devices
 from .schema import CATEGORY, BackendSocket, newer
 
-IN_PROCESS = "this process"
+IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
 
 
@@ -28,9 +28,10 @@ class Backend(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "engine",
-                    options=[IN_PROCESS],
+                    options=[IN_PROCESS, WORKERS],
                     default=IN_PROCESS,
-                    tooltip="Who runs the stages. In this process needs no other service.",
+                    tooltip="Who runs the stages. This process needs no other service; worker processes, one per stage, let "
+                    "several devices work side by side and need Ray.",
                 ),
                 io.String.Input(
                     "devices",
@@ -67,4 +68,8 @@ class Backend(io.ComfyNode):
         """The backend; nothing is loaded."""
         named = () if devices.strip() in ("", "auto") else tuple(d.strip() for d in devices.split(",") if d.strip())
         placement = Placement(named, stages.strip() or "auto", threads=threads or None, keep_loaded=memory == KEEP)
+        if engine == WORKERS:
+            from ..liveavatar.engines.ray import RayBackend
+
+            return io.NodeOutput(RayBackend(with_devices(placement)))
         return io.NodeOutput(LocalBackend(with_devices(placement)))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, placement_of, request_of
 from .tables import effective_lines, note_lines, plan_lines, receipt_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
+
+if TYPE_CHECKING:
+    from ..engines.backend import Backend
 
 OUTPUT = Path("output")
 """Where videos go that were given no name; made when needed."""
@@ -52,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
     progress = ProgressLine(arguments.quiet)
     try:
-        receipt = generate(prospect, out, receipt=receipt_path, on_progress=progress)
+        with _backend(arguments) as backend:
+            receipt = generate(prospect, out, receipt=receipt_path, on_progress=progress, backend=backend)
     except LiveAvatarError as error:
         progress.end()
         say_error(error)
@@ -61,3 +67,20 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         say([*receipt_lines(receipt), f"receipt {receipt_path}"])
     return 0
+
+
+@contextlib.contextmanager
+def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
+    """Who runs the stages, for one video; None for this process."""
+    if arguments.engine == "local":
+        yield None
+        return
+    from ..engines.ray import RayBackend
+    from ..placement import Placement
+
+    given = placement_of(arguments)
+    backend = RayBackend(Placement(given["devices"] or (), given["stages"], given["dtype"], given["threads"]))
+    try:
+        yield backend
+    finally:
+        backend.release()

@@ -12,6 +12,7 @@ from .parser import number, whole_number
 
 _DEFAULT_SIZES = {"mini": "128x128", "untrained": "128x128"}
 _DEFAULT_SIZE = "704x384"
+ENGINES = ("local", "ray")
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,12 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--devices", metavar="D,D,...", help="stages take these in turn (default: the first GPU or cpu)"
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        metavar="local|ray",
+        help="who runs the stages: this process (default), or a worker process for each of them",
     )
     parser.add_argument(
         "--dtype", metavar="T", help="float32, bfloat16 or float16 (default: bfloat16 on GPUs, float32 on the CPU)"
@@ -73,7 +80,13 @@ def request_of(arguments: argparse.Namespace) -> Request:
 
 
 def placement_of(arguments: argparse.Namespace) -> dict:
-    """Keyword arguments that say where and how it runs."""
+    """Keyword arguments that say where and how it runs.
+
+    Raises:
+        RequestError: an engine that is not known.
+    """
+    if arguments.engine not in ENGINES:
+        raise RequestError(f"The engine {arguments.engine!r} is not known.", f"Use {' or '.join(ENGINES)}.")
     devices = tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else None
     return {
         "stages": arguments.stages,

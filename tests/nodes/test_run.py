@@ -190,3 +190,17 @@ def test_the_sample_speaks(nodes):
     assert image.shape[-1] == 3
     assert image.ndim == 4
     assert audio["waveform"].shape[-1] / audio["sample_rate"] > 1
+
+
+def test_worker_processes_make_the_same_video(nodes, latents, image, audio):
+    """The pack is imported under a name that no other process knows, as in ComfyUI."""
+    pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+    expected = json.loads(decode(nodes, latents).args[1])["frames_sha256"]
+    where = {"devices": "cpu", "stages": "1x2", "memory": "free after each run", "threads": 1}
+    (backend,) = run(nodes["LiveAvatarBackend"], engine="worker processes", **where)
+    automatic = dict.fromkeys(("lora", "text_encoder", "audio_encoder", "vae", "precision"), "automatic")
+    (model,) = run(nodes["LiveAvatarLoadModel"], model=MINIATURE, **automatic, backend=backend)
+    video = {"prompt": "A person talks.", "seconds": 0.0, "filename_prefix": "clip", **SIZE}
+    out = run(nodes["LiveAvatarGenerate"], model=model, image=image, audio=audio, **video)
+    assert json.loads(out[1])["frames_sha256"] == expected
+    assert backend.worker_pids == ()
