@@ -104,7 +104,7 @@ def _check_place(path: Path | None) -> None:
 
 
 def _save(rows: list[Row], path: Path) -> None:
-    contact_sheet(rows).save(path, "PNG", optimize=True)
+    contact_sheet(rows).quantize(256).save(path, "PNG", optimize=True)
 
 
 def _clocked() -> Log:

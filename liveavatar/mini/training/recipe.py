@@ -63,7 +63,7 @@ class Recipe:
     sound_rate: float = 2e-3
     words_rate: float = 2e-3
     network_rate: float = 1e-3
-    refine_steps: int = 7600
+    refine_steps: int = 7000
     refine_rate: float = 1e-3
     early_share: float = 0.3
     lora_rank: int = 32
