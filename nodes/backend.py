@@ -30,8 +30,8 @@ class Backend(io.ComfyNode):
                     "engine",
                     options=[IN_PROCESS, WORKERS],
                     default=IN_PROCESS,
-                    tooltip="Who runs the stages. This process needs no other service; worker processes, one per stage, "
-                    "let several devices work side by side and need Ray.",
+                    tooltip="Who runs the stages. This process needs no other service; worker processes, one per "
+                    "stage, let several devices work side by side and need Ray.",
                 ),
                 io.String.Input(
                     "devices",
