@@ -1,0 +1,104 @@
+"""A graph whose Backend asks for worker processes: the same video, Cancel while they compute, and a killed worker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import graphs
+import pytest
+from live_client import PROGRESS, Client, Event
+from live_server import Server
+from outcome import receipt_of, succeeded
+from test_cancel import LATE_TASKS, PATIENCE, cancelled, in_block
+
+STAGES = 3
+
+
+@pytest.fixture(autouse=True)
+def _needs_ray(server: Server) -> None:
+    python = server.process.args[0]
+    if subprocess.run([python, "-c", "import ray"], capture_output=True, check=False).returncode:
+        pytest.skip("the Python that runs ComfyUI has no Ray (the extra 'ray' of this package)")
+
+
+def worked(engine: str, stages: str, **given: object) -> graphs.Graph:
+    """The modular graph, on one CPU thread per task, in this process or in workers."""
+    graph = graphs.modular(**given)
+    where = {"devices": "cpu", "stages": stages, "memory": "keep loaded", "threads": 1}
+    graph["backend"] = graphs.node("LiveAvatarBackend", engine=engine, **where)
+    graph["model"]["inputs"]["backend"] = ["backend", 0]
+    return graph
+
+
+def by_workers(**given: object) -> graphs.Graph:
+    """A part of the layers in each of three processes."""
+    return worked("worker processes", f"1x{STAGES}", **given)
+
+
+def workers_of(server: Server) -> list[int]:
+    """Processes of stages that descend from the server."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"StageWorker" in (folder / "cmdline").read_bytes() and server.process.pid in _ancestors(folder):
+                found.append(int(folder.name))
+    return found
+
+
+def _ancestors(folder: Path) -> set[int]:
+    seen: set[int] = set()
+    pid = int(folder.name)
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1])
+        seen.add(pid)
+    return seen
+
+
+def test_workers_make_the_video_that_this_process_makes(server: Server, client: Client) -> None:
+    asked = {"seed": 300, "voice": graphs.LONG_VOICE, "seconds": 3.0}
+    own = succeeded(client.run(worked("this process", "1x1", **asked)))
+    theirs = succeeded(client.run(by_workers(**asked)))
+    assert receipt_of(theirs)["frames_sha256"] == receipt_of(own)["frames_sha256"]
+    assert receipt_of(theirs)["plan"]["cut"]["layers"][-1]["stop"] == 6
+    assert len(workers_of(server)) == STAGES
+
+
+def test_cancel_while_workers_compute(server: Server, client: Client) -> None:
+    graph = by_workers(seed=301, voice=graphs.LONG_VOICE)
+    run, button = cancelled(client, graph, in_block(4))
+    assert run.outcome == "interrupted"
+    assert len(button.tasks) <= LATE_TASKS + STAGES
+    assert button.seconds < PATIENCE
+    before = sorted(workers_of(server))
+    short = by_workers(seed=302)
+    succeeded(client.run(short))
+    assert sorted(workers_of(server)) == before, "warm workers are used again"
+
+
+def test_a_killed_worker_is_named_on_the_node_and_replaced(server: Server, client: Client) -> None:
+    killed: list[int] = []
+
+    def kill(event: Event) -> None:
+        if event.kind == PROGRESS and event.data["phase"] == "generating" and event.data["block"] >= 4 and not killed:
+            killed.append(workers_of(server)[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    graph = by_workers(seed=303, voice=graphs.LONG_VOICE)
+    run = client.run(graph, kill)
+    assert run.outcome == "error"
+    assert run.error["node_id"] == "decode"
+    assert "was lost" in run.error["exception_message"]
+    assert "Stage " in run.error["exception_message"]
+    succeeded(client.run(by_workers(seed=304)))
+    assert killed[0] not in workers_of(server)
+
+
+def test_unloading_models_ends_the_workers(server: Server, client: Client) -> None:
+    succeeded(client.run(by_workers(seed=305)))
+    assert workers_of(server)
+    client.free()
+    assert not workers_of(server)
