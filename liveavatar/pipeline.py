@@ -120,6 +120,33 @@ def task_count(cut: Cut, blocks: int) -> int:
     return blocks * (cut.last_step + 1) * len(cut.layers) + (1 + sink_version(blocks - 1)) * cut.stages
 
 
+def begins(task: Task) -> bool:
+    """Whether no task comes before it: it takes up noise, or the reference."""
+    return task.part == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version == 0)
+
+
+def followers(cut: Cut, blocks: int, task: Task) -> tuple[Task, ...]:
+    """The tasks that take up what `task` leaves.
+
+    The last latent of block 0 starts the second version of the sink in every group of steps.
+    """
+    within = task.part + 1 < len(cut.layers)
+    if isinstance(task, Prefill):
+        return (Prefill(task.version, task.group, task.part + 1),) if within else ()
+    if within:
+        return (Denoise(task.block, task.step, task.part + 1),)
+    if task.step < cut.last_step:
+        return (Denoise(task.block, task.step + 1, 0),)
+    if task.block == 0 and blocks > CLIP_BLOCKS:
+        return tuple(Prefill(1, group, 0) for group in range(len(cut.steps)))
+    return ()
+
+
+def ends_block(cut: Cut, task: Task) -> bool:
+    """Whether a task leaves a finished latent."""
+    return isinstance(task, Denoise) and (task.step, task.part) == (cut.last_step, len(cut.layers) - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
     """A task starting in virtual time, in units of the costs."""

@@ -123,11 +123,9 @@ class Recording:
             return self._end("complete", probed)
 
     def _record(self) -> None:
-        opening = self._opening(self.prospect, self._phase)
-        with self._timed("prepare"):
-            filmed = opening.__enter__()
         with contextlib.ExitStack() as stack:
-            stack.push(opening)
+            with self._timed("prepare"):
+                filmed = stack.enter_context(self._opening(self.prospect, self._phase))
             stack.enter_context(self._writer)
             session = filmed.session
             session.on_task = self._on_task

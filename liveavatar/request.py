@@ -114,8 +114,8 @@ def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int)
     check_request(request)
     asked = parse_size(request.size)
     width, height = effective_size(picture, asked[0] * asked[1])
-    used = _used_samples(request, samples, rate)
-    frames = max(1, math.ceil(used * FPS / rate))
+    used = used_samples(request, samples, rate)
+    frames = frames_of(used, rate)
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
     seed = secrets.randbits(63) if request.seed == -1 else request.seed
     effective = Effective(
@@ -160,7 +160,17 @@ def check_request(request: Request) -> None:
             raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
 
 
-def _used_samples(request: Request, samples: int, rate: int) -> int:
+def frames_of(samples: int, rate: int) -> int:
+    """Video frames that cover so much sound, at least 1."""
+    return max(1, math.ceil(samples * FPS / rate))
+
+
+def used_samples(request: Request, samples: int, rate: int) -> int:
+    """How much of a sound is used.
+
+    Raises:
+        AudioError: too little.
+    """
     seconds = request.seconds
     used = samples if seconds is None else min(samples, math.ceil(seconds * rate - 1e-6))
     least, filling = MIN_SOUND_SECONDS, "silence"

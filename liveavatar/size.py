@@ -60,6 +60,17 @@ def effective_size(picture: tuple[int, int], area: int) -> tuple[int, int]:
     return width, height
 
 
+def picture_for(size: str) -> tuple[int, int]:
+    """Width and height of a picture of the asked aspect, large enough that nothing of the area is lost.
+
+    Raises:
+        SizeError: as `parse_size`.
+    """
+    width, height = parse_size(size)
+    factor = -(-1920 // min(width, height))
+    return width * factor, height * factor
+
+
 def _largest_like(width: int, height: int) -> tuple[int, int]:
     """The largest size in about this aspect."""
     scale = math.sqrt(MAX_AREA / (width * height))

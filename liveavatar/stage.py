@@ -17,7 +17,7 @@ from .model.layer import AudioTokens
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
-from .schedule import Schedule
+from .schedule import Schedule, block_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +57,38 @@ class Flow:
     latent: torch.Tensor
     tokens: torch.Tensor | None = None
 
+    def handed(self, task: Task, follower: Task) -> Flow:
+        """What `follower` takes up of what `task` left: a refreshed sink begins with the first latent frame alone."""
+        refresh = isinstance(task, Denoise) and isinstance(follower, Prefill)
+        return Flow(self.latent[:, :1]) if refresh else self
+
     def to(self, device: torch.device) -> Flow:
         """On another device, without waiting for it."""
         tokens = None if self.tokens is None else self.tokens.to(device, non_blocking=True)
         return Flow(self.latent.to(device, non_blocking=True), tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the tasks begin with that no other task comes before.
+
+    Attributes:
+        reference: latent of the picture [16, 1, h, w].
+        seed: of the noise.
+        size: height and width of a latent frame.
+        dtype: of the noise's latent.
+    """
+
+    reference: torch.Tensor
+    seed: int
+    size: tuple[int, int]
+    dtype: torch.dtype
+
+    def flow(self, task: Task) -> Flow:
+        """Of a task that `pipeline.begins`."""
+        if isinstance(task, Prefill):
+            return Flow(self.reference)
+        return Flow(block_noise(self.seed, task.block, self.reference.shape[0], *self.size).to(self.dtype))
 
 
 class Stage:

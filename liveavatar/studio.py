@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from .components import Components
-from .config import BLOCK_FRAMES, FPS, ModelConfig
+from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import pick_audio
 from .encoders.features import AudioFeatures
 from .encoders.listener import Listener
@@ -31,7 +30,7 @@ from .planner import Plan
 from .prepare import Phase, Place, hear_sound, look_at_picture, read_prompt
 from .receipt import Receipt
 from .recording import GENERATING, OnBlock, OnProgress, Progress, Recording
-from .request import Effective, Request, resolve
+from .request import Effective, Request, check_request, frames_of, resolve, used_samples
 from .session import Job, Material, Session
 from .vae.wan import latent_scale
 
@@ -208,10 +207,16 @@ class Take:
         """Dimensions of the network."""
         return self.studio.config
 
+    @property
+    def complete(self) -> bool:
+        """Whether all latents are made, so that a run only replays them."""
+        return self._session is not None and self._session.latents.produced == self._session.latents.blocks
+
     def session(self, phase: Phase = _quiet) -> Session:
         """The session, with the picture encoded; made at the first call."""
         p = self.prospect
-        self.studio.make_room(p.plan)
+        if not self.complete:
+            self.studio.make_room(p.plan)
         if self._session is None:
             phase("loading the VAE", 0.0)
             vae = self.studio.vae(p.plan)
@@ -268,7 +273,7 @@ class Take:
                 if not self.studio.placement.keep_loaded:
                     self.studio.release()
 
-        replayed = self._session is not None and self._session.latents.produced == self._session.latents.blocks
+        replayed = self.complete
         done = Recording(self.prospect, out, receipt, on_progress, opening, on_block).run()
         if not replayed:
             e = self.prospect.effective
@@ -283,6 +288,7 @@ def receipt_text(receipt: Path) -> str:
 
 def _used(sound: Sound, seconds: float | None) -> tuple[Sound, int]:
     """The part of a sound that is used, and the blocks that cover it."""
-    used = sound if seconds is None else sound.limited(seconds)
-    frames = max(1, math.ceil(len(used.samples) * FPS / used.rate))
-    return used, -(-frames // BLOCK_FRAMES)
+    request = Request(seconds=seconds)
+    check_request(request)
+    used = used_samples(request, len(sound.samples), sound.rate)
+    return sound.limited(used / sound.rate), -(-frames_of(used, sound.rate) // BLOCK_FRAMES)

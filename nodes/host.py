@@ -134,7 +134,10 @@ class Watch:
             return
         message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
         if self.take is not None:
-            message |= self._numbers(progress) | {"elapsed": time.monotonic() - self._began, "file": self.file}
+            message |= self._numbers(self.take, progress) | {
+                "elapsed": time.monotonic() - self._began,
+                "file": self.file,
+            }
         if self._preview is not None:
             message["preview"], self._preview = self._preview, None
         server.send_sync(EVENT, message, server.client_id)
@@ -155,9 +158,8 @@ class Watch:
                     raise Cancelled("Cancelled.") from error
                 raise
 
-    def _numbers(self, progress: Progress | None) -> dict[str, Any]:
-        assert self.take is not None
-        effective, plan = self.take.prospect.effective, self.take.prospect.plan
+    def _numbers(self, take: Take, progress: Progress | None) -> dict[str, Any]:
+        effective, plan = take.prospect.effective, take.prospect.plan
         numbers: dict[str, Any] = {
             "blocks": effective.blocks,
             "steps": effective.steps,

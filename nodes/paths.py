@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from ..liveavatar.components import Components, FolderComponents, load_vae, open
 from ..liveavatar.errors import MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
 
+SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
+"""The pack's own portrait and voice."""
 MINIATURE = "miniature (comes along)"
 AUTOMATIC = "automatic"
 OWN_CATEGORY = "liveavatar"
@@ -136,9 +137,3 @@ def _names(category: str) -> list[str]:
     if category not in folder_paths.folder_names_and_paths:  # an older core
         return []
     return list(folder_paths.get_filename_list(category))
-
-
-@functools.cache
-def sample_folder() -> Path:
-    """Where the pack's own portrait and voice lie."""
-    return Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"

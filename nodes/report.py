@@ -12,7 +12,7 @@ from ..liveavatar.cli.tables import effective_lines, note_lines, plan_lines
 from ..liveavatar.errors import LiveAvatarError
 from ..liveavatar.planner import Plan
 from ..liveavatar.request import Request
-from ..liveavatar.size import parse_size
+from ..liveavatar.size import picture_for
 from ..liveavatar.studio import Studio
 from . import bridge
 from .host import capacity
@@ -48,7 +48,7 @@ class Report:
 def foresee(studio: Studio, request: Request, image: Any, audio: Any) -> Report:
     """The report of a request; a refusal is a report, too."""
     try:
-        picture = bridge.picture_of(image).shape[1::-1] if image is not None else _of_aspect(request.size)
+        picture = bridge.picture_of(image).shape[1::-1] if image is not None else picture_for(request.size)
         sound = bridge.sound_of(audio) if audio is not None else None
         seconds = request.seconds or _ASSUMED_SECONDS
         length = (len(sound.samples), sound.rate) if sound else (round(seconds * 16_000), 16_000)
@@ -107,10 +107,3 @@ def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
         pen.text((x + 14, height - _ROW + 4), name, fill="white")
         x += 95
     return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
-
-
-def _of_aspect(size: str) -> tuple[int, int]:
-    """A picture of the asked aspect, large enough that nothing of the area is lost."""
-    width, height = parse_size(size)
-    factor = -(-1920 // min(width, height))
-    return width * factor, height * factor

@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..liveavatar.media.picture import read_picture
 from ..liveavatar.media.sound import read_sound
-from .paths import sample_folder
+from .paths import SAMPLES
 from .schema import CATEGORY, newer
 
 
@@ -35,8 +35,8 @@ class Sample(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """IMAGE [1, H, W, 3] and AUDIO."""
-        picture = read_picture(sample_folder() / "portrait.png")
-        sound = read_sound(sample_folder() / "voice.wav")
+        picture = read_picture(SAMPLES / "portrait.png")
+        sound = read_sound(SAMPLES / "voice.wav")
         waveform = torch.from_numpy(np.array(sound.samples[:]).T.copy())[None]
         image = torch.from_numpy(picture.astype(np.float32) / 255)[None]
         return io.NodeOutput(image, {"waveform": waveform, "sample_rate": sound.rate})

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.errors import LiveAvatarError
+from ..liveavatar.request import DEFAULT_PROMPT, MAX_SEED, MAX_STEPS
 from ..liveavatar.size import parse_size
 
 CATEGORY = "Live Avatar"
@@ -17,8 +18,6 @@ ModelSocket = io.Custom("LIVEAVATAR_MODEL")
 AudioSocket = io.Custom("LIVEAVATAR_AUDIO")
 LatentsSocket = io.Custom("LIVEAVATAR_LATENTS")
 
-DEFAULT_PROMPT = "A person looks at the camera and talks."
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 SINKS = ("drawn from the seed", "fixed")
 
 _KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
@@ -58,7 +57,7 @@ def size_fault(size: str | None) -> bool | str:
 def steps_input() -> Any:
     """Denoising steps."""
     return io.Int.Input(
-        "steps", default=4, min=1, max=100, tooltip="Denoising steps per block. The model is made for 4."
+        "steps", default=4, min=1, max=MAX_STEPS, tooltip="Denoising steps per block. The model is made for 4."
     )
 
 

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..media.picture import read_picture
     from ..media.sound import read_sound
     from ..receipt import json_ready
-    from ..size import parse_size
+    from ..size import picture_for
 
     picture, length = None, None
     if arguments.image:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.audio:
         sound = read_sound(arguments.audio)
         length = (len(sound.samples), sound.rate)
-    picture = picture or _at_least_full_hd(parse_size(request.size))
+    picture = picture or picture_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     effective, plan = foresee(request, picture, *length, model=arguments.model, **placement_of(arguments))
     simulation = _simulation(arguments, effective, plan) if arguments.simulate or arguments.plot else None
@@ -93,9 +93,3 @@ def _simulation(arguments: argparse.Namespace, effective: Effective, plan: Plan)
                 f"The picture {arguments.plot} cannot be written ({error}).", "Give a name that ends in .png."
             ) from error
     return found
-
-
-def _at_least_full_hd(size: tuple[int, int]) -> tuple[int, int]:
-    """A picture large enough that nothing of the asked area is lost."""
-    factor = -(-1920 // min(size))
-    return size[0] * factor, size[1] * factor

@@ -14,16 +14,14 @@ import torch
 
 from ..components import Components
 from ..model.layer import AudioTokens
-from ..model.transformer import CausalS2VTransformer, Part
-from ..pipeline import Cut, Prefill, Task, paced_order, task_count
+from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
+from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
 from ..planner import Plan
-from ..schedule import Schedule, block_noise
+from ..schedule import Schedule
 from ..session import Job, OnTask, TaskReport, cpu_threads
-from ..stage import Conditions, Flow, Stage
+from ..stage import Conditions, Flow, Origin, Stage
 from .clock import StageClock
 from .nets import Nets
-
-_CONDITIONS = Part(range(0), conditions=True)
 
 
 class LocalEngine:
@@ -57,7 +55,7 @@ class LocalEngine:
         """What is loaded where."""
         for stage in self.plan.stages:
             yield stage.device, self._part(stage.layers)
-        yield self.plan.stages[0].device, _CONDITIONS
+        yield self.plan.stages[0].device, CONDITIONS
 
     def release(self) -> None:
         """Give back the weights."""
@@ -120,46 +118,27 @@ class LocalEngine:
         return audio
 
     def _part(self, layers: range) -> Part:
-        last = self.components.config.num_layers
-        return Part(layers, embed=layers.start == 0, head=layers.stop == last)
+        return Part.of(layers, self.components.config)
 
     def _conditioner(self) -> CausalS2VTransformer:
-        return self._net(self.plan.stages[0].device, _CONDITIONS)
+        return self._net(self.plan.stages[0].device, CONDITIONS)
 
     def _net(self, device: str, part: Part) -> CausalS2VTransformer:
         return self._nets.get(self.components, device, part, self._dtype)
 
 
 class _Run:
-    """The flows of one run, waiting for the task that takes them up."""
+    """The flows of one run, waiting for the tasks that take them up."""
 
     def __init__(self, cut: Cut, job: Job, stages: list[Stage], dtype: torch.dtype):
-        self.cut, self.stages, self.dtype = cut, stages, dtype
-        self.seed, self.size = job.effective.seed, job.effective.latent_size
-        self.channels = job.material.reference.shape[0]
-        self.references = {0: job.material.reference}
-        """By sink version."""
-        self.blocks: dict[int, Flow] = {}
-        self.prefills: dict[int, Flow] = {}
-        """By group of steps."""
+        self.cut, self.blocks, self.stages = cut, job.effective.blocks, stages
+        self.origin = Origin(job.material.reference, job.effective.seed, job.effective.latent_size, dtype)
+        self.flows: dict[Task, Flow] = {}
 
     def run(self, task: Task) -> torch.Tensor | None:
         """Run one task; the latent when it ends its block."""
-        stage = self.stages[self.cut.stage_of(task)]
-        if isinstance(task, Prefill):
-            flow = self.prefills.pop(task.group) if task.part else Flow(self.references[task.version])
-            flow = stage.run(task, flow)
-            if task.part + 1 < len(self.cut.layers):
-                self.prefills[task.group] = flow
-            return None
-        waiting = self.blocks.pop(task.block) if task.block in self.blocks else self._noise(task.block)
-        flow = stage.run(task, waiting)
-        if (task.step, task.part) != (self.cut.last_step, len(self.cut.layers) - 1):
-            self.blocks[task.block] = flow
-            return None
-        if task.block == 0:
-            self.references[1] = flow.latent[:, :1]
-        return flow.latent
-
-    def _noise(self, block: int) -> Flow:
-        return Flow(block_noise(self.seed, block, self.channels, *self.size).to(self.dtype))
+        flow = self.origin.flow(task) if begins(task) else self.flows.pop(task)
+        left = self.stages[self.cut.stage_of(task)].run(task, flow)
+        for follower in followers(self.cut, self.blocks, task):
+            self.flows[follower] = left.handed(task, follower)
+        return left.latent if ends_block(self.cut, task) else None

@@ -47,6 +47,15 @@ class Part:
         """Everything."""
         return cls(range(config.num_layers), True, True, True)
 
+    @classmethod
+    def of(cls, layers: range, config: ModelConfig) -> Part:
+        """Layers, with the ends of the network that belong to the first and the last of them."""
+        return cls(layers, embed=layers.start == 0, head=layers.stop == config.num_layers)
+
+
+CONDITIONS = Part(range(0), conditions=True)
+"""The embeddings alone."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TimeVectors:

@@ -122,6 +122,8 @@ def test_room_is_asked_for_before_anything_is_loaded(voice, context, tmp_path):
     assert asked == []
     film(take, tmp_path)
     assert asked == [(take.prospect.plan, 0)]
+    film(take, tmp_path, "replayed")
+    assert len(asked) == 1, "a replay needs no room for the network"
 
 
 def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
@@ -174,6 +176,14 @@ def test_states_that_somebody_else_made_are_picked_like_the_published_ones(studi
     assert (picked.layers, picked.channels, picked.blocks) == (own.layers, own.channels, own.blocks)
     for block in range(4):
         torch.testing.assert_close(picked.block(block), own.block(block), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "seconds"), [(0.01, None), (1.3, 0.01), (1.3, -1.0), (1.3, float("nan"))])
+def test_too_little_sound_is_refused_before_the_encoder_is_loaded(length, seconds, monkeypatch):
+    studio = Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    monkeypatch.setattr(studio.components, "audio_encoder", lambda *where: pytest.fail("the encoder was loaded"))
+    with pytest.raises(RequestError, match=r"too short|cannot be made"):
+        studio.listen(sound(length), seconds)
 
 
 def test_a_heard_voice_makes_a_take(studio, context):

@@ -13,9 +13,9 @@ from liveavatar.engines.ray.boot import environment
 from liveavatar.engines.ray.faults import last_lines
 from liveavatar.engines.ray.links import header_of, task_in
 from liveavatar.engines.ray.plain import cut_of, model_of, plain_cut, plain_model, plain_task, task_of
-from liveavatar.engines.ray.routes import ends_block, followers, links, own_tasks
+from liveavatar.engines.ray.routes import links, own_tasks
 from liveavatar.errors import PlanError
-from liveavatar.pipeline import Cut, Denoise, Prefill, Task, paced_order, task_count
+from liveavatar.pipeline import Cut, Denoise, Prefill, Task, ends_block, followers, paced_order, task_count
 
 
 @st.composite

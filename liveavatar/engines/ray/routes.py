@@ -1,33 +1,11 @@
-"""Which task hands its flow to which, as pure functions of the cut; every worker derives the same answer."""
+"""Which tasks a worker runs and which workers it meets, as pure functions of the cut; all derive the same answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ...config import CLIP_BLOCKS
-from ...pipeline import Cut, Denoise, Prefill, Task, paced_order
-
-
-def followers(cut: Cut, blocks: int, task: Task) -> tuple[Task, ...]:
-    """The tasks that take up what `task` leaves.
-
-    The last latent of block 0 starts the second version of the sink in every group of steps.
-    """
-    within = task.part + 1 < len(cut.layers)
-    if isinstance(task, Prefill):
-        return (Prefill(task.version, task.group, task.part + 1),) if within else ()
-    if within:
-        return (Denoise(task.block, task.step, task.part + 1),)
-    if task.step < cut.last_step:
-        return (Denoise(task.block, task.step + 1, 0),)
-    if task.block == 0 and blocks > CLIP_BLOCKS:
-        return tuple(Prefill(1, group, 0) for group in range(len(cut.steps)))
-    return ()
-
-
-def ends_block(cut: Cut, task: Task) -> bool:
-    """Whether a task leaves a finished latent."""
-    return isinstance(task, Denoise) and (task.step, task.part) == (cut.last_step, len(cut.layers) - 1)
+from ...pipeline import Cut, Denoise, Prefill, Task, followers, paced_order
 
 
 def own_tasks(cut: Cut, blocks: int, stage: int) -> Iterator[Task]:

@@ -13,13 +13,13 @@ from ...distance import SinkDistance
 from ...errors import LiveAvatarError
 from ...model.layer import AudioTokens
 from ...model.transformer import CausalS2VTransformer, TimeVectors
-from ...pipeline import Cut, Denoise, Task
-from ...schedule import Schedule, block_noise
+from ...pipeline import Cut, Denoise, Task, begins, ends_block, followers
+from ...schedule import Schedule
 from ...session import cpu_threads
-from ...stage import Conditions, Flow, Stage
+from ...stage import Conditions, Flow, Origin, Stage
 from .links import ABORT, END, Incoming, Link, Outgoing
 from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
-from .routes import ends_block, followers, own_tasks
+from .routes import own_tasks
 
 _log = logging.getLogger("liveavatar.worker")
 
@@ -49,6 +49,7 @@ class Shift:
         self._steps = self.cut.steps[orders.stage // len(self.cut.layers)]
         self._net, self._text, self._time = net, text, time
         self._device, self._dtype = torch.device(duty.device), getattr(torch, duty.dtype)
+        self._origin = Origin(orders.reference, orders.seed, orders.size, self._dtype)
         self._changed = threading.Condition()
         self._flows: dict[Task, Flow] = {}
         self._audio: dict[int, AudioTokens] = {}
@@ -182,36 +183,21 @@ class Shift:
             self._changed.wait_for(lambda: self._stopped or self._ready(task))
             if self._stopped:
                 return None
-            return self._flows.pop(task, None) or self._first_flow(task)
+            return self._flows.pop(task, None) or self._origin.flow(task)
 
     def _ready(self, task: Task) -> bool:
         if isinstance(task, Denoise) and task.block not in self._audio:
             return False
-        return task in self._flows or _begins(task)
-
-    def _first_flow(self, task: Task) -> Flow:
-        """What a task works on that no other task comes before."""
-        o = self.orders
-        if not isinstance(task, Denoise):
-            return Flow(o.reference)
-        return Flow(block_noise(o.seed, task.block, o.reference.shape[0], *o.size).to(self._dtype))
+        return task in self._flows or begins(task)
 
     def _hand_on(self, task: Task, left: Flow) -> None:
         for follower in followers(self.cut, self.orders.blocks, task):
             to = self.cut.stage_of(follower)
-            refresh = not isinstance(follower, Denoise) and isinstance(task, Denoise)
-            flow = Flow(left.latent[:, :1]) if refresh else left
+            flow = left.handed(task, follower)
             if to == self.orders.stage:
                 self._arrive(follower, flow)
             else:
                 self._out[to].put(follower, flow)
-
-
-def _begins(task: Task) -> bool:
-    """Whether no task comes before it."""
-    if isinstance(task, Denoise):
-        return task.step == task.part == 0
-    return task.version == task.part == 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from ...components import Components
 from ...model.layer import AudioTokens
-from ...model.transformer import CausalS2VTransformer, Part, TimeVectors
+from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
 from ...session import cpu_threads
 from ..nets import Nets
 from .links import Link
@@ -127,13 +127,10 @@ class Worker:
         return self._duty
 
     def _net(self) -> CausalS2VTransformer:
-        duty, components = self._on_duty, self._components
-        layers = range(*duty.layers)
-        last = components.config.num_layers
-        return self._part(Part(layers, embed=layers.start == 0, head=layers.stop == last))
+        return self._part(Part.of(range(*self._on_duty.layers), self._components.config))
 
     def _conditioner(self) -> CausalS2VTransformer:
-        return self._part(Part(range(0), conditions=True))
+        return self._part(CONDITIONS)
 
     def _part(self, part: Part) -> CausalS2VTransformer:
         duty = self._on_duty
