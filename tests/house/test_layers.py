@@ -24,6 +24,7 @@ LAYERS = (
         "simulate",
         "charts",
         "spool",
+        "storage",
         "interrupt",
     },
     {"weights"},
