@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from .codec import Place
 from .components import Components
-from .engines.backend import Backend
-from .engines.local import LocalEngine
+from .engines.backend import Backend, LocalBackend
 from .media.sound import Sound
 from .planner import Plan
 from .prepare import Phase, prepare
@@ -71,10 +70,11 @@ def fresh_session(prospect: Prospect, phase: Phase, backend: Backend | None = No
         backend: lends the engine, and keeps what it holds; None: this process.
     """
     p = prospect
+    lender = backend or LocalBackend()
+    codec = lender.codec(p.components, Place(p.plan.vae_device, p.plan.dtype, p.plan.threads))
     phase("loading the VAE", 0.0)
-    vae = p.components.vae(torch.device(p.plan.vae_device), getattr(torch, p.plan.dtype))
-    material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae, phase)
+    codec.load_vae(lambda: phase("loading the VAE", 0.0))
+    material = prepare(codec, p.request, p.effective, p.picture, p.sound, phase)
     job = Job(p.effective, material, p.request.sink_distance)
-    engine = backend.engine(p.components, p.plan) if backend else LocalEngine(p.components, p.plan)
-    with Session(engine, vae, job) as session:
+    with Session(lender.engine(p.components, p.plan), job, codec.decoder) as session:
         yield Filmed(session, session.frames)

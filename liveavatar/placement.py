@@ -20,7 +20,8 @@ class Placement:
     """Devices and how the work is cut over them; everything may be left to the library.
 
     Attributes:
-        devices: in order; stages take them in turn, the VAE works on the last one. Empty: the first GPU, or the CPU.
+        devices: in order; stages take them in turn, encoders and the VAE work on the last one (alone there, if there is
+            one more than stages). Empty: the first GPU, or the CPU.
         stages: "SxP", groups of steps x parts of layers; "auto" cuts the layers into as many parts as devices.
         dtype: of weights and keys; None: bfloat16 on a GPU, float32 on the CPU.
         threads: CPU threads per task; None: all there are, at most 8.
@@ -35,8 +36,13 @@ class Placement:
 
     @property
     def first_device(self) -> str:
-        """Where encoders run."""
+        """Where the first stage runs."""
         return (self.devices or default_devices())[0]
+
+    @property
+    def last_device(self) -> str:
+        """Where encoders and the VAE run: no device has fewer stages, because stages take devices in turn."""
+        return (self.devices or default_devices())[-1]
 
     @property
     def working_dtype(self) -> str:

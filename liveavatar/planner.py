@@ -62,7 +62,7 @@ class Plan:
         cut: groups of steps x parts of layers.
         stages: group by group, part by part.
         dtype: of weights, keys, values and tokens.
-        vae_device: where pictures are encoded and decoded.
+        vae_device: where the VAE and, while they are needed, the encoders are.
         conditions: bytes of the embeddings of text, time and sound, which stay on the first device.
         threads: CPU threads a task may use; bits are equal only at equal counts.
     """

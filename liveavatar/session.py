@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -21,10 +21,7 @@ from .pipeline import Task
 from .planner import Plan
 from .request import Effective
 from .streams import FrameStream, LatentStream
-from .vae.stream import decode_block, open_decode
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from .streams.frames import Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +102,17 @@ class Engine(Protocol):
         ...
 
 
+OpenDecoder = Callable[[torch.Tensor], Decoder]
+"""Motion latents [16, 19, h, w] -> a decoder of the video that follows them."""
+
+
 class Session:
     """One avatar being generated.
 
     Args:
         engine: runs the stages.
-        vae: decodes; shared with other sessions, all state is kept here. None where every consumer brings its own.
         job: what is made.
+        open_decoder: who makes pictures of the latents. None where every consumer brings its own.
         on_task: called after every task; what it raises stops the run. May be exchanged at any time.
         spool_dir: where finished latents are kept while the session lives; the system's temporary folder by default.
     """
@@ -119,12 +120,12 @@ class Session:
     def __init__(
         self,
         engine: Engine,
-        vae: AutoencoderKLWan | None,
         job: Job,
+        open_decoder: OpenDecoder | None = None,
         on_task: OnTask = lambda report: None,
         spool_dir: Path | None = None,
     ):
-        self.engine, self.vae, self.job = engine, vae, job
+        self.engine, self.job, self.open_decoder = engine, job, open_decoder
         self.on_task = on_task
         self.decode_seconds = 0.0
         self.latents = LatentStream(job.effective.blocks, self._run, spool_dir)
@@ -132,14 +133,14 @@ class Session:
     @property
     def frames(self) -> FrameStream:
         """The video; every consumer decodes for itself."""
-        if self.vae is None:
-            raise ValueError("This session has no VAE of its own.")
-        return self.frames_through(self.vae)
+        if self.open_decoder is None:
+            raise ValueError("This session has no decoder of its own.")
+        return self.frames_through(self.open_decoder)
 
-    def frames_through(self, vae: AutoencoderKLWan) -> FrameStream:
-        """The video, decoded by another VAE."""
+    def frames_through(self, open_decoder: OpenDecoder) -> FrameStream:
+        """The video, decoded by somebody else."""
         effective = self.job.effective
-        return FrameStream(self.latents, lambda: self._open_decoder(vae), effective.frames, effective.drop)
+        return FrameStream(self.latents, lambda: self._decoder(open_decoder), effective.frames, effective.drop)
 
     def close(self) -> None:
         """Stop the work and remove what was spooled."""
@@ -155,18 +156,17 @@ class Session:
     def _run(self) -> Iterator[torch.Tensor]:
         return self.engine.run(self.job, lambda report: self.on_task(report))
 
-    def _open_decoder(self, vae: AutoencoderKLWan) -> Callable[[torch.Tensor], torch.Tensor]:
-        with torch.inference_mode(), cpu_threads(self.engine.plan.threads):
-            state = open_decode(vae, self.job.material.motion[None])
+    def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
+        """One whose seconds are counted."""
+        decode = open_decoder(self.job.material.motion)
 
-        def decode(latents: torch.Tensor) -> torch.Tensor:
+        def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()
-            with torch.inference_mode(), cpu_threads(self.engine.plan.threads):
-                pixels = decode_block(vae, state, latents).cpu()
+            pixels = decode(latents)
             self.decode_seconds += time.perf_counter() - start
             return pixels
 
-        return decode
+        return timed
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .codec import Codec, Place, vae_decoder
 from .components import Components
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import pick_audio
@@ -27,12 +28,11 @@ from .media.picture import check_picture
 from .media.sound import Sound
 from .opening import Filmed, Prospect
 from .planner import Plan
-from .prepare import Phase, Place, hear_sound, look_at_picture, read_prompt
+from .prepare import Phase, hear_sound, look_at_picture, read_prompt
 from .receipt import Receipt
 from .recording import GENERATING, OnBlock, OnProgress, Progress, Recording
 from .request import Effective, Request, check_request, frames_of, resolve, used_samples
-from .session import Job, Material, Session
-from .vae.wan import latent_scale
+from .session import Job, Material, OpenDecoder, Session
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -76,7 +76,6 @@ class Studio:
         self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
         self.seconds_per_block: dict[tuple[int, int], float] = {}
         """By tokens of a latent frame and steps: what the latest complete take needed."""
-        self._vae: AutoencoderKLWan | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -86,8 +85,7 @@ class Studio:
     @property
     def loaded_bytes(self) -> int:
         """Bytes of weights that are loaded now."""
-        vae = sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
-        return vae + sum(self.backend.bytes_by_device().values())
+        return sum(self.backend.bytes_by_device().values())
 
     def look_ahead(self, request: Request, picture: tuple[int, int], samples: int, rate: int) -> tuple[Effective, Plan]:
         """What a request would really make; loads nothing.
@@ -109,7 +107,7 @@ class Studio:
 
     def read(self, prompt: str, phase: Phase = _quiet) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes."""
-        return read_prompt(self.components, self._place(), prompt, phase)
+        return read_prompt(self.codec(), prompt, phase)
 
     def listen(
         self, sound: Sound, seconds: float | None = None, phase: Phase = _quiet, listener: Listener | None = None
@@ -125,7 +123,7 @@ class Studio:
         used, blocks = _used(sound, seconds)
         if listener is not None:
             self._check_listener(listener.layers, listener.channels)
-        return Voice(used, hear_sound(self.components, self._place(), used, blocks, phase=phase, listener=listener))
+        return Voice(used, hear_sound(self.codec(), used, blocks, phase=phase, listener=listener))
 
     def heard(self, sound: Sound, states: Sequence[torch.Tensor], seconds: float | None = None) -> Voice:
         """A voice that somebody else encoded: hidden states [n, channels] at 50 a second, one per layer.
@@ -166,21 +164,17 @@ class Studio:
         prospect = Prospect(self.components, request, effective, plan, picture, sound)
         return Take(self, prospect, voice, context)
 
-    def vae(self, plan: Plan) -> AutoencoderKLWan:
-        """The model's VAE, kept for the next take."""
-        device, dtype = torch.device(plan.vae_device), getattr(torch, plan.dtype)
-        if self._vae is None or (self._vae.device, self._vae.dtype) != (device, dtype):
-            self._vae = self.components.vae(device, dtype)
-        return self._vae
+    def codec(self, plan: Plan | None = None) -> Codec:
+        """Who encodes and decodes; where there is no plan yet, at the place that plans will have."""
+        p = self.placement
+        place = Place(p.last_device, p.working_dtype, p.working_threads)
+        if plan is not None:
+            place = Place(plan.vae_device, plan.dtype, plan.threads)
+        return self.backend.codec(self.components, place)
 
     def release(self) -> None:
         """Give back all memory; the next take loads again."""
-        self._vae = None
         self.backend.release()
-
-    def _place(self) -> Place:
-        p = self.placement
-        return Place(p.first_device, p.working_dtype, p.working_threads)
 
     def _check_listener(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
@@ -219,12 +213,12 @@ class Take:
             self.studio.make_room(p.plan)
         if self._session is None:
             phase("loading the VAE", 0.0)
-            vae = self.studio.vae(p.plan)
-            reference, motion = look_at_picture(vae, p.plan.threads, p.request, p.effective, p.picture, phase)
-            job = Job(
-                p.effective, Material(reference, motion, self.context, self.voice.features), p.request.sink_distance
-            )
-            self._session = Session(self.studio.backend.engine(self.studio.components, p.plan), None, job)
+            codec = self.studio.codec(p.plan)
+            codec.load_vae(lambda: phase("loading the VAE", 0.0))
+            reference, motion = look_at_picture(codec, p.request, p.effective, p.picture, phase)
+            material = Material(reference, motion, self.context, self.voice.features)
+            job = Job(p.effective, material, p.request.sink_distance)
+            self._session = Session(self.studio.backend.engine(self.studio.components, p.plan), job)
         return self._session
 
     def collect(self, on_progress: OnProgress) -> torch.Tensor:
@@ -239,7 +233,7 @@ class Take:
             latents = torch.cat(list(session.latents), 1)[None]
         finally:
             session.on_task = lambda report: None
-        mean, inverse_std = (v.cpu().float() for v in latent_scale(self.studio.vae(self.prospect.plan)))
+        mean, inverse_std = self.studio.codec(self.prospect.plan).latent_scale()
         return latents.float() / inverse_std + mean
 
     def record(
@@ -262,9 +256,8 @@ class Take:
         @contextlib.contextmanager
         def opening(prospect: Prospect, phase: Phase) -> Iterator[Filmed]:
             session = self.session(phase)
-            decoder = vae or self.studio.vae(prospect.plan)
             try:
-                yield Filmed(session, session.frames_through(decoder))
+                yield Filmed(session, session.frames_through(self._opener(prospect.plan, vae)))
             except BaseException:
                 session.latents.cancel()  # or a paused run would hold its keys and values as long as the take
                 raise
@@ -279,6 +272,11 @@ class Take:
             e = self.prospect.effective
             self.studio.seconds_per_block[e.frame_tokens, e.steps] = done.seconds["generate"] / e.blocks
         return done
+
+    def _opener(self, plan: Plan, vae: AutoencoderKLWan | None) -> OpenDecoder:
+        if vae is None:
+            return self.studio.codec(plan).decoder
+        return lambda motion: vae_decoder(vae, motion, plan.threads)
 
 
 def receipt_text(receipt: Path) -> str:

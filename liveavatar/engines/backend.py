@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from ..codec import Codec, LocalCodec, Place
 from ..components import Components
 from ..placement import Placement
 from ..planner import Plan
@@ -25,12 +26,16 @@ class Backend(Protocol):
         """An engine for one plan; weights that are loaded already are used again."""
         ...
 
+    def codec(self, components: Components, place: Place) -> Codec:
+        """Encoders and VAE of a model; the latest one is kept with what it has loaded."""
+        ...
+
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that are loaded now."""
         ...
 
     def release(self) -> None:
-        """Give back all memory; the next engine loads again."""
+        """Give back all memory; the next engine and the next codec load again."""
         ...
 
 
@@ -45,15 +50,29 @@ class LocalBackend:
         self.placement = placement or Placement()
         self.placement.check_devices()
         self._nets = Nets()
+        self._codec: LocalCodec | None = None
 
     def engine(self, components: Components, plan: Plan) -> LocalEngine:
         """See `Backend`."""
         return LocalEngine(components, plan, self._nets)
 
+    def codec(self, components: Components, place: Place) -> LocalCodec:
+        """See `Backend`."""
+        kept = self._codec
+        if kept is None or (kept.components, kept.place) != (components, place):
+            self._codec = kept = LocalCodec(components, place)
+        return kept
+
     def bytes_by_device(self) -> dict[str, int]:
         """See `Backend`."""
-        return self._nets.bytes_by_device
+        held = self._nets.bytes_by_device
+        if self._codec is not None and self._codec.nbytes:
+            device = self._codec.place.device
+            held[device] = held.get(device, 0) + self._codec.nbytes
+        return held
 
     def release(self) -> None:
         """See `Backend`."""
         self._nets.release()
+        if self._codec is not None:
+            self._codec.release()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..codec import LocalCodec, Place
 from ..components import Components, FolderComponents
 from ..config import BLOCK_FRAMES
 from ..engines.local import LocalEngine
@@ -70,7 +71,7 @@ class Studio:
 
     def __init__(self, components: FolderComponents, threads: int = 2):
         self.components, self.threads = components, threads
-        self.vae = components.vae("cpu", torch.float32)
+        self.codec = LocalCodec(components, Place("cpu", "float32", threads))
 
     def frames(self, take: Take) -> Iterator[np.ndarray]:
         """The video, uint8 [n, H, W, 3] block by block."""
@@ -80,12 +81,12 @@ class Studio:
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         effective = resolve(request, (width, height), len(sound.samples), sound.rate)
         plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
-        material = prepare(self.components, plan, request, effective, take.picture, sound, self.vae)
+        material = prepare(self.codec, request, effective, take.picture, sound)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
         components: Components = WithoutLoRA(self.components.files) if take.fault == "no LoRA" else self.components
         job = Job(effective, material, request.sink_distance)
-        with Session(LocalEngine(components, plan), self.vae, job) as session:
+        with Session(LocalEngine(components, plan), job, self.codec.decoder) as session:
             for pixels in session.frames:
                 yield to_rgb24(pixels)
 
@@ -95,9 +96,10 @@ class Studio:
         whole = len(frames) // BLOCK_FRAMES * BLOCK_FRAMES
         video = torch.cat([to_pixels(f) for f in frames[:whole]], 2)
         with torch.inference_mode(), cpu_threads(self.threads):
-            latents = encode(self.vae, torch.cat((still.expand(-1, -1, 25, -1, -1), video), 2))[0]
-            state = open_decode(self.vae, latents[None])
-            return to_rgb24(decode_block(self.vae, state, latents[:, 7:]))
+            vae = self.codec.vae
+            latents = encode(vae, torch.cat((still.expand(-1, -1, 25, -1, -1), video), 2))[0]
+            state = open_decode(vae, latents[None])
+            return to_rgb24(decode_block(vae, state, latents[:, 7:]))
 
 
 class WithoutLoRA(FolderComponents):

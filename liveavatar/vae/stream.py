@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 
+MEMORY_BLOCKS = 14
+"""Blocks after which a decoder remembers nothing older. Its causal convolutions look back over 24 frames at the
+latents' own rate, 14 at twice and 26 at four times that rate: 37.5 latent frames, less than 13 blocks."""
+
+
 @dataclasses.dataclass
 class DecodeState:
     """How far one session's video is decoded.

@@ -5,10 +5,10 @@ import json
 
 import av
 import pytest
-import torch
 from cli.runs import generate, receipt, run, write_inputs, write_voice
 
 from liveavatar.api import look_ahead
+from liveavatar.codec import LocalCodec, Place
 from liveavatar.engines.local import LocalEngine
 from liveavatar.media.probe import probe
 from liveavatar.prepare import prepare
@@ -76,10 +76,11 @@ def test_the_frames_are_those_of_the_library(inputs, made):
     """What the receipt signs is recomputed from the stream of frames, without the writer."""
     request = Request(size="64x64", seed=7, prompt="A woman says „hello“.")
     p = look_ahead(inputs / "portrait.png", inputs / "voice.wav", request, threads=1)
-    vae = p.components.vae("cpu", torch.float32)
-    material = prepare(p.components, p.plan, p.request, p.effective, p.picture, p.sound, vae)
+    codec = LocalCodec(p.components, Place("cpu", "float32", p.plan.threads))
+    material = prepare(codec, p.request, p.effective, p.picture, p.sound)
     sha = hashlib.sha256()
-    with Session(LocalEngine(p.components, p.plan), vae, Job(p.effective, material, request.sink_distance)) as session:
+    job = Job(p.effective, material, request.sink_distance)
+    with Session(LocalEngine(p.components, p.plan), job, codec.decoder) as session:
         for pixels in session.frames:
             sha.update(to_rgb24(pixels).tobytes())
     assert sha.hexdigest() == receipt(inputs)["frames_sha256"]

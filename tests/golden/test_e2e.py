@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from golden.cases import Case, assert_matches, cases
 from golden.encoders import wav2vec2
 from golden.rollout import config_of
 
+from liveavatar.codec import vae_decoder
 from liveavatar.config import BLOCK_FRAMES, CLIP_BLOCKS, MOTION_FRAMES
 from liveavatar.distance import SinkDistance
 from liveavatar.encoders.audio import encode_audio
@@ -91,7 +93,8 @@ def session_of(case: Case, stages: str = "1x1") -> Session:
     material = Material(reference, motion, case["context"], features_of(case, effective))
     components = CaseComponents(case)
     plan = make_plan(effective, components.config, model="golden", stages=stages)
-    return Session(LocalEngine(components, plan), vae, Job(effective, material, SinkDistance("replay", 0, recorded)))
+    job = Job(effective, material, SinkDistance("replay", 0, recorded))
+    return Session(LocalEngine(components, plan), job, partial(vae_decoder, vae, threads=plan.threads))
 
 
 def test_the_size_is_the_recorded_one(case: Case) -> None:

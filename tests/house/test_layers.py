@@ -32,6 +32,7 @@ LAYERS = (
     {"streams", "media", "receipt"},
     {"planner", "placement", "stage", "components", "mini"},
     {"session"},
+    {"codec"},
     {"engines", "prepare"},
     {"opening", "recording", "studio", "mini/judge", "mini/exam", "mini/showing", "mini/evaluate"},
     {"api"},

@@ -146,7 +146,7 @@ def test_every_block_is_shown_once(take, tmp_path):
 def test_collected_latents_are_those_of_the_stream_without_normalisation(take):
     collected = take.collect(Heard())
     normalised = torch.cat(list(take.session().latents), 1)[None]
-    mean, inverse_std = latent_scale(take.studio.vae(take.prospect.plan))
+    mean, inverse_std = latent_scale(open_components("mini").vae("cpu", torch.float32))
     assert collected.shape == (1, 16, 3 * take.prospect.effective.blocks, 8, 8)
     torch.testing.assert_close((collected - mean) * inverse_std, normalised, atol=1e-5, rtol=1e-5)
 

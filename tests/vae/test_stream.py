@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveavatar.errors import RequestError
-from liveavatar.vae.stream import DecodeState, decode_block, open_decode
+from liveavatar.vae.stream import MEMORY_BLOCKS, DecodeState, decode_block, open_decode
 from liveavatar.vae.wan import build_vae, encode, latent_scale
 
 
@@ -110,3 +110,14 @@ def test_vae_builds_without_memory():
         vae = build_vae()
     assert {p.device.type for p in vae.parameters()} == {"meta"}
     assert sum(p.numel() for p in vae.parameters()) == 126_892_531
+
+
+def test_nothing_older_than_its_memory_is_remembered(vae):
+    latents, (one, other) = noise(3 * MEMORY_BLOCKS, side=1), (noise(9, seed=s, side=1) for s in (5, 6))
+    pictures = []
+    for motion in (one, other):
+        state = open_decode(vae, motion[None])
+        for block in latents.split(3, 1):
+            decode_block(vae, state, block)
+        pictures.append(decode_block(vae, state, noise(3, seed=9, side=1)))
+    assert torch.equal(*pictures)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ...codec import Place
 from ...components import Components
 from ...errors import PlanError
 from ...placement import Placement
 from ...planner import Plan
 from .cluster import the_ray
+from .codec import Desk, RayCodec
 from .crew import Crew
 from .engine import RayEngine
 from .turns import Turns
@@ -24,22 +26,35 @@ class RayBackend:
         placement: which devices, and how work is cut over them; one worker per stage.
         address: "local"; other machines cannot be used yet.
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+        restarts: how often a worker that is lost or hung is replaced within one video; then the video ends.
 
     Raises:
         PlanError: Ray is not installed; a device is not here; another address.
     """
 
-    def __init__(self, placement: Placement | None = None, address: str = "local", deadline: float = HUNG_SECONDS):
+    def __init__(
+        self,
+        placement: Placement | None = None,
+        address: str = "local",
+        deadline: float = HUNG_SECONDS,
+        restarts: int = 2,
+    ):
         if address != "local":
             raise PlanError(f"Workers cannot be started at {address!r} yet.", "Use 'local', this machine.")
         self.placement = placement or Placement()
         self.placement.check_devices()
         the_ray()
         self._crew, self._turns = Crew(deadline), Turns()
+        self.restarts = restarts
+        self._desk = Desk(lambda: self.deadline, lambda: self.restarts)
 
     def engine(self, components: Components, plan: Plan) -> RayEngine:
         """An engine for one plan; workers that hold its weights already are used again."""
         return RayEngine(components, plan, self._crew, self._turns)
+
+    def codec(self, components: Components, place: Place) -> RayCodec:
+        """Encoders and VAE, in a worker of their own."""
+        return RayCodec(components, place, self._desk)
 
     @property
     def deadline(self) -> float:
@@ -52,12 +67,17 @@ class RayBackend:
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """The processes that are there now, in the order of the stages."""
+        """The processes of stages that are there now, in their order."""
         return tuple(member.pid for member in self._crew.members)
+
+    @property
+    def codec_pid(self) -> int | None:
+        """The process of encoders and VAE, while there is one."""
+        return self._desk.member.pid if self._desk.member else None
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the workers hold now."""
-        held: dict[str, int] = {}
+        held: dict[str, int] = self._desk.bytes_by_device()
         for member in self._crew.members:
             for device, nbytes in member.loaded.items():
                 held[device] = held.get(device, 0) + nbytes
@@ -66,3 +86,4 @@ class RayBackend:
     def release(self) -> None:
         """End all workers; the next engine starts them again. May be called again."""
         self._crew.give_back()
+        self._desk.release()

@@ -8,23 +8,25 @@ from typing import Any
 
 _PACK = Path(__file__).parents[3]
 """The folder that holds `liveavatar`."""
+STAGES = "liveavatar.engines.ray.worker:Worker"
 _CALLS = 16
 """Calls a worker answers side by side: one asks for news and waits, others allow blocks or stop."""
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def start_worker(ray: Any, log: str, threads: int) -> Any:
+def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
     """A worker process, as the handle of its Ray actor.
 
     Args:
         log: the file that gets all it says.
         threads: CPU threads, before a duty sets its own.
+        works: "module:class" of what it does.
     """
 
     class StageWorker:
         """A worker, seen from outside. It raises nothing, because a caller may not know its classes."""
 
-        def __init__(self, log: str):
+        def __init__(self, log: str, works: str):
             import faulthandler
             import importlib
             import logging
@@ -39,7 +41,8 @@ def start_worker(ray: Any, log: str, threads: int) -> Any:
             form = "%(asctime)s %(levelname)s %(message)s"
             logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
             # Pickled by value, this class has no package of its own to import from relatively.
-            self._worker = importlib.import_module("liveavatar.engines.ray.worker").Worker()
+            module, _, name = works.partition(":")
+            self._worker = getattr(importlib.import_module(module), name)()
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
             """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
@@ -63,7 +66,7 @@ def start_worker(ray: Any, log: str, threads: int) -> Any:
 
     options = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     actor = ray.remote(StageWorker).options(runtime_env={"env_vars": environment(dict(os.environ), threads)}, **options)
-    return actor.remote(log)
+    return actor.remote(log, works)
 
 
 def environment(own: dict[str, str], threads: int) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Crew:
 
     def __init__(self, deadline: float):
         self.deadline = deadline
-        self._hold = _Hold()
+        self._hold = Hold()
         self._wired: tuple[Any, ...] | None = None
         self._epoch = self._hired = 0
         self._store: Any = None
@@ -243,7 +243,7 @@ def _duties(plan: Plan, model: PlainModel) -> list[Duty]:
     ]
 
 
-class _Hold:
+class Hold:
     """What must be given back even when the crew is only forgotten."""
 
     def __init__(self) -> None:

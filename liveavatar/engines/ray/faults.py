@@ -16,11 +16,12 @@ class WorkerError(LiveAvatarError):
 
     Attributes:
         stage: which, from 0; -1 where no single one is to blame.
+        replaceable: whether a new worker could go on where this one ended.
     """
 
-    def __init__(self, what: str, nearest: str = "", stage: int = -1):
+    def __init__(self, what: str, nearest: str = "", stage: int = -1, replaceable: bool = False):
         super().__init__(what, nearest)
-        self.stage = stage
+        self.stage, self.replaceable = stage, replaceable
 
 
 def stage_name(plan: Plan, stage: int) -> str:
@@ -39,9 +40,13 @@ def worker_error(plan: Plan, stage: int, happened: str, nearest: str, log: Path 
         nearest: what to do.
         log: its log file.
     """
+    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(log)}", stage)
+
+
+def last_words(log: Path | None) -> str:
+    """The end of a log as the end of an error's text."""
     lines = last_lines(log)
-    said = "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
-    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{said}", stage)
+    return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
 def last_lines(log: Path | None) -> list[str]:

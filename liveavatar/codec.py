@@ -1,0 +1,186 @@
+"""Who turns words, sound and a picture into numbers, and latents into pictures.
+
+The encoders of words and sound are loaded, used and let go; the VAE stays, because it is needed at both ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from .components import Components
+from .config import MOTION_FRAMES
+from .encoders.audio import Tail, encode_audio
+from .encoders.features import AudioFeatures
+from .encoders.text import encode_text
+from .session import cpu_threads
+from .spool import Rows
+from .streams.frames import Decoder
+from .vae.stream import decode_block, open_decode
+from .vae.wan import encode, latent_scale
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+Check = Callable[[], None]
+"""Called while something takes long; what it raises ends the wait."""
+LatentScale = tuple[torch.Tensor, torch.Tensor]
+"""Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and in what encoders and the VAE run.
+
+    Attributes:
+        device, dtype: names.
+        threads: CPU threads.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[tuple[torch.device, torch.dtype]]:
+        """Inside, nothing records gradients and the CPU has its threads."""
+        with torch.inference_mode(), cpu_threads(self.threads):
+            yield torch.device(self.device), getattr(torch, self.dtype)
+
+
+class Codec(Protocol):
+    """The encoders and the VAE of one model at one place."""
+
+    def read(self, prompt: str, check: Check) -> torch.Tensor:
+        """Prompt features [n, text_dim] on the CPU; the text encoder comes and goes."""
+        ...
+
+    def hear(
+        self, wave: np.ndarray | Rows, frames: int, tail: Tail, progress: Callable[[float], None], check: Check
+    ) -> AudioFeatures:
+        """What so many video frames hear; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
+        ...
+
+    def load_vae(self, check: Check) -> None:
+        """Have the VAE; otherwise whatever needs it first loads it."""
+        ...
+
+    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+        """A picture [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
+        for 73 frames [16, 19, h, w]."""
+        ...
+
+    def decoder(self, motion: torch.Tensor) -> Decoder:
+        """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own."""
+        ...
+
+    def latent_scale(self) -> LatentScale:
+        """What latents were normalised by."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that are loaded now."""
+        ...
+
+    def release(self) -> None:
+        """Give back all memory; it comes back when needed."""
+        ...
+
+
+class LocalCodec:
+    """The encoders and the VAE of a model, in this process (see `Codec`)."""
+
+    def __init__(self, components: Components, place: Place):
+        self.components, self.place = components, place
+        self._vae: AutoencoderKLWan | None = None
+
+    def read(self, prompt: str, check: Check) -> torch.Tensor:
+        """See `Codec`."""
+        with self.place.working() as where:
+            model, tokenizer = self.components.text_encoder(*where)
+            context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
+            gone = weakref.ref(model)
+            del model
+        self._let_go(gone)
+        return context
+
+    def hear(
+        self, wave: np.ndarray | Rows, frames: int, tail: Tail, progress: Callable[[float], None], check: Check
+    ) -> AudioFeatures:
+        """See `Codec`."""
+        with self.place.working() as where:
+            model = self.components.audio_encoder(*where)
+            features = encode_audio(model, wave, frames, tail=tail, progress=progress, check=check)
+            gone = weakref.ref(model)
+            del model
+        self._let_go(gone)
+        return features
+
+    def load_vae(self, check: Check) -> None:
+        """See `Codec`."""
+        _ = self.vae
+
+    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Codec`."""
+        vae = self.vae
+        with self.place.working():
+            reference = encode(vae, pixels)[0].cpu()
+            return reference, encode(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1))[0].cpu()
+
+    def decoder(self, motion: torch.Tensor) -> Decoder:
+        """See `Codec`."""
+        return vae_decoder(self.vae, motion, self.place.threads)
+
+    def latent_scale(self) -> LatentScale:
+        """See `Codec`."""
+        mean, inverse_std = (v.cpu().float() for v in latent_scale(self.vae))
+        return mean, inverse_std
+
+    @property
+    def nbytes(self) -> int:
+        """See `Codec`."""
+        return sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
+
+    def release(self) -> None:
+        """See `Codec`."""
+        self._vae = None
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        """The VAE, loaded when first asked for."""
+        if self._vae is None:
+            with self.place.working() as where:
+                self._vae = self.components.vae(*where)
+        return self._vae
+
+    def _let_go(self, encoder: weakref.ref[Any]) -> None:
+        """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""
+        if encoder() is not None:
+            gc.collect()
+        if torch.device(self.place.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int) -> Decoder:
+    """A decoder with a state of its own; the VAE may be shared.
+
+    Args:
+        motion: latents [16, >= 7, h, w] of what came before the video.
+        threads: CPU threads.
+    """
+    with torch.inference_mode(), cpu_threads(threads):
+        state = open_decode(vae, motion[None])
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode(), cpu_threads(threads):
+            return decode_block(vae, state, latents).cpu()
+
+    return decode

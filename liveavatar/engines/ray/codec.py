@@ -1,0 +1,271 @@
+"""The encoders and the VAE in a worker process of their own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...codec import Check, LatentScale, Place
+from ...components import Components
+from ...config import BLOCK_FRAMES
+from ...encoders.audio import Tail
+from ...encoders.features import AudioFeatures
+from ...errors import LiveAvatarError
+from ...spool import Rows
+from ...streams.frames import Decoder
+from ...vae.stream import MEMORY_BLOCKS
+from . import cluster
+from .boot import start_worker
+from .crew import LOAD_SECONDS, START_SECONDS, Hold, Member
+from .faults import WorkerError, last_words
+from .plain import PlainModel, plain_model
+
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+"""Of sounds and decoders."""
+_PATIENCE = 0.5
+_PIECE = 1 << 20
+_BLOCKS_AT_ONCE = 8
+
+
+def _nothing() -> None:
+    """Nobody looks up meanwhile."""
+
+
+class Desk:
+    """The one worker of encoders and VAE: hired when first needed, replaced when lost, kept warm.
+
+    Args:
+        deadline: seconds after which a block that is not decoded counts as hung; asked anew each time.
+        restarts: how often one decoder's worker is replaced.
+    """
+
+    def __init__(self, deadline: Callable[[], float], restarts: Callable[[], int]):
+        self.deadline, self.restarts = deadline, restarts
+        self._hold = Hold()
+        self._opened: tuple[Any, ...] | None = None
+        self._hired = 0
+        self.nbytes = 0
+
+    @property
+    def member(self) -> Member | None:
+        """The worker, while it is there."""
+        return self._hold.members[0] if self._hold.members else None
+
+    def open(self, model: PlainModel, place: Place, check: Check = _nothing) -> None:
+        """Have a worker for this model at this place.
+
+        Raises:
+            WorkerError: it does not start.
+            ModelError: the model is not where the worker is.
+        """
+        wanted = (model, place.device, place.dtype, place.threads)
+        if self.member is None:
+            hired = self._hire(place)
+            hired.pid = self.ask(place, "start", START_SECONDS, check, "pid")
+        if self._opened != wanted:
+            self.nbytes = 0
+            self.ask(place, "open the model", LOAD_SECONDS, check, "open", *wanted)
+            self._opened = wanted
+
+    def ask(self, place: Place, doing: str, seconds: float, check: Check, name: str, *given: Any) -> Any:
+        """Call the worker and wait.
+
+        Raises:
+            WorkerError: it was lost, is silent or failed.
+            LiveAvatarError: the library refused in it.
+            Whatever `check` raises.
+        """
+        ray, member = cluster.the_ray(), self.member
+        if member is None:
+            raise self._lost(place, "was given back")
+        ref, until = member.ask(name, *given), time.monotonic() + seconds
+        while not ray.wait([ref], timeout=_PATIENCE)[0]:
+            check()
+            if time.monotonic() > until:
+                raise self._lost(place, f"could not {doing} within {seconds:.0f} s")
+        try:
+            kind, value = ray.get(ref)
+        except ray.exceptions.RayError:
+            raise self._lost(place, "was lost: its process ended (killed, crashed, or out of host memory)") from None
+        if kind == "refused":
+            raise LiveAvatarError(*value)
+        if kind != "ok":
+            said = last_words(member.log)
+            raise WorkerError(f"{_named(place)} could not {doing}: {value[0].rstrip('.')}.", f"{value[1]}{said}")
+        return value
+
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes of weights that the worker keeps."""
+        return {self._opened[1]: self.nbytes} if self._opened and self.nbytes else {}
+
+    def tell(self, name: str, *given: Any) -> None:
+        """Call the worker, if there is one, without waiting."""
+        if self.member is not None and cluster.the_ray().is_initialized():
+            self.member.ask(name, *given)
+
+    def release(self) -> None:
+        """End the worker."""
+        self._opened, self.nbytes = None, 0
+        self._hold.release()
+
+    def _hire(self, place: Place) -> Member:
+        self._hold.enter()
+        self._hired += 1
+        log = self._hold.folder / f"codec-{self._hired}.log"
+        works = "liveavatar.engines.ray.codec_worker:CodecWorker"
+        hired = Member(start_worker(cluster.the_ray(), str(log), place.threads, works), log)
+        self._hold.members[:] = [hired]
+        return hired
+
+    def _lost(self, place: Place, happened: str) -> WorkerError:
+        log = self.member.log if self.member else None
+        self._opened, self.nbytes = None, 0
+        for member in self._hold.members:
+            if member is not None:
+                member.kill()
+        self._hold.members.clear()
+        nearest = f"Run it again: the worker is started anew.{last_words(log)}"
+        return WorkerError(f"{_named(place)} {happened}.", nearest, replaceable=True)
+
+
+class RayCodec:
+    """The encoders and the VAE of a model, in the worker of a desk (see `liveavatar.codec.Codec`).
+
+    Raises:
+        PlanError: the model exists in this process only.
+    """
+
+    def __init__(self, components: Components, place: Place, desk: Desk):
+        self.components, self.place = components, place
+        self._model, self._desk = plain_model(components), desk
+
+    def read(self, prompt: str, check: Check) -> torch.Tensor:
+        """See `Codec`."""
+        context: torch.Tensor = self._ask("read the prompt", check, "read", prompt)
+        return context
+
+    def hear(
+        self, wave: np.ndarray | Rows, frames: int, tail: Tail, progress: Callable[[float], None], check: Check
+    ) -> AudioFeatures:
+        """See `Codec`; the sound travels to the worker and what it hears comes back, both in pieces."""
+        number = next(_numbers)
+        self._ask("listen", check, "begin_sound", number)
+        try:
+            for start in range(0, len(wave), _PIECE):
+                check()
+                piece = np.ascontiguousarray(wave[start : start + _PIECE])
+                self._ask("listen", check, "add_sound", number, piece)
+            watch = self._watching(number, progress, check)
+            layers, channels = self._ask("listen", watch, "hear", number, frames, tail)
+            progress(1.0)
+            return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, check)
+        finally:
+            self._desk.tell("forget_sound", number)
+
+    def load_vae(self, check: Check) -> None:
+        """See `Codec`."""
+        self._desk.nbytes = self._ask("load the VAE", check, "load_vae")
+
+    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Codec`."""
+        reference, motion = self._ask("encode the picture", check, "look", pixels)
+        return reference, motion
+
+    def decoder(self, motion: torch.Tensor) -> Decoder:
+        """See `Codec`; a worker that is lost is replaced, and the pictures are the same."""
+        return _Decoding(self._desk, self.place, self._open, motion.cpu().clone())
+
+    def latent_scale(self) -> LatentScale:
+        """See `Codec`."""
+        mean, inverse_std = self._ask("load the VAE", _nothing, "latent_scale")
+        return mean, inverse_std
+
+    @property
+    def nbytes(self) -> int:
+        """See `Codec`."""
+        return self._desk.nbytes
+
+    def release(self) -> None:
+        """See `Codec`."""
+        self._desk.release()
+
+    def _open(self, check: Check = _nothing) -> None:
+        self._desk.open(self._model, self.place, check)
+
+    def _ask(self, doing: str, check: Check, name: str, *given: Any) -> Any:
+        self._open(check)
+        return self._desk.ask(self.place, doing, LOAD_SECONDS, check, name, *given)
+
+    def _watching(self, number: int, progress: Callable[[float], None], check: Check) -> Check:
+        """A check that also tells how far the worker is."""
+
+        def look() -> None:
+            check()
+            progress(self._desk.ask(self.place, "listen", LOAD_SECONDS, check, "share", number))
+
+        return look
+
+    def _fetch(self, number: int, features: AudioFeatures, blocks: int, check: Check) -> AudioFeatures:
+        try:
+            for block in range(0, blocks, _BLOCKS_AT_ONCE):
+                count = min(_BLOCKS_AT_ONCE, blocks - block)
+                features.append(self._ask("listen", check, "heard", number, block, count))
+        except BaseException:
+            features.close()
+            raise
+        return features
+
+
+class _Decoding:
+    """One video being decoded, with the latents that a new worker would need to go on."""
+
+    def __init__(self, desk: Desk, place: Place, have_worker: Callable[[], None], motion: torch.Tensor):
+        self._desk, self._place, self._have_worker, self._motion = desk, place, have_worker, motion
+        self._recent: deque[torch.Tensor] = deque(maxlen=MEMORY_BLOCKS)
+        self._number, self._restarts = next(_numbers), 0
+        self._worker: Member | None = None
+        self._begin()
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                self._go_on()
+                pixels = torch.from_numpy(self._ask("decode", latents).copy())
+            except WorkerError as error:
+                if not error.replaceable or self._restarts >= self._desk.restarts():
+                    raise
+                self._restarts += 1
+                _log.warning("%s It is replaced.", error)
+                continue
+            self._recent.append(latents)
+            return pixels
+
+    def __del__(self) -> None:
+        self._desk.tell("close_decoder", self._number)
+
+    def _begin(self) -> None:
+        self._have_worker()
+        self._ask("open_decoder", self._motion)
+        self._worker = self._desk.member
+
+    def _go_on(self) -> None:
+        """Bring a worker that is new to this video to where the old one was."""
+        if self._desk.member is None or self._desk.member is not self._worker:
+            self._begin()
+            for latents in self._recent:
+                self._ask("decode", latents)
+
+    def _ask(self, name: str, *given: Any) -> Any:
+        return self._desk.ask(self._place, "decode", self._desk.deadline(), _nothing, name, self._number, *given)
+
+
+def _named(place: Place) -> str:
+    return f"The worker of encoders and VAE (on {place.device})"

@@ -1,0 +1,111 @@
+"""Encoders and VAE in a worker give the same numbers, and a decoder goes on when its worker is lost."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from liveavatar.codec import Codec, LocalCodec, Place
+from liveavatar.components import open_components
+from liveavatar.engines.ray import RayBackend, WorkerError
+from liveavatar.errors import Cancelled, LiveAvatarError
+from liveavatar.vae.stream import MEMORY_BLOCKS
+
+PLACE = Place("cpu", "float32", 1)
+COMPONENTS = open_components("mini")
+
+
+@pytest.fixture(scope="module")
+def here() -> LocalCodec:
+    return LocalCodec(COMPONENTS, PLACE)
+
+
+@pytest.fixture
+def there(backend: RayBackend) -> Iterator[Codec]:
+    yield backend.codec(COMPONENTS, PLACE)
+
+
+def quiet(share: float = 0.0) -> None:
+    """Nobody listens."""
+
+
+def noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_words_sound_and_picture_become_the_same_numbers(here: LocalCodec, there: Codec) -> None:
+    assert torch.equal(there.read("a calm man, green wall", quiet), here.read("a calm man, green wall", quiet))
+    wave = np.random.default_rng(0).standard_normal(16_000 * 7).astype(np.float32)
+    shares: list[float] = []
+    mine, theirs = (c.hear(wave, 168, "silence", shares.append, quiet) for c in (here, there))
+    assert theirs.blocks == mine.blocks == 14
+    assert all(torch.equal(theirs.block(b), mine.block(b)) for b in range(14))
+    assert shares and all(0 <= s <= 1 for s in shares)
+    pixels = noise(1, 3, 1, 64, 64).clamp(-1, 1)
+    for a, b in zip(there.look(pixels, quiet), here.look(pixels, quiet), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(there.latent_scale(), here.latent_scale(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_refusal_of_the_library_arrives_as_one(here: LocalCodec, there: Codec) -> None:
+    with pytest.raises(LiveAvatarError) as refused:
+        here.hear(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+    with pytest.raises(LiveAvatarError) as arrived:
+        there.hear(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+    assert str(arrived.value) == str(refused.value) and not isinstance(arrived.value, WorkerError)
+
+
+def test_listening_can_be_cancelled(there: Codec) -> None:
+    wave = np.random.default_rng(0).standard_normal(16_000 * 400).astype(np.float32)
+    shares: list[float] = []
+
+    def stop() -> None:
+        if shares and shares[-1] > 0:
+            raise Cancelled("stop")
+
+    with pytest.raises(Cancelled):
+        there.hear(wave, 12_000, "silence", shares.append, stop)
+    assert shares[-1] < 1
+    assert there.hear(wave[:16_000], 24, "silence", quiet, quiet).blocks == 2
+
+
+def test_two_videos_are_decoded_side_by_side(here: LocalCodec, there: Codec) -> None:
+    motions = [noise(16, 19, 8, 8, seed=s) for s in (1, 2)]
+    mine, theirs = ([codec.decoder(m) for m in motions] for codec in (here, there))
+    for block in range(3):
+        for number in (0, 1):
+            latents = noise(16, 3, 8, 8, seed=10 * block + number)
+            assert torch.equal(theirs[number](latents), mine[number](latents))
+
+
+@pytest.mark.parametrize("blocks", [2, MEMORY_BLOCKS + 4])
+def test_a_decoder_goes_on_in_a_new_worker(backend: RayBackend, here: LocalCodec, there: Codec, blocks: int) -> None:
+    motion = noise(16, 19, 8, 8, seed=3)
+    mine, theirs = here.decoder(motion), there.decoder(motion)
+    for block in range(blocks):
+        latents = noise(16, 3, 8, 8, seed=block)
+        assert torch.equal(theirs(latents), mine(latents))
+    before = backend.codec_pid
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    for block in range(blocks, blocks + 2):
+        latents = noise(16, 3, 8, 8, seed=block)
+        assert torch.equal(theirs(latents), mine(latents))
+    assert backend.codec_pid not in (None, before)
+
+
+def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Codec) -> None:
+    decode, generous = there.decoder(noise(16, 19, 8, 8)), backend.deadline
+    assert backend.codec_pid is not None
+    os.kill(backend.codec_pid, signal.SIGSTOP)
+    backend.deadline, backend.restarts = 1, 0
+    try:
+        with pytest.raises(WorkerError, match=r"encoders and VAE \(on cpu\) could not decode within 1 s"):
+            decode(noise(16, 3, 8, 8))
+    finally:
+        backend.deadline, backend.restarts = generous, 2
+    assert there.read("again", quiet).shape[1] == COMPONENTS.config.text_dim
