@@ -115,9 +115,11 @@ def sink_version(block: int) -> int:
     return int(block >= CLIP_BLOCKS)
 
 
-def task_count(cut: Cut, blocks: int) -> int:
-    """Tasks of a video: every block at every step in every part, and the prefills of its sink versions."""
-    return blocks * (cut.last_step + 1) * len(cut.layers) + (1 + sink_version(blocks - 1)) * cut.stages
+def task_count(cut: Cut, blocks: int, first: int = 0) -> int:
+    """Tasks of a video from block `first` on: every block at every step in every part, and, from the beginning, the
+    prefills of its sink versions."""
+    prefills = 0 if first else (1 + sink_version(blocks - 1)) * cut.stages
+    return (blocks - first) * (cut.last_step + 1) * len(cut.layers) + prefills
 
 
 def begins(task: Task) -> bool:
@@ -157,7 +159,7 @@ class Start:
     end: float
 
 
-def paced_order(cut: Cut, blocks: int, cost: Callable[[Task], float] | None = None) -> Iterator[Start]:
+def paced_order(cut: Cut, blocks: int, cost: Callable[[Task], float] | None = None, first: int = 0) -> Iterator[Start]:
     """The tasks of a video in the order in which they start.
 
     A block is admitted when the busiest stage has had time for the one before, and while at most stages + 1 blocks are
@@ -167,30 +169,36 @@ def paced_order(cut: Cut, blocks: int, cost: Callable[[Task], float] | None = No
         cut: who owns what.
         blocks: how many blocks the video has.
         cost: virtual duration of a task; by default its share of the layers.
+        first: the block to begin with: 0, or beyond the first clip, where the stages hold all that blocks before left.
     """
-    return _Pipeline(cut, blocks, cost or (lambda task: len(cut.layers[task.part]))).play()
+    return _Pipeline(cut, blocks, cost or (lambda task: len(cut.layers[task.part])), first).play()
 
 
 class _Pipeline:
     """State of the pipeline in virtual time; its size does not grow with the number of blocks."""
 
-    def __init__(self, cut: Cut, blocks: int, cost: Callable[[Task], float]):
-        self.cut, self.blocks, self.cost = cut, blocks, cost
+    def __init__(self, cut: Cut, blocks: int, cost: Callable[[Task], float], first: int):
+        if 0 < first <= CLIP_BLOCKS:
+            raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {CLIP_BLOCKS}.")
+        self.cut, self.blocks, self.cost, self.first = cut, blocks, cost, first
         self.groups, self.parts = len(cut.steps), len(cut.layers)
         self.waiting: dict[int, Task] = {}
         """Open blocks, by number, with the task each needs next; negative numbers are prefills."""
         self.running: list[tuple[float, tuple[int, int], Task]] = []
         self.idle = set(range(cut.stages))
-        self.done = {(s, p): -1 for s in range(cut.last_step + 1) for p in range(self.parts)}
+        self.done = {(s, p): first - 1 for s in range(cut.last_step + 1) for p in range(self.parts)}
         """The last block that each (step, part) finished."""
-        self.sinks = {(g, p): -1 for g in range(self.groups) for p in range(self.parts)}
-        self.admitted = self.open = self.started = 0
+        sink = sink_version(first) if first else -1
+        self.sinks = {(g, p): sink for g in range(self.groups) for p in range(self.parts)}
+        self.admitted = self.started = first
+        self.open = 0
         self.next_admission = 0.0
         self.period = self._busiest()
 
     def play(self) -> Iterator[Start]:
-        now, finished = 0.0, 0
-        self._offer_sink(0)
+        now, finished = 0.0, self.first
+        if not self.first:
+            self._offer_sink(0)
         while finished < self.blocks:
             if self._may_admit(now):
                 self.waiting[self.admitted] = Denoise(self.admitted, 0, 0)

@@ -7,9 +7,10 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
-from .config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
+from .config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, ModelConfig
 from .errors import PlanError
 from .pipeline import Cut
 from .request import Effective
@@ -20,6 +21,11 @@ MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""
 _SINK_FRAMES = 2.5
 _SINK_VERSIONS = 2
+SNAPSHOT_BYTES_PER_SECOND = 1e9
+"""Assumed speed at which a stage writes a snapshot to disk."""
+SNAPSHOT_SHARE = 0.05
+"""Share of the time that may go into writing snapshots, when blocks are made in real time."""
+LEAST_SNAPSHOT_BLOCKS = 8
 _WIDE_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
 
@@ -52,6 +58,11 @@ class StagePlan:
         """Bytes of the stage."""
         return self.weights + self.rings + self.sink + self.text + self.workspace
 
+    @property
+    def snapshot(self) -> int:
+        """Bytes of one snapshot: what cannot be computed again without the blocks before."""
+        return self.rings + self.sink // _SINK_VERSIONS
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -65,6 +76,8 @@ class Plan:
         vae_device: where the VAE and, while they are needed, the encoders are.
         conditions: bytes of the embeddings of text, time and sound, which stay on the first device.
         threads: CPU threads a task may use; bits are equal only at equal counts.
+        snapshot_blocks: worker processes save what they hold every so many blocks, so that the video can go on from
+            there when one of them is lost; 0: never.
     """
 
     model: str
@@ -74,6 +87,7 @@ class Plan:
     vae_device: str
     conditions: int
     threads: int
+    snapshot_blocks: int = 0
 
     @property
     def weights_by_device(self) -> dict[str, int]:
@@ -103,6 +117,7 @@ def make_plan(
     devices: Sequence[str] = ("cpu",),
     dtype: str = "float32",
     threads: int = 1,
+    snapshot_blocks: int | None = None,
 ) -> Plan:
     """Lay the stages out.
 
@@ -114,10 +129,13 @@ def make_plan(
         devices: stages take them in turn.
         dtype: "float32", "bfloat16" or "float16".
         threads: CPU threads per task, 1 to `MAX_THREADS`.
+        snapshot_blocks: blocks from one snapshot to the next; 0: none; None: as `snapshot_interval` says.
 
     Raises:
-        PlanError: an impossible cut, dtype or thread count.
+        PlanError: an impossible cut, dtype, thread count or interval.
     """
+    if snapshot_blocks is not None and snapshot_blocks < 0:
+        raise PlanError(f"A snapshot every {snapshot_blocks} blocks is not possible.", "Use 0 for none, or more.")
     if dtype not in BYTES:
         raise PlanError(f"The dtype {dtype!r} is not known.", f"Use {', '.join(BYTES)}.")
     if not 1 <= threads <= MAX_THREADS:
@@ -129,7 +147,29 @@ def make_plan(
         for i, (steps, layers) in enumerate((steps, layers) for steps in cut.steps for layers in cut.layers)
     ]
     conditions = condition_parameters(config) * size
-    return Plan(model, cut, tuple(plans), dtype, devices[-1], conditions, threads)
+    if snapshot_blocks is None:
+        snapshot_blocks = snapshot_interval(max(stage.snapshot for stage in plans), effective.blocks)
+    return Plan(model, cut, tuple(plans), dtype, devices[-1], conditions, threads, snapshot_blocks)
+
+
+def snapshot_interval(nbytes: int, blocks: int) -> int:
+    """Blocks from one snapshot to the next, so that writing takes little of the time; 0: the video has no snapshot.
+
+    Args:
+        nbytes: of the snapshot of the largest stage.
+        blocks: of the video.
+    """
+    seconds = nbytes / SNAPSHOT_BYTES_PER_SECOND / SNAPSHOT_SHARE
+    interval = max(LEAST_SNAPSHOT_BLOCKS, math.ceil(seconds / (BLOCK_FRAMES / FPS)))
+    return interval if snapshot_due(interval, interval, blocks) else 0
+
+
+def snapshot_due(block: int, interval: int, blocks: int) -> bool:
+    """Whether a snapshot is kept of all that the blocks before `block` left.
+
+    Not while the first version of the sink is in use, so that whoever goes on from a snapshot needs no prefill.
+    """
+    return interval > 0 and block % interval == 0 and CLIP_BLOCKS < block < blocks
 
 
 def stage_plan(

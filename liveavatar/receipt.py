@@ -57,6 +57,7 @@ class Receipt:
         probed: what the written file holds.
         frames_sha256: over the raw RGB24 frames in the file, in order, before encoding; None where a failure lost some.
         seconds: wall seconds per phase.
+        notices: what happened out of the ordinary, a sentence each.
         peak_memory: see `peak_memory`.
     """
 
@@ -73,6 +74,7 @@ class Receipt:
     probed: Probed | None = None
     frames_sha256: str | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notices: tuple[str, ...] = ()
     peak_memory: PeakMemory | None = None
 
 

@@ -87,6 +87,7 @@ class Recording:
         self._opening, self._show = opening, on_block
         self._interrupts = Interrupts()
         self._seconds: dict[str, float] = {}
+        self._notices: list[str] = []
         self._generating_since = 0.0
         self._latest: Progress | None = None
         self._writer = self._new_writer()
@@ -128,7 +129,7 @@ class Recording:
                 filmed = stack.enter_context(self._opening(self.prospect, self._phase))
             stack.enter_context(self._writer)
             session = filmed.session
-            session.on_task = self._on_task
+            session.on_task, session.on_notice = self._on_task, self._on_notice
             try:
                 if session.latents.produced < session.latents.blocks and not session.engine.loaded:
                     with self._timed("load network"):
@@ -166,6 +167,12 @@ class Recording:
         frames = self._writer.frames_written
         self._latest = Progress(GENERATING, report.done, report.total, frames, left, report.task, report.stage)
         self._tell(self._latest)
+
+    def _on_notice(self, text: str) -> None:
+        self._notices.append(text)
+        frames = self._writer.frames_written
+        latest = self._latest or Progress(text, 0, 1, frames)
+        self._tell(Progress(text, latest.done, latest.total, frames))
 
     def _on_block(self, session: Session) -> None:
         """A block is in the file; where it was only replayed, no task told of it."""
@@ -234,6 +241,7 @@ class Recording:
             probed=probed,
             frames_sha256=self._writer.frames_sha256 if whole else None,
             seconds=self._seconds,
+            notices=tuple(self._notices),
             peak_memory=peak_memory(),
         )
         write_receipt(self.receipt_path, self._receipt)

@@ -62,7 +62,8 @@ class TaskReport:
 
     Attributes:
         task, stage: which, and where.
-        done, total: tasks of the video.
+        done, total: tasks of the video. When an engine goes on from an earlier block, `done` falls back to the tasks
+            that still stand finished: those of the blocks before it, and what has run since.
     """
 
     task: Task
@@ -74,13 +75,21 @@ class TaskReport:
 OnTask = Callable[[TaskReport], None]
 """Called after every task; what it raises stops the run."""
 
+OnNotice = Callable[[str], None]
+"""Called with a readable sentence when something out of the ordinary happened to a run that goes on all the same;
+what it raises stops the run."""
+
+
+def unnoticed(text: str) -> None:
+    """For callers that want no notices."""
+
 
 class Engine(Protocol):
     """Who runs the stages of a plan."""
 
     plan: Plan
 
-    def run(self, job: Job, on_task: OnTask) -> Iterator[torch.Tensor]:
+    def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
         """Finished latents [16, 3, h, w] of each block, in order, on the CPU; closing the iterator stops the work."""
         ...
 
@@ -114,6 +123,7 @@ class Session:
         job: what is made.
         open_decoder: who makes pictures of the latents. None where every consumer brings its own.
         on_task: called after every task; what it raises stops the run. May be exchanged at any time.
+        on_notice: called with what else is worth telling; likewise.
         spool_dir: where finished latents are kept while the session lives; the system's temporary folder by default.
     """
 
@@ -124,9 +134,10 @@ class Session:
         open_decoder: OpenDecoder | None = None,
         on_task: OnTask = lambda report: None,
         spool_dir: Path | None = None,
+        on_notice: OnNotice = unnoticed,
     ):
         self.engine, self.job, self.open_decoder = engine, job, open_decoder
-        self.on_task = on_task
+        self.on_task, self.on_notice = on_task, on_notice
         self.decode_seconds = 0.0
         self.latents = LatentStream(job.effective.blocks, self._run, spool_dir)
 
@@ -154,7 +165,7 @@ class Session:
         self.close()
 
     def _run(self) -> Iterator[torch.Tensor]:
-        return self.engine.run(self.job, lambda report: self.on_task(report))
+        return self.engine.run(self.job, lambda report: self.on_task(report), lambda text: self.on_notice(text))
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""

@@ -157,6 +157,30 @@ class Stage:
             for ring, sink in zip(self.rings[task.step], self.sinks[version], strict=True)
         ]
 
+    def saved_rings(self, step: int) -> torch.Tensor:
+        """The keys and values of a step as they are now: [layers, 2, rows, heads, head_dim], a copy on the CPU."""
+        rings = self.rings[step]
+        saved = torch.empty((len(rings), 2, *rings[0].k.shape), dtype=self.dtype)
+        for ring, kv in zip(rings, saved, strict=True):
+            kv[0], kv[1] = ring.k, ring.v
+        return saved
+
+    def saved_sink(self, version: int) -> torch.Tensor:
+        """A version of the sink: [layers, 5 S, heads, head_dim] (its keys, then its values), a copy on the CPU."""
+        return torch.stack([torch.cat((s.reference_k, s.motion_k, s.v)).cpu() for s in self.sinks[version]])
+
+    def restore_rings(self, step: int, saved: torch.Tensor) -> None:
+        """Take back what `saved_rings` gave."""
+        for ring, kv in zip(self.rings[step], saved, strict=True):
+            ring.k.copy_(kv[0])
+            ring.v.copy_(kv[1])
+
+    def restore_sink(self, version: int, saved: torch.Tensor) -> None:
+        """Take back what `saved_sink` gave."""
+        frame, half = self.grid.tokens, saved.shape[1] // 2
+        sizes = [frame, half - frame, half]
+        self.sinks[version] = [SinkKV(*(t.clone() for t in kv.to(self.device).split(sizes))) for kv in saved]
+
     @property
     def _last_step(self) -> int:
         return max(self.rings)

@@ -32,7 +32,7 @@ from .prepare import Phase, hear_sound, look_at_picture, read_prompt
 from .receipt import Receipt
 from .recording import GENERATING, OnBlock, OnProgress, Progress, Recording
 from .request import Effective, Request, check_request, frames_of, resolve, used_samples
-from .session import Job, Material, OpenDecoder, Session
+from .session import Job, Material, OpenDecoder, Session, unnoticed
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -229,10 +229,11 @@ class Take:
         """
         session = self.session(lambda name, share: on_progress(Progress(name, round(100 * share), 100)))
         session.on_task = lambda r: on_progress(Progress(GENERATING, r.done, r.total, task=r.task, stage=r.stage))
+        session.on_notice = lambda text: on_progress(Progress(text, 0, 1))
         try:
             latents = torch.cat(list(session.latents), 1)[None]
         finally:
-            session.on_task = lambda report: None
+            session.on_task, session.on_notice = lambda report: None, unnoticed
         mean, inverse_std = self.studio.codec(self.prospect.plan).latent_scale()
         return latents.float() / inverse_std + mean
 
@@ -262,7 +263,7 @@ class Take:
                 session.latents.cancel()  # or a paused run would hold its keys and values as long as the take
                 raise
             finally:
-                session.on_task = lambda report: None
+                session.on_task, session.on_notice = lambda report: None, unnoticed
                 if not self.studio.placement.keep_loaded:
                     self.studio.release()
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import Cancelled, LiveAvatarError
+from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, placement_of, request_of
+from .parser import whole_number
 from .tables import effective_lines, note_lines, plan_lines, receipt_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
@@ -37,12 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--receipt", metavar="FILE.json", help="what was really done (default: beside the video)")
     parser.add_argument("--quiet", action="store_true", help="errors only")
     add_request_arguments(parser)
+    parser.add_argument(
+        "--restarts",
+        type=whole_number(2),
+        metavar="N",
+        help="lost worker processes that may be replaced before the video is given up (default: 2)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; 0 only when the file is complete."""
     request, placement = request_of(arguments), placement_of(arguments)
     check_request(request)
+    _check_restarts(arguments)
     from ..api import check_outputs, generate, look_ahead
 
     out = Path(arguments.out)
@@ -69,6 +77,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_restarts(arguments: argparse.Namespace) -> None:
+    if arguments.restarts is None:
+        return
+    if arguments.engine != "ray":
+        raise RequestError("--restarts is for worker processes.", "Add --engine ray, or leave it out.")
+    if arguments.restarts < 0:
+        raise RequestError(f"--restarts {arguments.restarts} is not possible.", "Use 0 for never, or more.")
+
+
 @contextlib.contextmanager
 def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
     """Who runs the stages, for one video; None for this process."""
@@ -76,10 +93,12 @@ def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
         yield None
         return
     from ..engines.ray import RayBackend
+    from ..engines.ray.backend import RESTARTS
     from ..placement import Placement
 
     given = placement_of(arguments)
-    backend = RayBackend(Placement(given["devices"] or (), given["stages"], given["dtype"], given["threads"]))
+    placement = Placement(given["devices"] or (), given["stages"], given["dtype"], given["threads"])
+    backend = RayBackend(placement, restarts=RESTARTS if arguments.restarts is None else arguments.restarts)
     try:
         yield backend
     finally:

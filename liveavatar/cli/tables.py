@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..config import BLOCK_FRAMES, FPS
+
 if TYPE_CHECKING:
     from ..planner import Plan
     from ..receipt import Receipt
@@ -37,7 +39,17 @@ def plan_lines(plan: Plan) -> list[str]:
         rows.append((str(number), s.device, _span(s.steps), _span(s.layers), *map(gigabytes, sizes)))
     lines += _table(rows)
     lines += [f"memory  {device}: {gigabytes(total)}" for device, total in plan.total_by_device.items()]
-    return [*lines, "        (the network alone; encoders come and go before it, the VAE shares the last device)"]
+    lines.append("        (the network alone; encoders come and go before it, the VAE shares the last device)")
+    return [*lines, *_snapshot_lines(plan)]
+
+
+def _snapshot_lines(plan: Plan) -> list[str]:
+    """How much is lost with a worker process, and what that takes on disk."""
+    if not plan.snapshot_blocks:
+        return []
+    seconds, nbytes = plan.snapshot_blocks * BLOCK_FRAMES / FPS, sum(stage.snapshot for stage in plan.stages)
+    every = f"every {plan.snapshot_blocks} blocks ({seconds:.0f} s of video)"
+    return [f"resume  worker processes keep a snapshot {every}, {gigabytes(nbytes)} on disk, the latest two"]
 
 
 def simulation_lines(simulation: Simulation) -> list[str]:

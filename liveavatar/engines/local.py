@@ -18,7 +18,7 @@ from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
 from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
 from ..planner import Plan
 from ..schedule import Schedule
-from ..session import Job, OnTask, TaskReport, cpu_threads
+from ..session import Job, OnNotice, OnTask, TaskReport, cpu_threads, unnoticed
 from ..stage import Conditions, Flow, Origin, Stage
 from .clock import StageClock
 from .nets import Nets
@@ -65,8 +65,8 @@ class LocalEngine:
         """Busy seconds of each stage in the latest run."""
         return self._clock.seconds()
 
-    def run(self, job: Job, on_task: OnTask) -> Iterator[torch.Tensor]:
-        """The finished latents [16, 3, h, w] of each block, in order, on the CPU."""
+    def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. There are no notices."""
         self.load()
         self._clock = StageClock(self.plan)
         with self._working():

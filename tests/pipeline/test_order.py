@@ -42,6 +42,31 @@ def test_every_task_runs_once_and_after_what_it_needs(cut: Cut, blocks: int) -> 
             assert end[need] <= s.start, f"{t} starts at {s.start} before {need} ends at {end[need]}"
 
 
+@given(CUTS, st.integers(CLIP_BLOCKS + 1, 12), st.integers(1, 8))
+def test_what_begins_later_runs_the_rest_and_nothing_else(cut: Cut, first: int, more: int) -> None:
+    blocks, whole = first + more, {}
+    for s in paced_order(cut, blocks):
+        whole[s.task] = s.stage
+    starts = list(paced_order(cut, blocks, first=first))
+    rest = {t: stage for t, stage in whole.items() if isinstance(t, Denoise) and t.block >= first}
+    assert {s.task: s.stage for s in starts} == rest
+    assert len(starts) == len(rest) == task_count(cut, blocks, first)
+    end, last = {s.task: s.end for s in starts}, len(cut.layers) - 1
+    for s in starts:
+        t = s.task
+        assert isinstance(t, Denoise)
+        before = [dataclasses.replace(t, block=t.block - 1)] if t.block > first else []
+        before += [dataclasses.replace(t, part=t.part - 1)] if t.part else []
+        before += [Denoise(t.block, t.step - 1, last)] if t.step and not t.part else []
+        assert all(end[need] <= s.start for need in before)
+
+
+@pytest.mark.parametrize("first", [1, CLIP_BLOCKS])
+def test_nothing_begins_while_the_first_sink_is_in_use(first: int) -> None:
+    with pytest.raises(ValueError, match=f"Block {first} cannot come first"):
+        list(paced_order(Cut.even(1, 2, 4, 4), 12, first=first))
+
+
 @given(CUTS, st.integers(1, 14))
 def test_a_stage_does_one_thing_at_a_time_and_starts_are_in_order(cut: Cut, blocks: int) -> None:
     starts = list(paced_order(cut, blocks))

@@ -1,4 +1,7 @@
-"""One backend for all tests of workers, because starting Ray and importing torch anew takes seconds."""
+"""One backend for all tests of workers, because starting Ray and importing torch anew takes seconds.
+
+It replaces no worker while a video is made: `test_resume` allows that for itself.
+"""
 
 from collections.abc import Iterator
 
@@ -11,6 +14,6 @@ from liveavatar.placement import Placement
 @pytest.fixture(scope="session")
 def backend() -> Iterator[RayBackend]:
     pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
-    backend = RayBackend(Placement(("cpu",), threads=1))
+    backend = RayBackend(Placement(("cpu",), threads=1), restarts=0)
     yield backend
     backend.release()

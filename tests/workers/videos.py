@@ -6,7 +6,7 @@ from torch import Tensor, cat, equal
 from liveavatar.components import Components, open_components
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.ray import RayBackend, RayEngine
-from liveavatar.planner import make_plan
+from liveavatar.planner import Plan, make_plan
 from liveavatar.session import Job, OnTask
 
 
@@ -19,8 +19,8 @@ class Video:
         plan = self._plan("1x1")
         self.expected = cat(list(LocalEngine(self.components, plan).run(self.job, lambda report: None)), 1)
 
-    def engine(self, backend: RayBackend, stages: str) -> RayEngine:
-        return backend.engine(self.components, self._plan(stages))
+    def engine(self, backend: RayBackend, stages: str, snapshot_blocks: int | None = None) -> RayEngine:
+        return backend.engine(self.components, self._plan(stages, snapshot_blocks))
 
     def is_made_by(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> bool:
         """Whether the workers make the same latents, bit for bit."""
@@ -29,5 +29,6 @@ class Video:
     def latents(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> Tensor:
         return cat(list(self.engine(backend, stages).run(self.job, on_task)), 1)
 
-    def _plan(self, stages: str):
-        return make_plan(self.job.effective, self.components.config, model=self.components.name, stages=stages)
+    def _plan(self, stages: str, snapshot_blocks: int | None = None) -> Plan:
+        effective, config, model = self.job.effective, self.components.config, self.components.name
+        return make_plan(effective, config, model=model, stages=stages, snapshot_blocks=snapshot_blocks)

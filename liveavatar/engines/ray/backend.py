@@ -14,6 +14,7 @@ from .engine import RayEngine
 from .turns import Turns
 
 HUNG_SECONDS = 120.0
+RESTARTS = 2
 
 
 class RayBackend:
@@ -26,10 +27,12 @@ class RayBackend:
         placement: which devices, and how work is cut over them; one worker per stage.
         address: "local"; other machines cannot be used yet.
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
-        restarts: how often a worker that is lost or hung is replaced within one video; then the video ends.
+        restarts: how many workers that were lost or hung may be replaced while a video is made; it goes on from the
+            latest snapshot that all stages have (see `Plan.snapshot_blocks`), or from its beginning. 0: the loss of
+            one ends the video.
 
     Raises:
-        PlanError: Ray is not installed; a device is not here; another address.
+        PlanError: Ray is not installed; a device is not here; another address; less than no restarts.
     """
 
     def __init__(
@@ -37,15 +40,16 @@ class RayBackend:
         placement: Placement | None = None,
         address: str = "local",
         deadline: float = HUNG_SECONDS,
-        restarts: int = 2,
+        restarts: int = RESTARTS,
     ):
+        if restarts < 0:
+            raise PlanError(f"Workers cannot be replaced {restarts} times.", "Use 0 for never, or more.")
         if address != "local":
             raise PlanError(f"Workers cannot be started at {address!r} yet.", "Use 'local', this machine.")
         self.placement = placement or Placement()
         self.placement.check_devices()
         the_ray()
-        self._crew, self._turns = Crew(deadline), Turns()
-        self.restarts = restarts
+        self._crew, self._turns = Crew(deadline, restarts), Turns()
         self._desk = Desk(lambda: self.deadline, lambda: self.restarts)
 
     def engine(self, components: Components, plan: Plan) -> RayEngine:
@@ -64,6 +68,15 @@ class RayBackend:
     @deadline.setter
     def deadline(self, seconds: float) -> None:
         self._crew.deadline = seconds
+
+    @property
+    def restarts(self) -> int:
+        """How many workers may be replaced while a video is made; may be changed between videos."""
+        return self._crew.restarts
+
+    @restarts.setter
+    def restarts(self, count: int) -> None:
+        self._crew.restarts = count
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

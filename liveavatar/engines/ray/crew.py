@@ -18,6 +18,7 @@ from .boot import start_worker
 from .faults import WorkerError, worker_error
 from .plain import Duty, PlainModel, plain
 from .routes import links
+from .snapshots import remove
 
 START_SECONDS = 180.0
 LOAD_SECONDS = 1800.0
@@ -65,10 +66,11 @@ class Crew:
 
     Args:
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+        restarts: how many workers may be replaced while a video is made.
     """
 
-    def __init__(self, deadline: float):
-        self.deadline = deadline
+    def __init__(self, deadline: float, restarts: int):
+        self.deadline, self.restarts = deadline, restarts
         self._hold = Hold()
         self._wired: tuple[Any, ...] | None = None
         self._epoch = self._hired = 0
@@ -137,10 +139,26 @@ class Crew:
         self._wired = self._store = None
         self._hold.release()
 
-    def lost(self, plan: Plan, number: int, happened: str, nearest: str = _AGAIN) -> WorkerError:
+    def open_folder(self, number: int) -> str:
+        """Where the snapshots of video number `number` go. One video is made at a time: those of others are removed."""
+        self.forget()
+        self._hold.snapshots = str(self._hold.folder / f"video-{number}")
+        return self._hold.snapshots
+
+    def forget(self) -> None:
+        """Remove the snapshots of the latest video, on all machines."""
+        ray, folder = cluster.the_ray(), self._hold.snapshots
+        if folder and self.members and ray.is_initialized():
+            asked = [member.ask("forget", folder) for member in self.members]
+            ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)  # who needs longer does it later
+        self._hold.forget()
+
+    def lost(
+        self, plan: Plan, number: int, happened: str, nearest: str = _AGAIN, replaceable: bool = False
+    ) -> WorkerError:
         """The error for a worker that is of no use any more; it is ended, the others stop and stay warm."""
         member = self._member(number)
-        error = worker_error(plan, number, happened, nearest, member.log if member else None)
+        error = worker_error(plan, number, happened, nearest, member.log if member else None, replaceable)
         self.retire(number)
         self.settle(SETTLE_SECONDS)
         return error
@@ -165,7 +183,9 @@ class Crew:
                     raise self.lost(plan, number, f"could not {doing}: {value[0].rstrip('.')}", value[1] or _AGAIN)
                 answers[number] = value
             if owing and time.monotonic() > until:
-                raise self.lost(plan, min(owing.values()), f"could not {doing} within {seconds:.0f} s")
+                raise self.lost(
+                    plan, min(owing.values()), f"could not {doing} within {seconds:.0f} s", replaceable=True
+                )
         if second_hand is not None:
             raise self.lost(plan, second_hand, f"could not {doing}: {answers[second_hand][0]}")
         return answers
@@ -183,7 +203,8 @@ class Crew:
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
             if not isinstance(error, ray.exceptions.RayActorError):
                 happened = f"could not be reached ({type(error).__name__})"
-            raise self.lost(plan, number, happened) from None
+            out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            raise self.lost(plan, number, happened, replaceable=not out_of_memory) from None
 
     def _hire(self, plan: Plan) -> None:
         count, members = len(plan.stages), self._hold.members
@@ -249,6 +270,8 @@ class Hold:
     def __init__(self) -> None:
         self.members: list[Member | None] = []
         self.folder = Path()
+        self.snapshots = ""
+        """Folder of the latest video's; empty where there are none."""
         self._inside = False
 
     def enter(self) -> None:
@@ -257,12 +280,19 @@ class Hold:
             self.folder = cluster.enter()
             self._inside = True
 
+    def forget(self) -> None:
+        """Remove the snapshots that are here."""
+        if self.snapshots:
+            remove(self.snapshots)
+            self.snapshots = ""
+
     def release(self) -> None:
         """Let all of it go."""
         for member in self.members:
             if member is not None:
                 member.kill()
         self.members.clear()
+        self.forget()
         if self._inside:
             self._inside = False
             cluster.leave()

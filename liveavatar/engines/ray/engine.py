@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 
@@ -10,20 +9,20 @@ import torch
 
 from ...components import Components
 from ...planner import Plan
-from ...session import Job, OnTask
+from ...session import Job, OnNotice, OnTask, unnoticed
 from .crew import SETTLE_SECONDS, Crew
 from .plain import plain_model
-from .run import Run, taken_away
+from .run import taken_away
 from .turns import Turns
-
-_numbers = itertools.count(1)
+from .video import Video
 
 
 class RayEngine:
     """Runs a plan in worker processes, one per stage (see `liveavatar.session.Engine`).
 
     A run that is closed, or broken off by an error, leaves its workers warm: within two seconds they stop before
-    their next task and keep their weights. One video at a time is made; see `Turns`.
+    their next task and keep their weights. One video at a time is made; see `Turns`. A worker that is lost is
+    replaced and the run goes on; see `Video`.
 
     Args:
         components: the model; the workers open it from its files.
@@ -38,7 +37,7 @@ class RayEngine:
         self.plan = plan
         self._model = plain_model(components)
         self._crew, self._turns = crew, turns
-        self._run: Run | None = None
+        self._video: Video | None = None
 
     @property
     def loaded(self) -> bool:
@@ -63,25 +62,30 @@ class RayEngine:
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
-        return self._run.seconds if self._run else (0.0,) * len(self.plan.stages)
+        return self._video.seconds if self._video else (0.0,) * len(self.plan.stages)
 
-    def run(self, job: Job, on_task: OnTask) -> Iterator[torch.Tensor]:
+    def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
+        Args:
+            job: what is made.
+            on_task: called after every task, also of those that are run again.
+            on_notice: told of every worker that was replaced.
+
         Raises:
-            WorkerError: a worker was lost, hung or failed.
+            WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
         """
         turn = self._turns.take()
         try:
-            members = self._crew.ready(self.plan, self._model)
-            self._run = run = Run(self._crew, members, self.plan, job, next(_numbers))
+            self._video = video = Video(self._crew, self.plan, self._model, job)
             for block in range(job.effective.blocks):
                 if not turn.held:
                     raise taken_away()
                 turn.thread = threading.current_thread()
-                yield run.take(block, on_task)
+                yield video.take(block, on_task, on_notice)
         finally:
             if turn.held:
                 self._crew.settle(SETTLE_SECONDS)
+                self._crew.forget()
                 turn.end()

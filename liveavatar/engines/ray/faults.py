@@ -16,7 +16,8 @@ class WorkerError(LiveAvatarError):
 
     Attributes:
         stage: which, from 0; -1 where no single one is to blame.
-        replaceable: whether a new worker could go on where this one ended.
+        replaceable: whether another worker in its place may well do better: it was lost, hung or out of reach, and
+            neither its computation nor its memory was the cause.
     """
 
     def __init__(self, what: str, nearest: str = "", stage: int = -1, replaceable: bool = False):
@@ -32,15 +33,18 @@ def stage_name(plan: Plan, stage: int) -> str:
     )
 
 
-def worker_error(plan: Plan, stage: int, happened: str, nearest: str, log: Path | None) -> WorkerError:
+def worker_error(
+    plan: Plan, stage: int, happened: str, nearest: str, log: Path | None, replaceable: bool
+) -> WorkerError:
     """One error that names the stage, what happened and what it said last.
 
     Args:
         happened: a sentence's end, after the name of the stage.
         nearest: what to do.
         log: its log file.
+        replaceable: see `WorkerError`.
     """
-    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(log)}", stage)
+    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(log)}", stage, replaceable)
 
 
 def last_words(log: Path | None) -> str:

@@ -51,6 +51,9 @@ class Orders:
         stage: its own number.
         cut: of all stages.
         blocks, seed: of the video.
+        first: the block to begin with: 0, or one of which all stages have kept a snapshot.
+        snapshot_blocks: as in the plan.
+        folder: where all stages keep their snapshots.
         timesteps, sigmas: of its schedule.
         size: height and width of a latent.
         distance: the fields of a `SinkDistance`.
@@ -61,6 +64,9 @@ class Orders:
     stage: int
     cut: PlainCut
     blocks: int
+    first: int
+    snapshot_blocks: int
+    folder: str
     seed: int
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]

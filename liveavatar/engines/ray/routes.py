@@ -8,9 +8,9 @@ from ...config import CLIP_BLOCKS
 from ...pipeline import Cut, Denoise, Prefill, Task, followers, paced_order
 
 
-def own_tasks(cut: Cut, blocks: int, stage: int) -> Iterator[Task]:
-    """The tasks of one stage, in the order in which it runs them."""
-    return (start.task for start in paced_order(cut, blocks) if start.stage == stage)
+def own_tasks(cut: Cut, blocks: int, stage: int, first: int = 0) -> Iterator[Task]:
+    """The tasks of one stage from block `first` on, in the order in which it runs them."""
+    return (start.task for start in paced_order(cut, blocks, first=first) if start.stage == stage)
 
 
 def links(cut: Cut) -> tuple[tuple[int, int], ...]:

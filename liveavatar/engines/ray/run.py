@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from typing import Any
@@ -23,20 +24,62 @@ _SECOND_HAND_SECONDS = 3.0
 """How long the cause is waited for when all that is known is that a link broke."""
 
 
+class Received:
+    """The finished blocks of a video that wait for the caller. A block that is made again comes in only once.
+
+    Attributes:
+        count: blocks that have come in so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: deque[torch.Tensor] = deque()
+
+    def add(self, block: int, latent: torch.Tensor) -> None:
+        """Blocks come in order, from any that was expected on."""
+        if block == self.count:
+            self._waiting.append(latent)
+            self.count += 1
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> torch.Tensor:
+        """The next block."""
+        return self._waiting.popleft()
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where a run begins.
+
+    Attributes:
+        number: of the run, never used again.
+        first: the block; earlier ones are finished.
+        folder: of the video's snapshots.
+    """
+
+    number: int
+    first: int
+    folder: str
+
+
 class Run:
-    """A run of a plan by a crew.
+    """A run of a plan by a crew, until its end or the first trouble.
 
     Args:
         crew, members: who works.
         plan, job: at what.
-        number: of the run.
+        beginning: from where on.
+        received: takes up the blocks.
     """
 
-    def __init__(self, crew: Crew, members: list[Member], plan: Plan, job: Job, number: int):
-        self._crew, self._members, self._plan, self._job, self._number = crew, members, plan, job, number
-        self._blocks = job.effective.blocks
-        self._latents: deque[torch.Tensor] = deque()
-        self._finished = self._allowed = self._tasks = 0
+    def __init__(
+        self, crew: Crew, members: list[Member], plan: Plan, job: Job, beginning: Beginning, received: Received
+    ):
+        self._crew, self._members, self._plan, self._job, self._beginning = crew, members, plan, job, beginning
+        self._blocks, self._received = job.effective.blocks, received
+        self._allowed = self._next = beginning.first
         self._seconds = [0.0] * len(members)
         self._news: dict[Any, int] = {}
         """Stages that were asked for news."""
@@ -46,6 +89,7 @@ class Run:
         self._puzzle: tuple[float, int, str] | None = None
         """Since when, at which stage, and in what words something is wrong whose cause is not known yet."""
         self._total = task_count(plan.cut, self._blocks)
+        self._tasks = self._total - task_count(plan.cut, self._blocks, beginning.first)
         self._begin()
 
     @property
@@ -62,9 +106,9 @@ class Run:
         last = block == self._blocks - 1
         # As many blocks as there are stages are at work at once; two more may wait for the caller.
         self._allow(min(self._blocks, block + self._plan.cut.stages + 2))
-        while not self._latents or (last and self._tasks < self._total):
+        while not self._received or (last and self._tasks < self._total):
             self._hear(on_task)
-        return self._latents.popleft()
+        return self._received.take()
 
     def _begin(self) -> None:
         effective, material, distance = self._job.effective, self._job.material, self._job.distance
@@ -75,10 +119,13 @@ class Run:
         begun = {}
         for stage, member in enumerate(self._members):
             orders = Orders(
-                run=self._number,
+                run=self._beginning.number,
                 stage=stage,
                 cut=plain_cut(self._plan.cut),
                 blocks=self._blocks,
+                first=self._beginning.first,
+                snapshot_blocks=self._plan.snapshot_blocks,
+                folder=self._beginning.folder,
                 seed=effective.seed,
                 timesteps=schedule.timesteps,
                 sigmas=schedule.sigmas,
@@ -127,7 +174,7 @@ class Run:
         if kind != "ok":
             raise self._crew.lost(self._plan, 0, f"failed: {value[0]}")
         for member in self._members:
-            member.ask("allow", self._number, block, ref)
+            member.ask("allow", self._beginning.number, block, ref)
 
     def _listen(self, stage: int, ref: Any, on_task: OnTask) -> None:
         kind, value = self._crew.answer(self._plan, stage, ref)
@@ -137,13 +184,16 @@ class Run:
         if news.state == "running":
             self._ask(stage)
         self._seconds[stage] = news.seconds
-        self._latents += news.latents
+        for latent in news.latents:
+            self._received.add(self._next, latent)
+            self._next += 1
         if news.fault is not None:
             self._judge(stage, Fault(*news.fault))
         elif news.state in ("stopped", "idle"):
             self._wonder(stage, "stopped without being told to")
         if news.busy > self._crew.deadline:
-            raise self._crew.lost(self._plan, stage, f"has hung for {news.busy:.0f} s in one task")
+            happened = f"has hung for {news.busy:.0f} s in one task"
+            raise self._crew.lost(self._plan, stage, happened, replaceable=True)
         for task in news.tasks:
             self._tasks += 1
             on_task(TaskReport(task_of(task), stage, self._tasks, self._total))
@@ -164,9 +214,10 @@ class Run:
             stage = min(self._news.values(), key=self._asked.__getitem__)
             silent = now - self._asked[stage] - _NEWS_SECONDS
             if silent > self._crew.deadline:
-                raise self._crew.lost(self._plan, stage, f"has given no sign of life for {silent:.0f} s")
+                happened = f"has given no sign of life for {silent:.0f} s"
+                raise self._crew.lost(self._plan, stage, happened, replaceable=True)
         if self._puzzle and now - self._puzzle[0] > _SECOND_HAND_SECONDS:
-            raise self._crew.lost(self._plan, self._puzzle[1], self._puzzle[2])
+            raise self._crew.lost(self._plan, self._puzzle[1], self._puzzle[2], replaceable=True)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

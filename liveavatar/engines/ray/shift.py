@@ -14,12 +14,14 @@ from ...errors import LiveAvatarError
 from ...model.layer import AudioTokens
 from ...model.transformer import CausalS2VTransformer, TimeVectors
 from ...pipeline import Cut, Denoise, Task, begins, ends_block, followers
+from ...planner import snapshot_due
 from ...schedule import Schedule
 from ...session import cpu_threads
 from ...stage import Conditions, Flow, Origin, Stage
 from .links import ABORT, END, Incoming, Link, Outgoing
 from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
 from .routes import own_tasks
+from .snapshots import Snapshots, stage_folder
 
 _log = logging.getLogger("liveavatar.worker")
 
@@ -60,6 +62,7 @@ class Shift:
         self._stopped = False
         self._fault: Fault | None = None
         self._running = True
+        self._snapshots = self._opened_snapshots()
         self._out = {stage: Outgoing(link, self._lose) for stage, link in outgoing.items()}
         self._in = [Incoming(link, self._arrive, self.stop, self._lose) for link in incoming]
         self._thread = threading.Thread(target=self._work, name="liveavatar-stage", daemon=True)
@@ -83,6 +86,8 @@ class Shift:
         """Wait until nothing of the run is left, neither work nor a flow on its way."""
         for thread in (self._thread, *(o.thread for o in self._out.values()), *(i.thread for i in self._in)):
             thread.join()
+        if self._snapshots is not None:
+            self._snapshots.close()
         # They know the shift and it knows them; so that links close when they are wired anew, not some time later.
         self._out.clear()
         self._in.clear()
@@ -121,6 +126,9 @@ class Shift:
         try:
             with torch.inference_mode(), cpu_threads(self.duty.threads):
                 stage = self._stage()
+                if self.orders.first and self._snapshots is not None:
+                    self._snapshots.restore(self.orders.first, stage)
+                    _log.info("going on from block %s", self.orders.first)
                 done = all(self._step(stage, task) for task in self._own_tasks())
         except LiveAvatarError as error:
             self._fail(Fault("refused", error.what, error.nearest))
@@ -137,7 +145,19 @@ class Shift:
             self._changed.notify_all()
 
     def _own_tasks(self) -> Iterable[Task]:
-        return own_tasks(self.cut, self.orders.blocks, self.orders.stage)
+        return own_tasks(self.cut, self.orders.blocks, self.orders.stage, self.orders.first)
+
+    def _opened_snapshots(self) -> Snapshots | None:
+        o = self.orders
+        return Snapshots(stage_folder(o.folder, o.stage), self._steps, o.first) if o.snapshot_blocks else None
+
+    def _keep(self, stage: Stage, task: Task) -> None:
+        """Save what the step holds, where the task was its last one before a boundary."""
+        o = self.orders
+        if self._snapshots is None or not isinstance(task, Denoise):
+            return
+        if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks):
+            self._snapshots.save(task.block + 1, task.step, stage)
 
     def _stage(self) -> Stage:
         o = self.orders
@@ -167,6 +187,7 @@ class Shift:
             torch.cuda.synchronize(self._device)
         latent = left.latent.float().cpu() if ends_block(self.cut, task) else None
         self._hand_on(task, left)
+        self._keep(stage, task)
         with self._changed:
             self._seconds += time.monotonic() - self._started
             self._started = 0.0

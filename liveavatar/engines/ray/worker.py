@@ -17,6 +17,7 @@ from ..nets import Nets
 from .links import Link
 from .plain import Duty, News, Orders, PlainModel, model_of, plain
 from .shift import Shift
+from .snapshots import complete_in, remove, stage_folder
 
 _log = logging.getLogger("liveavatar.worker")
 _MEET = datetime.timedelta(seconds=30)
@@ -91,6 +92,15 @@ class Worker:
         with torch.inference_mode(), cpu_threads(self._on_duty.threads):
             audio = self._conditioner().condition_audio(features[None])
             return audio.frame.cpu(), audio.tokens.cpu()
+
+    def kept(self, folder: str, stage: int, steps: tuple[int, int]) -> tuple[int, ...]:
+        """The boundaries at which this machine has whole snapshots of a stage, whoever wrote them."""
+        return complete_in(stage_folder(folder, stage), range(*steps))
+
+    def forget(self, folder: str) -> None:
+        """End the run, and remove its snapshots."""
+        self.stop()
+        remove(folder)
 
     def begin(self, orders: tuple[Any, ...], conditions: tuple[torch.Tensor, ...]) -> None:
         """Start a run; it goes on by itself."""

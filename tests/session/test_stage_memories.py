@@ -1,0 +1,85 @@
+"""A stage that takes back what another held goes on as that one would have."""
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from session.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job
+
+from liveavatar.config import CLIP_BLOCKS
+from liveavatar.model.transformer import CONDITIONS, Part
+from liveavatar.pipeline import Cut, Denoise, Prefill, begins, ends_block, followers, paced_order
+from liveavatar.schedule import Schedule
+from liveavatar.session import Job
+from liveavatar.stage import Conditions, Flow, Origin, Stage
+
+BLOCKS = 11
+CUT = Cut.even(2, 1, 4, 3)
+
+
+def new_stages(job: Job) -> list[Stage]:
+    config, effective = tiny_config(), job.effective
+    components, cpu, dtype = TinyComponents(config), torch.device("cpu"), torch.float32
+    conditioner, schedule = components.transformer(CONDITIONS, cpu, dtype), Schedule.of(effective.steps)
+    conditions = Conditions(
+        rows=effective.latent_size[0] // 2,
+        columns=effective.latent_size[1] // 2,
+        schedule=schedule,
+        seed=effective.seed,
+        distance=job.distance,
+        text=conditioner.condition_text(job.material.context),
+        time=conditioner.condition_time([*schedule.timesteps, 0.0]),
+        motion=job.material.motion,
+        audio=lambda block: conditioner.condition_audio(job.material.audio.block(block)[None]),
+    )
+    net = components.transformer(Part.whole(config), cpu, dtype)
+    return [Stage(net, steps, conditions, cpu, dtype) for steps in CUT.steps]
+
+
+def play(job: Job, stages: list[Stage], tasks: Iterable[Denoise | Prefill]) -> dict[int, torch.Tensor]:
+    """Run tasks; the latents of the blocks that end."""
+    origin = Origin(job.material.reference, job.effective.seed, job.effective.latent_size, torch.float32)
+    flows: dict[Denoise | Prefill, Flow] = {}
+    ended = {}
+    for task in tasks:
+        flow = origin.flow(task) if begins(task) else flows.pop(task)
+        left = stages[CUT.stage_of(task)].run(task, flow)
+        for follower in followers(CUT, BLOCKS, task):
+            flows[follower] = left.handed(task, follower)
+        if ends_block(CUT, task):
+            ended[task.block] = left.latent
+    return ended
+
+
+@pytest.mark.parametrize("boundary", [CLIP_BLOCKS + 1, 8, BLOCKS - 1])
+@torch.inference_mode()
+def test_restored_stages_make_the_same_blocks(boundary: int) -> None:
+    job = tiny_job(tiny_config(), tiny_effective(BLOCKS))
+    tasks = [s.task for s in paced_order(CUT, BLOCKS)]
+    whole = play(job, new_stages(job), tasks)
+    first, second = new_stages(job), new_stages(job)
+    play(job, first, [t for t in tasks if isinstance(t, Prefill) or t.block < boundary])
+    for one, other in zip(first, second, strict=True):
+        sink = one.saved_sink(1)
+        rings = {step: one.saved_rings(step) for step in one.rings}
+        assert sink.shape == (3, 5 * one.grid.tokens, 2, 12)
+        assert rings.keys() == other.rings.keys() and all(r.shape[:2] == (3, 2) for r in rings.values())
+        other.restore_sink(1, sink)
+        for step, saved in rings.items():
+            other.restore_rings(step, saved)
+            saved.zero_()  # a stage keeps nothing of what it was given
+        sink.zero_()
+    rest = play(job, second, [s.task for s in paced_order(CUT, BLOCKS, first=boundary)])
+    assert rest.keys() == set(range(boundary, BLOCKS))
+    assert all(torch.equal(rest[b], whole[b]) for b in rest)
+
+
+@torch.inference_mode()
+def test_what_was_saved_stays_as_it_was() -> None:
+    job = tiny_job(tiny_config(), tiny_effective(BLOCKS))
+    stages, tasks = new_stages(job), [s.task for s in paced_order(CUT, 6)]
+    play(job, stages, tasks)
+    saved = stages[0].saved_rings(0)
+    before = saved.clone()
+    play(job, stages[:1], [Denoise(6, 0, 0)])
+    assert torch.equal(saved, before) and not torch.equal(stages[0].saved_rings(0), before)
