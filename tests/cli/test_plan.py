@@ -15,6 +15,13 @@ def test_the_published_model_is_planned_without_its_weights():
     assert len(rows) == 4 and len({len(row) for row in rows}) == 1, "a table"
 
 
+def test_long_videos_tell_how_often_workers_keep_a_snapshot():
+    words = ("plan", "--model", "wan2.2-s2v-14b", "--stages", "1x4", "--dtype", "bfloat16", "--seconds")
+    (line,) = (line for line in run(*words, 3600).out.splitlines() if line.startswith("resume"))
+    assert "every 456 blocks (219 s of video)" in line and "43.69 GB" in line, line
+    assert "resume" not in run(*words, 60).out
+
+
 def test_machines_get_json_and_nothing_else():
     ran = run("plan", "--json", "--size", "384 × 256", "--steps", 3, "--seconds", 2.5, "--stages", "3x2")
     assert (ran.code, ran.err) == (0, "")

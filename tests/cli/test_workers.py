@@ -11,13 +11,26 @@ def test_workers_make_the_frames_that_this_process_makes(tmp_path):
     inputs = write_inputs(tmp_path, 0.5)
     image, audio = inputs / "portrait.png", inputs / "voice.wav"
     made = []
-    for name, how in (("own", ()), ("workers", ("--engine", "ray"))):
+    for name, how in (("own", ()), ("workers", ("--engine", "ray", "--restarts", 1))):
         out = tmp_path / f"{name}.mp4"
         words = ("--model", "untrained", "--size", "64x64", "--stages", "1x2", "--devices", "cpu", "--threads", 1)
         ran = run("generate", "--image", image, "--audio", audio, "--out", out, *words, *how)
         assert ran.code == 0, ran.err
-        made.append(json.loads(out.with_suffix(".json").read_text())["frames_sha256"])
+        receipt = json.loads(out.with_suffix(".json").read_text())
+        assert receipt["notices"] == []
+        made.append(receipt["frames_sha256"])
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    "how, nearest", [(("--restarts", 1), "--engine ray"), (("--engine", "ray", "--restarts", -1), "Use 0 for never")]
+)
+def test_restarts_that_cannot_be_are_refused(how, nearest, tmp_path):
+    inputs = write_inputs(tmp_path, 0.5)
+    image, audio = inputs / "portrait.png", inputs / "voice.wav"
+    ran = run("generate", "--image", image, "--audio", audio, "--out", tmp_path / "a.mp4", *how)
+    assert ran.code == 2
+    assert nearest in ran.err
 
 
 def test_an_unknown_engine_is_refused(tmp_path):

@@ -18,7 +18,7 @@ def plan_of(config, seconds: float, **given) -> Plan:
 @given(st.integers(0, 10**12), st.integers(1, 10**6))
 def test_an_interval_costs_little_and_is_used_at_least_once(nbytes: int, blocks: int) -> None:
     interval = snapshot_interval(nbytes, blocks)
-    due = [b for b in range(0, min(blocks, 10_000) + 2) if snapshot_due(b, interval, blocks)]
+    due = [b for b in range(min(blocks, 10_000) + 2) if snapshot_due(b, interval, blocks)]
     assert all(CLIP_BLOCKS < b < blocks for b in due)
     if interval:
         assert interval >= LEAST_SNAPSHOT_BLOCKS and nbytes / 1e9 <= 0.05 * interval * 0.48 + 1e-6

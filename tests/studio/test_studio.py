@@ -1,6 +1,7 @@
 """A studio's steps give what the front door gives in one go, and what is kept is used again."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -78,6 +79,45 @@ def film(take: Take, folder: Path, name: str = "a", heard: Heard | None = None):
 def test_steps_give_the_frames_of_the_front_door(take, tmp_path):
     prospect = look_ahead(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
     assert film(take, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
+
+
+class Telling(LocalBackend):
+    """Lends engines that tell something before every block."""
+
+    def engine(self, components, plan):
+        engine = super().engine(components, plan)
+
+        def run(job, on_task, on_notice, make=engine.run):
+            for number, block in enumerate(make(job, on_task)):
+                on_notice(f"Before block {number}.")
+                yield block
+
+        engine.run = run
+        return engine
+
+
+def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
+    prospect, heard = look_ahead(picture(), sound(), REQUEST, devices=["cpu"], threads=1), []
+    receipt, backend = tmp_path / "a.json", Telling(Placement(("cpu",), threads=1))
+    told = generate(prospect, tmp_path / "a.mp4", on_progress=heard.append, backend=backend).notices
+    assert told == tuple(f"Before block {n}." for n in range(prospect.effective.blocks))
+    assert json.loads(receipt.read_text())["notices"] == list(told)
+    shown = {p.phase: p for p in heard}
+    assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == told[1]:
+            raise Cancelled("Enough.")
+
+    with pytest.raises(Cancelled):
+        generate(prospect, tmp_path / "a.mp4", on_progress=stop, backend=backend)
+    assert json.loads(receipt.read_text())["notices"] == list(told[:2])
+
+
+def test_notices_reach_who_collects_latents(studio, voice, context):
+    telling, phases = Studio(studio.components, Telling(Placement(("cpu",), threads=1))), []
+    telling.take(REQUEST, picture(), voice, context).collect(lambda progress: phases.append(progress.phase))
+    assert "Before block 1." in phases
 
 
 def test_a_finished_take_is_replayed_without_a_task(take, tmp_path):

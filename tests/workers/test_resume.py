@@ -1,5 +1,6 @@
 """A video goes on when a worker is lost: from the latest snapshot that all stages have, with the same bits."""
 
+import itertools
 import os
 import re
 import shutil
@@ -103,7 +104,7 @@ def test_a_killed_worker_is_replaced_and_the_video_goes_on(
 def check_counting(film: Film, boundary: int) -> None:
     """`done` counts tasks that stand finished: it falls back once, to those before the boundary, and ends in total."""
     done, total = [r.done for r in film.reports], film.reports[0].total
-    falls = [after for before, after in zip(done, done[1:], strict=False) if after != before + 1]
+    falls = [after for before, after in itertools.pairwise(done) if after != before + 1]
     assert falls == [total - task_count(film.engine.plan.cut, 18, boundary) + 1]
     assert done[-1] == total == film.reports[-1].total
 
@@ -175,7 +176,7 @@ def test_a_damaged_snapshot_is_not_used(
 def test_lost_twice_and_a_third_time(backend: RayBackend, video: Video, caplog: pytest.LogCaptureFixture) -> None:
     """Two are replaced; where the third is lost, the video ends with its name."""
     engine, notices, blocks = video.engine(backend, "1x2", EVERY), [], []
-    with pytest.raises(WorkerError, match="Stage 1 of 2 .* was lost") as caught:
+    with pytest.raises(WorkerError, match=r"Stage 1 of 2 .* was lost") as caught:
         for block in engine.run(video.job, lambda report: None, notices.append):
             blocks.append(block)
             if len(blocks) in (2, 8, 13):
@@ -199,7 +200,7 @@ def test_a_stage_that_is_lost_twice_in_a_row_is_given_up(backend: RayBackend, vi
     running = engine.run(video.job, lambda report: None, kill_again)
     next(running)
     os.kill(backend.worker_pids[1], signal.SIGKILL)
-    with pytest.raises(WorkerError, match="Stage 2 of 2 .* was lost"):
+    with pytest.raises(WorkerError, match=r"Stage 2 of 2 .* was lost"):
         list(running)
     assert len(notices) <= 2
     assert video.is_made_by(backend, "1x2")

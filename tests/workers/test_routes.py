@@ -29,24 +29,26 @@ def begins(task: Task) -> bool:
 
 
 @settings(max_examples=60)
-@given(cuts(), st.integers(1, 11))
-def test_every_task_gets_its_flow_before_its_turn(cut: Cut, blocks: int) -> None:
+@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11))
+def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: int) -> None:
+    blocks = first + more
     sent: set[Task] = set()
     ended = []
-    for start in paced_order(cut, blocks):
+    for start in paced_order(cut, blocks, first=first):
         assert start.task in sent or begins(start.task)
         new = followers(cut, blocks, start.task)
         assert not sent.intersection(new)
         sent.update(new)
         ended += [start.task.block] if ends_block(cut, start.task) else []
-    assert ended == list(range(blocks))
+    assert ended == list(range(first, blocks))
 
 
 @settings(max_examples=60)
-@given(cuts(), st.integers(1, 11))
-def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, blocks: int) -> None:
-    own = [list(own_tasks(cut, blocks, stage)) for stage in range(cut.stages)]
-    assert sum(map(len, own)) == len(set().union(*own)) == task_count(cut, blocks)
+@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11))
+def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, first: int, more: int) -> None:
+    blocks = first + more
+    own = [list(own_tasks(cut, blocks, stage, first)) for stage in range(cut.stages)]
+    assert sum(map(len, own)) == len(set().union(*own)) == task_count(cut, blocks, first)
     crossing = {
         (stage, cut.stage_of(follower))
         for stage, tasks in enumerate(own)
@@ -103,6 +105,11 @@ def test_a_missing_ray_is_named_with_the_extra_that_brings_it(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PlanError, match="extra 'ray'"):
         RayBackend()
+
+
+def test_fewer_than_no_restarts_are_refused() -> None:
+    with pytest.raises(PlanError, match="-1 times"):
+        RayBackend(restarts=-1)
 
 
 def test_other_machines_are_refused() -> None:

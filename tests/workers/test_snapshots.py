@@ -1,6 +1,8 @@
 """Snapshots are written beside the work, kept while they are of use, and found by whoever comes next."""
 
 import logging
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,8 @@ def save(kept: Snapshots, *boundaries: int) -> None:
 def test_the_latest_two_stay_and_come_back_as_they_were(tmp_path: Path) -> None:
     kept = Snapshots(tmp_path / "a" / "b", STEPS)
     save(kept, 6, 8, 10)
+    while complete_in(tmp_path / "a" / "b", STEPS) != (8, 10):
+        time.sleep(0.01)
     kept.save(12, 2, stage_with(12))
     kept.close()
     assert complete_in(tmp_path / "a" / "b", STEPS) == (8, 10)
@@ -66,6 +70,22 @@ def test_one_that_cannot_be_written_is_missing_and_the_rest_is_there(
         kept.close()
     assert complete_in(tmp_path, STEPS) == (6, 10)
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("no snapshot at block 8: ")
+
+
+def test_a_slow_disk_gets_no_more_than_memory_may_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    released, write = threading.Event(), safetensors.torch.save_file
+    monkeypatch.setattr(safetensors.torch, "save_file", lambda *given: released.wait() and write(*given))
+    kept = Snapshots(tmp_path, STEPS)
+    with caplog.at_level(logging.WARNING):
+        save(kept, 6, 8, 10, 12)
+        released.set()
+        kept.close()
+    assert complete_in(tmp_path, STEPS) == (8, 10)
+    assert len(caplog.messages) == 1 and "block 12: the disk is too slow" in caplog.messages[0]
 
 
 def test_a_full_disk_is_left_alone(

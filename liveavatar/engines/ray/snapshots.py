@@ -20,7 +20,7 @@ import torch
 from ...stage import Stage
 
 KEPT = 2
-"""Complete snapshots per stage: the stages are never more than one apart, so that the older one is common to all."""
+"""Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
 _SINK = 1
 """The version that is in use at every boundary."""
 _SINK_PART, _TENSOR = "sink", "saved"
