@@ -20,7 +20,7 @@ from .config import MOTION_FRAMES
 from .encoders.audio import Tail, encode_audio
 from .encoders.features import AudioFeatures
 from .encoders.text import encode_text
-from .session import cpu_threads
+from .session import OnNotice, cpu_threads, unnoticed
 from .spool import Rows
 from .streams.frames import Decoder
 from .vae.stream import decode_block, open_decode
@@ -77,7 +77,7 @@ class Codec(Protocol):
         for 73 frames [16, 19, h, w]."""
         ...
 
-    def decoder(self, motion: torch.Tensor) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own."""
         ...
 
@@ -135,8 +135,8 @@ class LocalCodec:
             reference = encode(vae, pixels)[0].cpu()
             return reference, encode(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1))[0].cpu()
 
-    def decoder(self, motion: torch.Tensor) -> Decoder:
-        """See `Codec`."""
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
+        """See `Codec`; there are no notices."""
         return vae_decoder(self.vae, motion, self.place.threads)
 
     def latent_scale(self) -> LatentScale:

@@ -111,8 +111,8 @@ class Engine(Protocol):
         ...
 
 
-OpenDecoder = Callable[[torch.Tensor], Decoder]
-"""Motion latents [16, 19, h, w] -> a decoder of the video that follows them."""
+OpenDecoder = Callable[[torch.Tensor, OnNotice], Decoder]
+"""Motion latents [16, 19, h, w], and who hears of what is out of the ordinary -> a decoder of the video to come."""
 
 
 class Session:
@@ -169,7 +169,7 @@ class Session:
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""
-        decode = open_decoder(self.job.material.motion)
+        decode = open_decoder(self.job.material.motion, lambda text: self.on_notice(text))
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()

@@ -277,7 +277,7 @@ class Take:
     def _opener(self, plan: Plan, vae: AutoencoderKLWan | None) -> OpenDecoder:
         if vae is None:
             return self.studio.codec(plan).decoder
-        return lambda motion: vae_decoder(vae, motion, plan.threads)
+        return lambda motion, _: vae_decoder(vae, motion, plan.threads)
 
 
 def receipt_text(receipt: Path) -> str:

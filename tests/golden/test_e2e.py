@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import pytest
 import torch
@@ -94,7 +93,7 @@ def session_of(case: Case, stages: str = "1x1") -> Session:
     components = CaseComponents(case)
     plan = make_plan(effective, components.config, model="golden", stages=stages)
     job = Job(effective, material, SinkDistance("replay", 0, recorded))
-    return Session(LocalEngine(components, plan), job, partial(vae_decoder, vae, threads=plan.threads))
+    return Session(LocalEngine(components, plan), job, lambda motion, _: vae_decoder(vae, motion, plan.threads))
 
 
 def test_the_size_is_the_recorded_one(case: Case) -> None:

@@ -85,7 +85,8 @@ def test_two_videos_are_decoded_side_by_side(here: LocalCodec, there: Codec) -> 
 @pytest.mark.parametrize("blocks", [2, MEMORY_BLOCKS + 4])
 def test_a_decoder_goes_on_in_a_new_worker(backend: RayBackend, here: LocalCodec, there: Codec, blocks: int) -> None:
     motion = noise(16, 19, 8, 8, seed=3)
-    mine, theirs = here.decoder(motion), there.decoder(motion)
+    notices: list[str] = []
+    mine, theirs = here.decoder(motion), there.decoder(motion, notices.append)
     for block in range(blocks):
         latents = noise(16, 3, 8, 8, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
@@ -96,6 +97,7 @@ def test_a_decoder_goes_on_in_a_new_worker(backend: RayBackend, here: LocalCodec
         latents = noise(16, 3, 8, 8, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
     assert backend.codec_pid not in (None, before)
+    assert len(notices) == 1 and f"going on from block {blocks}" in notices[0]
 
 
 def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Codec) -> None:

@@ -22,6 +22,8 @@ _WAYS = {
     "RAY_AUTH_MODE": "token",
     # Whatever its name says: no clusters of several machines, so that everything listens on loopback only.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
+    "RAY_worker_niceness": "0",
 }
 """What Ray reads from the environment when it is imported; what the user has set stays."""
 _lock = threading.RLock()  # a backend may be collected while another starts

@@ -18,13 +18,14 @@ from ...config import BLOCK_FRAMES
 from ...encoders.audio import Tail
 from ...encoders.features import AudioFeatures
 from ...errors import LiveAvatarError
+from ...session import OnNotice, unnoticed
 from ...spool import Rows
 from ...streams.frames import Decoder
 from ...vae.stream import MEMORY_BLOCKS
 from . import cluster
 from .boot import start_worker
 from .crew import LOAD_SECONDS, START_SECONDS, Hold, Member
-from .faults import WorkerError, last_words
+from .faults import Restarts, WorkerError, last_words
 from .plain import PlainModel, plain_model
 
 _log = logging.getLogger(__name__)
@@ -179,9 +180,9 @@ class RayCodec:
         reference, motion = self._ask("encode the picture", check, "look", pixels)
         return reference, motion
 
-    def decoder(self, motion: torch.Tensor) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
         """See `Codec`; a worker that is lost is replaced, and the pictures are the same."""
-        return _Decoding(self._desk, self.place, self._open, motion.cpu().clone())
+        return _Decoding(self._desk, self.place, self._open, motion.cpu().clone(), on_notice)
 
     def latent_scale(self) -> LatentScale:
         """See `Codec`."""
@@ -227,10 +228,13 @@ class RayCodec:
 class _Decoding:
     """One video being decoded, with the latents that a new worker would need to go on."""
 
-    def __init__(self, desk: Desk, place: Place, have_worker: Callable[[], None], motion: torch.Tensor):
+    def __init__(
+        self, desk: Desk, place: Place, have_worker: Callable[[], None], motion: torch.Tensor, on_notice: OnNotice
+    ):
         self._desk, self._place, self._have_worker, self._motion = desk, place, have_worker, motion
+        self._on_notice = on_notice
         self._recent: deque[torch.Tensor] = deque(maxlen=MEMORY_BLOCKS)
-        self._number, self._restarts = next(_numbers), 0
+        self._number, self._restarts, self._decoded = next(_numbers), Restarts(desk.restarts()), 0
         self._worker: Member | None = None
         self._begin()
 
@@ -240,12 +244,13 @@ class _Decoding:
                 self._go_on()
                 pixels = torch.from_numpy(self._ask("decode", latents).copy())
             except WorkerError as error:
-                if not error.replaceable or self._restarts >= self._desk.restarts():
+                if not self._restarts.allow(error, self._decoded):
                     raise
-                self._restarts += 1
                 _log.warning("%s It is replaced.", error)
+                self._on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {self._decoded}.")
                 continue
             self._recent.append(latents)
+            self._decoded += 1
             return pixels
 
     def __del__(self) -> None:

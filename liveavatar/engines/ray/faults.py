@@ -25,6 +25,34 @@ class WorkerError(LiveAvatarError):
         self.stage, self.replaceable = stage, replaceable
 
 
+class Restarts:
+    """How often workers may still be replaced in a video.
+
+    Args:
+        most: times at all. The same stage is not replaced again before another block was delivered, because what
+            happened to it twice in a row happens a third time.
+    """
+
+    def __init__(self, most: int):
+        self._left = most
+        self._latest: dict[int, int] = {}
+        """By stage: how many blocks had been delivered when it was replaced."""
+
+    def allow(self, error: WorkerError, delivered: int) -> bool:
+        """Whether the worker may be replaced; if so, it counts as done.
+
+        Args:
+            error: what happened to it.
+            delivered: blocks that the caller has by now.
+        """
+        again = self._latest.get(error.stage) == delivered
+        if not error.replaceable or again or not self._left:
+            return False
+        self._left -= 1
+        self._latest[error.stage] = delivered
+        return True
+
+
 def stage_name(plan: Plan, stage: int) -> str:
     """A stage in words: "Stage 2 of 3 (steps 0-3, layers 4-7, on cuda:1)"."""
     s = plan.stages[stage]

@@ -11,7 +11,7 @@ import torch
 from ...planner import Plan
 from ...session import Job, OnNotice, OnTask
 from .crew import Crew, Member
-from .faults import WorkerError
+from .faults import Restarts, WorkerError
 from .plain import PlainModel
 from .run import Beginning, Received, Run
 from .snapshots import latest_common
@@ -19,34 +19,6 @@ from .snapshots import latest_common
 _numbers = itertools.count(1)
 """Of videos and runs, in this process."""
 _log = logging.getLogger(__name__)
-
-
-class Restarts:
-    """How often workers may still be replaced in a video.
-
-    Args:
-        most: times at all. The same stage is not replaced again before another block was delivered, because what
-            happened to it twice in a row happens a third time.
-    """
-
-    def __init__(self, most: int):
-        self._left = most
-        self._latest: dict[int, int] = {}
-        """By stage: how many blocks had been delivered when it was replaced."""
-
-    def allow(self, error: WorkerError, delivered: int) -> bool:
-        """Whether the worker may be replaced; if so, it counts as done.
-
-        Args:
-            error: what happened to it.
-            delivered: blocks that the caller has by now.
-        """
-        again = self._latest.get(error.stage) == delivered
-        if not error.replaceable or again or not self._left:
-            return False
-        self._left -= 1
-        self._latest[error.stage] = delivered
-        return True
 
 
 class Video:
