@@ -1,6 +1,7 @@
-"""The command line: `python -m liveavatar generate | plan | inspect | demo`.
+"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor`.
 
-Exit codes: 0 the work is complete, 1 it broke off half-way, 2 the request was refused, 130 it was cancelled.
+Exit codes: 0 the work is complete, 1 it broke off half-way or found something wrong, 2 the request was refused,
+130 it was cancelled.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
-from . import demo, generate, inspect, plan
+from . import demo, doctor, generate, inspect, plan
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 
-COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo}
+COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo, "doctor": doctor}
 
 
 def entry() -> NoReturn:

@@ -37,7 +37,7 @@ def plan_lines(plan: Plan) -> list[str]:
     for number, s in enumerate(plan.stages):
         sizes = (s.weights, s.rings, s.sink, s.text, s.workspace, s.total)
         rows.append((str(number), s.device, _span(s.steps), _span(s.layers), *map(gigabytes, sizes)))
-    lines += _table(rows)
+    lines += aligned(rows)
     lines += [f"memory  {device}: {gigabytes(total)}" for device, total in plan.total_by_device.items()]
     lines.append("        (the network alone; encoders come and go before it, the VAE shares the last device)")
     return [*lines, *_snapshot_lines(plan)]
@@ -95,6 +95,12 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of equal length as a table, flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["        " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+
 def _ending(difference: float) -> str:
     """End of the sound against the end of the picture, in words."""
     ms = round(1000 * difference)
@@ -103,8 +109,3 @@ def _ending(difference: float) -> str:
 
 def _span(r: range) -> str:
     return f"{r.start}" if len(r) == 1 else f"{r.start}-{r.stop - 1}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["        " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]

@@ -41,11 +41,14 @@ class ProgressLine:
         from ..recording import GENERATING
 
         self.generating = self.generating or progress.phase == GENERATING
+        self.show(progress.phase, progress_text(progress))
+
+    def show(self, phase: str, text: str) -> None:
+        """Show a line of any kind: a new phase at once, the same one now and then."""
         now = time.monotonic()
-        news = progress.phase != self._phase
+        news = phase != self._phase
         if news or now - self._shown > (_LIVE_SECONDS if self._live else _LOG_SECONDS):
-            self._phase, self._shown = progress.phase, now
-            text = progress_text(progress)
+            self._phase, self._shown = phase, now
             self._write(f"\r{text[: _columns()]:<{_columns()}}" if self._live else f"{text}\n")
 
     def end(self) -> None:

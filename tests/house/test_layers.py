@@ -34,7 +34,7 @@ LAYERS = (
     {"session"},
     {"codec"},
     {"engines", "prepare"},
-    {"opening", "recording", "studio", "mini/judge", "mini/exam", "mini/showing", "mini/evaluate"},
+    {"opening", "recording", "studio", "mini/judge", "mini/exam", "mini/showing", "mini/evaluate", "doctor"},
     {"api"},
     {"cli", "__main__", "__init__"},
 )
