@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from .pipeline import Cut, Denoise, Start, Task, paced_order
 
+_TICKS = 2.0**30
+"""Of the longest task, so that even hours of tasks add up exactly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StageSpeed:
@@ -85,7 +88,11 @@ def simulate(cut: Cut, blocks: int, speed: StageSpeed) -> Simulation:
     """
     if blocks < 1 or len(speed.seconds_per_layer) != cut.stages:
         raise ValueError(f"{blocks} blocks and {len(speed.seconds_per_layer)} speeds for {cut.stages} stages.")
-    starts = tuple(paced_order(cut, blocks, lambda task: speed.seconds(cut, task)))
+    whole, second = _in_ticks(cut, speed)
+    starts = tuple(
+        Start(s.task, s.stage, s.start / second, s.end / second)
+        for s in paced_order(cut, blocks, lambda task: whole.seconds(cut, task))
+    )
     began, ended = _spans(cut, starts)
     ends = [ended[b] for b in range(blocks)]
     load = [0.0] * cut.stages
@@ -103,6 +110,18 @@ def simulate(cut: Cut, blocks: int, speed: StageSpeed) -> Simulation:
         most_open=_most_open(began, ended),
         starts=starts,
     )
+
+
+def _in_ticks(cut: Cut, speed: StageSpeed) -> tuple[StageSpeed, float]:
+    """The speed in ticks, whole numbers, and how many ticks a second has.
+
+    Sums of fractions would part by a rounding error what ends at the same time, and a block that comes that much too
+    late waits for a whole task: the ring would seem to lose a fifth of its pace.
+    """
+    most = max(len(layers) for layers in cut.layers)
+    second = _TICKS / (most * max(speed.seconds_per_layer) + speed.seconds_per_task)
+    whole = tuple(float(round(seconds * second)) for seconds in speed.seconds_per_layer)
+    return StageSpeed(whole, float(round(speed.seconds_per_task * second))), second
 
 
 def _spans(cut: Cut, starts: Sequence[Start]) -> tuple[dict[int, float], dict[int, float]]:
@@ -126,13 +145,18 @@ def _seconds_per_block(cut: Cut, speed: StageSpeed) -> list[float]:
     return load
 
 
-def _steady_gap(ends: Sequence[float], stages: int) -> float | None:
-    """Mean gap between later blocks, but not the last ones, which come faster while the pipeline runs empty.
+def steady(ends: Sequence[float], stages: int) -> Sequence[float]:
+    """Of the times at which blocks end, those from the full pipeline.
 
-    None where there are too few blocks.
+    The first half are left out, and the last ones, which come faster while the pipeline runs empty.
     """
-    first, last = len(ends) // 2, len(ends) - 1 - 2 * stages
-    return (ends[last] - ends[first]) / (last - first) if last > first else None
+    return ends[len(ends) // 2 : max(0, len(ends) - 2 * stages)]
+
+
+def _steady_gap(ends: Sequence[float], stages: int) -> float | None:
+    """Mean gap between blocks in the full pipeline; None where there are too few blocks."""
+    full = steady(ends, stages)
+    return (full[-1] - full[0]) / (len(full) - 1) if len(full) > 1 else None
 
 
 def _most_open(began: dict[int, float], ended: dict[int, float]) -> int:

@@ -29,6 +29,14 @@ def test_rings_and_step_pipelines_reach_the_bound(steps, cut):
     assert found.efficiency == pytest.approx(1.0, abs=0.01)
 
 
+@settings(max_examples=40)
+@given(st.sampled_from([(1, 2), (1, 4), (4, 1), (2, 2)]), st.floats(1e-3, 1e3), st.sampled_from([0.0, 0.01, 0.1]))
+def test_the_bound_is_reached_whatever_a_step_takes(cut, seconds, beside):
+    cut = even(*cut, layers=8)
+    speed = StageSpeed((seconds / 8,) * cut.stages, beside * seconds)
+    assert simulate(cut, 60, speed).efficiency == pytest.approx(1.0, abs=1e-6)
+
+
 def test_a_refresh_costs_little_up_to_four_devices_and_a_bubble_beyond():
     lost = {}
     for parts in (1, 2, 4, 8):
