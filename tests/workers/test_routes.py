@@ -99,6 +99,8 @@ def test_workers_inherit_no_allocator_of_their_host() -> None:
     assert changed["PYTHONPATH"].endswith("x") and len(changed["PYTHONPATH"]) > 2
     assert changed["OMP_NUM_THREADS"] == "3"
     assert "PYTORCH_CUDA_ALLOC_CONF" not in environment({}, 1)
+    assert environment({}, 1)["MALLOC_ARENA_MAX"] == "1"
+    assert environment({"MALLOC_ARENA_MAX": "4"}, 1)["MALLOC_ARENA_MAX"] == "4", "what the user has set"
 
 
 def test_a_missing_ray_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

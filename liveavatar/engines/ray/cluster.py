@@ -24,6 +24,8 @@ _WAYS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
     "RAY_worker_niceness": "0",
+    # No diary of calls: nobody reads it, and it costs each process up to 30 MB and a call a third of its time.
+    "RAY_task_events_report_interval_ms": "0",
 }
 """What Ray reads from the environment when it is imported; what the user has set stays."""
 _lock = threading.RLock()  # a backend may be collected while another starts
