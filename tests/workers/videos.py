@@ -1,5 +1,7 @@
 """Small videos that worker processes can make: their model is opened by name."""
 
+from functools import cached_property
+
 from session.tiny import tiny_effective, tiny_job
 from torch import Tensor, cat, equal
 
@@ -11,13 +13,16 @@ from liveavatar.session import Job, OnTask
 
 
 class Video:
-    """A job of some blocks of 64x64, made in this process and by workers."""
+    """A job of some blocks, made in this process and by workers."""
 
-    def __init__(self, blocks: int, model: str = "untrained", seed: int = 5, steps: int = 4):
+    def __init__(self, blocks: int, model: str = "untrained", seed: int = 5, steps: int = 4, size: str = "64x64"):
         self.components: Components = open_components(model)
-        self.job: Job = tiny_job(self.components.config, tiny_effective(blocks, steps, seed=seed))
-        plan = self._plan("1x1")
-        self.expected = cat(list(LocalEngine(self.components, plan).run(self.job, lambda report: None)), 1)
+        self.job: Job = tiny_job(self.components.config, tiny_effective(blocks, steps, size, seed))
+
+    @cached_property
+    def expected(self) -> Tensor:
+        engine = LocalEngine(self.components, self._plan("1x1"))
+        return cat(list(engine.run(self.job, lambda report: None)), 1)
 
     def engine(self, backend: RayBackend, stages: str, snapshot_blocks: int | None = None) -> RayEngine:
         return backend.engine(self.components, self._plan(stages, snapshot_blocks))

@@ -43,6 +43,7 @@ def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
             # Pickled by value, this class has no package of its own to import from relatively.
             module, _, name = works.partition(":")
             self._worker = getattr(importlib.import_module(module), name)()
+            self._fault_of = importlib.import_module("liveavatar.engines.ray.trouble").fault_of
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
             """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
@@ -59,10 +60,8 @@ def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
                 return "ok", getattr(self._worker, name)(*plain)
             except BaseException as error:
                 logging.getLogger("liveavatar.worker").exception("%s failed", name)
-                if hasattr(error, "what") and hasattr(error, "nearest"):
-                    return "refused", (str(error.what), str(error.nearest))
-                line = (str(error).strip().splitlines() or [""])[0][:300]
-                return "failed", (f"{type(error).__name__}: {line}", "")
+                fault = self._fault_of(error)
+                return fault.kind, (fault.what, fault.nearest)
 
     options = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     actor = ray.remote(StageWorker).options(runtime_env={"env_vars": environment(dict(os.environ), threads)}, **options)

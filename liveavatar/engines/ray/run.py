@@ -172,14 +172,14 @@ class Run:
         """Give a block's sound to all stages."""
         kind, value = self._crew.answer(self._plan, 0, ref)
         if kind != "ok":
-            raise self._crew.lost(self._plan, 0, f"failed: {value[0]}")
+            raise self._crew.lost(self._plan, 0, f"failed: {value[0]}", value[1])
         for member in self._members:
             member.ask("allow", self._beginning.number, block, ref)
 
     def _listen(self, stage: int, ref: Any, on_task: OnTask) -> None:
         kind, value = self._crew.answer(self._plan, stage, ref)
         if kind != "ok":
-            raise self._crew.lost(self._plan, stage, f"failed: {value[0]}")
+            raise self._crew.lost(self._plan, stage, f"failed: {value[0]}", value[1])
         news = News(*value)
         if news.state == "running":
             self._ask(stage)

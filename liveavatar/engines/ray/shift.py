@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ...distance import SinkDistance
-from ...errors import LiveAvatarError
 from ...model.layer import AudioTokens
 from ...model.transformer import CausalS2VTransformer, TimeVectors
 from ...pipeline import Cut, Denoise, Task, begins, ends_block, followers
@@ -22,6 +21,7 @@ from .links import ABORT, END, Incoming, Link, Outgoing
 from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
 from .routes import own_tasks
 from .snapshots import Snapshots, stage_folder
+from .trouble import fault_of, first_line, out_of_memory
 
 _log = logging.getLogger("liveavatar.worker")
 
@@ -111,9 +111,10 @@ class Shift:
             self._changed.notify_all()
 
     def _lose(self, error: BaseException) -> None:
-        """A neighbour is gone; who it was and why is known outside."""
+        """A neighbour is gone; who it was and why is known outside. Or there was no memory for what it sent."""
         _log.info("a link broke: %s", error)
-        self._fail(Fault("link", f"lost a neighbouring stage ({_first_line(error)})", ""))
+        lost = Fault("link", f"lost a neighbouring stage ({first_line(error)})", "")
+        self._fail(fault_of(error) if out_of_memory(error) else lost)
 
     def _fail(self, fault: Fault) -> None:
         with self._changed:
@@ -130,11 +131,11 @@ class Shift:
                     self._snapshots.restore(self.orders.first, stage)
                     _log.info("going on from block %s", self.orders.first)
                 done = all(self._step(stage, task) for task in self._own_tasks())
-        except LiveAvatarError as error:
-            self._fail(Fault("refused", error.what, error.nearest))
         except BaseException as error:
-            _log.exception("the stage failed")
-            self._fail(Fault("failed", f"{type(error).__name__}: {_first_line(error)}", _advice(error)))
+            fault = fault_of(error)
+            if fault.kind != "refused":
+                _log.exception("the stage failed")
+            self._fail(fault)
         for out in self._out.values():
             out.finish(END if done else ABORT)
         with self._changed:
@@ -219,13 +220,3 @@ class Shift:
                 self._arrive(follower, flow)
             else:
                 self._out[to].put(follower, flow)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
-
-
-def _advice(error: BaseException) -> str:
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return "Use more stages or a smaller size."
-    return "Run it again; if it repeats, look at its log."
