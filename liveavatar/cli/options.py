@@ -85,8 +85,7 @@ def placement_of(arguments: argparse.Namespace) -> dict:
     Raises:
         RequestError: an engine that is not known.
     """
-    if arguments.engine not in ENGINES:
-        raise RequestError(f"The engine {arguments.engine!r} is not known.", f"Use {' or '.join(ENGINES)}.")
+    check_engine(arguments.engine)
     devices = tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else None
     return {
         "stages": arguments.stages,
@@ -94,6 +93,16 @@ def placement_of(arguments: argparse.Namespace) -> dict:
         "dtype": arguments.dtype,
         "threads": arguments.threads,
     }
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine that is not known.
+
+    Raises:
+        RequestError: naming those that are.
+    """
+    if name not in ENGINES:
+        raise RequestError(f"The engine {name!r} is not known.", f"Use {' or '.join(ENGINES)}.")
 
 
 def _distance(text: str) -> SinkDistance:

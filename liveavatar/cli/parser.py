@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         found = list(self._actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found += [a for parser in action.choices.values() for a in parser._actions]
+                found += [a for parser in action.choices.values() for a in parser._all_actions()]
         return found
 
 

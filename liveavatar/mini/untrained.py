@@ -64,6 +64,11 @@ class UntrainedComponents:
     config = UNTRAINED
     trained = False
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What it was made with: with its name, enough to make the same model in another process."""
+        return ()
+
     def transformer(self, part: Part, device: torch.device | str, dtype: DType) -> CausalS2VTransformer:
         from ..model.transformer import CausalS2VTransformer
 

@@ -34,7 +34,17 @@ LAYERS = (
     {"session"},
     {"codec"},
     {"engines", "prepare"},
-    {"opening", "recording", "studio", "mini/judge", "mini/exam", "mini/showing", "mini/evaluate", "doctor"},
+    {
+        "bench",
+        "doctor",
+        "opening",
+        "recording",
+        "studio",
+        "mini/judge",
+        "mini/exam",
+        "mini/showing",
+        "mini/evaluate",
+    },
     {"api"},
     {"cli", "__main__", "__init__"},
 )

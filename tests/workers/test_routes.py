@@ -15,6 +15,7 @@ from liveavatar.engines.ray.links import header_of, task_in
 from liveavatar.engines.ray.plain import cut_of, model_of, plain_cut, plain_model, plain_task, task_of
 from liveavatar.engines.ray.routes import links, own_tasks
 from liveavatar.errors import PlanError
+from liveavatar.mini.slow import SlowComponents
 from liveavatar.pipeline import Cut, Denoise, Prefill, Task, ends_block, followers, paced_order, task_count
 
 
@@ -88,6 +89,8 @@ def test_models_are_opened_again_from_their_files() -> None:
     assert (again.name, again.config) == (mini.name, mini.config)
     assert str(MINI_FOLDER) in again.describe()
     assert model_of(plain_model(open_components("untrained"))).name == "untrained"
+    slow = model_of(plain_model(SlowComponents(0.25)))
+    assert isinstance(slow, SlowComponents) and slow.layer_seconds == 0.25
     with pytest.raises(PlanError, match="in this process only"):
         plain_model(TinyComponents(tiny_config()))
 

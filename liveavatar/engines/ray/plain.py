@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +17,12 @@ from ...errors import PlanError
 from ...pipeline import Cut, Denoise, Prefill, Task
 from ...weights.folder import ModelFiles
 
+if TYPE_CHECKING:
+    from ...mini.untrained import UntrainedComponents
+
 PlainTask = tuple[str, int, int, int]
-PlainModel = tuple[str, tuple[tuple[str, str | None], ...]]
-"""Name and files; no files for the model that is made in code."""
+PlainModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
+"""Name, and files or, for a model that is made in code, the numbers it is made with."""
 PlainCut = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 
 
@@ -151,9 +154,11 @@ def plain_model(components: Components) -> PlainModel:
     if isinstance(components, FolderComponents):
         files = components.files
         named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files))
-        return components.name, tuple((name, None if path is None else str(path.absolute())) for name, path in named)
-    if components.name == "untrained":
-        return "untrained", ()
+        paths = tuple((name, None if path is None else str(path.absolute())) for name, path in named)
+        return components.name, paths, ()
+    made = _made_in_code().get(components.name)
+    if made is not None and isinstance(components, made):
+        return components.name, (), components.numbers
     raise PlanError(
         f"The model {components.name!r} exists in this process only; workers cannot open it.",
         "Give a model folder or file, or run it in this process.",
@@ -166,10 +171,16 @@ def model_of(data: PlainModel) -> Components:
     Raises:
         ModelError: its files are not here, or not whole.
     """
-    name, files = data
+    name, files, numbers = data
     if not files:
-        from ...mini.untrained import UntrainedComponents
-
-        return UntrainedComponents()
+        return _made_in_code()[name](*numbers)
     paths: dict[str, Any] = {key: None if path is None else Path(path) for key, path in files}
     return FolderComponents(ModelFiles(**paths), name)
+
+
+def _made_in_code() -> dict[str, type[UntrainedComponents]]:
+    """Models without files, by name."""
+    from ...mini.slow import SlowComponents
+    from ...mini.untrained import UntrainedComponents
+
+    return {made.name: made for made in (UntrainedComponents, SlowComponents)}

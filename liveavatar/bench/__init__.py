@@ -1,0 +1,1 @@
+"""Measurements: what the machinery really delivers, beside what was predicted."""

@@ -1,0 +1,34 @@
+"""Videos of noise: jobs of the right shapes for measurements, made without encoders or files."""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES, FPS, MOTION_LATENTS, ModelConfig
+from ..distance import SinkDistance
+from ..encoders.features import AudioFeatures
+from ..request import Request, resolve
+from ..session import Job, Material
+from ..size import parse_size
+
+
+def noise_job(config: ModelConfig, blocks: int, steps: int = 4, size: str = "64x64") -> Job:
+    """So many whole blocks of made-up material.
+
+    Args:
+        config: of the network.
+        blocks, steps: at least 1.
+        size: width x height in pixels, of the picture too.
+    """
+    samples = blocks * BLOCK_FRAMES * AUDIO_SAMPLE_RATE // FPS
+    effective = resolve(Request(size=size, steps=steps), parse_size(size), samples, AUDIO_SAMPLE_RATE)
+    generator = torch.Generator().manual_seed(effective.seed)
+    height, width = effective.latent_size
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    audio = AudioFeatures(config.audio_layers, config.audio_dim)
+    audio.append(noise(blocks * BLOCK_FRAMES, config.audio_layers, config.audio_dim).numpy())
+    reference, motion = noise(16, 1, height, width), noise(16, MOTION_LATENTS, height, width)
+    return Job(effective, Material(reference, motion, noise(4, config.text_dim), audio), SinkDistance())
