@@ -1,4 +1,4 @@
-"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor | bench`.
+"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor | bench | workers`.
 
 Exit codes: 0 the work is complete, 1 it broke off half-way or found something wrong, 2 the request was refused,
 130 it was cancelled.
@@ -17,11 +17,19 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
-from . import bench, demo, doctor, generate, inspect, plan
+from . import bench, demo, doctor, generate, inspect, plan, workers
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 
-COMMANDS = {"generate": generate, "plan": plan, "inspect": inspect, "demo": demo, "doctor": doctor, "bench": bench}
+COMMANDS = {
+    "generate": generate,
+    "plan": plan,
+    "inspect": inspect,
+    "demo": demo,
+    "doctor": doctor,
+    "bench": bench,
+    "workers": workers,
+}
 
 
 def entry() -> NoReturn:

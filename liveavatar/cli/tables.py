@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from ..config import BLOCK_FRAMES, FPS
 
 if TYPE_CHECKING:
+    from ..engines.ray.register import Driver
     from ..planner import Plan
     from ..receipt import Receipt
     from ..request import Effective
     from ..simulate import Simulation
 
+_WORKER_COLUMNS = ("worker", "stage", "device", "state", "memory", "age")
 _PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "work", "sum")
 
 
@@ -83,6 +85,31 @@ def receipt_lines(receipt: Receipt) -> list[str]:
         devices = "".join(f", {gigabytes(n)} on {name}" for name, n in memory.devices.items())
         lines.append(f"peak    {gigabytes(memory.host)} of host memory{devices}")
     return lines
+
+
+def worker_lines(drivers: Sequence[Driver], now: float) -> list[str]:
+    """All workers of this machine, by the process they work for."""
+    lines = []
+    for d in drivers:
+        what = f"left over in {d.folder}, its process has ended" if d.left_over else d.command
+        lines.append(f"process {d.pid}  {what}".rstrip())
+        if not d.workers:
+            lines.append("        no workers")
+            continue
+        rows: list[tuple[str, ...]] = [_WORKER_COLUMNS]
+        for w in d.workers:
+            memory = "-" if w.memory is None else gigabytes(w.memory)
+            rows.append((str(w.pid), str(w.stage), w.device, w.state, memory, clock(now - w.since)))
+        shown = _table(rows)
+        lines += [shown[0] + "  log", *(f"{row}  {w.log}" for row, w in zip(shown[1:], d.workers, strict=True))]
+    return lines or ["No worker processes on this machine."]
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import LiveAvatarError
+from .tables import clock
 
 if TYPE_CHECKING:
     from ..recording import Progress
@@ -84,7 +85,7 @@ def progress_text(p: Progress) -> str:
     percent = 100 * p.done // max(p.total, 1)
     share = f"{percent:3d} %  " if percent else " " * 7
     frames = f", {p.frames / 25:.1f} s of video" if p.frames else ""
-    left = f", {_clock(p.seconds_left)} left" if p.seconds_left is not None else ""
+    left = f", {clock(p.seconds_left)} left" if p.seconds_left is not None else ""
     return f"{share}{p.phase}{frames}{left}"
 
 
@@ -99,9 +100,3 @@ def say_error(error: LiveAvatarError) -> None:
 def _columns() -> int:
     """Letters that fit in a line; one is left over, because some terminals break the line at the last."""
     return max(20, shutil.get_terminal_size().columns - 1)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

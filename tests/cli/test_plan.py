@@ -60,7 +60,7 @@ def test_devices_take_stages_in_turn_and_need_not_be_here():
 
 def test_help_names_every_command_and_option():
     shown = run("--help").out
-    assert all(name in shown for name in ("generate", "plan", "inspect", "demo", "bench"))
+    assert all(name in shown for name in ("generate", "plan", "inspect", "demo", "doctor", "bench", "workers"))
     options = ("image", "audio", "prompt", "model", "size", "steps", "seed", "seconds", "stages", "out", "receipt")
     assert all(f"--{name} " in run("generate", "--help").out for name in options)
     assert run("--version").out.strip()

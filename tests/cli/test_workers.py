@@ -1,9 +1,18 @@
-"""`generate --engine ray` makes the same video in worker processes."""
+"""`generate --engine ray` makes the same video in worker processes; `workers` lists, shows and ends those."""
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cli.runs import run, write_inputs
+
+from liveavatar.engines.ray import register
+from liveavatar.engines.ray.processes import birth
+from liveavatar.engines.ray.register import Page
 
 
 def test_workers_make_the_frames_that_this_process_makes(tmp_path):
@@ -39,3 +48,162 @@ def test_an_unknown_engine_is_refused(tmp_path):
     ran = run("generate", "--image", image, "--audio", audio, "--out", tmp_path / "a.mp4", "--engine", "magic")
     assert ran.code == 2
     assert "local or ray" in ran.err
+
+
+class Sleeper:
+    """A process that does nothing, with what it says in a file."""
+
+    def __init__(self, log: Path):
+        log.parent.mkdir(exist_ok=True)
+        with log.open("wb") as file:
+            code = "import time; print(*range(70), sep='\\n', flush=True); time.sleep(100)"
+            self.process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.DEVNULL)
+        self.pid, self.log = self.process.pid, log
+
+    @property
+    def sleeps(self) -> bool:
+        return self.process.poll() is None
+
+
+class Machine:
+    """Drivers and their workers in a folder of their own, so that no real ones are touched."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.sleepers = folder, list[Sleeper]()
+
+    def sleeper(self, name: str) -> Sleeper:
+        self.sleepers.append(Sleeper(self.folder / name))
+        return self.sleepers[-1]
+
+    def crew(self, driver: int, count: int = 2, born: str | None = None) -> list[Sleeper]:
+        """So many listed workers of a process, which is this one as far as its birth goes."""
+        folder = f"la-{driver}-test"
+        workers = [self.sleeper(f"{folder}/worker-{driver}-{number}.log") for number in range(count)]
+        self.listed(driver, workers, born)
+        return workers
+
+    def listed(self, driver: int, workers: list[Sleeper], born: str | None = None) -> Path:
+        folder = self.folder / f"la-{driver}-test"
+        folder.mkdir(exist_ok=True)
+        Page(folder).write((w.pid, f"cuda:{number}", w.log) for number, w in enumerate(workers))
+        (file,) = folder.glob("crew-*.json")
+        page = json.loads(file.read_text())
+        page["driver"] |= {"pid": driver, "birth": born or birth(driver), "command": f"python make-{driver}.py"}
+        file.write_text(json.dumps(page))
+        return file
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    if birth(os.getpid()) is None:
+        pytest.skip("this system does not tell who a process is")
+    monkeypatch.setattr(register, "short_folder", lambda: tmp_path)
+    machine = Machine(tmp_path)
+    yield machine
+    for sleeper in machine.sleepers:
+        sleeper.process.kill()
+        sleeper.process.wait()
+
+
+def ended_pid() -> int:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_machine_without_workers(machine: Machine) -> None:
+    ran = run("workers")
+    assert (ran.code, ran.out) == (0, "No worker processes on this machine.\n")
+    assert json.loads(run("workers", "--json").out) == []
+    refused = run("workers", "--stop", 4711)
+    assert refused.code == 2 and "There are no workers." in refused.err
+
+
+def test_workers_are_listed_by_their_process(machine: Machine) -> None:
+    first, second = machine.crew(os.getpid())
+    second.process.kill()
+    second.process.wait()
+    (machine.folder / "la-1-other" / "x").mkdir(parents=True)
+    (machine.folder / "something").mkdir()
+    (machine.folder / f"la-{os.getpid()}-test" / "crew-x.json").write_text('{"driver": 3')
+    one, this = sorted(json.loads(run("workers", "--json").out), key=lambda driver: driver["pid"])
+    assert (one["pid"], one["workers"]) == (1, [])
+    assert this["command"] == f"python make-{os.getpid()}.py" and not this["left_over"]
+    told = [(w["pid"], w["stage"], w["device"], w["state"], w["log"]) for w in this["workers"]]
+    assert told == [
+        (first.pid, 0, "cuda:0", "alive", str(first.log)),
+        (second.pid, 1, "cuda:1", "dead", str(second.log)),
+    ]
+    assert this["workers"][0]["memory"] > 1e6 and this["workers"][1]["memory"] is None
+    shown = run("workers").out
+    assert all(word in shown for word in (f"process {os.getpid()}", "alive", "dead", "0:0", str(second.log), "MB"))
+
+
+def test_the_end_of_logs_is_shown(machine: Machine) -> None:
+    first, second = machine.crew(os.getpid())
+    for log in (first.log, second.log):
+        log.write_text("".join(f"line {number} of {log.name}\n" for number in range(70)))
+    one = run("workers", "--log", second.pid).out.splitlines()
+    assert len(one) == 51 and str(second.pid) in one[0] and one[1].endswith(f"line 20 of {second.log.name}")
+    both = run("workers", "--log", "--lines", 3).out
+    assert both.count(f"of {first.log.name}") == both.count(f"of {second.log.name}") == 3
+    told = json.loads(run("workers", "--log", "--json", "--lines", 1).out)
+    assert [(w["pid"], w["lines"]) for w in told] == [(w.pid, [f"line 69 of {w.log.name}"]) for w in (first, second)]
+    assert run("workers", "--log", "--lines", 0).code == 2
+
+
+def test_one_worker_those_of_one_process_or_all_are_stopped(machine: Machine) -> None:
+    other = machine.sleeper("other-driver.txt")
+    first, second = machine.crew(os.getpid())
+    third, fourth = machine.crew(other.pid)
+    alone = run("workers", "--stop", first.pid)
+    assert alone.code == 0 and f"{first.pid} ended" in alone.out and str(second.pid) not in alone.out
+    assert [w.sleeps for w in (first, second, third, fourth)] == [False, True, True, True]
+    assert run("workers", "--stop", other.pid).code == 0
+    assert [w.sleeps for w in (second, third, fourth, other)] == [True, False, False, True]
+    rest = run("workers", "--stop", "--json")
+    assert rest.code == 0 and not second.sleeps and other.sleeps
+    ended = {row["pid"] for row in json.loads(rest.out)["workers"] if row["ended"]}
+    assert ended == {second.pid} and json.loads(rest.out)["removed"] == []
+
+
+def test_what_an_ended_process_has_left_is_named_and_removed(machine: Machine) -> None:
+    gone = ended_pid()
+    (orphan,) = machine.crew(gone, 1, born="before/1")
+    successor = machine.sleeper("successor.txt")  # has the number that another driver had
+    machine.listed(successor.pid, [], born="before/2")
+    (machine.folder / f"la-{gone}-unlisted").mkdir()
+    assert run("workers").out.count("left over") == 3
+    assert run("workers", "--stop", orphan.pid).code == 0 and not orphan.sleeps
+    assert orphan.log.exists(), "one worker was meant, not what else is there"
+    ran = run("workers", "--stop")
+    assert ran.code == 0 and ran.out.count(" removed") == 3
+    assert not list(machine.folder.glob("la-*")) and successor.sleeps
+
+
+def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its number was a worker's once; it speaks into another file; it writes into the log, but was born at another time.
+    reused, elsewhere, younger = machine.crew(os.getpid(), 3)
+    file = next((machine.folder / f"la-{os.getpid()}-test").glob("crew-*.json"))
+    page = json.loads(file.read_text())
+    page["workers"][0] |= {"birth": "some-boot/1", "log": str(machine.folder / "none.log")}
+    page["workers"][1] |= {"log": str(machine.folder / "none.log")}
+    page["workers"][2] |= {"birth": page["workers"][2]["birth"] + "1"}
+    file.write_text(json.dumps(page))
+    for number in ((), (reused.pid,), (elsewhere.pid,), (younger.pid,), (os.getpid(),)):
+        ran = run("workers", "--stop", *number)
+        assert "had ended before" in ran.out and "0 ended" in ran.out
+    page["workers"][1] |= {"birth": None}  # a system that did not tell
+    file.write_text(json.dumps(page))
+    ran = run("workers", "--stop", elsewhere.pid)
+    assert ran.code == 1 and "left alone" in ran.out
+    assert all(w.sleeps for w in (reused, elsewhere, younger))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert json.loads(run("workers", "--json").out) == [], "what another user has written is not believed"
+
+
+def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (worker,) = machine.crew(os.getpid(), 1)
+    assert str(worker.pid) in run("workers").out
+    assert run("workers", "--stop", worker.pid).code == 0 and not worker.sleeps

@@ -104,12 +104,19 @@ def short_folder() -> Path:
 def sweep() -> None:
     """Remove what processes that were killed have left."""
     for old in short_folder().glob("la-*"):
-        named = _FOLDER.fullmatch(old.name)
-        if named and not _lives(int(named[1])):
+        driver = driver_of(old)
+        if driver is not None and not lives(driver):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def driver_of(folder: Path) -> int | None:
+    """The process whose workers write there, by the name of the folder; None for any other folder."""
+    named = _FOLDER.fullmatch(folder.name)
+    return int(named[1]) if named else None
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of this number; where that cannot be asked, yes."""
     if os.name != "posix":  # asking elsewhere would end it
         return True
     try:

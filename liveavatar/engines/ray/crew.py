@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import socket
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -17,6 +19,7 @@ from . import cluster
 from .boot import start_worker
 from .faults import WorkerError, worker_error
 from .plain import Duty, PlainModel, plain
+from .register import Page
 from .routes import links
 from .snapshots import remove
 
@@ -27,6 +30,8 @@ SETTLE_SECONDS = 1.5
 """How long a broken-off run is waited for; what is in the middle of a task then is waited for by the next run."""
 _LOOPBACK = "127.0.0.1"
 _AGAIN = "Run it again: the worker is started anew."
+_logs = itertools.count(1)
+"""Numbers of log files: all crews of a process write into one folder."""
 
 
 @dataclasses.dataclass
@@ -67,13 +72,17 @@ class Crew:
     Args:
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
         restarts: how many workers may be replaced while a video is made.
+
+    Attributes:
+        plan: the latest one that the workers were made ready for.
     """
 
     def __init__(self, deadline: float, restarts: int):
         self.deadline, self.restarts = deadline, restarts
+        self.plan: Plan | None = None
         self._hold = Hold()
         self._wired: tuple[Any, ...] | None = None
-        self._epoch = self._hired = 0
+        self._epoch = 0
         self._store: Any = None
         self._finalizer = weakref.finalize(self, self._hold.release)
 
@@ -81,6 +90,11 @@ class Crew:
     def members(self) -> list[Member]:
         """Those that are there, in the order of the stages."""
         return [m for m in self._hold.members if m is not None]
+
+    @property
+    def places(self) -> list[tuple[int, Member]]:
+        """The same with the numbers of their stages."""
+        return [(number, m) for number, m in enumerate(list(self._hold.members)) if m is not None]
 
     def holds(self, plan: Plan, model: PlainModel) -> bool:
         """Whether all workers of a plan are there with its weights, as far as is known."""
@@ -95,7 +109,9 @@ class Crew:
         """
         self._hold.enter()
         self.settle(self.deadline, give_up=True)
+        self.plan = plan
         self._hire(plan)
+        self._hold.page.write((m.pid, s.device, m.log) for m, s in zip(self.members, plan.stages, strict=True))
         self._load(plan, model)
         self._wire(plan)
         return self.members
@@ -214,8 +230,7 @@ class Crew:
         members += [None] * (count - len(members))
         for number in range(count):
             if members[number] is None:
-                self._hired += 1
-                log = self._hold.folder / f"worker-{self._hired}.log"
+                log = self._hold.folder / f"worker-{next(_logs)}.log"
                 members[number] = Member(start_worker(cluster.the_ray(), str(log), plan.threads), log)
         fresh = {number: m.ask("pid") for number, m in enumerate(self.members) if not m.pid}
         for number, pid in self.gather(plan, fresh, START_SECONDS, "start").items():
@@ -272,12 +287,15 @@ class Hold:
         self.folder = Path()
         self.snapshots = ""
         """Folder of the latest video's; empty where there are none."""
+        self.page = Page(self.folder)
         self._inside = False
+        self._lock = threading.RLock()  # who is idle too long is released by another thread
 
     def enter(self) -> None:
         """Have Ray."""
         if not self._inside:
             self.folder = cluster.enter()
+            self.page = Page(self.folder)
             self._inside = True
 
     def forget(self) -> None:
@@ -288,11 +306,13 @@ class Hold:
 
     def release(self) -> None:
         """Let all of it go."""
-        for member in self.members:
-            if member is not None:
-                member.kill()
-        self.members.clear()
-        self.forget()
-        if self._inside:
-            self._inside = False
-            cluster.leave()
+        with self._lock:
+            for member in self.members:
+                if member is not None:
+                    member.kill()
+            self.members.clear()
+            self.forget()
+            if self._inside:
+                self._inside = False
+                self.page.remove()
+                cluster.leave()

@@ -8,7 +8,8 @@ from ...errors import LiveAvatarError
 from ...planner import Plan
 
 _LOG_LINES = 8
-_TAIL_BYTES = 8192
+_LINE_BYTES = 1024
+"""Longer lines are rare."""
 
 
 class WorkerError(LiveAvatarError):
@@ -81,15 +82,15 @@ def last_words(log: Path | None) -> str:
     return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
-def last_lines(log: Path | None) -> list[str]:
-    """The end of a log file; nothing where there is none."""
+def last_lines(log: Path | None, count: int = _LOG_LINES) -> list[str]:
+    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
     try:
         with log.open("rb") if log else Path("/nonexistent").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def _span(name: str, numbers: range) -> str:
