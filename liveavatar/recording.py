@@ -134,7 +134,7 @@ class Recording:
                 if session.latents.produced < session.latents.blocks and not session.engine.loaded:
                     with self._timed("load network"):
                         self._phase("loading the network", 0.0)
-                        session.engine.load()
+                        session.engine.load(self._on_notice)
                 self._generating_since = time.monotonic()
                 with self._timed("generate"):
                     for pixels in filmed.frames:
@@ -169,10 +169,14 @@ class Recording:
         self._tell(self._latest)
 
     def _on_notice(self, text: str) -> None:
-        self._notices.append(text)
-        frames = self._writer.frames_written
-        latest = self._latest or Progress(text, 0, 1, frames)
-        self._tell(Progress(text, latest.done, latest.total, frames))
+        """Something out of the ordinary, or a wait: a phase of its own, which takes nothing back of what is done."""
+        if text not in self._notices:
+            self._notices.append(text)
+        if self._latest is None:
+            self._phase(text, 0.0)
+        else:
+            frames = self._writer.frames_written
+            self._tell(Progress(text, self._latest.done, self._latest.total, frames))
 
     def _on_block(self, session: Session) -> None:
         """A block is in the file; where it was only replayed, no task told of it."""

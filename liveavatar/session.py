@@ -74,10 +74,9 @@ class TaskReport:
 
 OnTask = Callable[[TaskReport], None]
 """Called after every task; what it raises stops the run."""
-
 OnNotice = Callable[[str], None]
-"""Called with a readable sentence when something out of the ordinary happened to a run that goes on all the same;
-what it raises stops the run."""
+"""Called with a readable sentence when something out of the ordinary happened to a run that goes on all the same, and,
+again and again meanwhile, with what the run waits for; what it raises stops the run."""
 
 
 def unnoticed(text: str) -> None:
@@ -98,7 +97,7 @@ class Engine(Protocol):
         """Whether the next run begins without loading weights."""
         ...
 
-    def load(self) -> None:
+    def load(self, on_notice: OnNotice = unnoticed) -> None:
         """Load the weights now; otherwise the first run does."""
         ...
 

@@ -229,7 +229,7 @@ class Take:
         """
         session = self.session(lambda name, share: on_progress(Progress(name, round(100 * share), 100)))
         session.on_task = lambda r: on_progress(Progress(GENERATING, r.done, r.total, task=r.task, stage=r.stage))
-        session.on_notice = lambda text: on_progress(Progress(text, 0, 1))
+        session.on_notice = lambda text: on_progress(Progress(text, session.latents.produced, session.latents.blocks))
         try:
             latents = torch.cat(list(session.latents), 1)[None]
         finally:

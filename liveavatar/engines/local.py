@@ -46,7 +46,7 @@ class LocalEngine:
         """Whether all weights of the plan are there."""
         return all(self._nets.holds(self.components, *where, self._dtype) for where in self._parts())
 
-    def load(self) -> None:
+    def load(self, on_notice: OnNotice = unnoticed) -> None:
         """Load the weights now; stages that own the same layers on the same device share them."""
         for device, part in self._parts():
             self._net(device, part)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from liveavatar.pipeline import task_count
 from liveavatar.placement import Placement
 from liveavatar.recording import GENERATING, Progress
 from liveavatar.request import Request
+from liveavatar.session import Job, OnNotice, OnTask, unnoticed
 from liveavatar.studio import Studio, Take, Voice, receipt_text
 from liveavatar.vae.wan import latent_scale
 
@@ -251,3 +253,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, voice, c
 def test_a_receipt_reads_as_it_was_written(take, tmp_path):
     film(take, tmp_path)
     assert '"status": "complete"' in receipt_text(tmp_path / "a.json")
+
+
+def test_collecting_tells_what_the_engine_waits_for(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, heard = take.session(), []
+    run = session.engine.run
+
+    def waiting(job: Job, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
+        for latents in run(job, on_task):
+            on_notice("Waiting.")
+            yield latents
+
+    monkeypatch.setattr(session.engine, "run", waiting)
+    take.collect(heard.append)
+    blocks = session.latents.blocks
+    assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
+    assert session.on_notice is unnoticed

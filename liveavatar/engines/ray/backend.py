@@ -11,17 +11,21 @@ from .cluster import the_ray
 from .codec import Desk, RayCodec
 from .crew import Crew
 from .engine import RayEngine
+from .idle import Idle
+from .pause import Pause
+from .status import BackendStatus, Observer
 from .turns import Turns
 
 HUNG_SECONDS = 120.0
 RESTARTS = 2
+IDLE_SECONDS = 900.0
 
 
 class RayBackend:
     """Worker processes on this machine (see `liveavatar.engines.backend.Backend`).
 
-    They are started by the first run, stay warm with their weights, and are ended by `release`, with the backend
-    itself, or with this process, however it ends.
+    They are started by the first run, stay warm with their weights, and are ended by `release`, when no run has used
+    them for long, with the backend itself, or with this process, however it ends.
 
     Args:
         placement: which devices, and how work is cut over them; one worker per stage.
@@ -30,6 +34,8 @@ class RayBackend:
         restarts: how many workers that were lost or hung may be replaced while a video is made; it goes on from the
             latest snapshot that all stages have (see `Plan.snapshot_blocks`), or from its beginning. 0: the loss of
             one ends the video.
+        idle_seconds: seconds without a run after which the workers are ended, until the next one; None is never. A
+            video that was begun counts as a run until it is whole, closed, or has lost its turn.
 
     Raises:
         PlanError: Ray is not installed; a device is not here; another address; less than no restarts.
@@ -41,6 +47,7 @@ class RayBackend:
         address: str = "local",
         deadline: float = HUNG_SECONDS,
         restarts: int = RESTARTS,
+        idle_seconds: float | None = IDLE_SECONDS,
     ):
         if restarts < 0:
             raise PlanError(f"Workers cannot be replaced {restarts} times.", "Use 0 for never, or more.")
@@ -49,12 +56,14 @@ class RayBackend:
         self.placement = placement or Placement()
         self.placement.check_devices()
         the_ray()
-        self._crew, self._turns = Crew(deadline, restarts), Turns()
+        self._crew, self._turns, self._pause = Crew(deadline, restarts), Turns(), Pause()
         self._desk = Desk(lambda: self.deadline, lambda: self.restarts)
+        self._idle = Idle(self._crew, self._turns, idle_seconds)
+        self._observer = Observer(self._crew, self._turns, self._pause)
 
     def engine(self, components: Components, plan: Plan) -> RayEngine:
         """An engine for one plan; workers that hold its weights already are used again."""
-        return RayEngine(components, plan, self._crew, self._turns)
+        return RayEngine(components, plan, self._crew, self._turns, self._pause)
 
     def codec(self, components: Components, place: Place) -> RayCodec:
         """Encoders and VAE, in a worker of their own."""
@@ -77,6 +86,37 @@ class RayBackend:
     @restarts.setter
     def restarts(self, count: int) -> None:
         self._crew.restarts = count
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Seconds without a run after which the workers are ended; may be changed at any time."""
+        return self._idle.seconds
+
+    @idle_seconds.setter
+    def idle_seconds(self, seconds: float | None) -> None:
+        self._idle.seconds = seconds
+
+    def pause(self) -> None:
+        """Let no further block begin, in this video and the next ones, until `resume`.
+
+        Blocks that were allowed to begin go on as far as they can without later ones (at most as many blocks as there
+        are stages, and two, are under way). Whoever waits for more is told "Paused." about every second, and can be
+        cancelled then. Workers, weights, keys and values stay where they are.
+        """
+        self._pause.on = True
+
+    def resume(self) -> None:
+        """Go on, with the same numbers as if there had been no pause."""
+        self._pause.on = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether further blocks must wait."""
+        return self._pause.on
+
+    def status(self) -> BackendStatus:
+        """What the workers are doing now: from any thread, within a second, and without disturbing them."""
+        return self._observer.look()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:

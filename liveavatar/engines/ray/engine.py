@@ -11,6 +11,7 @@ from ...components import Components
 from ...planner import Plan
 from ...session import Job, OnNotice, OnTask, unnoticed
 from .crew import SETTLE_SECONDS, Crew
+from .pause import Pause
 from .plain import plain_model
 from .run import taken_away
 from .turns import Turns
@@ -27,16 +28,16 @@ class RayEngine:
     Args:
         components: the model; the workers open it from its files.
         plan: what runs where.
-        crew, turns: shared with the other engines of a backend.
+        crew, turns, pause: shared with the other engines of a backend.
 
     Raises:
         PlanError: the model exists in this process only.
     """
 
-    def __init__(self, components: Components, plan: Plan, crew: Crew, turns: Turns):
+    def __init__(self, components: Components, plan: Plan, crew: Crew, turns: Turns, pause: Pause):
         self.plan = plan
         self._model = plain_model(components)
-        self._crew, self._turns = crew, turns
+        self._crew, self._turns, self._pause = crew, turns, pause
         self._video: Video | None = None
 
     @property
@@ -44,13 +45,13 @@ class RayEngine:
         """Whether the next run begins without starting workers or loading weights."""
         return self._crew.holds(self.plan, self._model)
 
-    def load(self) -> None:
-        """Start the workers and load their weights now.
+    def load(self, on_notice: OnNotice = unnoticed) -> None:
+        """Start the workers and load their weights now, when other videos are done.
 
         Raises:
             WorkerError: one of them could not.
         """
-        turn = self._turns.take()
+        turn = self._turns.take(on_notice)
         try:
             self._crew.ready(self.plan, self._model)
         finally:
@@ -70,15 +71,16 @@ class RayEngine:
         Args:
             job: what is made.
             on_task: called after every task, also of those that are run again.
-            on_notice: told of every worker that was replaced.
+            on_notice: told of every worker that was replaced, and about every second of other videos that come first
+                and of a pause.
 
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
         """
-        turn = self._turns.take()
+        turn = self._turns.take(on_notice)
         try:
-            self._video = video = Video(self._crew, self.plan, self._model, job)
+            self._video = video = Video(self._crew, self.plan, self._model, job, self._pause)
             for block in range(job.effective.blocks):
                 if not turn.held:
                     raise taken_away()

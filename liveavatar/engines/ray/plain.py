@@ -101,6 +101,23 @@ class News:
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """How a worker is doing, for anybody who asks; asking changes nothing.
+
+    Attributes:
+        state: as in `News`.
+        tasks, seconds: run so far, and busy with them, in the present run; 0 without one.
+        allocated, reserved: bytes of its device's memory; 0 on the CPU.
+    """
+
+    state: str
+    tasks: int
+    seconds: float
+    allocated: int
+    reserved: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Fault:
     """What went wrong in a worker.
 

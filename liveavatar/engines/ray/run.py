@@ -13,9 +13,10 @@ from ...errors import LiveAvatarError
 from ...pipeline import task_count
 from ...planner import Plan
 from ...schedule import Schedule
-from ...session import Job, OnTask, TaskReport
+from ...session import Job, OnNotice, OnTask, TaskReport
 from . import cluster
 from .crew import Crew, Member
+from .pause import Pause
 from .plain import Fault, News, Orders, plain, plain_cut, task_of
 
 _NEWS_SECONDS = 1.0
@@ -72,13 +73,21 @@ class Run:
         plan, job: at what.
         beginning: from where on.
         received: takes up the blocks.
+        pause: holds further blocks back.
     """
 
     def __init__(
-        self, crew: Crew, members: list[Member], plan: Plan, job: Job, beginning: Beginning, received: Received
+        self,
+        crew: Crew,
+        members: list[Member],
+        plan: Plan,
+        job: Job,
+        beginning: Beginning,
+        received: Received,
+        pause: Pause,
     ):
         self._crew, self._members, self._plan, self._job, self._beginning = crew, members, plan, job, beginning
-        self._blocks, self._received = job.effective.blocks, received
+        self._blocks, self._received, self._pause = job.effective.blocks, received, pause
         self._allowed = self._next = beginning.first
         self._seconds = [0.0] * len(members)
         self._news: dict[Any, int] = {}
@@ -97,16 +106,24 @@ class Run:
         """Busy seconds of each stage."""
         return tuple(self._seconds)
 
-    def take(self, block: int, on_task: OnTask) -> torch.Tensor:
+    def take(self, block: int, on_task: OnTask, on_notice: OnNotice) -> torch.Tensor:
         """Block number `block`, in order; with the last one all tasks are done and reported.
+
+        While the pause holds back what it needs, `on_notice` hears of that.
 
         Raises:
             WorkerError: a worker was lost, hung or failed.
         """
         last = block == self._blocks - 1
         # As many blocks as there are stages are at work at once; two more may wait for the caller.
-        self._allow(min(self._blocks, block + self._plan.cut.stages + 2))
-        while not self._received or (last and self._tasks < self._total):
+        wanted = min(self._blocks, block + self._plan.cut.stages + 2)
+        while True:
+            if not self._pause.on:
+                self._allow(wanted)
+            if self._received and not (last and self._tasks < self._total):
+                break
+            if self._allowed < wanted:
+                self._pause.mention(on_notice)
             self._hear(on_task)
         return self._received.take()
 

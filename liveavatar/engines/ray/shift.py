@@ -59,6 +59,7 @@ class Shift:
         self._tasks: list[Task] = []
         self._latents: list[torch.Tensor] = []
         self._seconds = self._started = 0.0
+        self._done = 0
         self._stopped = False
         self._fault: Fault | None = None
         self._running = True
@@ -99,9 +100,17 @@ class Shift:
             tasks, self._tasks = self._tasks, []
             latents, self._latents = self._latents, []
             busy = time.monotonic() - self._started if self._started else 0.0
-            state = "running" if self._running else "stopped" if self._stopped else "done"
+            state = self._state()
             fault = None if self._fault is None else plain(self._fault)
             return News(state, tuple(map(plain_task, tasks)), tuple(latents), self._seconds, busy, fault)
+
+    def so_far(self) -> tuple[str, int, float]:
+        """State, tasks run, and seconds busy with them."""
+        with self._changed:
+            return self._state(), self._done, self._seconds
+
+    def _state(self) -> str:
+        return "running" if self._running else "stopped" if self._stopped else "done"
 
     # -- its threads --
 
@@ -190,6 +199,7 @@ class Shift:
         self._hand_on(task, left)
         self._keep(stage, task)
         with self._changed:
+            self._done += 1
             self._seconds += time.monotonic() - self._started
             self._started = 0.0
             if isinstance(task, Denoise) and task.step == self._steps[-1]:

@@ -12,6 +12,7 @@ from ...planner import Plan
 from ...session import Job, OnNotice, OnTask
 from .crew import Crew, Member
 from .faults import Restarts, WorkerError
+from .pause import Pause
 from .plain import PlainModel
 from .run import Beginning, Received, Run
 from .snapshots import latest_common
@@ -30,10 +31,11 @@ class Video:
     Args:
         crew: who works.
         plan, model, job: at what.
+        pause: holds further blocks back.
     """
 
-    def __init__(self, crew: Crew, plan: Plan, model: PlainModel, job: Job):
-        self._crew, self._plan, self._model, self._job = crew, plan, model, job
+    def __init__(self, crew: Crew, plan: Plan, model: PlainModel, job: Job, pause: Pause):
+        self._crew, self._plan, self._model, self._job, self._pause = crew, plan, model, job, pause
         self._received, self._restarts = Received(), Restarts(crew.restarts)
         self._run: Run | None = None
         self._folder = ""
@@ -56,7 +58,7 @@ class Video:
         while True:
             try:
                 run = self._run or self._begin(on_notice)
-                return run.take(block, on_task)
+                return run.take(block, on_task, on_notice)
             except WorkerError as error:
                 self._seconds, self._run = self.seconds, None
                 if not self._restarts.allow(error, delivered=block):
@@ -71,7 +73,7 @@ class Video:
             self._folder = self._crew.open_folder(number)
         first = self._latest_boundary(members) if self._lost else 0
         beginning = Beginning(number, first, self._folder)
-        self._run = Run(self._crew, members, self._plan, self._job, beginning, self._received)
+        self._run = Run(self._crew, members, self._plan, self._job, beginning, self._received, self._pause)
         lost, self._lost = self._lost, []
         for error in lost:
             on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}.")

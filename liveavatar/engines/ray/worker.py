@@ -15,7 +15,7 @@ from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVec
 from ...session import cpu_threads
 from ..nets import Nets
 from .links import Link
-from .plain import Duty, News, Orders, PlainModel, model_of, plain
+from .plain import Duty, Look, News, Orders, PlainModel, model_of, plain
 from .shift import Shift
 from .snapshots import complete_in, remove, stage_folder
 
@@ -120,6 +120,15 @@ class Worker:
         """See `Shift.news`."""
         idle = News("idle", (), (), 0.0, 0.0, None)
         return plain(self._shift.news(wait) if self._shift is not None else idle)
+
+    def look(self) -> tuple[Any, ...]:
+        """See `plain.Look`."""
+        shift, duty = self._shift, self._duty
+        so_far = shift.so_far() if shift is not None else ("idle", 0, 0.0)
+        memory = (0, 0)
+        if duty is not None and torch.device(duty.device).type == "cuda":
+            memory = (torch.cuda.memory_allocated(duty.device), torch.cuda.memory_reserved(duty.device))
+        return plain(Look(*so_far, *memory))
 
     def stop(self) -> None:
         """End the run before its next task, and return when nothing of it is left."""
