@@ -1,10 +1,7 @@
 """Videos wait in order, rest when told, tell how they are doing, and leave no idle workers behind."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ from cli.runs import write_inputs
 from workers.videos import Video
 
 from liveavatar.api import generate, look_ahead
-from liveavatar.engines.ray import BackendStatus, RayBackend, WorkerError
+from liveavatar.engines.ray import BackendStatus, RayBackend
 from liveavatar.errors import Cancelled
 from liveavatar.pipeline import Denoise
 from liveavatar.recording import GENERATING, Progress
@@ -25,7 +22,6 @@ from liveavatar.request import Request
 from liveavatar.session import TaskReport
 
 psutil = pytest.importorskip("psutil")
-PROJECT = Path(__file__).parents[2]
 WAITS = "Waiting for the workers: 1 video comes first."
 STAGES = "1x2"
 
@@ -268,58 +264,6 @@ def test_idle_workers_are_ended_and_the_next_video_has_new_ones(backend, video) 
     states = {w.state for status in seen for w in status.workers}
     assert {"starting", "running"} <= states and states <= {"starting", "loading", "idle", "running", "done", "stopped"}
     assert "running" in {status.state for status in seen}
-
-
-def asked(*words: object) -> tuple[int, str]:
-    """`liveavatar workers` in a process of its own: exit code and what it says. Never `--stop` without a number here:
-    this machine may have workers of others."""
-    command = [sys.executable, "-m", "liveavatar", "workers", *map(str, words)]
-    ran = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
-    assert not ran.stderr, ran.stderr
-    return ran.returncode, ran.stdout
-
-
-def listed() -> list[dict]:
-    """The workers of this process, as another process sees them."""
-    code, text = asked("--json")
-    assert code == 0
-    return [w for driver in json.loads(text) if driver["pid"] == os.getpid() for w in driver["workers"]]
-
-
-def test_another_process_lists_shows_and_stops_workers(backend, video) -> None:
-    video.engine(backend, STAGES).load()
-    pids = backend.worker_pids
-    seen = listed()
-    assert [(w["pid"], w["stage"], w["device"], w["state"]) for w in seen] == [
-        (pids[0], 0, "cpu", "alive"),
-        (pids[1], 1, "cpu", "alive"),
-    ]
-    assert all(w["memory"] > 10e6 and time.time() - w["since"] < 600 for w in seen)
-    code, log = asked("--log", pids[1])
-    assert code == 0 and "layers 2-3 are loaded on cpu" in log and str(pids[0]) not in log
-
-    stopped: list[tuple[int, str]] = []
-
-    def stop(report: TaskReport) -> None:
-        if report.done == 20:
-            stopped.append(asked("--stop", pids[1]))
-
-    with pytest.raises(WorkerError, match=r"Stage 2 of 2 .* was lost"):
-        video.latents(backend, STAGES, stop)
-    assert stopped[0][0] == 0 and f"{pids[1]} ended" in stopped[0][1]
-    assert [w["state"] for w in listed()] == ["alive", "dead"]
-    assert video.is_made_by(backend, STAGES) and backend.worker_pids[0] == pids[0]
-
-    code, text = asked("--stop", os.getpid())
-    assert code == 0 and text.splitlines()[-1] == "2 ended"
-    assert [w["state"] for w in listed()] == ["dead", "dead"]
-    assert video.is_made_by(backend, STAGES) and not set(backend.worker_pids) & set(pids)
-    with ThreadPoolExecutor() as pool:
-        released = pool.submit(backend.release)
-        while not released.done():
-            looked_at(backend)
-        released.result()
-    assert looked_at(backend) == BackendStatus("released", 0, ()) and listed() == []
 
 
 def test_no_thread_keeps_a_forgotten_backend() -> None:
