@@ -44,7 +44,7 @@ def folders() -> list[Path]:
 
 def wait_for(engine: RayEngine, *boundaries: int) -> Path:
     """Until all stages have snapshots at these boundaries; where they lie."""
-    (folder,), until = folders(), time.monotonic() + 60
+    (folder,), until = folders(), time.monotonic() + 120
     while time.monotonic() < until:
         kept = [complete_in(stage_folder(str(folder), i), s.steps) for i, s in enumerate(engine.plan.stages)]
         if all(set(boundaries) <= set(k) for k in kept):
@@ -127,7 +127,7 @@ def test_a_worker_that_hangs_is_replaced_too(backend: RayBackend, video: Video) 
 
     def stall() -> None:
         wait_for(film.engine, 6)
-        backend.deadline = 4
+        backend.deadline = 8
         os.kill(backend.worker_pids[0], signal.SIGSTOP)
 
     film.watch(6, stall)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import shutil
 import threading
@@ -24,8 +25,8 @@ KEPT = 2
 _SINK = 1
 """The version that is in use at every boundary."""
 _SINK_PART, _TENSOR = "sink", "saved"
-_DISK_RESERVE = 2
-"""Snapshots that a disk must have room for before one is written, because the other stages write to it too."""
+_RESERVE = 2
+"""Snapshots that disk and memory must have room for before one is begun, because other stages need them too."""
 _log = logging.getLogger("liveavatar.worker")
 
 _Piece = tuple[int, str, torch.Tensor]
@@ -59,6 +60,11 @@ class Snapshots:
         self._thread = threading.Thread(target=self._work, name="liveavatar-snapshots", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Files to be written, about."""
+        return self._to_write.qsize()
+
     def restore(self, boundary: int, stage: Stage) -> None:
         """Give a new stage what one like it held at a boundary.
 
@@ -85,11 +91,14 @@ class Snapshots:
 
     def _has_room(self, boundary: int, stage: Stage) -> bool:
         """Whether memory and disk can take a whole snapshot more."""
-        needed = _DISK_RESERVE * sum(t.nbytes for rings in stage.rings.values() for r in rings for t in (r.k, r.v))
-        if self._to_write.qsize() > KEPT * len(_parts(self._steps)):
+        needed = _RESERVE * sum(t.nbytes for rings in stage.rings.values() for r in rings for t in (r.k, r.v))
+        wanted = f"GB free, and {needed / 1e9:.3g} GB are wanted"
+        if self.waiting > len(_parts(self._steps)):
             why = "the disk is too slow for those before it"
-        elif (free := _free(self._folder)) < needed:
-            why = f"the disk has {free / 1e9:.3g} GB free, and {needed / 1e9:.3g} GB are wanted"
+        elif (free := _free_disk(self._folder)) < needed:
+            why = f"the disk has {free / 1e9:.3g} {wanted}"
+        elif (free := _free_memory()) < needed:
+            why = f"the memory has {free / 1e9:.3g} {wanted}"
         else:
             return True
         _log.warning("no snapshot at block %s: %s", boundary, why)
@@ -184,8 +193,17 @@ def _read(path: Path) -> torch.Tensor:
     return load_file(path)[_TENSOR]
 
 
-def _free(folder: Path) -> float:
+def _free_disk(folder: Path) -> float:
     try:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0.0
+
+
+def _free_memory() -> float:
+    """Bytes of host memory that can be had; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)

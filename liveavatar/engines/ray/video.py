@@ -63,7 +63,7 @@ class Video:
                 self._seconds, self._run = self.seconds, None
                 if not self._restarts.allow(error, delivered=block):
                     raise
-                _log.warning("%s The worker is replaced.", error)
+                _log.warning("A worker is replaced: %s", error)
                 self._lost.append(error)
 
     def _begin(self, on_notice: OnNotice) -> Run:
