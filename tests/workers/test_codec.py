@@ -25,7 +25,9 @@ def here() -> LocalCodec:
 
 @pytest.fixture
 def there(backend: RayBackend) -> Iterator[Codec]:
+    before, backend.restarts = backend.restarts, 2
     yield backend.codec(COMPONENTS, PLACE)
+    backend.restarts = before
 
 
 def quiet(share: float = 0.0) -> None:
@@ -109,5 +111,5 @@ def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Codec) -> None
         with pytest.raises(WorkerError, match=r"encoders and VAE \(on cpu\) could not decode within 1 s"):
             decode(noise(16, 3, 8, 8))
     finally:
-        backend.deadline, backend.restarts = generous, 2
+        backend.deadline = generous
     assert there.read("again", quiet).shape[1] == COMPONENTS.config.text_dim

@@ -1,8 +1,8 @@
 """Stages as worker processes, started and watched by Ray. Nothing here imports Ray before a backend is made.
 
-The caller's side: `backend` (the front), `engine` (one run), `video` and `run` (across losses, and without), `crew` (the
-workers), `codec` (encoders and VAE), `cluster` (Ray itself), `faults`; `turns`, `pause`, `idle` and `status` (control);
-`register` and `processes` (all workers on this machine).
+The caller's side: `backend` (the front), `engine` (one run), `video` and `run` (across losses, and without), `crew`
+(the workers), `codec` (encoders and VAE), `cluster` (Ray itself), `faults`; `turns`, `pause`, `idle` and `status`
+(control); `register` and `processes` (all workers on this machine).
 The worker's side: `boot` (how one comes to life), `worker`, `codec_worker`, `shift` (one run of one stage), `links`
 (between stages), `snapshots` (what a lost stage is restored from), `trouble` (what its exceptions mean).
 Both: `routes` (what travels where) and `plain` (what crosses between processes).
