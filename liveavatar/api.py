@@ -55,7 +55,8 @@ def look_ahead(
         request: what to make.
         model: "mini", a model folder, or one safetensors file.
         stages: "SxP", groups of steps x parts of layers.
-        devices: stages take them in turn; by default the first GPU, or the CPU.
+        devices: stages take them in turn; by default the first GPU, or the CPU. Those of other machines are checked
+            by the backend.
         dtype: of the network; by default bfloat16 on a GPU and float32 on the CPU.
         threads: CPU threads per task; by default all there are, at most 8.
 
@@ -64,7 +65,7 @@ def look_ahead(
     """
     check_request(request)
     placement = Placement(tuple(devices or ()), stages, dtype, threads)
-    placement.check_devices()
+    placement.check_devices(elsewhere=True)
     picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
     size = (picture.shape[1], picture.shape[0])
@@ -129,6 +130,8 @@ def generate(
         LiveAvatarError: anything else that stopped the run; the receipt says so.
     """
     out = Path(out)
+    if backend is None:
+        Placement(tuple(stage.device for stage in prospect.plan.stages)).check_devices()
     opening = functools.partial(fresh_session, backend=backend)
     return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress, opening).run()
 

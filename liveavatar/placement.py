@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from collections.abc import Sequence
 
 import torch
 
 from .config import ModelConfig
 from .errors import PlanError
+from .machines import DeviceName
 from .planner import Plan, make_plan
 from .request import Effective
 
@@ -21,7 +24,7 @@ class Placement:
 
     Attributes:
         devices: in order; stages take them in turn, encoders and the VAE work on the last one (alone there, if there is
-            one more than stages). Empty: the first GPU, or the CPU.
+            one more than stages). "MACHINE/DEVICE" is one of another machine. Empty: the first GPU, or the CPU.
         stages: "SxP", groups of steps x parts of layers; "auto" cuts the layers into as many parts as devices.
         dtype: of weights and keys; None: bfloat16 on a GPU, float32 on the CPU.
         threads: CPU threads per task; None: all there are, at most 8.
@@ -47,22 +50,33 @@ class Placement:
     @property
     def working_dtype(self) -> str:
         """The dtype that will be used."""
-        return self.dtype or ("float32" if self.first_device == "cpu" else "bfloat16")
+        first = DeviceName.parse((self.devices or default_devices())[0])
+        return self.dtype or ("float32" if first.device == "cpu" else "bfloat16")
 
     @property
     def working_threads(self) -> int:
         """The CPU threads that will be used."""
         return min(os.cpu_count() or 1, _MOST_THREADS) if self.threads is None else self.threads
 
-    def check_devices(self) -> None:
+    def check_devices(self, elsewhere: bool = False) -> None:
         """Refuse devices that are not here.
+
+        Args:
+            elsewhere: whether devices of other machines are somebody else's to check; else they are refused.
 
         Raises:
             PlanError: naming those that are.
         """
+        refuse_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         for device in self.devices:
-            if device not in there:
+            if DeviceName.parse(device).machine is not None:
+                if not elsewhere:
+                    raise PlanError(
+                        f"The device {device!r} is not of this machine.",
+                        "Other machines need worker processes (engine 'ray') and the address of their Ray cluster.",
+                    )
+            elif device not in there:
                 raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
 
     def lay_out(self, effective: Effective, config: ModelConfig, model: str) -> Plan:
@@ -87,3 +101,21 @@ class Placement:
 def default_devices() -> tuple[str, ...]:
     """The first GPU if PyTorch sees one, else the CPU."""
     return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
+
+
+def refuse_windows(system: str, devices: Sequence[str]) -> None:
+    """Refuse several GPUs on native Windows, where there is no NCCL.
+
+    Args:
+        system: as `sys.platform`.
+        devices: by name.
+
+    Raises:
+        PlanError: naming the way that works.
+    """
+    cards = {d for d in devices if DeviceName.parse(d).device.startswith("cuda")}
+    if system == "win32" and len(cards) > 1:
+        raise PlanError(
+            f"Several GPUs ({', '.join(sorted(cards))}) cannot work together on native Windows, which has no NCCL.",
+            "Run it in WSL2 (Linux on the same machine), or use one GPU.",
+        )

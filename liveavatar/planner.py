@@ -35,7 +35,7 @@ class StagePlan:
     """One stage: what it owns and the bytes it needs.
 
     Attributes:
-        device: where it runs.
+        device: where it runs; "MACHINE/DEVICE" on another machine.
         steps, layers: what it owns.
         weights: of its layers, and of the ends on the first and last part.
         rings: keys and values of its steps.

@@ -38,11 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--receipt", metavar="FILE.json", help="what was really done (default: beside the video)")
     parser.add_argument("--quiet", action="store_true", help="errors only")
     add_request_arguments(parser)
-    parser.add_argument(
+    workers = parser.add_argument_group("worker processes (with --engine ray)")
+    workers.add_argument(
         "--restarts",
         type=whole_number(2),
         metavar="N",
         help="lost worker processes that may be replaced before the video is given up (default: 2)",
+    )
+    workers.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="the Ray cluster that this machine has joined, or auto; devices are named MACHINE/DEVICE then",
+    )
+    workers.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the token of the cluster (default: RAY_AUTH_TOKEN, or what Ray finds by itself)",
     )
 
 
@@ -50,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate; 0 only when the file is complete."""
     request, placement = request_of(arguments), placement_of(arguments)
     check_request(request)
-    _check_restarts(arguments)
+    _check_workers(arguments)
     from ..api import check_outputs, generate, look_ahead
 
     out = Path(arguments.out)
@@ -77,13 +88,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_restarts(arguments: argparse.Namespace) -> None:
-    if arguments.restarts is None:
-        return
-    if arguments.engine != "ray":
+def _check_workers(arguments: argparse.Namespace) -> None:
+    """Refuse options of worker processes that nobody would heed.
+
+    Raises:
+        RequestError: naming the option that is missing.
+    """
+    if arguments.restarts is not None and arguments.engine != "ray":
         raise RequestError("--restarts is for worker processes.", "Add --engine ray, or leave it out.")
-    if arguments.restarts < 0:
+    if arguments.restarts is not None and arguments.restarts < 0:
         raise RequestError(f"--restarts {arguments.restarts} is not possible.", "Use 0 for never, or more.")
+    if arguments.address and arguments.engine != "ray":
+        raise RequestError(f"The address {arguments.address} is for worker processes.", "Add --engine ray.")
+    if arguments.token_file and not arguments.address:
+        raise RequestError("A token file is for the cluster at an address.", "Add --address HOST:PORT, or auto.")
 
 
 @contextlib.contextmanager
@@ -92,13 +110,15 @@ def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
     if arguments.engine == "local":
         yield None
         return
-    from ..engines.ray import RayBackend
+    from ..engines.ray import RayBackend, read_token
     from ..engines.ray.backend import RESTARTS
     from ..placement import Placement
 
     given = placement_of(arguments)
     placement = Placement(given["devices"] or (), given["stages"], given["dtype"], given["threads"])
-    backend = RayBackend(placement, restarts=RESTARTS if arguments.restarts is None else arguments.restarts)
+    token = read_token(Path(arguments.token_file)) if arguments.token_file else None
+    restarts = RESTARTS if arguments.restarts is None else arguments.restarts
+    backend = RayBackend(placement, arguments.address or "local", restarts=restarts, token=token)
     try:
         yield backend
     finally:

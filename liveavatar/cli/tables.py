@@ -99,7 +99,16 @@ def worker_lines(drivers: Sequence[Driver], now: float) -> list[str]:
         rows: list[tuple[str, ...]] = [_WORKER_COLUMNS]
         for w in d.workers:
             memory = "-" if w.memory is None else gigabytes(w.memory)
-            rows.append((str(w.pid), str(w.stage), w.device, w.state, memory, clock(now - w.since)))
+            rows.append(
+                (
+                    str(w.pid),
+                    "codec" if w.stage is None else str(w.stage),
+                    w.device,
+                    w.state,
+                    memory,
+                    clock(now - w.since),
+                )
+            )
         shown = aligned(rows)
         lines += [shown[0] + "  log", *(f"{row}  {w.log}" for row, w in zip(shown[1:], d.workers, strict=True))]
     return lines or ["No worker processes on this machine."]

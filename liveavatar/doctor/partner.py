@@ -53,7 +53,7 @@ def _gloo(rank: str) -> dict[str, Any] | None:
     latent = torch.zeros(16, BLOCK_LATENTS, 2, 2)
     store = _meeting_point(rank)
     start = time.perf_counter()
-    link = Link(store, "handshake", sends=rank == "0", host=_LOOPBACK)
+    link = Link.meet(store, "handshake", sends=rank == "0", host=_LOOPBACK)
     if rank == "0":
         for step in range(_ROUNDS):
             link.send(Denoise(0, step, 0), Flow(latent, sent))

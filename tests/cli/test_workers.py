@@ -85,7 +85,7 @@ class Machine:
     def listed(self, driver: int, workers: list[Sleeper], born: str | None = None) -> Path:
         folder = self.folder / f"la-{driver}-test"
         folder.mkdir(exist_ok=True)
-        Page(folder).write((w.pid, f"cuda:{number}", w.log) for number, w in enumerate(workers))
+        Page(folder).write((w.pid, number, f"cuda:{number}", w.log) for number, w in enumerate(workers))
         (file,) = folder.glob("crew-*.json")
         page = json.loads(file.read_text())
         page["driver"] |= {"pid": driver, "birth": born or birth(driver), "command": f"python make-{driver}.py"}
@@ -207,3 +207,27 @@ def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     (worker,) = machine.crew(os.getpid(), 1)
     assert str(worker.pid) in run("workers").out
     assert run("workers", "--stop", worker.pid).code == 0 and not worker.sleeps
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--address", "auto"), "Add --engine ray"),
+        (("--engine", "ray", "--token-file", "token"), "Add --address"),
+        (("--engine", "ray", "--address", "studio1"), "HOST:PORT"),
+        (("--engine", "ray", "--address", "ray://studio1:10001"), "ray start --address=studio1"),
+        (("--engine", "ray", "--address", "127.0.0.1:1"), "No Ray cluster answers"),
+        (("--engine", "ray", "--address", "127.0.0.1:1", "--token-file", "none"), "token file none"),
+        (("--engine", "ray", "--devices", "studio2/cpu"), "is not of this machine"),
+        (("--devices", "studio2/cpu"), "is not of this machine"),
+        (("--devices", "studio2/"), "MACHINE/DEVICE"),
+    ],
+)
+def test_machines_that_cannot_be_reached_are_refused(tmp_path, words, said):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+    inputs = write_inputs(tmp_path, 0.5)
+    image, audio = inputs / "portrait.png", inputs / "voice.wav"
+    ran = run("generate", "--image", image, "--audio", audio, "--out", tmp_path / "a.mp4", *words)
+    assert ran.code == 2, ran.err
+    assert said in ran.err
+    assert not (tmp_path / "a.mp4").exists()

@@ -26,6 +26,7 @@ LAYERS = (
         "spool",
         "storage",
         "interrupt",
+        "machines",
     },
     {"weights"},
     {"model", "vae", "encoders"},

@@ -24,16 +24,36 @@ class Video:
         engine = LocalEngine(self.components, self._plan("1x1"))
         return cat(list(engine.run(self.job, lambda report: None)), 1)
 
-    def engine(self, backend: RayBackend, stages: str, snapshot_blocks: int | None = None) -> RayEngine:
-        return backend.engine(self.components, self._plan(stages, snapshot_blocks))
+    def engine(
+        self,
+        backend: RayBackend,
+        stages: str,
+        snapshot_blocks: int | None = None,
+        devices: tuple[str, ...] = ("cpu",),
+    ) -> RayEngine:
+        return backend.engine(self.components, self._plan(stages, snapshot_blocks, devices))
 
-    def is_made_by(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> bool:
+    def is_made_by(
+        self,
+        backend: RayBackend,
+        stages: str,
+        on_task: OnTask = lambda report: None,
+        devices: tuple[str, ...] = ("cpu",),
+    ) -> bool:
         """Whether the workers make the same latents, bit for bit."""
-        return equal(self.latents(backend, stages, on_task), self.expected)
+        return equal(self.latents(backend, stages, on_task, devices), self.expected)
 
-    def latents(self, backend: RayBackend, stages: str, on_task: OnTask = lambda report: None) -> Tensor:
-        return cat(list(self.engine(backend, stages).run(self.job, on_task)), 1)
+    def latents(
+        self,
+        backend: RayBackend,
+        stages: str,
+        on_task: OnTask = lambda report: None,
+        devices: tuple[str, ...] = ("cpu",),
+    ) -> Tensor:
+        return cat(list(self.engine(backend, stages, devices=devices).run(self.job, on_task)), 1)
 
-    def _plan(self, stages: str, snapshot_blocks: int | None = None) -> Plan:
+    def _plan(self, stages: str, snapshot_blocks: int | None = None, devices: tuple[str, ...] = ("cpu",)) -> Plan:
         effective, config, model = self.job.effective, self.components.config, self.components.name
-        return make_plan(effective, config, model=model, stages=stages, snapshot_blocks=snapshot_blocks)
+        return make_plan(
+            effective, config, model=model, stages=stages, devices=devices, snapshot_blocks=snapshot_blocks
+        )

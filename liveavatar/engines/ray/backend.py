@@ -8,10 +8,12 @@ from ...errors import PlanError
 from ...placement import Placement
 from ...planner import Plan
 from .cluster import the_ray
-from .codec import Desk, RayCodec
+from .codec import RayCodec
 from .crew import Crew
 from .engine import RayEngine
+from .faults import Limits
 from .idle import Idle
+from .joining import LOCAL, check_address, keep_token
 from .pause import Pause
 from .status import BackendStatus, Observer
 from .turns import Turns
@@ -22,44 +24,58 @@ IDLE_SECONDS = 900.0
 
 
 class RayBackend:
-    """Worker processes on this machine (see `liveavatar.engines.backend.Backend`).
+    """Worker processes on this machine or several (see `liveavatar.engines.backend.Backend`).
 
     They are started by the first run, stay warm with their weights, and are ended by `release`, when no run has used
     them for long, with the backend itself, or with this process, however it ends.
 
     Args:
-        placement: which devices, and how work is cut over them; one worker per stage.
-        address: "local"; other machines cannot be used yet.
+        placement: which devices, and how work is cut over them; one worker per stage. "MACHINE/DEVICE" is a device of
+            another machine: its address, host name, node name, or the beginning of its node's id.
+        address: "local", this machine alone; or a Ray cluster that this machine has joined: "auto", or "host:port" of
+            its head. It is left at the end, not stopped.
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
         restarts: how many workers that were lost or hung may be replaced while a video is made; it goes on from the
             latest snapshot that all stages have (see `Plan.snapshot_blocks`), or from its beginning. 0: the loss of
             one ends the video.
         idle_seconds: seconds without a run after which the workers are ended, until the next one; None is never. A
             video that was begun counts as a run until it is whole, closed, or has lost its turn.
+        token: of the cluster, where it wants one; None: what Ray finds by itself.
 
     Raises:
-        PlanError: Ray is not installed; a device is not here; another address; less than no restarts.
+        PlanError: Ray is not installed; a machine or device is not there; the cluster cannot be joined; less than no
+            restarts.
     """
 
     def __init__(
         self,
         placement: Placement | None = None,
-        address: str = "local",
+        address: str = LOCAL,
         deadline: float = HUNG_SECONDS,
         restarts: int = RESTARTS,
         idle_seconds: float | None = IDLE_SECONDS,
+        token: str | None = None,
     ):
         if restarts < 0:
             raise PlanError(f"Workers cannot be replaced {restarts} times.", "Use 0 for never, or more.")
-        if address != "local":
-            raise PlanError(f"Workers cannot be started at {address!r} yet.", "Use 'local', this machine.")
+        check_address(address)
         self.placement = placement or Placement()
-        self.placement.check_devices()
-        the_ray()
-        self._crew, self._turns, self._pause = Crew(deadline, restarts), Turns(), Pause()
-        self._desk = Desk(lambda: self.deadline, lambda: self.restarts)
+        self.placement.check_devices(elsewhere=address != LOCAL)
+        keep_token(token)
+        the_ray(address)
+        self._crew, self._turns, self._pause = Crew(Limits(deadline, restarts), address), Turns(), Pause()
         self._idle = Idle(self._crew, self._turns, idle_seconds)
         self._observer = Observer(self._crew, self._turns, self._pause)
+        if address != LOCAL:
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Refuse what the cluster does not have, before anything is loaded."""
+        try:
+            self._crew.look_up(self.placement.devices)
+        except BaseException:
+            self._crew.give_back()
+            raise
 
     def engine(self, components: Components, plan: Plan) -> RayEngine:
         """An engine for one plan; workers that hold its weights already are used again."""
@@ -67,25 +83,25 @@ class RayBackend:
 
     def codec(self, components: Components, place: Place) -> RayCodec:
         """Encoders and VAE, in a worker of their own."""
-        return RayCodec(components, place, self._desk)
+        return RayCodec(components, place, self._crew.desk)
 
     @property
     def deadline(self) -> float:
         """Seconds of silence after which something counts as hung; may be changed at any time."""
-        return self._crew.deadline
+        return self._crew.limits.deadline
 
     @deadline.setter
     def deadline(self, seconds: float) -> None:
-        self._crew.deadline = seconds
+        self._crew.limits.deadline = seconds
 
     @property
     def restarts(self) -> int:
         """How many workers may be replaced while a video is made; may be changed between videos."""
-        return self._crew.restarts
+        return self._crew.limits.restarts
 
     @restarts.setter
     def restarts(self, count: int) -> None:
-        self._crew.restarts = count
+        self._crew.limits.restarts = count
 
     @property
     def idle_seconds(self) -> float | None:
@@ -126,11 +142,11 @@ class RayBackend:
     @property
     def codec_pid(self) -> int | None:
         """The process of encoders and VAE, while there is one."""
-        return self._desk.member.pid if self._desk.member else None
+        return self._crew.desk.member.pid if self._crew.desk.member else None
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the workers hold now."""
-        held: dict[str, int] = self._desk.bytes_by_device()
+        held = self._crew.desk.bytes_by_device()
         for member in self._crew.members:
             for device, nbytes in member.loaded.items():
                 held[device] = held.get(device, 0) + nbytes
@@ -139,4 +155,3 @@ class RayBackend:
     def release(self) -> None:
         """End all workers; the next engine starts them again. May be called again."""
         self._crew.give_back()
-        self._desk.release()

@@ -14,12 +14,14 @@ _CALLS = 16
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
+def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, works: str = STAGES) -> Any:
     """A worker process, as the handle of its Ray actor.
 
     Args:
-        log: the file that gets all it says.
+        machine: id of the one where it works.
+        log: the file that gets all it says; "" for one in a folder of its own, on another machine.
         threads: CPU threads, before a duty sets its own.
+        alone: whether it meets workers of this machine only.
         works: "module:class" of what it does.
     """
 
@@ -33,22 +35,34 @@ def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
             import os
             import pathlib
             import sys
+            import tempfile
 
+            if not log:
+                short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
+                log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
             self._file = pathlib.Path(log).open("ab", buffering=0)  # noqa: SIM115
             for stream in (1, 2):
                 os.dup2(self._file.fileno(), stream)
             faulthandler.enable(self._file)
             form = "%(asctime)s %(levelname)s %(message)s"
             logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
-            # Pickled by value, this class has no package of its own to import from relatively.
-            module, _, name = works.partition(":")
-            self._worker = getattr(importlib.import_module(module), name)()
-            self._fault_of = importlib.import_module("liveavatar.engines.ray.trouble").fault_of
+            self._worker = None
+            try:
+                # Pickled by value, this class has no package of its own to import from relatively.
+                module, _, name = works.partition(":")
+                self._worker = getattr(importlib.import_module(module), name)(log)
+                self._fault_of = importlib.import_module("liveavatar.engines.ray.trouble").fault_of
+            except ImportError as error:
+                self._missing = str(error)
+                logging.exception("the library is missing")
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
             """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
             import logging
 
+            if self._worker is None:
+                install = "Install the same version of this library, with its requirements, on that machine."
+                return "refused", (f"the library is not there or not whole ({self._missing})", install)
             plain = []
             for item in given:
                 if isinstance(item, tuple) and len(item) == 2 and item[0] in ("ok", "refused", "failed", "link"):
@@ -63,17 +77,22 @@ def start_worker(ray: Any, log: str, threads: int, works: str = STAGES) -> Any:
                 fault = self._fault_of(error)
                 return fault.kind, (fault.what, fault.nearest)
 
-    options = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
-    actor = ray.remote(StageWorker).options(runtime_env={"env_vars": environment(dict(os.environ), threads)}, **options)
-    return actor.remote(log, works)
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
+    options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
+    variables = environment(dict(os.environ), threads, alone)
+    return ray.remote(StageWorker).options(runtime_env={"env_vars": variables}, **options).remote(log, works)
 
 
-def environment(own: dict[str, str], threads: int) -> dict[str, str]:
-    """What a worker's environment has that differs from this process's.
+def environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:
+    """What a worker's environment has that differs from this process's, or from that of its machine.
 
-    The library comes before all else on the path; an allocator that the host chose for itself is not passed on,
-    because it must be known before CUDA starts and is not for workers to share; all devices stay visible. A run brings
-    threads of its own, and an arena for each would keep what they freed: 40 to 50 MB of a worker, for nothing.
+    This library comes before all else on the path; where its folder does not exist, on another machine, the library
+    that is installed there is found. Workers that are alone on one machine meet on loopback, also for NCCL. An
+    allocator that the host chose for itself is not passed on, because it must be known before CUDA starts and is not
+    for workers to share; all devices stay visible. A run brings threads of its own, and an arena for each would keep
+    what they freed: 40 to 50 MB of a worker, for nothing.
     """
     path = os.pathsep.join([str(_PACK), *filter(None, [own.get("PYTHONPATH", "")])])
     changed = {
@@ -83,6 +102,8 @@ def environment(own: dict[str, str], threads: int) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
     }
+    if alone:
+        changed["NCCL_SOCKET_IFNAME"] = "lo"
     for name in _ALLOCATOR:
         if name in own:
             kept = [part for part in own[name].split(",") if "cudamallocasync" not in part.lower()]

@@ -1,4 +1,4 @@
-"""Ray itself: started for the first backend that needs it, ended with the last one."""
+"""Ray itself: started or joined for the first backend that needs it, ended or left with the last one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import PlanError
+from ...machines import Machine
+from .joining import LOCAL, join, machines_of, token_is_known
 
 _STORE_BYTES = 200 * 2**20
 _FOLDER = re.compile(r"la-(\d+)-\w+")
@@ -28,21 +30,29 @@ _WAYS = {
     "RAY_task_events_report_interval_ms": "0",
 }
 """What Ray reads from the environment when it is imported; what the user has set stays."""
+_SEVERAL = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Whatever its name says: "0" means no clusters of several machines, so that everything listens on loopback only."""
 _lock = threading.RLock()  # a backend may be collected while another starts
 _users = 0
 _folder: Path | None = None
 _ours = False
+_address = LOCAL
 
 
-def the_ray() -> Any:
+def the_ray(address: str = LOCAL) -> Any:
     """The module.
+
+    Args:
+        address: where it will be used first.
 
     Raises:
         PlanError: it is not installed.
     """
     if "ray" not in sys.modules:
         for name, value in _WAYS.items():
-            os.environ.setdefault(name, value)
+            # Where a token is wanted and not found, Ray ends the process; for a cluster of its own it makes one.
+            if name != "RAY_AUTH_MODE" or address == LOCAL or token_is_known():
+                os.environ.setdefault(name, value)
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -52,23 +62,48 @@ def the_ray() -> Any:
         ) from error
 
 
-def enter() -> Path:
-    """Make sure that Ray runs; the folder where workers may write their logs."""
-    global _users, _folder, _ours
-    ray = the_ray()
+def enter(address: str = LOCAL) -> Path:
+    """Make sure that Ray runs; the folder where workers of this machine may write their logs.
+
+    Args:
+        address: see `RayBackend`.
+
+    Raises:
+        PlanError: the cluster cannot be joined; this process is in another one.
+    """
+    global _users, _folder, _ours, _address
+    ray = the_ray(address)
     with _lock:
+        if _users and ray.is_initialized() and address != _address:
+            raise PlanError(
+                f"Workers at {address!r} are not possible while others work at {_address!r}.",
+                "Release those first; a process is in one cluster at a time.",
+            )
         if not _users or not ray.is_initialized():
             sweep()
-            _folder = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
             _ours = not ray.is_initialized()
-            if _ours:
-                _start(ray, _folder)
+            folder = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
+            try:
+                if _ours:
+                    _start(ray, folder) if address == LOCAL else _join(ray, address)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            _folder, _address = folder, address
         _users += 1
         return _folder or Path(tempfile.gettempdir())
 
 
+def machines() -> tuple[list[Machine], Machine]:
+    """Those that can work now, and this one."""
+    ray = the_ray()
+    there = machines_of(ray)
+    own = ray.get_runtime_context().get_node_id()
+    return there, next(m for m in there if m.id == own)
+
+
 def leave() -> None:
-    """The counterpart of `enter`. The last one ends Ray, unless somebody else had started it."""
+    """The counterpart of `enter`. The last one ends or leaves Ray, unless somebody else in this process uses it."""
     global _users, _folder
     with _lock:
         _users -= 1
@@ -83,6 +118,7 @@ def leave() -> None:
 
 def _start(ray: Any, folder: Path) -> None:
     """A cluster of this machine alone, on free ports and loopback, that ends with this process."""
+    _listen(os.environ.setdefault(_SEVERAL, "0") != "0")
     ray.init(
         address="local",
         # Workers ask for no CPU of Ray's, so that any number of them starts; more would only be started in advance.
@@ -93,6 +129,20 @@ def _start(ray: Any, folder: Path) -> None:
         configure_logging=False,
         _temp_dir=str(folder),
     )
+
+
+def _join(ray: Any, address: str) -> None:
+    """A cluster of several machines. It is not ours: it goes on when we leave."""
+    if os.environ.get(_SEVERAL) == "0":
+        del os.environ[_SEVERAL]
+    _listen(True)
+    join(ray, address)
+
+
+def _listen(beyond: bool) -> None:
+    """Whether others may reach us; Ray reads its variable only once."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = beyond
 
 
 def short_folder() -> Path:

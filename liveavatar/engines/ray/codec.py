@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,124 +16,20 @@ from ...components import Components
 from ...config import BLOCK_FRAMES
 from ...encoders.audio import Tail
 from ...encoders.features import AudioFeatures
-from ...errors import LiveAvatarError
 from ...session import OnNotice, unnoticed
 from ...spool import Rows
 from ...streams.frames import Decoder
 from ...vae.stream import MEMORY_BLOCKS
-from . import cluster
-from .boot import start_worker
-from .crew import LOAD_SECONDS, START_SECONDS, Hold, Member
-from .faults import Restarts, WorkerError, last_words
-from .plain import PlainModel, plain_model
+from .desk import LOAD_SECONDS, Desk, nothing
+from .faults import Restarts, WorkerError
+from .member import Member
+from .plain import plain_model
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
 """Of sounds and decoders."""
-_PATIENCE = 0.5
 _PIECE = 1 << 20
 _BLOCKS_AT_ONCE = 8
-
-
-def _nothing() -> None:
-    """Nobody looks up meanwhile."""
-
-
-class Desk:
-    """The one worker of encoders and VAE: hired when first needed, replaced when lost, kept warm.
-
-    Args:
-        deadline: seconds after which a block that is not decoded counts as hung; asked anew each time.
-        restarts: how often one decoder's worker is replaced.
-    """
-
-    def __init__(self, deadline: Callable[[], float], restarts: Callable[[], int]):
-        self.deadline, self.restarts = deadline, restarts
-        self._hold = Hold()
-        self._opened: tuple[Any, ...] | None = None
-        self._hired = 0
-        self.nbytes = 0
-
-    @property
-    def member(self) -> Member | None:
-        """The worker, while it is there."""
-        return self._hold.members[0] if self._hold.members else None
-
-    def open(self, model: PlainModel, place: Place, check: Check = _nothing) -> None:
-        """Have a worker for this model at this place.
-
-        Raises:
-            WorkerError: it does not start.
-            ModelError: the model is not where the worker is.
-        """
-        wanted = (model, place.device, place.dtype, place.threads)
-        if self.member is None:
-            hired = self._hire(place)
-            hired.pid = self.ask(place, "start", START_SECONDS, check, "pid")
-        if self._opened != wanted:
-            self.nbytes = 0
-            self.ask(place, "open the model", LOAD_SECONDS, check, "open", *wanted)
-            self._opened = wanted
-
-    def ask(self, place: Place, doing: str, seconds: float, check: Check, name: str, *given: Any) -> Any:
-        """Call the worker and wait.
-
-        Raises:
-            WorkerError: it was lost, is silent or failed.
-            LiveAvatarError: the library refused in it.
-            Whatever `check` raises.
-        """
-        ray, member = cluster.the_ray(), self.member
-        if member is None:
-            raise self._lost(place, "was given back")
-        ref, until = member.ask(name, *given), time.monotonic() + seconds
-        while not ray.wait([ref], timeout=_PATIENCE)[0]:
-            check()
-            if time.monotonic() > until:
-                raise self._lost(place, f"could not {doing} within {seconds:.0f} s")
-        try:
-            kind, value = ray.get(ref)
-        except ray.exceptions.RayError:
-            raise self._lost(place, "was lost: its process ended (killed, crashed, or out of host memory)") from None
-        if kind == "refused":
-            raise LiveAvatarError(*value)
-        if kind != "ok":
-            said = last_words(member.log)
-            raise WorkerError(f"{_named(place)} could not {doing}: {value[0].rstrip('.')}.", f"{value[1]}{said}")
-        return value
-
-    def bytes_by_device(self) -> dict[str, int]:
-        """Bytes of weights that the worker keeps."""
-        return {self._opened[1]: self.nbytes} if self._opened and self.nbytes else {}
-
-    def tell(self, name: str, *given: Any) -> None:
-        """Call the worker, if there is one, without waiting."""
-        if self.member is not None and cluster.the_ray().is_initialized():
-            self.member.ask(name, *given)
-
-    def release(self) -> None:
-        """End the worker."""
-        self._opened, self.nbytes = None, 0
-        self._hold.release()
-
-    def _hire(self, place: Place) -> Member:
-        self._hold.enter()
-        self._hired += 1
-        log = self._hold.folder / f"codec-{self._hired}.log"
-        works = "liveavatar.engines.ray.codec_worker:CodecWorker"
-        hired = Member(start_worker(cluster.the_ray(), str(log), place.threads, works), log)
-        self._hold.members[:] = [hired]
-        return hired
-
-    def _lost(self, place: Place, happened: str) -> WorkerError:
-        log = self.member.log if self.member else None
-        self._opened, self.nbytes = None, 0
-        for member in self._hold.members:
-            if member is not None:
-                member.kill()
-        self._hold.members.clear()
-        nearest = f"Run it again: the worker is started anew.{last_words(log)}"
-        return WorkerError(f"{_named(place)} {happened}.", nearest, replaceable=True)
 
 
 class RayCodec:
@@ -186,7 +81,7 @@ class RayCodec:
 
     def latent_scale(self) -> LatentScale:
         """See `Codec`."""
-        mean, inverse_std = self._ask("load the VAE", _nothing, "latent_scale")
+        mean, inverse_std = self._ask("load the VAE", nothing, "latent_scale")
         return mean, inverse_std
 
     @property
@@ -198,7 +93,7 @@ class RayCodec:
         """See `Codec`."""
         self._desk.release()
 
-    def _open(self, check: Check = _nothing) -> None:
+    def _open(self, check: Check = nothing) -> None:
         self._desk.open(self._model, self.place, check)
 
     def _ask(self, doing: str, check: Check, name: str, *given: Any) -> Any:
@@ -234,7 +129,7 @@ class _Decoding:
         self._desk, self._place, self._have_worker, self._motion = desk, place, have_worker, motion
         self._on_notice = on_notice
         self._recent: deque[torch.Tensor] = deque(maxlen=MEMORY_BLOCKS)
-        self._number, self._restarts, self._decoded = next(_numbers), Restarts(desk.restarts()), 0
+        self._number, self._restarts, self._decoded = next(_numbers), Restarts(desk.limits.restarts), 0
         self._worker: Member | None = None
         self._begin()
 
@@ -269,8 +164,4 @@ class _Decoding:
                 self._ask("decode", latents)
 
     def _ask(self, name: str, *given: Any) -> Any:
-        return self._desk.ask(self._place, "decode", self._desk.deadline(), _nothing, name, self._number, *given)
-
-
-def _named(place: Place) -> str:
-    return f"The worker of encoders and VAE (on {place.device})"
+        return self._desk.ask(self._place, "decode", self._desk.limits.deadline, nothing, name, self._number, *given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,29 +17,30 @@ from ...encoders.features import AudioFeatures
 from ...errors import Cancelled
 from ...spool import Spool
 from ...streams.frames import Decoder
+from .living import Living
 from .plain import PlainModel, model_of
 
 T = TypeVar("T")
 _log = logging.getLogger("liveavatar.worker")
 
 
-class CodecWorker:
+class CodecWorker(Living):
     """Encoders and VAE of one model at a time, and the decoders that are open.
 
     Methods are called from several threads of Ray. Whatever computes does so alone; `share` and `forget_sound` answer
     meanwhile.
+
+    Args:
+        log: the file that gets all it says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: str) -> None:
+        super().__init__(log)
         self._alone = threading.Lock()
         self._opened: tuple[PlainModel, Place] | None = None
         self._codec: LocalCodec | None = None
         self._decoders: dict[int, Decoder] = {}
         self._sounds: dict[int, _Sound] = {}
-
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
 
     def open(self, model: PlainModel, device: str, dtype: str, threads: int) -> None:
         """Work for this model at this place from now on; nothing is loaded."""

@@ -2,88 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
-import os
-import signal
-import socket
-import threading
 import time
 import weakref
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
+from ...machines import DeviceName, Machine
 from ...planner import Plan
 from . import cluster
-from .boot import start_worker
-from .faults import WorkerError, worker_error
-from .plain import Duty, PlainModel, plain
-from .register import Page
-from .routes import links
-from .snapshots import remove
+from .desk import LOAD_SECONDS, START_SECONDS, SUSPICIOUS_SECONDS, Desk
+from .faults import Limits, WorkerError, worker_error
+from .hold import Hold
+from .joining import LOCAL
+from .member import Member
+from .plain import Duty, Greeting, PlainModel, plain
+from .routes import Seat, routes
 
-START_SECONDS = 180.0
-LOAD_SECONDS = 1800.0
 WIRE_SECONDS = 40.0
 SETTLE_SECONDS = 1.5
 """How long a broken-off run is waited for; what is in the middle of a task then is waited for by the next run."""
 _LOOPBACK = "127.0.0.1"
 _AGAIN = "Run it again: the worker is started anew."
-_logs = itertools.count(1)
-"""Numbers of log files: all crews of a process write into one folder."""
-
-
-@dataclasses.dataclass
-class Member:
-    """One worker process.
-
-    Attributes:
-        actor: its Ray handle.
-        log: its file.
-        pid: of the process, once it has started.
-        duty, loaded: the weights it holds, and their bytes by device.
-        stopping: the answer that it is still owing.
-    """
-
-    actor: Any
-    log: Path
-    pid: int = 0
-    duty: Duty | None = None
-    loaded: dict[str, int] = dataclasses.field(default_factory=dict)
-    stopping: Any = None
-
-    def ask(self, name: str, *given: Any) -> Any:
-        """Call the worker; a reference to ("ok", result) or to (kind of fault, words)."""
-        return self.actor.call.remote(name, *given)
-
-    def kill(self) -> None:
-        """End the process, even one that hears nothing."""
-        with contextlib.suppress(Exception):
-            cluster.the_ray().kill(self.actor, no_restart=True)
-        if self.pid:
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+_ELSEWHERE = "Bring the machine back, or plan without it."
 
 
 class Crew:
-    """The workers, by the number of their stage.
+    """The workers of stages, by their number, and the one of encoders and VAE.
 
     Args:
-        deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
-        restarts: how many workers may be replaced while a video is made.
+        limits: of patience.
+        address: see `RayBackend`.
 
     Attributes:
+        desk: encoders and VAE.
         plan: the latest one that the workers were made ready for.
     """
 
-    def __init__(self, deadline: float, restarts: int):
-        self.deadline, self.restarts = deadline, restarts
+    def __init__(self, limits: Limits, address: str = LOCAL):
+        self.limits, self._address = limits, address
+        self.desk = Desk(limits, address)
         self.plan: Plan | None = None
-        self._hold = Hold()
+        self._hold = Hold(address)
         self._wired: tuple[Any, ...] | None = None
         self._epoch = 0
-        self._store: Any = None
         self._finalizer = weakref.finalize(self, self._hold.release)
 
     @property
@@ -96,22 +57,31 @@ class Crew:
         """The same with the numbers of their stages."""
         return [(number, m) for number, m in enumerate(list(self._hold.members)) if m is not None]
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is any worker at all."""
+        return bool(self.members) or self.desk.member is not None
+
     def holds(self, plan: Plan, model: PlainModel) -> bool:
         """Whether all workers of a plan are there with its weights, as far as is known."""
         return [m.duty for m in self.members] == _duties(plan, model)
+
+    def look_up(self, devices: tuple[str, ...]) -> list[Machine]:
+        """See `Hold.look_up`."""
+        return self._hold.look_up(devices)
 
     def ready(self, plan: Plan, model: PlainModel) -> list[Member]:
         """One loaded worker per stage of a plan, all wired.
 
         Raises:
             WorkerError: one did not start, load or meet its neighbours.
-            PlanError: Ray is missing.
+            PlanError: Ray is missing, or a machine.
         """
-        self._hold.enter()
-        self.settle(self.deadline, give_up=True)
+        machines = self.look_up(tuple(s.device for s in plan.stages))
+        self.settle(self.limits.deadline, give_up=True)
         self.plan = plan
-        self._hire(plan)
-        self._hold.page.write((m.pid, s.device, m.log) for m, s in zip(self.members, plan.stages, strict=True))
+        self._hire(plan, machines)
+        self._hold.list((m, n, s.device) for n, (m, s) in enumerate(zip(self.members, plan.stages, strict=True)))
         self._load(plan, model)
         self._wire(plan)
         return self.members
@@ -151,9 +121,10 @@ class Crew:
         return members[number] if number < len(members) else None
 
     def give_back(self) -> None:
-        """End all workers, and Ray with the last crew."""
-        self._wired = self._store = None
+        """End all workers, and Ray with the last crew; a cluster that is not ours is left."""
+        self._wired = None
         self._hold.release()
+        self.desk.release()
 
     def open_folder(self, number: int) -> str:
         """Where the snapshots of video number `number` go. One video is made at a time: those of others are removed."""
@@ -174,10 +145,22 @@ class Crew:
     ) -> WorkerError:
         """The error for a worker that is of no use any more; it is ended, the others stop and stay warm."""
         member = self._member(number)
-        error = worker_error(plan, number, happened, nearest, member.log if member else None, replaceable)
+        lines = member.lines() if member and nearest != _ELSEWHERE else []
+        error = worker_error(plan, number, happened, nearest, lines, replaceable)
         self.retire(number)
         self.settle(SETTLE_SECONDS)
         return error
+
+    def look_for_machines(self, plan: Plan, numbers: Iterable[int]) -> None:
+        """Find out about machines that fell silent, before Ray does.
+
+        Raises:
+            WorkerError: one does not answer.
+        """
+        for number in numbers:
+            member = self._member(number)
+            if member is not None and not member.reachable:
+                raise self.lost(plan, number, "was lost: its machine does not answer", _ELSEWHERE)
 
     def gather(self, plan: Plan, refs: dict[int, Any], seconds: float, doing: str) -> dict[int, Any]:
         """What workers answered, by stage.
@@ -186,7 +169,7 @@ class Crew:
             WorkerError: one failed, was lost, or needed longer than `seconds`.
         """
         ray = cluster.the_ray()
-        owing, answers, until = {ref: number for number, ref in refs.items()}, {}, time.monotonic() + seconds
+        owing, given, begun = {ref: number for number, ref in refs.items()}, {}, time.monotonic()
         second_hand: int | None = None
         while owing:
             done, _ = ray.wait(list(owing), timeout=0.5)
@@ -197,14 +180,15 @@ class Crew:
                     second_hand = number
                 elif kind != "ok":
                     raise self.lost(plan, number, f"could not {doing}: {value[0].rstrip('.')}", value[1] or _AGAIN)
-                answers[number] = value
-            if owing and time.monotonic() > until:
-                raise self.lost(
-                    plan, min(owing.values()), f"could not {doing} within {seconds:.0f} s", replaceable=True
-                )
+                given[number] = value
+            if owing and time.monotonic() - begun > SUSPICIOUS_SECONDS:
+                self.look_for_machines(plan, sorted(owing.values()))
+            if owing and time.monotonic() - begun > seconds:
+                happened = f"could not {doing} within {seconds:.0f} s"
+                raise self.lost(plan, min(owing.values()), happened, replaceable=True)
         if second_hand is not None:
-            raise self.lost(plan, second_hand, f"could not {doing}: {answers[second_hand][0]}")
-        return answers
+            raise self.lost(plan, second_hand, f"could not {doing}: {given[second_hand][0]}")
+        return given
 
     def answer(self, plan: Plan, number: int, ref: Any) -> Any:
         """What a finished call gave.
@@ -216,25 +200,32 @@ class Crew:
         try:
             return ray.get(ref)
         except ray.exceptions.RayError as error:
+            self.look_for_machines(plan, [number])
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
             if not isinstance(error, ray.exceptions.RayActorError):
                 happened = f"could not be reached ({type(error).__name__})"
             out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
             raise self.lost(plan, number, happened, replaceable=not out_of_memory) from None
 
-    def _hire(self, plan: Plan) -> None:
+    def _hire(self, plan: Plan, machines: list[Machine]) -> None:
         count, members = len(plan.stages), self._hold.members
-        for surplus in range(count, len(members)):
-            self.retire(surplus)
+        for number, member in enumerate(members):
+            if number >= count or (member and member.machine.id != machines[number].id):
+                self.retire(number)
         del members[count:]
         members += [None] * (count - len(members))
-        for number in range(count):
+        for number, machine in enumerate(machines):
             if members[number] is None:
-                log = self._hold.folder / f"worker-{next(_logs)}.log"
-                members[number] = Member(start_worker(cluster.the_ray(), str(log), plan.threads), log)
-        fresh = {number: m.ask("pid") for number, m in enumerate(self.members) if not m.pid}
-        for number, pid in self.gather(plan, fresh, START_SECONDS, "start").items():
-            self.members[number].pid = pid
+                members[number] = self._hold.hire(machine, plan.threads)
+        fresh = {number: m.ask("greet") for number, m in enumerate(self.members) if not m.greeting}
+        for number, said in self.gather(plan, fresh, START_SECONDS, "start").items():
+            self._welcome(plan, number, Greeting(*said))
+
+    def _welcome(self, plan: Plan, number: int, greeting: Greeting) -> None:
+        strange = greeting.strange()
+        if strange:
+            raise self.lost(plan, number, strange, "Install the same version on all machines.")
+        self.members[number].greeting = greeting
 
     def _load(self, plan: Plan, model: PlainModel) -> None:
         refs, duties = {}, _duties(plan, model)
@@ -243,76 +234,32 @@ class Crew:
                 member.duty, member.loaded = None, {}
                 refs[number] = member.ask("load", *plain(duty))
         for number, loaded in self.gather(plan, refs, LOAD_SECONDS, "load its weights").items():
-            self.members[number].duty, self.members[number].loaded = duties[number], loaded
+            named = DeviceName.parse(plan.stages[number].device).machine
+            self.members[number].duty = duties[number]
+            self.members[number].loaded = {str(DeviceName(device, named)): n for device, n in loaded.items()}
 
     def _wire(self, plan: Plan) -> None:
-        pairs, wiring = links(plan.cut), (plan.cut, tuple(m.pid for m in self.members))
+        seats = [Seat(m.machine, m.duty.device, m.greeting.nccl) for m in self.members if m.duty and m.greeting]
+        ways = routes(plan.cut, seats)
+        wiring = (ways, tuple((m.number, m.duty) for m in self.members))
         if self._wired == wiring:
             return
         self._epoch += 1
-        port = self._meeting_point()
-        given = (_LOOPBACK, port, self._epoch)
-        refs = {number: m.ask("wire", *given, number, pairs, _LOOPBACK) for number, m in enumerate(self.members)}
+        # Without a cluster, everything listens on loopback only, whatever Ray calls this machine.
+        here = [_LOOPBACK if self._address == LOCAL else m.machine.address for m in self.members]
+        port = self.gather(plan, {0: self.members[0].ask("host", here[0])}, WIRE_SECONDS, "host the meeting")[0]
+        given, plain_ways = (here[0], port, self._epoch), tuple(map(plain, ways))
+        refs = {
+            number: m.ask("wire", *given, number, plain_ways, here[number]) for number, m in enumerate(self.members)
+        }
         self.gather(plan, refs, WIRE_SECONDS, "meet its neighbours")
         self._wired = wiring
-
-    def _meeting_point(self) -> int:
-        """The port of the store where links meet: a free one, on loopback only."""
-        import torch.distributed as dist
-
-        if self._store is None:
-            listening = socket.socket()
-            listening.bind((_LOOPBACK, 0))
-            listening.listen(64)
-            port = listening.getsockname()[1]
-            self._store = dist.TCPStore(
-                _LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
-            )
-        return int(self._store.port)
 
 
 def _duties(plan: Plan, model: PlainModel) -> list[Duty]:
     """What each stage's worker holds; the first one embeds text, time and sound for all."""
     return [
-        Duty(model, (s.layers.start, s.layers.stop), s.device, plan.dtype, plan.threads, conditions=number == 0)
+        Duty(model, (s.layers.start, s.layers.stop), device, plan.dtype, plan.threads, conditions=number == 0)
         for number, s in enumerate(plan.stages)
+        for device in [DeviceName.parse(s.device).device]
     ]
-
-
-class Hold:
-    """What must be given back even when the crew is only forgotten."""
-
-    def __init__(self) -> None:
-        self.members: list[Member | None] = []
-        self.folder = Path()
-        self.snapshots = ""
-        """Folder of the latest video's; empty where there are none."""
-        self.page = Page(self.folder)
-        self._inside = False
-        self._lock = threading.RLock()  # who is idle too long is released by another thread
-
-    def enter(self) -> None:
-        """Have Ray."""
-        if not self._inside:
-            self.folder = cluster.enter()
-            self.page = Page(self.folder)
-            self._inside = True
-
-    def forget(self) -> None:
-        """Remove the snapshots that are here."""
-        if self.snapshots:
-            remove(self.snapshots)
-            self.snapshots = ""
-
-    def release(self) -> None:
-        """Let all of it go."""
-        with self._lock:
-            for member in self.members:
-                if member is not None:
-                    member.kill()
-            self.members.clear()
-            self.forget()
-            if self._inside:
-                self._inside = False
-                self.page.remove()
-                cluster.leave()

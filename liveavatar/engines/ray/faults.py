@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ...errors import LiveAvatarError
@@ -24,6 +25,19 @@ class WorkerError(LiveAvatarError):
     def __init__(self, what: str, nearest: str = "", stage: int = -1, replaceable: bool = False):
         super().__init__(what, nearest)
         self.stage, self.replaceable = stage, replaceable
+
+
+@dataclasses.dataclass
+class Limits:
+    """Of patience; may be changed at any time.
+
+    Attributes:
+        deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+        restarts: how many workers may be replaced while a video is made.
+    """
+
+    deadline: float
+    restarts: int
 
 
 class Restarts:
@@ -63,29 +77,28 @@ def stage_name(plan: Plan, stage: int) -> str:
 
 
 def worker_error(
-    plan: Plan, stage: int, happened: str, nearest: str, log: Path | None, replaceable: bool
+    plan: Plan, stage: int, happened: str, nearest: str, lines: list[str], replaceable: bool
 ) -> WorkerError:
     """One error that names the stage, what happened and what it said last.
 
     Args:
         happened: a sentence's end, after the name of the stage.
         nearest: what to do.
-        log: its log file.
+        lines: the last of its log.
         replaceable: see `WorkerError`.
     """
-    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(log)}", stage, replaceable)
+    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(lines)}", stage, replaceable)
 
 
-def last_words(log: Path | None) -> str:
+def last_words(lines: list[str]) -> str:
     """The end of a log as the end of an error's text."""
-    lines = last_lines(log)
     return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
 
-def last_lines(log: Path | None, count: int = _LOG_LINES) -> list[str]:
+def last_lines(log: Path, count: int = _LOG_LINES) -> list[str]:
     """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
     try:
-        with log.open("rb") if log else Path("/nonexistent").open("rb") as file:
+        with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:

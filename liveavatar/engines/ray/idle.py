@@ -58,19 +58,20 @@ class _Watch:
             self.wake.wait(self._left())
             self.wake.clear()
             crew = self._crew()
-            if crew is not None and crew.members and self.seconds is not None:
+            if crew is not None and crew.is_there and self.seconds is not None:
                 self._end_idle(crew, self.seconds)
             del crew  # or it would live until the next look
 
     def _left(self) -> float | None:
         """Seconds until it may be time; None until woken."""
-        if self.seconds is None:
+        crew = self._crew()
+        if self.seconds is None or crew is None:
             return None
-        left = self.seconds - self._turns.free_seconds
+        left = self.seconds - min(self._turns.free_seconds, crew.desk.free_seconds)
         return left if left > 0 else self.seconds  # long idle, and nothing to end
 
     def _end_idle(self, crew: Crew, seconds: float) -> None:
-        turn = self._turns.take_free(seconds)
+        turn = self._turns.take_free(seconds) if crew.desk.free_seconds >= seconds else None
         if turn is None:
             return
         try:

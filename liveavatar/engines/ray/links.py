@@ -2,7 +2,8 @@
 
 Every directed link is a communicator of its own with two members, so that neither two directions nor two neighbours
 can block each other. In a run each link carries any number of flows and then one END or ABORT; after that nothing is
-on its way, and the link is ready for the next run.
+on its way, and the link is ready for the next run. Headers and words always travel on the CPU, so that no card waits
+for control and tensors are waited for only when they are announced; tensors travel as `payloads` says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,39 +19,56 @@ import torch
 
 from ...pipeline import Denoise, Prefill, Task
 from ...stage import Flow
+from .payloads import FOREVER, RECEIVER, SENDER, ByNccl, Form, Payload, ThroughCpu
 
 FLOW, END, ABORT = range(3)
 """First number of a header: what it announces."""
 _CONNECT = datetime.timedelta(seconds=30)
-_FOREVER = datetime.timedelta(days=30)
-"""A neighbour may wait as long as the consumer likes; whether it still lives is watched from outside."""
+_STUCK_SECONDS = 10.0
+"""How long a stopped run waits for tensors on their way; a healthy link needs milliseconds."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEADER = 5 + 5 + 3
 """What and the task (5), dtype and shape of the latent (5), dtype and shape of the tokens (3)."""
-_HEAD, _LATENT, _TOKENS = range(3)
+_HEAD, _TENSORS = range(2)
 """Tags."""
-_SENDER, _RECEIVER = range(2)
 
 
 class Link:
     """One end of a directed link.
 
     Args:
-        store: where both ends meet, a `torch.distributed.Store`.
-        name: the same at both ends.
-        sends: which end this is.
-        host: the address to listen on.
+        control: a `torch.distributed.ProcessGroupGloo` of two, for headers and words.
+        payload: carries the tensors.
     """
 
-    def __init__(self, store: Any, name: str, sends: bool, host: str):
+    def __init__(self, control: Any, payload: Payload):
+        self._control, self._payload = control, payload
+        self._since = 0.0
+        """When the tensors that are on their way set out; 0 while there are none."""
+
+    @classmethod
+    def meet(cls, store: Any, name: str, sends: bool, host: str, card: torch.device | None = None) -> Link:
+        """Meet the other end.
+
+        Args:
+            store: where both meet, a `torch.distributed.Store`.
+            name: the same at both ends.
+            sends: which end this is.
+            host: the address to listen on.
+            card: from or to which tensors travel by NCCL; None: through CPU memory.
+
+        Raises:
+            RuntimeError: the other end did not come.
+        """
         import torch.distributed as dist
 
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
         options._devices = [gloo.create_device(hostname=host)]
         options._threads, options._timeout = 1, _CONNECT
-        rank = _SENDER if sends else _RECEIVER
-        self._group = gloo(dist.PrefixStore(name, store), rank, 2, options)
+        rank = SENDER if sends else RECEIVER
+        control = gloo(dist.PrefixStore(name, store), rank, 2, options)
+        return cls(control, ThroughCpu(control, _TENSORS) if card is None else ByNccl(store, name, rank, card))
 
     def send(self, task: Task, flow: Flow) -> None:
         """Hand a flow to the task that takes it up. Returns when the other end has it.
@@ -57,16 +76,14 @@ class Link:
         Raises:
             RuntimeError: the other end is gone.
         """
-        latent = flow.latent.cpu().contiguous()
-        tokens = None if flow.tokens is None else flow.tokens.cpu().contiguous()
-        self._send(header_of(task, latent, tokens), _HEAD)
-        self._send(latent, _LATENT)
-        if tokens is not None:
-            self._send(tokens, _TOKENS)
+        self._say(header_of(task, flow.latent, flow.tokens))
+        self._since = time.monotonic()
+        self._payload.send([flow.latent] if flow.tokens is None else [flow.latent, flow.tokens])
+        self._since = 0.0
 
     def finish(self, word: int) -> None:
         """Say that nothing more comes in this run: END or ABORT."""
-        self._send(torch.tensor([word] + [0] * (_HEADER - 1)), _HEAD)
+        self._say(torch.tensor([word] + [0] * (_HEADER - 1)))
 
     def receive(self) -> tuple[Task, Flow] | int:
         """The next flow with the task that takes it up, or END, or ABORT.
@@ -74,21 +91,27 @@ class Link:
         Raises:
             RuntimeError: the other end is gone.
         """
-        numbers = self._receive(torch.empty(_HEADER, dtype=torch.int64), _HEAD).tolist()
+        header = torch.empty(_HEADER, dtype=torch.int64)
+        self._control.recv([header], SENDER, _HEAD).wait(FOREVER)
+        numbers = header.tolist()
         if numbers[0] != FLOW:
             return int(numbers[0])
-        latent = self._receive(torch.empty(numbers[6:10], dtype=_DTYPES[numbers[5]]), _LATENT)
-        tokens = None
-        if numbers[10] >= 0:
-            tokens = self._receive(torch.empty(numbers[11:13], dtype=_DTYPES[numbers[10]]), _TOKENS)
-        return task_in(numbers), Flow(latent, tokens)
+        self._since = time.monotonic()
+        tensors = self._payload.receive(forms_in(numbers))
+        self._since = 0.0
+        return task_in(numbers), Flow(*tensors)
 
-    def _send(self, tensor: torch.Tensor, tag: int) -> None:
-        self._group.send([tensor], _RECEIVER, tag).wait(_FOREVER)
+    def free(self) -> None:
+        """Break off what has been on its way for too long, because the other end is gone."""
+        if self._since and time.monotonic() - self._since > _STUCK_SECONDS:
+            self._payload.give_up()
 
-    def _receive(self, tensor: torch.Tensor, tag: int) -> torch.Tensor:
-        self._group.recv([tensor], _SENDER, tag).wait(_FOREVER)
-        return tensor
+    def close(self) -> None:
+        """Let go; the other end may be gone."""
+        self._payload.give_up()
+
+    def _say(self, numbers: torch.Tensor) -> None:
+        self._control.send([numbers], RECEIVER, _HEAD).wait(FOREVER)
 
 
 def header_of(task: Task, latent: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
@@ -106,13 +129,20 @@ def task_in(numbers: list[int]) -> Task:
     return Prefill(first, second, part) if prefill else Denoise(first, second, part)
 
 
+def forms_in(numbers: list[int]) -> list[Form]:
+    """The tensors that a header announces: the latent, and the tokens if there are any."""
+    latent = tuple(numbers[6:10]), _DTYPES[numbers[5]]
+    return [latent] if numbers[10] < 0 else [latent, (tuple(numbers[11:13]), _DTYPES[numbers[10]])]
+
+
 class Outgoing:
     """A link's sending end in one run: a thread that sends, so that the stage computes on meanwhile."""
 
     def __init__(self, link: Link, on_loss: Callable[[BaseException], None]):
-        self._link, self._on_loss = link, on_loss
+        self._on_loss = on_loss
         self._waiting: queue.SimpleQueue[tuple[Task, Flow] | int] = queue.SimpleQueue()
         self._aborted = False
+        self.link = link
         self.thread = threading.Thread(target=self._work, name="liveavatar-send", daemon=True)
         self.thread.start()
 
@@ -131,9 +161,9 @@ class Outgoing:
                 while True:
                     item = self._waiting.get()
                     if isinstance(item, int):
-                        return self._link.finish(item)
+                        return self.link.finish(item)
                     if not self._aborted:
-                        self._link.send(*item)
+                        self.link.send(*item)
         except BaseException as error:
             self._on_loss(error)
 
@@ -148,14 +178,15 @@ class Incoming:
         on_abort: Callable[[], None],
         on_loss: Callable[[BaseException], None],
     ):
-        self._link, self._on_flow, self._on_abort, self._on_loss = link, on_flow, on_abort, on_loss
+        self._on_flow, self._on_abort, self._on_loss = on_flow, on_abort, on_loss
+        self.link = link
         self.thread = threading.Thread(target=self._work, name="liveavatar-receive", daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
         try:
             with torch.inference_mode():
-                while not isinstance(got := self._link.receive(), int):
+                while not isinstance(got := self.link.receive(), int):
                     self._on_flow(*got)
             if got == ABORT:
                 self._on_abort()

@@ -7,11 +7,14 @@ So only tuples, numbers, text and tensors cross, and each side makes its own obj
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ... import __version__
 from ...components import Components, FolderComponents
 from ...errors import PlanError
 from ...pipeline import Cut, Denoise, Prefill, Task
@@ -20,10 +23,44 @@ from ...weights.folder import ModelFiles
 if TYPE_CHECKING:
     from ...mini.untrained import UntrainedComponents
 
+_log = logging.getLogger("liveavatar")
+
 PlainTask = tuple[str, int, int, int]
 PlainModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
 """Name, and files or, for a model that is made in code, the numbers it is made with."""
 PlainCut = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Greeting:
+    """What a worker says when it has come to life.
+
+    Attributes:
+        pid: of its process.
+        version, torch: of this library and of PyTorch, as it has them.
+        nccl: whether its PyTorch has NCCL and sees a card.
+    """
+
+    pid: int
+    version: str
+    torch: str
+    nccl: bool
+
+    @classmethod
+    def own(cls) -> Greeting:
+        """Of this process."""
+        import torch.distributed as dist
+
+        nccl = dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()
+        return cls(os.getpid(), __version__, torch.__version__, nccl)
+
+    def strange(self) -> str:
+        """What keeps whoever said this from working for this process, as a sentence's end; "" for nothing."""
+        if self.version != __version__:
+            return f"has version {self.version} of this library, this process {__version__}"
+        if self.torch != torch.__version__:
+            _log.warning("A worker has PyTorch %s, this process %s.", self.torch, torch.__version__)
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +70,8 @@ class Duty:
     Attributes:
         model: see `plain_model`.
         layers: first and end.
-        device, dtype, threads: as in the plan.
+        device: of its machine.
+        dtype, threads: as in the plan.
         conditions: whether it embeds text, time and sound for the others.
     """
 

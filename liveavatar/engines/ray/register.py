@@ -34,7 +34,7 @@ class Listed:
 
     Attributes:
         pid, birth: of its process; see `processes.birth`.
-        stage: its number, from 0.
+        stage: its number, from 0; None for encoders and VAE.
         device: "cpu", "cuda:0".
         log: the file that gets all it says.
         since: when it was started, in seconds since 1970.
@@ -42,7 +42,7 @@ class Listed:
 
     pid: int
     birth: str | None
-    stage: int
+    stage: int | None
     device: str
     log: Path
     since: float
@@ -101,12 +101,9 @@ class Page:
     def __init__(self, folder: Path):
         self._file = folder / f"crew-{next(_numbers)}.json"
 
-    def write(self, workers: Iterable[tuple[int, str, Path]]) -> None:
-        """List these workers, and no others: (pid, device, log) by stage. No video fails because of that."""
-        listed = [
-            Listed(pid, birth(pid), stage, device, log, self._since(pid))
-            for stage, (pid, device, log) in enumerate(workers)
-        ]
+    def write(self, workers: Iterable[tuple[int, int | None, str, Path]]) -> None:
+        """List these workers, and no others: (pid, stage, device, log). No video fails because of that."""
+        listed = [Listed(pid, birth(pid), stage, device, log, self._since(pid)) for pid, stage, device, log in workers]
         rows = [dataclasses.asdict(worker) | {"log": str(worker.log)} for worker in listed]
         own = {"pid": os.getpid(), "birth": birth(os.getpid()), "command": _own_command()}
         beside = self._file.with_suffix(".part")

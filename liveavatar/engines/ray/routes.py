@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 from ...config import CLIP_BLOCKS
+from ...machines import Machine, same_device
 from ...pipeline import Cut, Denoise, Prefill, Task, followers, paced_order
 
 
@@ -21,3 +23,43 @@ def links(cut: Cut) -> tuple[tuple[int, int], ...]:
     long = CLIP_BLOCKS + 1
     pairs = {(cut.stage_of(t), cut.stage_of(f)) for t in tasks for f in followers(cut, long, t)}
     return tuple(sorted((a, b) for a, b in pairs if a != b))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """Where a worker works.
+
+    Attributes:
+        machine: its machine.
+        device: of that machine.
+        nccl: whether its PyTorch has NCCL and sees a card.
+    """
+
+    machine: Machine
+    device: str
+    nccl: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """A link between two stages.
+
+    Attributes:
+        sender, receiver: numbers of stages.
+        nccl: whether tensors travel from card to card; else through CPU memory.
+    """
+
+    sender: int
+    receiver: int
+    nccl: bool
+
+
+def routes(cut: Cut, seats: Sequence[Seat]) -> tuple[Route, ...]:
+    """All links of a plan, decided once for both ends."""
+    return tuple(Route(a, b, by_nccl(seats[a], seats[b])) for a, b in links(cut))
+
+
+def by_nccl(one: Seat, other: Seat) -> bool:
+    """Whether NCCL carries what travels between two workers: both have it, and two cards that differ, as it wants."""
+    cards = all(seat.nccl and seat.device.startswith("cuda") for seat in (one, other))
+    return cards and not same_device((one.machine, one.device), (other.machine, other.device))

@@ -15,7 +15,9 @@ from ...planner import Plan
 from ...schedule import Schedule
 from ...session import Job, OnNotice, OnTask, TaskReport
 from . import cluster
-from .crew import Crew, Member
+from .crew import Crew
+from .desk import SUSPICIOUS_SECONDS
+from .member import Member
 from .pause import Pause
 from .plain import Fault, News, Orders, plain, plain_cut, task_of
 
@@ -132,7 +134,7 @@ class Run:
         schedule = Schedule.of(effective.steps)
         conditions = self._members[0].ask("condition", _own(material.context), [*schedule.timesteps, 0.0])
         # Handed on only when it is there, so that a worker is never kept waiting by another.
-        self._crew.gather(self._plan, {0: conditions}, self._crew.deadline, "embed the prompt")
+        self._crew.gather(self._plan, {0: conditions}, self._crew.limits.deadline, "embed the prompt")
         begun = {}
         for stage, member in enumerate(self._members):
             orders = Orders(
@@ -153,7 +155,7 @@ class Run:
             )
             begun[stage] = member.ask("begin", plain(orders), conditions)
         # Blocks may be allowed and news be asked for only when the run is known.
-        self._crew.gather(self._plan, begun, self._crew.deadline, "begin")
+        self._crew.gather(self._plan, begun, self._crew.limits.deadline, "begin")
         for stage in range(len(self._members)):
             self._ask(stage)
 
@@ -208,7 +210,7 @@ class Run:
             self._judge(stage, Fault(*news.fault))
         elif news.state in ("stopped", "idle"):
             self._wonder(stage, "stopped without being told to")
-        if news.busy > self._crew.deadline:
+        if news.busy > self._crew.limits.deadline:
             happened = f"has hung for {news.busy:.0f} s in one task"
             raise self._crew.lost(self._plan, stage, happened, replaceable=True)
         for task in news.tasks:
@@ -230,7 +232,10 @@ class Run:
         if self._news:
             stage = min(self._news.values(), key=self._asked.__getitem__)
             silent = now - self._asked[stage] - _NEWS_SECONDS
-            if silent > self._crew.deadline:
+            if silent > SUSPICIOUS_SECONDS:
+                late = (s for s in self._news.values() if now - self._asked[s] - _NEWS_SECONDS > SUSPICIOUS_SECONDS)
+                self._crew.look_for_machines(self._plan, sorted(late))
+            if silent > self._crew.limits.deadline:
                 happened = f"has given no sign of life for {silent:.0f} s"
                 raise self._crew.lost(self._plan, stage, happened, replaceable=True)
         if self._puzzle and now - self._puzzle[0] > _SECOND_HAND_SECONDS:

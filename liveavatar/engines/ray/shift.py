@@ -24,6 +24,7 @@ from .snapshots import Snapshots, stage_folder
 from .trouble import fault_of, first_line, out_of_memory
 
 _log = logging.getLogger("liveavatar.worker")
+_LOOK_SECONDS = 1.0
 
 
 class Shift:
@@ -85,8 +86,12 @@ class Shift:
 
     def join(self) -> None:
         """Wait until nothing of the run is left, neither work nor a flow on its way."""
-        for thread in (self._thread, *(o.thread for o in self._out.values()), *(i.thread for i in self._in)):
-            thread.join()
+        self._thread.join()
+        ends: list[Outgoing | Incoming] = [*self._out.values(), *self._in]
+        for end in ends:
+            while end.thread.is_alive():
+                end.thread.join(_LOOK_SECONDS)
+                end.link.free()
         if self._snapshots is not None:
             self._snapshots.close()
         # They know the shift and it knows them; so that links close when they are wired anew, not some time later.
@@ -194,7 +199,8 @@ class Shift:
             self._started = time.monotonic()
         left = stage.run(task, flow)
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            # Not the whole device: a transfer of a link may be on its way there, whose other end has gone.
+            torch.cuda.current_stream(self._device).synchronize()
         latent = left.latent.float().cpu() if ends_block(self.cut, task) else None
         self._hand_on(task, left)
         self._keep(stage, task)

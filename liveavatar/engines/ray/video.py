@@ -36,7 +36,7 @@ class Video:
 
     def __init__(self, crew: Crew, plan: Plan, model: PlainModel, job: Job, pause: Pause):
         self._crew, self._plan, self._model, self._job, self._pause = crew, plan, model, job, pause
-        self._received, self._restarts = Received(), Restarts(crew.restarts)
+        self._received, self._restarts = Received(), Restarts(crew.limits.restarts)
         self._run: Run | None = None
         self._folder = ""
         self._lost: list[WorkerError] = []
@@ -87,7 +87,7 @@ class Video:
         for stage, member in enumerate(members):
             steps = self._plan.stages[stage].steps
             asked[stage] = member.ask("kept", self._folder, stage, (steps.start, steps.stop))
-        kept = self._crew.gather(self._plan, asked, self._crew.deadline, "look for its snapshots")
+        kept = self._crew.gather(self._plan, asked, self._crew.limits.deadline, "look for its snapshots")
         return latest_common(kept.values(), self._received.count)
 
 

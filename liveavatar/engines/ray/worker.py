@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
+import socket
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVec
 from ...session import cpu_threads
 from ..nets import Nets
 from .links import Link
+from .living import Living
 from .plain import Duty, Look, News, Orders, PlainModel, model_of, plain
+from .routes import Route
 from .shift import Shift
 from .snapshots import complete_in, remove, stage_folder
 
@@ -23,24 +25,25 @@ _log = logging.getLogger("liveavatar.worker")
 _MEET = datetime.timedelta(seconds=30)
 
 
-class Worker:
+class Worker(Living):
     """One stage at a time, with its weights; both stay warm between runs.
 
     Methods are called from several threads of Ray, so each sets its own thread's ways.
+
+    Args:
+        log: the file that gets all it says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: str) -> None:
+        super().__init__(log)
         self._nets = Nets()
         self._opened: tuple[PlainModel, Components] | None = None
         self._duty: Duty | None = None
         self._store: Any = None
+        self._hosted: Any = None
         self._links: dict[tuple[int, int], Link] = {}
         self._number = 0
         self._shift: Shift | None = None
-
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
 
     def load(self, *fields: Any) -> dict[str, int]:
         """Take up a duty: load its weights, let go of others. Bytes of weights by device."""
@@ -58,8 +61,20 @@ class Worker:
         _log.info("layers %s-%s are loaded on %s", duty.layers[0], duty.layers[1] - 1, duty.device)
         return self._nets.bytes_by_device
 
+    def host(self, here: str) -> int:
+        """Have a store where links meet, on a free port of this address; the port."""
+        import torch.distributed as dist
+
+        if self._hosted is None or self._hosted.host != here:
+            listening = socket.create_server((here, 0), backlog=64)
+            port = listening.getsockname()[1]
+            self._hosted = dist.TCPStore(
+                here, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+            )
+        return int(self._hosted.port)
+
     def wire(
-        self, host: str, port: int, epoch: int, number: int, pairs: tuple[tuple[int, int], ...], here: str
+        self, host: str, port: int, epoch: int, number: int, routes: tuple[tuple[Any, ...], ...], here: str
     ) -> None:
         """Meet the neighbours anew.
 
@@ -67,18 +82,22 @@ class Worker:
             host, port: of the store where links meet.
             epoch: of the wiring, so that no end meets one of an older wiring.
             number: of this stage.
-            pairs: all links; every worker makes its own in this order, or two could wait for each other.
+            routes: all links; every worker makes its own in this order, or two could wait for each other.
             here: the address to listen on.
         """
         import torch.distributed as dist
 
+        for link in self._links.values():
+            link.close()
         self._links.clear()
         self._number = number
         self._store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEET)
-        for pair in pairs:
-            if number in pair:
-                name = f"{epoch}/{pair[0]}-{pair[1]}"
-                self._links[pair] = Link(self._store, name, sends=pair[0] == number, host=here)
+        for route in (Route(*fields) for fields in routes):
+            if number in (route.sender, route.receiver):
+                pair = (route.sender, route.receiver)
+                name = f"{epoch}/{route.sender}-{route.receiver}"
+                card = torch.device(self._on_duty.device) if route.nccl else None
+                self._links[pair] = Link.meet(self._store, name, number == route.sender, here, card)
 
     def condition(self, context: torch.Tensor, timesteps: list[float]) -> tuple[torch.Tensor, ...]:
         """Embedded prompt and timesteps, for all stages."""
