@@ -15,7 +15,8 @@ from ...errors import PlanError
 from ...machines import Machine
 
 LOCAL = "local"
-CONNECT_SECONDS = 3.0
+PROBE_SECONDS = 2.0
+"""A machine that does not take a connection within this time is not there."""
 _GREET_SECONDS = 10.0
 _TOKEN, _TOKEN_FILE, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 _GREETING = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
@@ -97,7 +98,7 @@ def join(ray: Any, address: str) -> None:
         ) from error
 
 
-def answers(host: str, port: int, seconds: float = CONNECT_SECONDS) -> bool:
+def answers(host: str, port: int, seconds: float = PROBE_SECONDS) -> bool:
     """Whether something listens there."""
     try:
         socket.create_connection((host, port), seconds).close()

@@ -13,11 +13,10 @@ from ...machines import Machine
 from . import cluster
 from .boot import start_worker
 from .faults import last_lines
-from .joining import answers
+from .joining import PROBE_SECONDS, answers
 from .plain import Duty, Greeting
 
 _LINES_SECONDS = 1.0
-_PROBE_SECONDS = 2.0
 
 
 @dataclasses.dataclass
@@ -69,7 +68,7 @@ class Member:
     @property
     def reachable(self) -> bool:
         """Whether its machine is still there; asked of another machine only, within seconds."""
-        return self.log is not None or answers(self.machine.address, self.machine.port, _PROBE_SECONDS)
+        return self.log is not None or answers(self.machine.address, self.machine.port, PROBE_SECONDS)
 
     def lines(self) -> list[str]:
         """Its last log lines; from another machine only while it lives."""
