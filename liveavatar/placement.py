@@ -38,11 +38,6 @@ class Placement:
     keep_loaded: bool = True
 
     @property
-    def first_device(self) -> str:
-        """Where the first stage runs."""
-        return (self.devices or default_devices())[0]
-
-    @property
     def last_device(self) -> str:
         """Where encoders and the VAE run: no device has fewer stages, because stages take devices in turn."""
         return (self.devices or default_devices())[-1]

@@ -64,19 +64,15 @@ def test_devices_that_a_machine_lacks_are_refused() -> None:
             check_device(DeviceName(device, "x"), STUDIOS[2])
 
 
-def test_encoders_and_vae_stay_on_this_machine() -> None:
-    def plan(*devices: str):
-        return make_plan(EFFECTIVE, UNTRAINED, model="untrained", stages="1x2", devices=devices, here="cuda:7")
+def test_encoders_and_vae_go_where_the_fewest_stages_are() -> None:
+    def vae(*devices: str, stages: str = "1x2") -> str:
+        return make_plan(EFFECTIVE, UNTRAINED, model="untrained", stages=stages, devices=devices).vae_device
 
-    mixed = plan("studio2/cuda:0", "cuda:1")
-    assert (mixed.encoder_device, mixed.vae_device) == ("cuda:1", "cuda:1")
-    turned = plan("cuda:1", "studio2/cuda:0")
-    assert (turned.encoder_device, turned.vae_device) == ("cuda:1", "cuda:1")
-    assert [s.device for s in turned.stages] == ["cuda:1", "studio2/cuda:0"]
-    away = plan("studio2/cuda:0", "studio3/cuda:0")
-    assert (away.encoder_device, away.vae_device) == ("cuda:7", "cuda:7")
-    placed = Placement(("studio2/cuda:0", "cpu"))
-    assert placed.first_device == "cpu" and placed.working_dtype == "bfloat16"
+    assert vae("cuda:1", "studio2/cuda:0") == "studio2/cuda:0"
+    assert vae("cuda:0", "cuda:1", "cuda:2") == "cuda:2", "one device more than stages"
+    assert vae("cuda:0", "cuda:1", stages="1x3") == "cuda:1", "the first has two stages"
+    assert Placement(("cuda:0", "studio2/cpu")).last_device == "studio2/cpu"
+    assert Placement(("studio2/cuda:0", "cpu")).working_dtype == "bfloat16"
     assert Placement(("studio2/cpu",)).working_dtype == "float32"
 
 

@@ -77,6 +77,20 @@ def equal_videos(backend: Any, video: Any) -> Iterator[dict[str, Any]]:
         yield {"equal": equal, "nodes": nodes(backend.worker_pids), "held": sorted(backend.bytes_by_device())}
 
 
+def coding(backend: Any) -> dict[str, Any]:
+    """Where encoders work, and whether they make the same numbers there."""
+    from torch import equal
+
+    from liveavatar.codec import LocalCodec, Place
+    from liveavatar.components import open_components
+
+    components = open_components("untrained")
+    there = backend.codec(components, Place("studio2/cpu", "float32", 1))
+    here = LocalCodec(components, Place("cpu", "float32", 1))
+    read, expected = (codec.read("a calm man", lambda: None) for codec in (there, here))
+    return {"equal": equal(read, expected), "nodes": nodes((backend.codec_pid,))}
+
+
 def lose(cluster: "Cluster", node: Any, backend: Any, video: Any) -> dict[str, Any]:
     """What is said when a machine dies in the middle of a video, and how long after it."""
     died: list[float] = []
@@ -104,7 +118,7 @@ def after_release(address: str, backend: Any) -> dict[str, Any]:
 
     from liveavatar.engines.ray import cluster as own
 
-    workers = [psutil.Process(pid) for pid in backend.worker_pids]
+    workers = [psutil.Process(pid) for pid in (*backend.worker_pids, backend.codec_pid)]
     folders = [f"la-{pid}-*" for pid in (os.getpid(), *backend.worker_pids)]
     backend.release()
     _, alive = psutil.wait_procs(workers, timeout=10)
@@ -124,6 +138,7 @@ def main() -> None:
 
         video, here = Video(6), backend(cluster.address, "cpu", "studio2/cpu")
         said["videos"] = list(equal_videos(here, video))
+        said["codec"] = coding(here)
         said["lost"] = lose(cluster, third, here, video)
         said["released"] = after_release(cluster.address, here)
         print(json.dumps(said), flush=True)

@@ -203,7 +203,8 @@ def test_the_status_of_a_video_and_of_warm_workers(backend, video) -> None:
         assert (worker.state, worker.tasks, worker.task_seconds) == ("idle", 0, None)
         assert worker.host_bytes == pytest.approx(psutil.Process(worker.pid).memory_info().rss, rel=0.2)
         assert (worker.allocated, worker.reserved) == (0, 0)
-    assert sum(w.weights for w in warm.workers) == backend.bytes_by_device()["cpu"]
+    assert sum(w.weights for w in warm.workers) + warm.codec_bytes == backend.bytes_by_device()["cpu"]
+    assert warm.codec == backend.codec_pid
 
     seen: list[BackendStatus] = []
 
@@ -251,7 +252,7 @@ def test_idle_workers_are_ended_and_the_next_video_has_new_ones(backend, video) 
         list(running)
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive
-        until(lambda: looked_at(backend) == BackendStatus("released", 0, ()))
+        until(lambda: looked_at(backend) == BackendStatus("released", 0, (), None, 0))
         assert backend.worker_pids == () and backend.bytes_by_device() == {}
         with ThreadPoolExecutor() as pool:
             made, seen = pool.submit(video.is_made_by, backend, STAGES), []

@@ -45,6 +45,10 @@ def test_any_cut_over_machines_gives_equal_bits_where_it_was_asked_for(told: dic
     ]
 
 
+def test_encoders_work_where_they_were_asked_for(told: dict[str, Any]) -> None:
+    assert told["codec"] == {"equal": True, "nodes": ["studio2"]}
+
+
 def test_a_machine_that_dies_is_named_and_the_others_go_on(told: dict[str, Any]) -> None:
     lost = told["lost"]
     assert lost["kind"] == "WorkerError"
@@ -57,7 +61,7 @@ def test_a_machine_that_dies_is_named_and_the_others_go_on(told: dict[str, Any])
 def test_nothing_is_left_and_the_cluster_goes_on(told: dict[str, Any]) -> None:
     released = dict(told["released"])
     assert released.pop("nodes")[:2] == ["studio1", "studio2"]
-    assert released == {"workers": 2, "alive": 0, "left": [], "connected": False}
+    assert released == {"workers": 3, "alive": 0, "left": [], "connected": False}
 
 
 @pytest.mark.parametrize(

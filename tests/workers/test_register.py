@@ -73,4 +73,4 @@ def test_another_process_lists_shows_and_stops_workers(backend: RayBackend) -> N
             backend.status()
             assert time.monotonic() - start < 1
         released.result()
-    assert backend.status() == BackendStatus("released", 0, ()) and states() == []
+    assert backend.status() == BackendStatus("released", 0, (), None, 0) and states() == []

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import PlanError
 from ...machines import Machine
+from .calls import gate
 from .joining import LOCAL, join, machines_of, token_is_known
 
 _STORE_BYTES = 200 * 2**20
@@ -90,15 +91,15 @@ def enter(address: str = LOCAL) -> Path:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             _folder, _address = folder, address
+            gate.open()
         _users += 1
         return _folder or Path(tempfile.gettempdir())
 
 
 def machines() -> tuple[list[Machine], Machine]:
     """Those that can work now, and this one."""
-    ray = the_ray()
-    there = machines_of(ray)
-    own = ray.get_runtime_context().get_node_id()
+    with gate.through() as ray:
+        there, own = machines_of(ray), ray.get_runtime_context().get_node_id()
     return there, next(m for m in there if m.id == own)
 
 
@@ -110,6 +111,7 @@ def leave() -> None:
         if _users:
             return
         if _ours:
+            gate.shut()
             the_ray().shutdown()
         if _folder is not None:
             shutil.rmtree(_folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from typing import Any
 
 from ...machines import DeviceName, Machine
 from ...planner import Plan
-from . import cluster
+from . import calls, cluster
 from .desk import LOAD_SECONDS, START_SECONDS, SUSPICIOUS_SECONDS, Desk
 from .faults import Limits, WorkerError, worker_error
 from .hold import Hold
@@ -88,9 +89,11 @@ class Crew:
 
     def settle(self, seconds: float, give_up: bool = False) -> None:
         """End what still runs. Workers that need longer are asked again later, or replaced."""
-        ray = cluster.the_ray()
-        if not ray.is_initialized():  # the process is ending
-            return
+        with contextlib.suppress(calls.Ended):
+            self._settle(seconds, give_up)
+
+    def _settle(self, seconds: float, give_up: bool) -> None:
+        errors = cluster.the_ray().exceptions
         for member in self.members:
             member.stopping = member.stopping or member.ask("stop")
         until = time.monotonic() + seconds
@@ -99,12 +102,12 @@ class Crew:
             if asked is None or asked.stopping is None:
                 continue
             try:
-                ray.get(asked.stopping, timeout=max(0.0, until - time.monotonic()))
+                calls.get(asked.stopping, max(0.0, until - time.monotonic()))
                 asked.stopping = None
-            except ray.exceptions.GetTimeoutError:
+            except errors.GetTimeoutError:
                 if give_up:
                     self.retire(number)
-            except ray.exceptions.RayError:
+            except errors.RayError:
                 self.retire(number)
 
     def retire(self, number: int) -> None:
@@ -134,10 +137,11 @@ class Crew:
 
     def forget(self) -> None:
         """Remove the snapshots of the latest video, on all machines."""
-        ray, folder = cluster.the_ray(), self._hold.snapshots
-        if folder and self.members and ray.is_initialized():
-            asked = [member.ask("forget", folder) for member in self.members]
-            ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)  # who needs longer does it later
+        folder = self._hold.snapshots
+        if folder and self.members:
+            with contextlib.suppress(calls.Ended):
+                asked = [member.ask("forget", folder) for member in self.members]
+                calls.wait(asked, SETTLE_SECONDS, len(asked))  # who needs longer does it later
         self._hold.forget()
 
     def lost(
@@ -168,12 +172,10 @@ class Crew:
         Raises:
             WorkerError: one failed, was lost, or needed longer than `seconds`.
         """
-        ray = cluster.the_ray()
         owing, given, begun = {ref: number for number, ref in refs.items()}, {}, time.monotonic()
         second_hand: int | None = None
         while owing:
-            done, _ = ray.wait(list(owing), timeout=0.5)
-            for ref in done:
+            for ref in calls.wait(owing, 0.5):
                 number = owing.pop(ref)
                 kind, value = self.answer(plan, number, ref)
                 if kind == "link":
@@ -196,15 +198,15 @@ class Crew:
         Raises:
             WorkerError: the worker's process is gone.
         """
-        ray = cluster.the_ray()
+        errors = cluster.the_ray().exceptions
         try:
-            return ray.get(ref)
-        except ray.exceptions.RayError as error:
+            return calls.get(ref)
+        except errors.RayError as error:
             self.look_for_machines(plan, [number])
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
-            if not isinstance(error, ray.exceptions.RayActorError):
+            if not isinstance(error, errors.RayActorError):
                 happened = f"could not be reached ({type(error).__name__})"
-            out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            out_of_memory = isinstance(error, errors.OutOfMemoryError)
             raise self.lost(plan, number, happened, replaceable=not out_of_memory) from None
 
     def _hire(self, plan: Plan, machines: list[Machine]) -> None:

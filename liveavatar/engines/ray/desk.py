@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ...codec import Check, Place
 from ...errors import LiveAvatarError
 from ...machines import DeviceName
-from . import cluster
+from . import calls, cluster
 from .faults import Limits, WorkerError, last_words
 from .hold import Hold
 from .member import Member
@@ -82,11 +83,11 @@ class Desk:
             LiveAvatarError: the library refused in it.
             Whatever `check` raises.
         """
-        ray, member = cluster.the_ray(), self.member
+        errors, member = cluster.the_ray().exceptions, self.member
         if member is None:
             raise self._lost(place, "was given back")
         ref, since = member.ask(name, *given), time.monotonic()
-        while not ray.wait([ref], timeout=_PATIENCE)[0]:
+        while not calls.wait([ref], _PATIENCE):
             check()
             waited = time.monotonic() - since
             if waited > SUSPICIOUS_SECONDS and not member.reachable:
@@ -95,9 +96,9 @@ class Desk:
                 raise self._lost(place, f"could not {doing} within {seconds:.0f} s")
         self._used = time.monotonic()
         try:
-            kind, value = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+            kind, value = calls.get(ref)
+        except errors.RayError as error:
+            out_of_memory = isinstance(error, errors.OutOfMemoryError)
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
             raise self._lost(place, happened, replaceable=not out_of_memory) from None
         if kind == "refused":
@@ -109,8 +110,10 @@ class Desk:
 
     def tell(self, name: str, *given: Any) -> None:
         """Call the worker, if there is one, without waiting."""
-        if self.member is not None and cluster.the_ray().is_initialized():
-            self.member.ask(name, *given)
+        member = self.member
+        if member is not None:
+            with contextlib.suppress(calls.Ended):
+                member.ask(name, *given)
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the worker keeps."""

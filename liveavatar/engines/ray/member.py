@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...machines import Machine
-from . import cluster
+from . import calls
 from .boot import start_worker
 from .faults import last_lines
 from .joining import PROBE_SECONDS, answers
@@ -53,7 +53,8 @@ class Member:
             threads, alone, works: see `start_worker`.
         """
         log = folder / f"worker-{number}.log" if folder else None
-        actor = start_worker(cluster.the_ray(), machine.id, str(log or ""), threads, alone, works)
+        with calls.gate.through() as ray:
+            actor = start_worker(ray, machine.id, str(log or ""), threads, alone, works)
         return cls(actor, machine, log, number)
 
     @property
@@ -63,7 +64,7 @@ class Member:
 
     def ask(self, name: str, *given: Any) -> Any:
         """Call the worker; a reference to ("ok", result) or to (kind of fault, words)."""
-        return self.actor.call.remote(name, *given)
+        return calls.ask(self.actor, name, *given)
 
     @property
     def reachable(self) -> bool:
@@ -75,14 +76,14 @@ class Member:
         if self.log is not None:
             return last_lines(self.log)
         with contextlib.suppress(Exception):
-            kind, lines = cluster.the_ray().get(self.ask("last_lines"), timeout=_LINES_SECONDS)
+            kind, lines = calls.get(self.ask("last_lines"), _LINES_SECONDS)
             return list(lines) if kind == "ok" else []
         return []
 
     def kill(self) -> None:
         """End the process, even one that hears nothing."""
         with contextlib.suppress(Exception):
-            cluster.the_ray().kill(self.actor, no_restart=True)
+            calls.kill(self.actor)
         if self.pid and self.log:  # a process of this machine
             with contextlib.suppress(OSError):
                 os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -93,4 +94,4 @@ def tidy(members: list[Member]) -> None:
     with contextlib.suppress(Exception):
         asked = [member.ask("tidy") for member in members if member.log is None]
         if asked:
-            cluster.the_ray().wait(asked, num_returns=len(asked), timeout=_LINES_SECONDS)
+            calls.wait(asked, _LINES_SECONDS, len(asked))

@@ -14,7 +14,7 @@ from ...pipeline import task_count
 from ...planner import Plan
 from ...schedule import Schedule
 from ...session import Job, OnNotice, OnTask, TaskReport
-from . import cluster
+from . import calls
 from .crew import Crew
 from .desk import SUSPICIOUS_SECONDS
 from .member import Member
@@ -172,11 +172,9 @@ class Run:
 
     def _hear(self, on_task: OnTask) -> None:
         """Wait a moment for answers and act on them."""
-        ray = cluster.the_ray()
         owing = [*self._news, *self._hearing]
         if owing:
-            ray.wait(owing, timeout=0.5, fetch_local=False)
-            done, _ = ray.wait(owing, num_returns=len(owing), timeout=0, fetch_local=False)
+            done = calls.wait(owing, 0.5)
         else:
             done = []
             time.sleep(0.1)

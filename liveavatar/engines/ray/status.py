@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from ...planner import StagePlan
-from . import cluster
-from .crew import Crew, Member
+from . import calls
+from .crew import Crew
+from .member import Member
 from .pause import Pause
 from .plain import Look
 from .processes import resident_bytes
@@ -16,7 +16,6 @@ from .turns import Turns
 
 _ANSWER_SECONDS = 0.6
 """Who has not answered then is silent for this time."""
-_Asked = concurrent.futures.Future
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +54,19 @@ class BackendStatus:
     """A backend.
 
     Attributes:
-        state: "released" (no workers), "warm" (workers, no video), "running" (a video has the workers, or is about to
-            start them), or "paused".
+        state: "released" (no workers), "warm" (workers, but no video has them), "running" (a video has the
+            workers, or is about to start them), or "paused".
         waiting: videos that wait for their turn.
         workers: in the order of their stages.
+        codec: process of encoders and VAE; None where there is none.
+        codec_bytes: of weights that it keeps.
     """
 
     state: Literal["released", "warm", "running", "paused"]
     waiting: int
     workers: tuple[WorkerStatus, ...]
+    codec: int | None
+    codec_bytes: int
 
 
 class Observer:
@@ -75,21 +78,23 @@ class Observer:
 
     def __init__(self, crew: Crew, turns: Turns, pause: Pause):
         self._crew, self._turns, self._pause = crew, turns, pause
-        self._owed: dict[int, _Asked] = {}
+        self._owed: dict[int, Any] = {}
         """Answers that silent workers still owe, by their processes: they are not asked again and again."""
 
     def look(self) -> BackendStatus:
         """The status now; takes well below a second."""
         plan, places = self._crew.plan, self._crew.places
         asked = {number: self._ask(member) for number, member in places if member.pid}
-        concurrent.futures.wait([answer for answer in asked.values() if answer], _ANSWER_SECONDS)
-        self._owed = {m.pid: a for number, m in places if (a := asked.get(number)) and not a.done()}
+        there = self._wait([ref for ref in asked.values() if ref is not None])
+        self._owed = {m.pid: ref for number, m in places if (ref := asked.get(number)) and ref not in there}
         workers = tuple(
-            _status(number, plan.stages[number], member, asked.get(number))
+            _status(number, plan.stages[number], member, *_seen(member, asked.get(number), there))
             for number, member in places
             if plan is not None and number < len(plan.stages)
         )
-        return BackendStatus(self._state(bool(places)), self._turns.waiting, workers)
+        desk = self._crew.desk
+        codec = desk.member.pid if desk.member else None
+        return BackendStatus(self._state(self._crew.is_there), self._turns.waiting, workers, codec, desk.nbytes)
 
     def _state(self, workers: bool) -> Literal["released", "warm", "running", "paused"]:
         taken = self._turns.taken
@@ -97,23 +102,25 @@ class Observer:
             return "released"
         return "paused" if self._pause.on else "running" if taken else "warm"
 
-    def _ask(self, member: Member) -> _Asked | None:
-        """An answer to come; None where nobody can be asked."""
+    def _ask(self, member: Member) -> Any:
+        """The reference of an answer to come; None where nobody can be asked."""
         owed = self._owed.get(member.pid)
-        if owed is not None and not owed.done():
+        if owed is not None:
             return owed
         try:
-            if not cluster.the_ray().is_initialized():
-                return None
-            # Not `ray.wait`, which would start a new Ray where another thread has just ended this one.
-            asked: _Asked = member.ask("look").future()
+            return member.ask("look")
         except Exception:
             return None
-        return asked
+
+    def _wait(self, refs: list[Any]) -> list[Any]:
+        """The answers that are there in time."""
+        try:
+            return calls.wait(refs, _ANSWER_SECONDS, len(refs)) if refs else []
+        except calls.Ended:
+            return []
 
 
-def _status(number: int, stage: StagePlan, member: Member, asked: _Asked | None) -> WorkerStatus:
-    state, seen = _seen(member, asked)
+def _status(number: int, stage: StagePlan, member: Member, state: str, seen: Look | None) -> WorkerStatus:
     return WorkerStatus(
         stage=number,
         steps=stage.steps,
@@ -130,16 +137,16 @@ def _status(number: int, stage: StagePlan, member: Member, asked: _Asked | None)
     )
 
 
-def _seen(member: Member, asked: _Asked | None) -> tuple[str, Look | None]:
+def _seen(member: Member, asked: Any, there: list[Any]) -> tuple[str, Look | None]:
     """The worker's state, and its answer if there is one."""
     if not member.pid:
         return "starting", None
     if asked is None:
         return "lost", None
-    if not asked.done():
+    if asked not in there:
         return "silent", None
     try:
-        kind, given = asked.result()
+        kind, given = calls.get(asked)
     except Exception:
         return "lost", None
     if kind != "ok":
