@@ -16,6 +16,7 @@ from ...errors import PlanError
 from ...machines import Machine
 from .calls import gate
 from .joining import LOCAL, join, machines_of, token_is_known
+from .keeper import Keeper
 
 _STORE_BYTES = 200 * 2**20
 _FOLDER = re.compile(r"la-(\d+)-\w+")
@@ -27,6 +28,8 @@ _WAYS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
     "RAY_worker_niceness": "0",
+    # Nobody but this package starts Ray here, least of all by accident after its end.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # No diary of calls: nobody reads it, and it costs each process up to 30 MB and a call a third of its time.
     "RAY_task_events_report_interval_ms": "0",
 }
@@ -38,6 +41,7 @@ _users = 0
 _folder: Path | None = None
 _ours = False
 _address = LOCAL
+_keeper: Keeper | None = None
 
 
 def the_ray(address: str = LOCAL) -> Any:
@@ -72,7 +76,7 @@ def enter(address: str = LOCAL) -> Path:
     Raises:
         PlanError: the cluster cannot be joined; this process is in another one.
     """
-    global _users, _folder, _ours, _address
+    global _users, _folder, _ours, _address, _keeper
     ray = the_ray(address)
     with _lock:
         if _users and ray.is_initialized() and address != _address:
@@ -86,7 +90,7 @@ def enter(address: str = LOCAL) -> Path:
             folder = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
             try:
                 if _ours:
-                    _start(ray, folder) if address == LOCAL else _join(ray, address)
+                    _keeper = Keeper(lambda: _start(ray, folder) if address == LOCAL else _join(ray, address))
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -113,6 +117,8 @@ def leave() -> None:
         if _ours:
             gate.shut()
             the_ray().shutdown()
+        if _keeper is not None:
+            _keeper.end()
         if _folder is not None:
             shutil.rmtree(_folder, ignore_errors=True)
             _folder = None
