@@ -7,7 +7,7 @@ from comfy_api.v0_0_2 import io
 from ..liveavatar.engines.backend import LocalBackend
 from ..liveavatar.placement import Placement
 from .host import with_devices
-from .schema import CATEGORY, BackendSocket, newer
+from .schema import CATEGORY, BackendSocket, advanced, newer
 
 IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
@@ -58,18 +58,48 @@ class Backend(io.ComfyNode):
                     max=256,
                     tooltip="CPU threads of each task; 0 chooses. Frames are equal to the bit only at equal numbers.",
                 ),
+                advanced(
+                    io.Int.Input(
+                        "restarts",
+                        default=2,
+                        min=0,
+                        max=100,
+                        optional=True,
+                        tooltip="Worker processes that may be lost or hang in one video: they are replaced and it goes "
+                        "on. At 0 the first one ends it with an error.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "address",
+                        default="local",
+                        optional=True,
+                        tooltip="Where worker processes run: local is this machine; auto, or host:port, is the Ray "
+                        "cluster that this machine has joined. Devices of other machines are named machine/cuda:0.",
+                    )
+                ),
             ],
             outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
             **newer(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
         )
 
     @classmethod
-    def execute(cls, engine: str, devices: str, stages: str, memory: str, threads: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        engine: str,
+        devices: str,
+        stages: str,
+        memory: str,
+        threads: int,
+        restarts: int = 2,
+        address: str = "local",
+    ) -> io.NodeOutput:
         """The backend; nothing is loaded."""
         named = () if devices.strip() in ("", "auto") else tuple(d.strip() for d in devices.split(",") if d.strip())
         placement = Placement(named, stages.strip() or "auto", threads=threads or None, keep_loaded=memory == KEEP)
         if engine == WORKERS:
             from ..liveavatar.engines.ray import RayBackend
 
-            return io.NodeOutput(RayBackend(with_devices(placement)))
+            where = address.strip() or "local"
+            return io.NodeOutput(RayBackend(with_devices(placement), where, restarts=restarts))
         return io.NodeOutput(LocalBackend(with_devices(placement)))

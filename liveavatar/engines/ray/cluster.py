@@ -28,8 +28,6 @@ _WAYS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
     "RAY_worker_niceness": "0",
-    # Nobody but this package starts Ray here, least of all by accident after its end.
-    "RAY_ENABLE_AUTO_CONNECT": "0",
     # No diary of calls: nobody reads it, and it costs each process up to 30 MB and a call a third of its time.
     "RAY_task_events_report_interval_ms": "0",
 }
