@@ -133,5 +133,8 @@ def test_another_library_on_a_machine_is_refused(
     monkeypatch.setattr(boot, "_PACK", tmp_path)
     monkeypatch.chdir(tmp_path)  # Ray looks there first
     backend.release()
-    with pytest.raises(WorkerError, match=rf"Stage 1 of 1 .*{words}.* [Ii]nstall the same version"):
-        Video(1).engine(backend, "1x1").load()
+    try:
+        with pytest.raises(WorkerError, match=rf"Stage 1 of 1 .*{words}.* [Ii]nstall the same version"):
+            Video(1).engine(backend, "1x1").load()
+    finally:
+        backend.release()  # and Ray with it, which was started in this folder
