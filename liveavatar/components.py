@@ -18,7 +18,7 @@ from torch import nn
 from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
 from .weights.core_files import open_transformer
-from .weights.fill import DType, check, fill
+from .weights.fill import DType, Where, check, fill
 from .weights.folder import ModelFiles, find_model
 from .weights.lora import LoRASource, lora_targets, open_lora
 from .weights.parts import (
@@ -59,8 +59,11 @@ class Components(Protocol):
     config: ModelConfig
     trained: bool
 
-    def transformer(self, part: Part, device: Device, dtype: DType) -> CausalS2VTransformer:
-        """A part of the network, with the distillation LoRA merged; reads only what the part owns."""
+    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
+        """A part of the network, with the distillation LoRA merged; reads only what the part owns.
+
+        Each tensor is read to the device that `device` is, or says by its name.
+        """
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan: ...
 
@@ -131,7 +134,7 @@ class FolderComponents:
         check_encoders(files, self.config)
         self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
 
-    def transformer(self, part: Part, device: Device, dtype: DType) -> CausalS2VTransformer:
+    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
         from .model.transformer import CausalS2VTransformer
 
         return _filled(lambda: CausalS2VTransformer(self.config, part), self._weights, device, dtype)
@@ -177,7 +180,7 @@ def _whole(config: ModelConfig) -> CausalS2VTransformer:
         return CausalS2VTransformer(config, Part.whole(config))
 
 
-def _filled(build: Callable[[], M], source: TensorSource, device: Device, dtype: DType) -> M:
+def _filled(build: Callable[[], M], source: TensorSource, device: Where, dtype: DType) -> M:
     """A module built without memory, then filled."""
     with torch.device("meta"):
         module = build()

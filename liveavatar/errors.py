@@ -47,6 +47,10 @@ class MissingFilesError(ModelError):
     """Files or tensors that the model needs are not there."""
 
 
+class HostMemoryError(LiveAvatarError):
+    """The host's memory cannot hold what was to lie in it, or may not be locked for the devices."""
+
+
 class LoRAError(ModelError):
     """A LoRA file does not fit the network."""
 

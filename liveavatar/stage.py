@@ -12,12 +12,14 @@ from collections.abc import Callable
 import torch
 
 from .distance import SinkDistance
-from .model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
+from .memory.rings import RingShape, make_rings
+from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
 from .model.layer import AudioTokens
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
 from .schedule import Schedule, block_noise
+from .storage import PLAIN, Storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Stage:
         steps: the denoising steps this stage runs; one KV ring each.
         conditions: of the session, moved to the stage's device as needed.
         device, dtype: where and in what the stage works.
+        storage: how the keys and values of blocks are kept; the weights are kept as the net was loaded.
+
+    Raises:
+        HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class Stage:
         conditions: Conditions,
         device: torch.device,
         dtype: torch.dtype,
+        storage: Storage = PLAIN,
     ):
         self.net, self.conditions, self.device, self.dtype = net, conditions, device, dtype
         config = net.config
@@ -115,8 +122,10 @@ class Stage:
         self.time = TimeVectors(conditions.time.head.to(device), conditions.time.layers.to(device))
         self.text = net.text_kv(conditions.text.to(device, dtype))
         self._motion_rope = self.grid.motion()
-        shape = (self.grid.tokens, config.num_heads, config.head_dim, dtype, device)
-        self.rings = {step: [Ring.empty(*shape) for _ in net.part.layers] for step in steps}
+        shape = RingShape(window_tokens(self.grid.tokens), config.num_heads, config.head_dim, dtype)
+        made = make_rings(storage, steps, len(net.part.layers), shape, device)
+        self.rings, self.traffic = made.by_step, made.traffic
+        """One ring per layer for each step, and what they copied between host and device."""
         self.sinks: dict[int, list[SinkKV]] = {}
         """By version; at most two are kept, the one in use and the one to come."""
 
@@ -137,10 +146,11 @@ class Stage:
 
     def _denoise(self, task: Denoise, flow: Flow) -> Flow:
         step = task.step
+        memories = self._memories(task)
         tokens = self.net.embed_block(flow.latent) if flow.tokens is None else flow.tokens
         audio = self.conditions.audio(task.block).to(self.device)
         rope, time = self.grid.block(task.block), self.time.layers[step]
-        tokens = self.net.run_layers(tokens, time, rope, self.text, self._memories(task), audio)
+        tokens = self.net.run_layers(tokens, time, rope, self.text, memories, audio)
         if not self.net.part.head:
             return Flow(flow.latent, tokens)
         velocity = self.net.velocity(tokens, self.time.head[step], self.grid.rows, self.grid.columns)
@@ -152,9 +162,11 @@ class Stage:
             del self.sinks[old]
         time_id = self.conditions.distance.reference_time_id(self.conditions.seed, task.block, task.step)
         window, reference = Window.of(task.block, self.grid.tokens), self.grid.reference(time_id)
+        rings = self.rings[task.step]
+        for ring in rings[:1]:  # the others are fetched while the one before them works
+            ring.fetch(window)
         return [
-            BlockMemory(ring, window, sink, reference)
-            for ring, sink in zip(self.rings[task.step], self.sinks[version], strict=True)
+            BlockMemory(ring, window, sink, reference) for ring, sink in zip(rings, self.sinks[version], strict=True)
         ]
 
     def saved_rings(self, step: int) -> torch.Tensor:

@@ -50,3 +50,80 @@ def streamed_layers(layers: range, count: int) -> tuple[int, ...]:
     if not 0 <= count <= len(layers):
         raise ValueError(f"{count} of {len(layers)} layers cannot be streamed.")
     return tuple(layers[(2 * i + 1) * len(layers) // (2 * count)] for i in range(count))
+
+
+_SCALE = 4
+"""Bytes of a scale."""
+_SLOTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes that stay for as long as a stage lives.
+
+    Attributes:
+        device: on the device.
+        host: in the host's memory, pinned for a CUDA device.
+    """
+
+    device: int
+    host: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(self.device + other.device, self.host + other.host)
+
+
+def ring_bytes(keys: KeyFormat, tokens: int, heads: int, head_dim: int, size: int) -> int:
+    """Keys and values of some tokens in one layer.
+
+    Args:
+        keys: how they are kept.
+        tokens: how many; a ring has those of four blocks.
+        heads, head_dim: of the network.
+        size: bytes per number of the working dtype.
+    """
+    return 2 * tokens * heads * (head_dim + _SCALE if keys == "fp8" else head_dim * size)
+
+
+def held_by_rings(storage: Storage, ring: int, layers: int, steps: int) -> Held:
+    """The rings of a stage, of `ring` bytes each: all on the device, or all on the host and two slots on the device."""
+    rings = ring * layers * steps
+    return Held(rings) if storage.keys_home == "device" else Held(_SLOTS * ring, rings)
+
+
+def held_by_layers(storage: Storage, layer: int, prompt: int, layers: int) -> Held:
+    """The layers of a stage without their injectors, which always stay on the device.
+
+    Args:
+        storage: of the stage.
+        layer: bytes of one layer in its format, its prompt weights among them.
+        prompt: bytes of those: `prompt_parameters` of the network.
+        layers: how many.
+    """
+    leaving = prompt if storage.prompt_weights == "leave" else 0
+    travelling = layer - leaving
+    at_once = layers - storage.streamed + min(storage.streamed, _SLOTS)
+    return Held(at_once * travelling, storage.streamed * travelling + layers * leaving)
+
+
+def prompt_parameters(dim: int) -> int:
+    """Numbers of a layer that only the prompt needs: its key and value matrices, and the norm of the keys."""
+    return 2 * (dim * dim + dim) + dim
+
+
+def carried_by_rings(storage: Storage, block_row: int, layers: int, earlier: int) -> tuple[int, int]:
+    """Bytes a block moves at one step through a stage: to the device and to the host.
+
+    Args:
+        storage: of the stage.
+        block_row: `ring_bytes` of the tokens of one block.
+        layers: how many.
+        earlier: how many earlier blocks it sees, at most three.
+    """
+    return (0, 0) if storage.keys_home == "device" else (earlier * block_row * layers, block_row * layers)
+
+
+def carried_by_layers(storage: Storage, layer: int, prompt: int) -> int:
+    """Bytes one task moves to the device; two streamed layers or fewer stay in their slots."""
+    travelling = layer - (prompt if storage.prompt_weights == "leave" else 0)
+    return storage.streamed * travelling if storage.streamed > _SLOTS else 0

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from ..components import Components
+from ..memory.weights import bytes_held, homes, keep_weights
 from ..model.transformer import CausalS2VTransformer, Part
+from ..storage import PLAIN, Storage
+
+_Key = tuple[str, Part, torch.dtype, Storage]
 
 
 class Nets:
-    """Parts of one network at a time, by device, part and dtype; loaded when first asked for."""
+    """Parts of one network at a time, by device, part, dtype and storage; loaded when first asked for."""
 
     def __init__(self) -> None:
         self._components: Components | None = None
-        self._loaded: dict[tuple[str, Part, torch.dtype], CausalS2VTransformer] = {}
+        self._loaded: dict[_Key, CausalS2VTransformer] = {}
 
-    def get(self, components: Components, device: str, part: Part, dtype: torch.dtype) -> CausalS2VTransformer:
+    def get(
+        self, components: Components, device: str, part: Part, dtype: torch.dtype, storage: Storage = PLAIN
+    ) -> CausalS2VTransformer:
         """A part, from memory or from its files. Another model or dtype than before takes the place of the old."""
-        if components is not self._components or any(kept != dtype for _, _, kept in self._loaded):
+        if components is not self._components or any(key[2] != dtype for key in self._loaded):
             self.release()
             self._components = components
-        key = (device, part, dtype)
+        key = _key(device, part, dtype, storage)
         if key not in self._loaded:
-            self._loaded[key] = components.transformer(part, torch.device(device), dtype)
+            there = torch.device(device)
+            net = components.transformer(part, homes(part.layers, there, storage), dtype)
+            keep_weights(net, there, storage)
+            self._loaded[key] = net
         return self._loaded[key]
 
-    def holds(self, components: Components, device: str, part: Part, dtype: torch.dtype) -> bool:
+    def holds(
+        self, components: Components, device: str, part: Part, dtype: torch.dtype, storage: Storage = PLAIN
+    ) -> bool:
         """Whether a part is loaded."""
-        return components is self._components and (device, part, dtype) in self._loaded
+        return components is self._components and _key(device, part, dtype, storage) in self._loaded
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
-        """Bytes of the loaded weights."""
-        held: dict[str, int] = {}
-        for (device, _, _), net in self._loaded.items():
-            held[device] = held.get(device, 0) + sum(p.nbytes for p in net.parameters())
-        return held
+        """Bytes of the loaded weights; those that live on the host count as the CPU's."""
+        by_device: dict[str, int] = {}
+        for (device, *_), net in self._loaded.items():
+            held = bytes_held(net)
+            for where, nbytes in ((device, held.device), ("cpu", held.host)):
+                if nbytes:
+                    by_device[where] = by_device.get(where, 0) + nbytes
+        return by_device
 
     def release(self) -> None:
         """Give all of it back."""
-        devices = {device for device, _, _ in self._loaded}
+        devices = {device for device, *_ in self._loaded}
         self._loaded.clear()
         self._components = None
         if any(torch.device(device).type == "cuda" for device in devices):
             torch.cuda.empty_cache()
+
+
+def _key(device: str, part: Part, dtype: torch.dtype, storage: Storage) -> _Key:
+    """Keys and values are the stages' business: nets that differ in them alone are one."""
+    return device, part, dtype, dataclasses.replace(storage, keys=PLAIN.keys, keys_home=PLAIN.keys_home)

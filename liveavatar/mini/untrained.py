@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..config import UNTRAINED
-from ..weights.fill import DType, fill
+from ..weights.fill import DType, Where, fill
 from .seeded import SeededSource
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class UntrainedComponents:
         """What it was made with: with its name, enough to make the same model in another process."""
         return ()
 
-    def transformer(self, part: Part, device: torch.device | str, dtype: DType) -> CausalS2VTransformer:
+    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
         from ..model.transformer import CausalS2VTransformer
 
         return _seeded(lambda: CausalS2VTransformer(UNTRAINED, part), device, dtype)
@@ -100,9 +100,7 @@ class UntrainedComponents:
         return f"untrained: random weights of seed {SEED}, made in code"
 
 
-def _seeded(
-    build: Callable[[], M], device: torch.device | str, dtype: DType, scales: dict[str, float] | None = None
-) -> M:
+def _seeded(build: Callable[[], M], device: Where, dtype: DType, scales: dict[str, float] | None = None) -> M:
     with torch.device("meta"):
         module = build()
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}

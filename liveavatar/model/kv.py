@@ -8,11 +8,78 @@ the sink and sees only itself.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from ..config import BLOCK_LATENTS, WINDOW_BLOCKS
 from .rope import Rope, rotate
+
+
+def window_tokens(frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> int:
+    """Tokens of a whole window."""
+    return window_blocks * BLOCK_LATENTS * frame_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Where a block writes in a ring and how much of the ring it sees, in tokens.
+
+    Attributes:
+        start, tokens: the block's own rows.
+        valid: how many rows have been written when the block is among them.
+    """
+
+    start: int
+    tokens: int
+    valid: int
+
+    @classmethod
+    def of(cls, block: int, frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> Window:
+        """The first blocks see only what was written; later ones the whole ring."""
+        tokens = BLOCK_LATENTS * frame_tokens
+        return cls(block % window_blocks * tokens, tokens, min(block + 1, window_blocks) * tokens)
+
+    @property
+    def own(self) -> slice:
+        """The rows the block writes."""
+        return slice(self.start, self.start + self.tokens)
+
+    @property
+    def earlier(self) -> tuple[slice, ...]:
+        """The rows of the blocks before it, at most three blocks."""
+        around = slice(0, self.start), slice(self.start + self.tokens, self.valid)
+        return tuple(rows for rows in around if rows.start < rows.stop)
+
+
+class BlockRing(Protocol):
+    """Keys and values of the last four blocks at one step, in one layer, wherever and in whatever they are kept."""
+
+    def fetch(self, window: Window) -> None:
+        """A hint that the layer will soon work on a block: begin to get what is far away."""
+
+    def extend(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        also_k: Sequence[torch.Tensor],
+        also_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep a block's own rows, then list all it attends to.
+
+        Args:
+            window: of the block.
+            k, v: its keys (rotated) and values [block tokens, heads, head_dim].
+            also_k, also_v: what it attends to besides the window.
+
+        Returns:
+            Keys and values: the rows of the window in the order of the ring, then what is there besides; new tensors.
+        """
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All it keeps from one block to the next; written into, they restore it."""
 
 
 @dataclasses.dataclass
@@ -37,8 +104,27 @@ class Ring:
         window_blocks: int = WINDOW_BLOCKS,
     ) -> Ring:
         """A ring for pictures of `frame_tokens` tokens per latent frame; what was not written is never read."""
-        shape = (window_blocks * BLOCK_LATENTS * frame_tokens, heads, head_dim)
+        shape = (window_tokens(frame_tokens, window_blocks), heads, head_dim)
         return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+
+    def fetch(self, window: Window) -> None:
+        """Nothing to do: the rows are there."""
+
+    def extend(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        also_k: Sequence[torch.Tensor],
+        also_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `BlockRing.extend`."""
+        self.k[window.own], self.v[window.own] = k, v
+        return torch.cat((self.k[: window.valid], *also_k)), torch.cat((self.v[: window.valid], *also_v))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """k and v."""
+        return self.k, self.v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,36 +143,18 @@ class SinkKV:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """Where a block writes in a ring and how much of the ring it sees, in tokens."""
-
-    start: int
-    valid: int
-
-    @classmethod
-    def of(cls, block: int, frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> Window:
-        """The first blocks see only what was written; later ones the whole ring."""
-        tokens = BLOCK_LATENTS * frame_tokens
-        return cls(block % window_blocks * tokens, min(block + 1, window_blocks) * tokens)
-
-
-@dataclasses.dataclass(frozen=True)
 class BlockMemory:
     """Memory of a noise pass: the ring of its step, and the sink with the reference at its present distance."""
 
-    ring: Ring
+    ring: BlockRing
     window: Window
     sink: SinkKV
     reference: Rope
 
     def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the block's own keys and values, then list all it attends to."""
-        slot = slice(self.window.start, self.window.start + k.shape[0])
-        self.ring.k[slot] = rotate(k, rope)
-        self.ring.v[slot] = v
-        sink_k = rotate(self.sink.reference_k, self.reference)
-        keys = torch.cat((self.ring.k[: self.window.valid], sink_k, self.sink.motion_k))
-        return keys, torch.cat((self.ring.v[: self.window.valid], self.sink.v))
+        sink_k = rotate(self.sink.reference_k, self.reference), self.sink.motion_k
+        return self.ring.extend(self.window, rotate(k, rope), v, sink_k, (self.sink.v,))
 
 
 @dataclasses.dataclass

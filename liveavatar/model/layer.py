@@ -86,6 +86,11 @@ class Layer(nn.Module):
         """Keys and values of the embedded prompt [text_len, dim]."""
         return TextKV(*self.cross_attn.keys_values(text))
 
+    @property
+    def prompt_parts(self) -> tuple[nn.Module, ...]:
+        """The modules that `text_kv` needs and nothing else does."""
+        return self.cross_attn.k, self.cross_attn.v, self.cross_attn.norm_k
+
     def _look(self, x: torch.Tensor, rope: Rope, memory: Memory) -> torch.Tensor:
         k, v = self.self_attn.keys_values(x)
         keys, values = memory.extend(k, v, rope)

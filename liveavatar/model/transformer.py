@@ -9,7 +9,7 @@ of the published checkpoint, so any cut of the network loads from the same files
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,15 @@ CONDITIONS = Part(range(0), conditions=True)
 """The embeddings alone."""
 
 
+Lead = Callable[[Iterable[tuple[int, Layer]]], Iterator[Layer]]
+"""Leads numbered layers by, in their order; each is ready to work on the device until the next one is asked for."""
+
+
+def resident(layers: Iterable[tuple[int, Layer]]) -> Iterator[Layer]:
+    """Layers that are always ready."""
+    return (layer for _, layer in layers)
+
+
 @dataclasses.dataclass(frozen=True)
 class TimeVectors:
     """Embedded timesteps, float32.
@@ -92,7 +101,14 @@ class CausalS2VTransformer(nn.Module):
     Args:
         config: dimensions of the whole network.
         part: what of it this module owns; the rest has no parameters and its methods must not be called.
+
+    Attributes:
+        lead: how the layers come to work.
+        lead_prompt: how those parts of them come that only the prompt needs; None where they come with the layers.
     """
+
+    lead: Lead = staticmethod(resident)
+    lead_prompt: Lead | None = None
 
     def __init__(self, config: ModelConfig, part: Part):
         super().__init__()
@@ -158,7 +174,8 @@ class CausalS2VTransformer(nn.Module):
 
     def text_kv(self, text: torch.Tensor) -> list[TextKV]:
         """Embedded prompt -> keys and values per owned layer."""
-        return [layer.text_kv(text) for layer in self._layers()]
+        lead = self.lead_prompt or self.lead
+        return [layer.text_kv(text) for layer in lead(self.numbered_layers())]
 
     def run_layers(
         self,
@@ -178,14 +195,17 @@ class CausalS2VTransformer(nn.Module):
             text, memories: one per owned layer
             audio: what the block hears; None for the sink, which hears nothing
         """
-        for number, layer, words, memory in zip(self.part.layers, self._layers(), text, memories, strict=True):
+        layers = self.lead(self.numbered_layers())
+        for number, layer, words, memory in zip(self.part.layers, layers, text, memories, strict=True):
             x = layer(x, time, rope, words, memory)
             if audio is not None:
                 x = self.audio_injector(number, x, audio)
         return x
 
-    def _layers(self) -> Iterator[Layer]:
-        return (layer for layer in self.blocks.values() if isinstance(layer, Layer))
+    def numbered_layers(self) -> Iterator[tuple[int, Layer]]:
+        """The owned layers, in their order."""
+        blocks = zip(self.part.layers, self.blocks.values(), strict=True)
+        return ((number, layer) for number, layer in blocks if isinstance(layer, Layer))
 
     def velocity(self, x: torch.Tensor, time: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Tokens [3 S, dim] -> velocity [16, 3, 2 rows, 2 columns] in x's dtype; channels run fastest in a token."""

@@ -13,9 +13,11 @@ from .source import TensorSource
 
 DType = torch.dtype | Callable[[str], torch.dtype]
 """One dtype for all tensors, or one per name."""
+Where = torch.device | str | Callable[[str], torch.device | str]
+"""One device for all tensors, or one per name."""
 
 
-def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: torch.device | str) -> None:
+def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Where) -> None:
     """Give a module built under `torch.device("meta")` its tensors, in place, one at a time.
 
     Exactly what the module owns is read; names are those of its state dict, and a tensor it knows under several names
@@ -90,9 +92,10 @@ def _refuse_missing(missing: list[str], source: TensorSource) -> None:
         )
 
 
-def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: torch.device | str) -> torch.Tensor:
+def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: Where) -> torch.Tensor:
     """A copy of one tensor where it is wanted, never the file's own memory; a parameter where `old` is one."""
     value = source.read(key)
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
-    kept = value.detach().to(device=device, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
+    there = device(key) if callable(device) else device
+    kept = value.detach().to(device=there, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
     return nn.Parameter(kept, requires_grad=False) if isinstance(old, nn.Parameter) else kept

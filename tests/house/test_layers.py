@@ -30,7 +30,7 @@ LAYERS = (
     },
     {"weights"},
     {"model", "vae", "encoders"},
-    {"streams", "media", "receipt"},
+    {"streams", "media", "receipt", "memory"},
     {"planner", "placement", "stage", "components", "mini"},
     {"session"},
     {"codec"},

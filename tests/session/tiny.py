@@ -15,6 +15,8 @@ from liveavatar.pipeline import Cut
 from liveavatar.planner import Plan, make_plan
 from liveavatar.request import Effective, Request, resolve
 from liveavatar.session import Job, Material, TaskReport
+from liveavatar.weights.fill import Where, fill
+from liveavatar.weights.source import DictSource
 
 
 def tiny_config(layers: int = 3) -> ModelConfig:
@@ -49,10 +51,11 @@ class TinyComponents:
         generator = torch.Generator().manual_seed(7)
         return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in whole.state_dict().items()}
 
-    def transformer(self, part: Part, device: torch.device, dtype: torch.dtype) -> CausalS2VTransformer:
+    def transformer(self, part: Part, device: Where, dtype: torch.dtype) -> CausalS2VTransformer:
         self.loaded.append(part)
-        net = CausalS2VTransformer(self.config, part).to(device, dtype).requires_grad_(False)
-        net.load_state_dict({k: self._weights[k] for k in net.state_dict()})
+        with torch.device("meta"):
+            net = CausalS2VTransformer(self.config, part)
+        fill(net, DictSource(self._weights), dtype=dtype, device=device)
         return net
 
 

@@ -1,0 +1,73 @@
+"""The host's side of every copy: memory that a device reads and writes by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import weakref
+
+import torch
+
+from ..errors import HostMemoryError
+
+_PORTABLE = 1
+"""Flag of cudaHostRegister: the memory is page-locked for every device of the process."""
+ALIGNED = 256
+"""Tensors begin at multiples of this many bytes."""
+
+
+class HostMemory:
+    """Bytes on pages of their own in the host's memory, page-locked for a CUDA device.
+
+    They are registered with the device rather than taken from torch's pinned allocator, which rounds every allocation
+    up to a power of two: 21 GB would take 32. The memory stays locked for as long as this object lives.
+
+    Args:
+        nbytes: how many, at least 1.
+        device: what copies from and to them.
+
+    Raises:
+        HostMemoryError: the host has not that much memory, or may not lock it.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device):
+        try:
+            pages = mmap.mmap(-1, nbytes)
+        except (OSError, OverflowError) as e:
+            raise _refusal(nbytes, "has not that much free") from e
+        self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
+        self._taken = 0
+        if device.type == "cuda":
+            _page_lock(self.bytes, device)
+            # At the end of the process the pages go with it, and the device may be gone already.
+            weakref.finalize(self, _unlock, self.bytes, device).atexit = False
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in the next bytes that are free; its values are not set. This object must outlive its use."""
+        start, nbytes = self._taken, math.prod(shape) * dtype.itemsize
+        self._taken += -(-nbytes // ALIGNED) * ALIGNED
+        return self.bytes[start : start + nbytes].view(dtype).view(shape)
+
+
+def _page_lock(memory: torch.Tensor, device: torch.device) -> None:
+    with torch.cuda.device(device):
+        cuda = torch.cuda.cudart()
+        refused = int(cuda.cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE))
+        if refused:
+            # CUDA reports an error again at the next kernel; this one is reported here, in our words.
+            with contextlib.suppress(RuntimeError):
+                torch.zeros(1, device=device)
+            raise _refusal(memory.nbytes, f"does not let the device lock them (CUDA error {refused})")
+
+
+def _unlock(memory: torch.Tensor, device: torch.device) -> None:
+    torch.cuda.synchronize(device)
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+
+def _refusal(nbytes: int, why: str) -> HostMemoryError:
+    return HostMemoryError(
+        f"{nbytes / 1e9:.1f} GB of pinned host memory are needed, and the host {why}.",
+        "Free memory, raise the limit of locked memory, or keep more on the device.",
+    )
