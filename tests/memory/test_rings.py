@@ -1,0 +1,151 @@
+"""Every kind of ring shows a block what the plain one shows it, and moves no byte too many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveavatar.config import BLOCK_LATENTS, WINDOW_BLOCKS
+from liveavatar.errors import HostMemoryError
+from liveavatar.memory.host import HostMemory
+from liveavatar.memory.rings import HostRing, Rings, RingShape, make_rings, quantised
+from liveavatar.model.kv import Window, window_tokens
+from liveavatar.storage import KeyFormat, Storage, carried_by_rings, ring_bytes
+
+FRAME, HEADS, WIDTH, LAYERS = 4, 2, 6, 3
+TOKENS = BLOCK_LATENTS * FRAME
+CPU = torch.device("cpu")
+FORMATS: tuple[KeyFormat, ...] = ("plain", "fp8")
+
+
+def rings(storage: Storage, dtype: torch.dtype = torch.float32) -> Rings:
+    return make_rings(storage, range(2), LAYERS, RingShape(window_tokens(FRAME), HEADS, WIDTH, dtype), CPU)
+
+
+def rows(seed: int, tokens: int = TOKENS, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def passed(made: Rings, block: int, step: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """What every layer attends to when a block passes."""
+    window = Window.of(block, FRAME)
+    made.by_step[step][0].fetch(window)
+    seen: list[torch.Tensor] = []
+    for layer, ring in enumerate(made.by_step[step]):
+        k, v, sink = (rows(100 * block + 10 * layer + i, dtype=dtype) for i in range(3))
+        seen += ring.extend(window, k, v, (sink[:2], sink[2:5]), (sink[5:10],))
+    return seen
+
+
+@given(st.integers(0, 100_000), st.integers(1, 50), st.integers(1, 6))
+def test_own_and_earlier_rows_are_the_window(block: int, frame: int, blocks: int) -> None:
+    window = Window.of(block, frame, blocks)
+    listed = [i for s in (window.own, *window.earlier) for i in range(s.start, s.stop)]
+    assert sorted(listed) == list(range(window.valid))
+    assert len(listed) - window.tokens == min(block, blocks - 1) * window.tokens
+
+
+@given(st.integers(0, 2**32), st.floats(-30, 15), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_quantised_rows_are_near(seed: int, scale: float, dtype: torch.dtype) -> None:
+    exact = (rows(seed) * 10.0**scale).to(dtype)
+    small, scales = quantised(exact)
+    assert small.dtype == torch.float8_e4m3fn and scales.shape == (TOKENS, HEADS, 1)
+    largest = exact.float().abs().amax(-1, keepdim=True)
+    bound = torch.maximum(exact.float().abs() / 16, largest / 2**18).clamp_min(1e-15)
+    assert ((small.float() * scales - exact.float()).abs() <= bound * 1.001).all()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    small, scales = quantised(torch.zeros(2, 1, 4))
+    assert torch.equal(small.float() * scales, torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.dtype) -> None:
+    plain, fp8 = rings(Storage(), dtype), rings(Storage(keys="fp8"), dtype)
+    for block in range(2 * WINDOW_BLOCKS + 1):
+        window = Window.of(block, FRAME)
+        for exact, rounded in zip(passed(plain, block, 0, dtype), passed(fp8, block, 0, dtype), strict=True):
+            assert rounded.dtype == dtype
+            assert torch.equal(rounded[window.own], exact[window.own])
+            assert torch.equal(rounded[window.valid :], exact[window.valid :])
+            for earlier in window.earlier:
+                small, scales = quantised(exact[earlier])
+                assert torch.equal(rounded[earlier], (small.float() * scales).to(dtype))
+
+
+@pytest.mark.parametrize("keys", FORMATS)
+def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KeyFormat) -> None:
+    near, far = rings(Storage(keys=keys)), rings(Storage(keys=keys, keys_home="host"))
+    ring = far.by_step[0][0]
+    assert isinstance(ring, HostRing)
+    for block in range(2 * WINDOW_BLOCKS + 1):
+        for step in range(2):
+            for slot in ring._tray._slots:  # what a slot was left with is never seen again
+                for tensor in slot.ring.tensors():
+                    tensor.fill_(float("nan"))
+            for a, b in zip(passed(near, block, step), passed(far, block, step), strict=True):
+                assert torch.equal(a, b)
+    for step in range(2):
+        for a, b in zip(near.by_step[step], far.by_step[step], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("keys", FORMATS)
+def test_only_rows_of_earlier_blocks_come_and_only_new_ones_go(keys: KeyFormat) -> None:
+    storage = Storage(keys=keys, keys_home="host")
+    made, row = rings(storage), ring_bytes(keys, TOKENS, HEADS, WIDTH, 4)
+    for block in range(7):
+        before = made.traffic.to_device, made.traffic.to_host
+        passed(made, block)
+        carried = made.traffic.to_device - before[0], made.traffic.to_host - before[1]
+        earlier = min(block, WINDOW_BLOCKS - 1)
+        assert carried == carried_by_rings(storage, row, LAYERS, earlier) == (earlier * row * LAYERS, row * LAYERS)
+    assert carried_by_rings(Storage(keys=keys), row, LAYERS, 3) == (0, 0)
+
+
+@pytest.mark.parametrize("home", ["device", "host"])
+@pytest.mark.parametrize("keys", FORMATS)
+def test_rings_give_and_take_what_they_keep(keys: KeyFormat, home: str) -> None:
+    storage = Storage(keys=keys, keys_home=home)
+    made, other = rings(storage), rings(storage)
+    for block in range(5):
+        passed(made, block)
+    for block in range(2):
+        passed(other, block)
+    other.by_step[0][0].fetch(Window.of(5, FRAME))  # of rows that are about to be replaced
+    for ring, target in zip(made.by_step[0], other.by_step[0], strict=True):
+        for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
+            its.copy_(mine)
+    assert all(torch.equal(a, b) for a, b in zip(passed(made, 5), passed(other, 5), strict=True))
+
+
+def test_a_task_that_was_broken_off_leaves_nothing_behind() -> None:
+    near, far = rings(Storage()), rings(Storage(keys_home="host"))
+    for block in range(4):
+        passed(near, block)
+        passed(far, block)
+    window = Window.of(4, FRAME)
+    far.by_step[0][0].fetch(window)
+    far.by_step[0][0].extend(window, rows(1), rows(2), (), ())  # and the second layer is on its way
+    for ring, target in zip(near.by_step[0], far.by_step[0], strict=True):
+        for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
+            its.copy_(mine)
+    for block in (4, 5):
+        assert all(torch.equal(a, b) for a, b in zip(passed(near, block), passed(far, block), strict=True))
+
+
+def test_host_memory_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(HostMemoryError, match=r"1152921504\.6 GB of pinned host memory are needed") as e:
+        HostMemory(2**60, CPU)
+    assert "keep more on the device" in e.value.nearest
+
+
+def test_tensors_in_host_memory_do_not_overlap() -> None:
+    memory = HostMemory(1024, CPU)
+    a, b = memory.take((3, 5), torch.float8_e4m3fn), memory.take((7,), torch.float32)
+    a.copy_(torch.full((3, 5), 2.0))
+    b.fill_(3.0)
+    assert torch.equal(a.float(), torch.full((3, 5), 2.0)) and b.data_ptr() % 64 == 0
