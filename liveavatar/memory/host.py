@@ -13,6 +13,8 @@ from ..errors import HostMemoryError
 
 _PORTABLE = 1
 """Flag of cudaHostRegister: the memory is page-locked for every device of the process."""
+_OWN: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Pages that no other process sees; the only kind where there is no such flag."""
 ALIGNED = 256
 """Tensors begin at multiples of this many bytes."""
 
@@ -33,7 +35,7 @@ class HostMemory:
 
     def __init__(self, nbytes: int, device: torch.device):
         try:
-            pages = mmap.mmap(-1, nbytes)
+            pages = mmap.mmap(-1, nbytes, **_OWN)
         except (OSError, OverflowError) as e:
             raise _refusal(nbytes, "has not that much free") from e
         self.bytes = torch.frombuffer(pages, dtype=torch.uint8)

@@ -162,15 +162,13 @@ class _Slot:
         ring: the room.
         holds: whose earlier rows were fetched for which window.
         arrived: when they are there.
-        worked: when the computation has done with the slot.
-        stored: when the new rows have been copied out of it.
+        free: when the computation has done with the slot and the new rows have been copied out of it.
     """
 
     ring: Ring | Fp8Ring
+    free: Mark
     holds: tuple[HostRing, Window] | None = None
     arrived: Mark = None
-    worked: Mark = None
-    stored: Mark = None
 
 
 class Tray:
@@ -184,7 +182,7 @@ class Tray:
 
     def __init__(self, copies: Copies, memory: HostMemory, allocate: Callable[[Take], Ring | Fp8Ring]):
         self.copies, self._memory = copies, memory
-        made = [_Slot(allocate(copies.room), worked=copies.mark()) for _ in range(2)]
+        made = [_Slot(allocate(copies.room), copies.mark()) for _ in range(2)]
         self._slots = collections.deque(made)
         """The one that was borrowed last stands last."""
 
@@ -197,7 +195,7 @@ class Tray:
             for target, source in zip(slot.ring.tensors(), ring.kept.tensors(), strict=True)
             for rows in window.earlier
         ]
-        slot.arrived = self.copies.bring(pairs, slot.worked, slot.stored, ring.stored)
+        slot.arrived = self.copies.bring(pairs, slot.free, ring.stored)
         slot.holds = ring, window
         return slot
 
@@ -213,8 +211,8 @@ class Tray:
         """Copy the new rows out; the slot is free once that and the computation are done."""
         own = window.own
         pairs = zip(ring.kept.tensors(), slot.ring.tensors(), strict=True)
-        slot.worked = self.copies.mark()
-        slot.stored = ring.stored = self.copies.put_away([(to[own], of[own]) for to, of in pairs], slot.worked)
+        stored = self.copies.put_away([(to[own], of[own]) for to, of in pairs], self.copies.mark())
+        slot.free = ring.stored = stored
         slot.holds = None
 
 

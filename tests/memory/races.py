@@ -101,6 +101,8 @@ class WatchedCopies(PlainCopies):
     def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         room = super().room(shape, dtype)
         self.watched.regions.append(room)
+        self.watched.tick("compute")
+        self.watched.access(room, writes=True)  # who had this memory before may still work in it
         return room
 
     def bring(self, pairs: Pairs, *after: Mark) -> Mark:
