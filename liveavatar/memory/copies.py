@@ -74,10 +74,10 @@ class PlainCopies:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def bring(self, pairs: Pairs, *after: Mark) -> Mark:
-        self.traffic.to_device += _copy(pairs)
+        self.traffic.to_device += _copy(pairs, wait=True)
 
     def put_away(self, pairs: Pairs, *after: Mark) -> Mark:
-        self.traffic.to_host += _copy(pairs)
+        self.traffic.to_host += _copy(pairs, wait=True)
 
     def mark(self) -> Mark:
         return None
@@ -133,13 +133,13 @@ def _copy_in_stream(stream: torch.cuda.Stream, pairs: Pairs, after: Iterable[Mar
         for mark in after:
             if mark is not None:
                 stream.wait_event(mark)
-        copied = _copy(pairs)
+        copied = _copy(pairs, wait=False)
         return stream.record_event(), copied
 
 
-def _copy(pairs: Pairs) -> int:
+def _copy(pairs: Pairs, *, wait: bool) -> int:
     copied = 0
     for target, source in pairs:
-        target.copy_(source, non_blocking=True)
+        target.copy_(source, non_blocking=not wait)
         copied += target.nbytes
     return copied
