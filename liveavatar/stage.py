@@ -7,7 +7,7 @@ they came from. Everything else a stage knows from the task and from the conditi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -169,30 +169,38 @@ class Stage:
             BlockMemory(ring, window, sink, reference) for ring, sink in zip(rings, self.sinks[version], strict=True)
         ]
 
-    def saved_rings(self, step: int) -> torch.Tensor:
-        """The keys and values of a step as they are now: [layers, 2, rows, heads, head_dim], a copy on the CPU."""
-        rings = self.rings[step]
-        saved = torch.empty((len(rings), 2, *rings[0].k.shape), dtype=self.dtype)
-        for ring, kv in zip(rings, saved, strict=True):
-            kv[0], kv[1] = ring.k, ring.v
-        return saved
+    def saved_rings(self, step: int) -> tuple[torch.Tensor, ...]:
+        """The keys and values of a step as they are now: as many tensors as a ring has (see `BlockRing.tensors`), each
+        [layers, rows, heads, ...], copies on the CPU."""
+        held = [ring.tensors() for ring in self.rings[step]]
+        return tuple(_copied(kind) for kind in zip(*held, strict=True))
 
-    def saved_sink(self, version: int) -> torch.Tensor:
-        """A version of the sink: [layers, 5 S, heads, head_dim] (its keys, then its values), a copy on the CPU."""
-        return torch.stack([torch.cat((s.reference_k, s.motion_k, s.v)).cpu() for s in self.sinks[version]])
+    def saved_sink(self, version: int) -> tuple[torch.Tensor, ...]:
+        """A version of the sink: its keys and its values, [layers, 2.5 S, heads, head_dim] each, copies on the CPU."""
+        sinks = self.sinks[version]
+        return _copied([torch.cat((s.reference_k, s.motion_k)) for s in sinks]), _copied([s.v for s in sinks])
 
-    def restore_rings(self, step: int, saved: torch.Tensor) -> None:
+    def restore_rings(self, step: int, saved: Sequence[torch.Tensor]) -> None:
         """Take back what `saved_rings` gave."""
-        for ring, kv in zip(self.rings[step], saved, strict=True):
-            ring.k.copy_(kv[0])
-            ring.v.copy_(kv[1])
+        for ring, *kept in zip(self.rings[step], *saved, strict=True):
+            for tensor, value in zip(ring.tensors(), kept, strict=True):
+                tensor.copy_(value)
 
-    def restore_sink(self, version: int, saved: torch.Tensor) -> None:
+    def restore_sink(self, version: int, saved: Sequence[torch.Tensor]) -> None:
         """Take back what `saved_sink` gave."""
-        frame, half = self.grid.tokens, saved.shape[1] // 2
-        sizes = [frame, half - frame, half]
-        self.sinks[version] = [SinkKV(*(t.clone() for t in kv.to(self.device).split(sizes))) for kv in saved]
+        frame, (keys, values) = self.grid.tokens, (t.to(self.device) for t in saved)
+        self.sinks[version] = [
+            SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone()) for k, v in zip(keys, values, strict=True)
+        ]
 
     @property
     def _last_step(self) -> int:
         return max(self.rings)
+
+
+def _copied(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Equal tensors of any device, side by side on the CPU."""
+    copied = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype)
+    for copy, tensor in zip(copied, tensors, strict=True):
+        copy.copy_(tensor)
+    return copied

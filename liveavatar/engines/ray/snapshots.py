@@ -13,7 +13,7 @@ import math
 import queue
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,12 +24,12 @@ KEPT = 2
 """Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
 _SINK = 1
 """The version that is in use at every boundary."""
-_SINK_PART, _TENSOR = "sink", "saved"
+_SINK_PART = "sink"
 _RESERVE = 2
 """Snapshots that disk and memory must have room for before one is begun, because other stages need them too."""
 _log = logging.getLogger("liveavatar.worker")
 
-_Piece = tuple[int, str, torch.Tensor]
+_Piece = tuple[int, str, Sequence[torch.Tensor]]
 """A boundary, which part of its snapshot this is, and what its file will hold."""
 
 
@@ -91,7 +91,7 @@ class Snapshots:
 
     def _has_room(self, boundary: int, stage: Stage) -> bool:
         """Whether memory and disk can take a whole snapshot more."""
-        needed = _RESERVE * sum(t.nbytes for rings in stage.rings.values() for r in rings for t in (r.k, r.v))
+        needed = _RESERVE * sum(t.nbytes for rings in stage.rings.values() for r in rings for t in r.tensors())
         wanted = f"GB free, and {needed / 1e9:.3g} GB are wanted"
         if self.waiting > len(_parts(self._steps)):
             why = "the disk is too slow for those before it"
@@ -110,14 +110,14 @@ class Snapshots:
                 if piece[0] not in self._failed:
                     self._write(*piece)
 
-    def _write(self, boundary: int, part: str, saved: torch.Tensor) -> None:
+    def _write(self, boundary: int, part: str, saved: Sequence[torch.Tensor]) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path, missing = _file(self._folder, boundary, part), self._missing.pop(boundary, len(_parts(self._steps)))
         unfinished = path.with_suffix(".part")
         try:
-            save_file({_TENSOR: saved}, unfinished)
+            save_file({str(number): tensor for number, tensor in enumerate(saved)}, unfinished)
             unfinished.replace(path)
         except (OSError, SafetensorError) as error:
             _log.warning("no snapshot at block %s: %s", boundary, error)
@@ -182,15 +182,16 @@ def _whole(path: Path) -> bool:
 
     try:
         with safe_open(path, "pt") as file:
-            return _TENSOR in file.keys()  # noqa: SIM118
+            return "0" in file.keys()  # noqa: SIM118
     except (OSError, SafetensorError):
         return False
 
 
-def _read(path: Path) -> torch.Tensor:
+def _read(path: Path) -> list[torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(path)[_TENSOR]
+    held = load_file(path)
+    return [held[str(number)] for number in range(len(held))]
 
 
 def _free_disk(folder: Path) -> float:
