@@ -17,6 +17,7 @@ from torch import nn
 
 from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
+from .storage import WeightFormat
 from .weights.core_files import open_transformer
 from .weights.fill import DType, Where, check, fill
 from .weights.folder import ModelFiles, find_model
@@ -59,10 +60,13 @@ class Components(Protocol):
     config: ModelConfig
     trained: bool
 
-    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
         """A part of the network, with the distillation LoRA merged; reads only what the part owns.
 
-        Each tensor is read to the device that `device` is, or says by its name.
+        Each tensor is read to the device that `device` is, or says by its name. Large matrices are kept in the format
+        `weights`, everything else in `dtype`.
         """
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan: ...
@@ -134,10 +138,14 @@ class FolderComponents:
         check_encoders(files, self.config)
         self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
 
-    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
-        from .model.transformer import CausalS2VTransformer
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        from .model.transformer import empty_transformer
 
-        return _filled(lambda: CausalS2VTransformer(self.config, part), self._weights, device, dtype)
+        net = empty_transformer(self.config, part, weights)
+        fill(net, self._weights, dtype=dtype, device=device)
+        return net
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
@@ -174,10 +182,9 @@ class FolderComponents:
 
 def _whole(config: ModelConfig) -> CausalS2VTransformer:
     """The network without memory."""
-    from .model.transformer import CausalS2VTransformer, Part
+    from .model.transformer import Part, empty_transformer
 
-    with torch.device("meta"):
-        return CausalS2VTransformer(config, Part.whole(config))
+    return empty_transformer(config, Part.whole(config))
 
 
 def _filled(build: Callable[[], M], source: TensorSource, device: Where, dtype: DType) -> M:

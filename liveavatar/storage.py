@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from .config import ModelConfig
+
 WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8"]
 """The large matrices: in the working dtype; e4m3 with one scale per output row (or one per tensor, as the published
 implementation has it); int8 with one scale per output row, worked in the working dtype."""
@@ -127,3 +129,35 @@ def carried_by_layers(storage: Storage, layer: int, prompt: int) -> int:
     """Bytes one task moves to the device; two streamed layers or fewer stay in their slots."""
     travelling = layer - (prompt if storage.prompt_weights == "leave" else 0)
     return storage.streamed * travelling if storage.streamed > _SLOTS else 0
+
+
+def linear_bytes(out_features: int, in_features: int, weights: WeightFormat, size: int) -> int:
+    """What a large matrix takes with its scales and its bias, in bytes.
+
+    Args:
+        out_features, in_features: of the matrix.
+        weights: its format.
+        size: bytes of a number in the working dtype, which the bias always has.
+    """
+    bias, numbers = out_features * size, out_features * in_features
+    if weights == "plain":
+        return numbers * size + bias
+    return numbers + bias + (_SCALE if weights == "fp8-tensor" else _SCALE * out_features)
+
+
+def layer_matrices(config: ModelConfig, layer: int) -> tuple[tuple[int, int], ...]:
+    """(out, in) of every matrix in one layer and its injector, if it has one: all that formats change.
+
+    The embeddings, the head and the encoder of the sound have none.
+    """
+    d, f = config.dim, config.ffn_dim
+    plain = ((d, d),) * 8 + ((f, d), (d, f))
+    return plain + (((d, d),) * 4 + ((2 * d, d),) if layer in config.audio_inject_layers else ())
+
+
+def layer_saving(config: ModelConfig, layer: int, weights: WeightFormat, size: int) -> int:
+    """How many bytes a layer is smaller in a format than plain in a working dtype of `size` bytes."""
+    return sum(
+        linear_bytes(*shape, "plain", size) - linear_bytes(*shape, weights, size)
+        for shape in layer_matrices(config, layer)
+    )

@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-LIMIT = 6_000_000
+LIMIT = 6_100_000
 """Bytes the cut folder may take, all files together."""
 
 KEEP: dict[str, list[str]] = {
@@ -55,6 +55,9 @@ KEEP: dict[str, list[str]] = {
     ],
     "t5_weights": ["*"],
     "t5": ["*"],
+    "fp8": [
+        "0.*.weight", "0.*.bias", "0.*.input", "0.*.output", "0.*.weight_fp8_bytes", "0.*.input_fp8_bytes", "0.*_scale",
+    ],
     "image": ["syn0.*", "syn2.*"],
     "e2e": [
         "image_uint8_hwc", "context", "rel", "timesteps", "tpp.ref_latents", "tpp.second_ref", "tpp.x0.clip1",
@@ -63,7 +66,7 @@ KEEP: dict[str, list[str]] = {
 }  # fmt: skip
 """Per family, what is kept: shell patterns of tensor names, with numbers of the case in braces."""
 
-KEYS_14B = ["dit", "dit_config", "params", "vae", "umt5", "map_vae_to_diffusers", "map_umt5_to_transformers"]
+KEYS_14B = ["dit", "dit_config", "params", "fp8", "vae", "umt5", "map_vae_to_diffusers", "map_umt5_to_transformers"]
 """Entries kept of keys_14b.json, the names and shapes of the real checkpoints."""
 
 DROPPED_FACTS = ["single*", "online*", "tpp_vs_single*", "attribution*", "inference_call0", "*_vs_tpp_maxabs*"]

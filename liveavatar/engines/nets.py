@@ -24,14 +24,15 @@ class Nets:
     def get(
         self, components: Components, device: str, part: Part, dtype: torch.dtype, storage: Storage = PLAIN
     ) -> CausalS2VTransformer:
-        """A part, from memory or from its files. Another model or dtype than before takes the place of the old."""
-        if components is not self._components or any(key[2] != dtype for key in self._loaded):
+        """A part, from memory or from its files. Another model, dtype or format takes the place of the old."""
+        kept = ((key[2], key[3].weights) for key in self._loaded)
+        if components is not self._components or any(form != (dtype, storage.weights) for form in kept):
             self.release()
             self._components = components
         key = _key(device, part, dtype, storage)
         if key not in self._loaded:
             there = torch.device(device)
-            net = components.transformer(part, homes(part.layers, there, storage), dtype)
+            net = components.transformer(part, homes(part.layers, there, storage), dtype, storage.weights)
             keep_weights(net, there, storage)
             self._loaded[key] = net
         return self._loaded[key]

@@ -10,11 +10,11 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..weights.fill import DType
+from ..storage import WeightFormat
+from ..weights.fill import DType, Where
 from .untrained import UntrainedComponents
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class SlowComponents(UntrainedComponents):
         """See `UntrainedComponents.numbers`."""
         return (self.layer_seconds,)
 
-    def transformer(self, part: Part, device: torch.device | str, dtype: DType) -> CausalS2VTransformer:
-        net = super().transformer(part, device, dtype)
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        net = super().transformer(part, device, dtype, weights)
         for layer in net.blocks.values():
             _slow_down(layer, self.layer_seconds)
         return net

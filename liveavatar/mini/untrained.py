@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..config import UNTRAINED
+from ..storage import WeightFormat
 from ..weights.fill import DType, Where, fill
 from .seeded import SeededSource
 
@@ -69,10 +70,12 @@ class UntrainedComponents:
         """What it was made with: with its name, enough to make the same model in another process."""
         return ()
 
-    def transformer(self, part: Part, device: Where, dtype: DType) -> CausalS2VTransformer:
-        from ..model.transformer import CausalS2VTransformer
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        from ..model.transformer import empty_transformer
 
-        return _seeded(lambda: CausalS2VTransformer(UNTRAINED, part), device, dtype)
+        return _seeded(lambda: empty_transformer(UNTRAINED, part, weights), device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
         from ..vae.cpu import quicken

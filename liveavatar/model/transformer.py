@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import ModelConfig
+from ..storage import WeightFormat
 from .attention import layer_norm
 from .audio import CausalAudioEncoder
 from .layer import AudioInjector, AudioTokens, Layer, Memory, TextKV
+from .linear import put_linears
 from .rope import Rope
 from .sink import FramePacker, tokens
 
@@ -211,6 +213,14 @@ class CausalS2VTransformer(nn.Module):
         """Tokens [3 S, dim] -> velocity [16, 3, 2 rows, 2 columns] in x's dtype; channels run fastest in a token."""
         patches = self.head(x, time).to(x.dtype).view(-1, rows, columns, 2, 2, self.config.out_dim)
         return patches.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, -1, 2 * rows, 2 * columns)
+
+
+def empty_transformer(config: ModelConfig, part: Part, weights: WeightFormat = "plain") -> CausalS2VTransformer:
+    """A part without memory, on the meta device, with its large matrices in a format: ready to be filled."""
+    with torch.device("meta"):
+        net = CausalS2VTransformer(config, part)
+    put_linears(net, weights)
+    return net
 
 
 def timestep_sinusoid(timesteps: Sequence[float], width: int) -> torch.Tensor:

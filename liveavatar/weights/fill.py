@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -17,13 +17,27 @@ Where = torch.device | str | Callable[[str], torch.device | str]
 """One device for all tensors, or one per name."""
 
 
+@runtime_checkable
+class Packing(Protocol):
+    """A module that keeps its `weight` in a form of its own, such as fewer bits.
+
+    Attributes:
+        packed: names of the tensors it keeps instead, "weight" among them; sources have none of the others.
+    """
+
+    packed: tuple[str, ...]
+
+    def pack(self, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """The weight as the source has it, on the module's device -> each of `packed`."""
+
+
 def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Where) -> None:
     """Give a module built under `torch.device("meta")` its tensors, in place, one at a time.
 
     Exactly what the module owns is read; names are those of its state dict, and a tensor it knows under several names
     is read once, from the first name the source has. Afterwards everything is real, on `device`, in `dtype` (whole
-    numbers keep theirs), needs no gradient, and the module is in evaluation mode. Peak host memory is what stays plus
-    the tensor in hand.
+    numbers keep theirs), needs no gradient, and the module is in evaluation mode. What modules pack (see `Packing`) is
+    packed on `device`, tensor by tensor. Peak host memory is what stays plus the tensor in hand.
 
     Modules with buffers outside their state dict (computed ones) are refused, because nothing could give those values;
     those of this library and the encoder and VAE classes it uses have none.
@@ -35,11 +49,17 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Where
     chosen = check(module, source)
     ready: dict[torch.Tensor, torch.Tensor] = {}
     for owner in module.modules():
+        packed: Mapping[str, torch.Tensor] = {}
+        if isinstance(owner, Packing):
+            key = chosen[owner.get_parameter("weight")]
+            packed = owner.pack(source.read(key).detach().to(device(key) if callable(device) else device))
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
             for slot, old in slots.items():
                 if old is None:
                     continue
+                if slot in packed:
+                    ready[old] = nn.Parameter(packed[slot], requires_grad=False)
                 if old not in ready:
                     ready[old] = _read(source, chosen[old], old, dtype, device)
                 slots[slot] = ready[old]
@@ -70,10 +90,18 @@ def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, str]:
 
 
 def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
-    """Each tensor of the state dict (tensors hash by identity) -> its names, the shortest first."""
+    """Each tensor a source must have (tensors hash by identity) -> its names in the state dict, the shortest first."""
+    made = {
+        owner.get_parameter(slot)
+        for owner in module.modules()
+        if isinstance(owner, Packing)
+        for slot in owner.packed
+        if slot != "weight"
+    }
     names: dict[torch.Tensor, list[str]] = {}
     for key, tensor in module.state_dict(keep_vars=True).items():
-        names.setdefault(tensor, []).append(key)
+        if tensor not in made:
+            names.setdefault(tensor, []).append(key)
     return {t: sorted(ns, key=lambda n: (len(n), n)) for t, ns in names.items()}
 
 

@@ -17,6 +17,7 @@ from liveavatar.encoders.listener import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
 from liveavatar.mini.seeded import SeededSource
+from liveavatar.model.linear import EightBitLinear
 from liveavatar.model.transformer import Part
 from liveavatar.vae.stream import DecodeState, decode_block
 from liveavatar.vae.wan import encode
@@ -70,6 +71,23 @@ def test_any_part_has_the_tensors_of_the_whole(components):
         owned = components.transformer(part, "cpu", torch.float32).state_dict()
         assert owned
         assert all(torch.equal(state[k], v) for k, v in owned.items())
+
+
+@pytest.mark.parametrize("weights", ["fp8", "fp8-tensor", "int8"])
+def test_a_format_is_made_of_the_same_numbers_part_by_part(components, weights):
+    """Large matrices are those of the plain network, merged and then packed; all others are the same."""
+    plain = whole(components)
+    stored = torch.float32 if components.name == "untrained" else torch.bfloat16
+    last = components.config.num_layers - 1
+    for part in (Part(range(last, last + 1), head=True), Part(range(0), embed=True, conditions=True)):
+        net = components.transformer(part, "cpu", torch.float32, weights)
+        changed = {path: m for path, m in net.named_modules() if isinstance(m, EightBitLinear)}
+        assert len(changed) == (15 if part.layers else 0)
+        for path, module in changed.items():
+            for slot, tensor in module.pack(plain.get_submodule(path).weight.to(stored)).items():
+                assert torch.equal(tensor.float(), getattr(module, slot).float())
+        others = {k: v for k, v in net.state_dict().items() if k.rpartition(".")[0] not in changed}
+        assert others and all(torch.equal(plain.state_dict()[k], v) for k, v in others.items())
 
 
 def test_vae_encodes_and_decodes(components):

@@ -17,12 +17,13 @@ from liveavatar.encoders.audio import encode_audio
 from liveavatar.encoders.features import AudioFeatures
 from liveavatar.engines.local import LocalEngine
 from liveavatar.media.picture import fit_picture, to_pixels
-from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
 from liveavatar.planner import make_plan
 from liveavatar.request import Effective, Request, resolve
 from liveavatar.schedule import Schedule, block_noise
 from liveavatar.session import Job, Material, Session
 from liveavatar.size import effective_size
+from liveavatar.storage import WeightFormat
 from liveavatar.vae.wan import build_vae, encode
 from liveavatar.weights.fill import fill
 from liveavatar.weights.keymaps import vae_to_diffusers
@@ -42,9 +43,10 @@ class CaseComponents:
         self.weights = case.sibling("dit_weights")
         self.config = config_of(case.info["dit_config"], self.weights)
 
-    def transformer(self, part: Part, device: torch.device, dtype: torch.dtype) -> CausalS2VTransformer:
-        with torch.device("meta"):
-            net = CausalS2VTransformer(self.config, part)
+    def transformer(
+        self, part: Part, device: torch.device, dtype: torch.dtype, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        net = empty_transformer(self.config, part, weights)
         fill(net, DictSource(self.weights.state_dict()), dtype=dtype, device=device)
         return net
 

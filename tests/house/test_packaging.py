@@ -131,7 +131,7 @@ def test_tracked_files_are_small():
     assert not large, f"{large}: everyone clones them"
     assert sum(p.stat().st_size for p in tracked() if model in p.parents) < 24_000_000
     cut = [p for p in tracked() if p.parent == PROJECT / "tests" / "golden" / "cut"]
-    assert cut and sum(p.stat().st_size for p in cut) < 6_000_000
+    assert cut and sum(p.stat().st_size for p in cut) < 6_100_000
 
 
 @pytest.mark.parametrize("text", ["x = '/" + "root/models'", "see https://host/pypi/" + "simple/torch"])

@@ -10,11 +10,12 @@ from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
 from liveavatar.distance import SinkDistance
 from liveavatar.encoders.features import AudioFeatures
 from liveavatar.engines.local import LocalEngine
-from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
 from liveavatar.pipeline import Cut
 from liveavatar.planner import Plan, make_plan
 from liveavatar.request import Effective, Request, resolve
 from liveavatar.session import Job, Material, TaskReport
+from liveavatar.storage import WeightFormat
 from liveavatar.weights.fill import Where, fill
 from liveavatar.weights.source import DictSource
 
@@ -51,10 +52,11 @@ class TinyComponents:
         generator = torch.Generator().manual_seed(7)
         return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in whole.state_dict().items()}
 
-    def transformer(self, part: Part, device: Where, dtype: torch.dtype) -> CausalS2VTransformer:
+    def transformer(
+        self, part: Part, device: Where, dtype: torch.dtype, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
         self.loaded.append(part)
-        with torch.device("meta"):
-            net = CausalS2VTransformer(self.config, part)
+        net = empty_transformer(self.config, part, weights)
         fill(net, DictSource(self._weights), dtype=dtype, device=device)
         return net
 

@@ -1,0 +1,138 @@
+"""Layers in eight bits: how far they are from the plain ones, that nothing finite breaks them, and where they work."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from liveavatar.model import linear
+from liveavatar.model.linear import EightBitLinear, Float8Linear, TensorFloat8Linear, float8_rows, int8_rows
+from liveavatar.weights.fill import fill
+from liveavatar.weights.source import DictSource
+
+KINDS = [Float8Linear, TensorFloat8Linear, EightBitLinear]
+BOUND = {Float8Linear: 0.045, TensorFloat8Linear: 0.045, EightBitLinear: 0.012}
+"""Relative error of the output (Frobenius norm) where inputs and weights are normal; measured 0.037, 0.037, 0.008."""
+FINITE = st.floats(-(2.0**127), 2.0**127, width=32)
+
+
+def filled(kind: type[nn.Module], weight: torch.Tensor, bias: torch.Tensor | None = None, dtype=torch.float32):
+    with torch.device("meta"):
+        layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None)
+    tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+    fill(layer, DictSource(tensors), dtype=dtype, device="cpu")
+    return layer
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output_is_close_to_the_plain_layers(kind, dtype) -> None:
+    weight, bias, x = normal(192, 512) / 20, normal(192, seed=1), normal(3, 20, 512, seed=2)
+    y = filled(kind, weight, bias, dtype)(x.to(dtype))
+    assert y.dtype == dtype and y.shape == (3, 20, 192)
+    product = x @ weight.t()
+    assert error(y.float() - bias, product) < BOUND[kind]
+
+
+@pytest.mark.parametrize("kind", [Float8Linear, EightBitLinear])
+def test_rows_of_different_size_are_kept_better_than_with_one_scale(kind) -> None:
+    sizes = torch.logspace(-6, 0, 64).unsqueeze(1)
+    weight, x = normal(64, 128) * sizes, normal(40, 128, seed=1)
+
+    def worst(layer: nn.Module) -> float:
+        found, wanted = layer(x), x @ weight.t()
+        return float(((found - wanted).norm(dim=0) / wanted.norm(dim=0)).max())
+
+    assert worst(filled(kind, weight)) < 0.06
+    assert worst(filled(TensorFloat8Linear, weight)) > 0.5
+
+
+def test_inputs_of_different_size_are_kept_better_than_with_one_scale() -> None:
+    sizes = torch.logspace(-6, 0, 64).unsqueeze(1)
+    weight, x = normal(32, 128), normal(64, 128, seed=1) * sizes
+
+    def worst(layer: nn.Module) -> float:
+        found, wanted = layer(x), x @ weight.t()
+        return float(((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max())
+
+    assert worst(filled(Float8Linear, weight)) < 0.07
+    assert worst(filled(TensorFloat8Linear, weight)) > 0.5
+
+
+@given(st.lists(st.lists(FINITE, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_no_finite_row_is_lost(rows: list[list[float]]) -> None:
+    x = torch.tensor(rows)
+    largest = x.abs().amax(1, keepdim=True)
+    for quantise, steps in ((float8_rows, 2 * 448), (int8_rows, 2 * 127)):
+        stored, scale = quantise(x)
+        found = stored.double() * scale.double()
+        assert found.isfinite().all() and (scale > 0).all()
+        # Half a step of e4m3 is 1/16 of a number, or 1/1024 of a scale; numbers below 1e-12 count as zero.
+        bound = x.abs() / 16 + largest / 448 / 1000 if quantise is float8_rows else largest / steps
+        assert ((found - x).abs() <= bound * 1.001 + 1e-12).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_and_huge_rows_give_finite_numbers(kind) -> None:
+    weight, x = normal(32, 32), normal(4, 32, seed=1)
+    weight[3], weight[5] = 0, weight[5] * 1e30
+    x[1], x[2] = 0, x[2] * 1e5
+    y = filled(kind, weight)(x)
+    assert y.isfinite().all()
+    assert (y[:, 3] == 0).all() and (y[1] == 0).all()
+    assert filled(kind, torch.zeros(32, 32))(x).eq(0).all()
+
+
+@pytest.mark.parametrize("kind", [Float8Linear, TensorFloat8Linear])
+def test_where_a_device_does_not_multiply_in_eight_bits_the_weights_alone_are_small(kind, monkeypatch) -> None:
+    weight, bias, x = normal(48, 32), normal(48, seed=1), normal(5, 32, seed=2)
+    layer = filled(kind, weight, bias)
+    in_eight_bits = layer(x)
+    monkeypatch.setattr(linear, "_tried", lambda device, by_row, width: False)
+    monkeypatch.setattr(linear, "_trials", {})
+    y = layer(x)
+    unpacked = layer.weight.float() * layer.weight_scale
+    assert torch.allclose(y, x @ unpacked.t() + bias, atol=1e-5)
+    assert not torch.equal(y, in_eight_bits)
+    assert error(y - bias, x @ weight.t()) < error(in_eight_bits - bias, x @ weight.t())
+
+
+def test_a_device_without_numbers_does_not_multiply() -> None:
+    """The trial tells failure from success; this CPU build has the operation, whatever the width."""
+    assert not linear._tried(torch.device("meta"), True, 32)
+    assert linear._tried(torch.device("cpu"), True, 32) and linear._tried(torch.device("cpu"), False, 32)
+
+
+def test_a_trial_is_made_once_and_at_loading(monkeypatch) -> None:
+    tried = []
+    monkeypatch.setattr(linear, "_tried", lambda device, by_row, width: tried.append((device, by_row, width)) or True)
+    monkeypatch.setattr(linear, "_trials", {})
+    for shape in ((32, 32), (16, 48), (24, 32)):
+        filled(Float8Linear, normal(*shape))
+    assert tried == [(torch.device("cpu"), True, 32), (torch.device("cpu"), True, 23)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_pass_is_one_graph(kind) -> None:
+    layer, x = filled(kind, normal(32, 48), normal(32, seed=1)), normal(6, 48, seed=2)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_a_matrix_give_what_the_whole_gives(kind, monkeypatch) -> None:
+    weight = normal(37, 32)
+    whole = filled(kind, weight).state_dict()
+    monkeypatch.setattr(linear, "_PART", (5 * 32, 5 * 32))
+    parts = filled(kind, weight).state_dict()
+    assert list(whole) == ["weight", "weight_scale"]
+    assert all(torch.equal(whole[k].float(), parts[k].float()) for k in whole)
