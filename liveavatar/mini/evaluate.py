@@ -11,10 +11,12 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from ..components import FolderComponents, open_components
 from ..errors import LiveAvatarError, ModelError, OutputError
 from ..session import cpu_threads
+from ..storage import WeightFormat
 from .exam import Exam, Log
 from .figures import passes
 from .judge import FAULTS, Studio
@@ -40,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     components = open_components(arguments.model)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
-    exam = Exam(Studio(components, arguments.threads), arguments.people, log=_clocked())
+    exam = Exam(Studio(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
     text = json.dumps(_judge(exam, arguments), indent=2)
     print(text, flush=True)
     if arguments.out:
@@ -51,7 +53,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _judge(exam: Exam, arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     """All figures that were asked for; the long sheet is saved on the way, because it shows the same long run."""
-    figures: dict[str, dict[str, object]] = {"run": {"model": arguments.model, "threads": arguments.threads}}
+    figures: dict[str, dict[str, object]] = {
+        "run": {"model": arguments.model, "weights": arguments.weights, "threads": arguments.threads}
+    }
     if not arguments.sheet_only:
         figures["run"] |= {"people": arguments.people, "tries": arguments.tries}
         figures |= {"speed": exam.speed(), "talking": exam.talking(), "identity": exam.identity()}
@@ -68,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m liveavatar.mini.evaluate", description=__doc__)
     add = parser.add_argument
     add("--model", default="mini")
+    add("--weights", choices=get_args(WeightFormat), default="plain", help="how the large matrices are kept")
     add("--people", type=_count, default=8, help="held-out people whose lips and likeness are judged")
     add("--tries", type=_count, default=24, help="prompts that ask for a wall and a mood")
     add("--threads", type=_count, default=2, help="CPU threads; the targets of speed are meant for 2")

@@ -15,15 +15,17 @@ from ..config import BLOCK_FRAMES
 from ..engines.local import LocalEngine
 from ..media.picture import fit_picture, to_pixels
 from ..media.sound import Sound
-from ..model.transformer import CausalS2VTransformer
+from ..model.transformer import CausalS2VTransformer, empty_transformer
 from ..planner import make_plan
 from ..prepare import prepare
 from ..request import Request, resolve
 from ..session import Job, Session, cpu_threads
+from ..storage import WeightFormat
 from ..streams import to_rgb24
 from ..vae.stream import decode_block, open_decode
 from ..vae.wan import encode
 from ..weights.fill import fill
+from ..weights.folder import ModelFiles
 from ..weights.source import SafetensorsSource
 
 FAULTS = ("", "no LoRA", "no sink", "other sound")
@@ -67,10 +69,13 @@ class Studio:
     Args:
         components: the miniature.
         threads: CPU threads per task.
+        weights: how the network keeps its large matrices.
     """
 
-    def __init__(self, components: FolderComponents, threads: int = 2):
+    def __init__(self, components: FolderComponents, threads: int = 2, weights: WeightFormat = "plain"):
         self.components, self.threads = components, threads
+        self._with_lora = InFormat(components.files, weights)
+        self._without_lora = WithoutLoRA(components.files, weights)
         self.codec = LocalCodec(components, Place("cpu", "float32", threads))
 
     def frames(self, take: Take) -> Iterator[np.ndarray]:
@@ -84,7 +89,7 @@ class Studio:
         material = prepare(self.codec, request, effective, take.picture, sound)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
-        components: Components = WithoutLoRA(self.components.files) if take.fault == "no LoRA" else self.components
+        components: Components = self._without_lora if take.fault == "no LoRA" else self._with_lora
         job = Job(effective, material, request.sink_distance)
         with Session(LocalEngine(components, plan), job, self.codec.decoder) as session:
             for pixels in session.frames:
@@ -102,11 +107,21 @@ class Studio:
             return to_rgb24(decode_block(vae, state, latents[:, 7:]))
 
 
-class WithoutLoRA(FolderComponents):
+class InFormat(FolderComponents):
+    """A model that keeps its large matrices in one format, whichever is asked for."""
+
+    def __init__(self, files: ModelFiles, weights: WeightFormat):
+        super().__init__(files)
+        self.weights: WeightFormat = weights
+
+    def transformer(self, part: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
+        return super().transformer(part, device, dtype, self.weights)
+
+
+class WithoutLoRA(InFormat):
     """The mistake of forgetting the LoRA."""
 
-    def transformer(self, part: Any, device: Any, dtype: Any) -> CausalS2VTransformer:
-        with torch.device("meta"):
-            net = CausalS2VTransformer(self.config, part)
+    def transformer(self, part: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
+        net = empty_transformer(self.config, part, self.weights)
         fill(net, SafetensorsSource(self.files.transformer), dtype=dtype, device=device)
         return net
