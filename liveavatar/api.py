@@ -19,7 +19,7 @@ from .media.sound import Sound, read_sound
 from .media.video import check_writable
 from .opening import Prospect, fresh_session
 from .placement import Placement, default_devices
-from .planner import Plan
+from .planner import Hardware, Plan, Wishes, choose_plan, fitted
 from .receipt import Receipt
 from .recording import OnProgress, Progress, Recording
 from .request import Effective, Request, check_request, resolve
@@ -87,6 +87,8 @@ def foresee(
     devices: Sequence[str] | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    hardware: Hardware | None = None,
+    wishes: Wishes | None = None,
 ) -> tuple[Effective, Plan]:
     """What a request would make, without inputs at hand; the model may be one of `PRESETS` that is not there.
 
@@ -95,12 +97,17 @@ def foresee(
         picture: width and height of the picture.
         samples, rate: length of the sound.
         model, stages, devices, dtype, threads: as in `look_ahead`; the devices need not be here.
+        hardware: choose stages and storage for these cards instead of `stages`, `devices`, `dtype` and `threads`.
+        wishes: for that choice; by default quality.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     config = PRESETS[model] if model in PRESETS else open_components(model).config
     effective = resolve(request, picture, samples, rate)
+    if hardware:
+        plan = choose_plan(effective, config, hardware, wishes or Wishes(), model=model)
+        return fitted(effective, plan), plan
     return effective, Placement(tuple(devices or ()), stages, dtype, threads).lay_out(effective, config, model)
 
 

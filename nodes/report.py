@@ -24,6 +24,8 @@ PARTS = {
     "text": "#b07aa1",
     "workspace": "#9c9c9c",
     "conditions": "#76b7b2",
+    "slots": "#edc948",
+    "VAE": "#e15759",
 }
 """What takes memory, and its colour."""
 _ASSUMED_SECONDS = 10.0
@@ -66,18 +68,9 @@ def foresee(studio: Studio, request: Request, image: Any, audio: Any) -> Report:
 def devices_of(plan: Plan) -> list[dict[str, Any]]:
     """Per device: its parts in bytes, their sum, and what it has."""
     rows = []
-    for device, total in plan.total_by_device.items():
-        here = [s for s in plan.stages if s.device == device]
-        sizes = {
-            "weights": plan.weights_by_device[device],
-            "KV rings": sum(s.rings for s in here),
-            "sink": sum(s.sink for s in here),
-            "text": sum(s.text for s in here),
-            "workspace": max(s.workspace for s in here),
-            "conditions": plan.conditions if device == plan.stages[0].device else 0,
-        }
+    for device, sizes in plan.terms_by_device.items():
         parts = [{"name": name, "bytes": size} for name, size in sizes.items() if size]
-        rows.append({"name": device, "parts": parts, "total": total, "capacity": capacity(device)})
+        rows.append({"name": device, "parts": parts, "total": sum(sizes.values()), "capacity": capacity(device)})
     return rows
 
 
@@ -105,5 +98,5 @@ def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
     for name, colour in PARTS.items():
         pen.rectangle((x, height - _ROW + 6, x + 10, height - _ROW + 16), fill=colour)
         pen.text((x + 14, height - _ROW + 4), name, fill="white")
-        x += 95
+        x += 85
     return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
@@ -15,6 +15,8 @@ from .parser import number
 from .tables import effective_lines, note_lines, plan_lines, simulation_lines
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..planner import Plan
     from ..request import Effective
     from ..simulate import Simulation
@@ -24,6 +26,8 @@ _MOST_SECONDS = 1e9
 _MOST_SIMULATED = 1000
 """Blocks; what is steady after so many stays so."""
 _PLOTTED_PERIODS = 12
+_MOST_MEMORY = 100_000
+"""GB or GiB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="of one block at one step in all layers on one device, for --simulate (default: 1, a unit)",
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="stages over time, of the simulation")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="stages over time, of the simulation; with --gpus alone: memory per card"
+    )
     add_request_arguments(parser)
+    cards = parser.add_argument_group("to let stages and storage be chosen for cards")
+    cards.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
+    cards.add_argument("--prefer", default="quality", metavar="W", help="quality (default), or speed")
+    cards.add_argument("--vram-cap", type=number(20), metavar="GB", help="use no more of each card")
+    cards.add_argument(
+        "--host-ram", type=number(64), metavar="GiB", help="memory of the host (default: twice the cards', at least 64)"
+    )
+    cards.add_argument("--allow-smaller", action="store_true", help="plan a smaller video where nothing else fits")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_of(arguments)
     check_request(request)
     from ..api import foresee
+    from ..charts import draw_memory
     from ..media.picture import read_picture
     from ..media.sound import read_sound
     from ..receipt import json_ready
@@ -63,16 +78,26 @@ def run(arguments: argparse.Namespace) -> int:
         length = (len(sound.samples), sound.rate)
     picture = picture or picture_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    effective, plan = foresee(request, picture, *length, model=arguments.model, **placement_of(arguments))
-    simulation = _simulation(arguments, effective, plan) if arguments.simulate or arguments.plot else None
+    effective, plan = foresee(request, picture, *length, model=arguments.model, **_where(arguments))
+    bars = arguments.plot and arguments.gpus and not arguments.simulate
+    if bars:
+        _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
+    simulation = (
+        _simulation(arguments, effective, plan) if arguments.simulate or (arguments.plot and not bars) else None
+    )
     if arguments.json:
         known = {"effective": effective, "plan": plan, "total_by_device": plan.total_by_device}
+        known["host_bytes_by_machine"] = plan.host_bytes_by_machine
         if simulation:
             known["simulation"] = dataclasses.replace(simulation, starts=())
         print(json.dumps(json_ready(known), indent=2, ensure_ascii=False))
     else:
         played = simulation_lines(simulation) if simulation else []
-        print("\n".join([*effective_lines(effective), *plan_lines(plan), *played, *note_lines(effective.notes)]))
+        print(
+            "\n".join(
+                [*effective_lines(effective), *plan_lines(plan), *played, *note_lines([*effective.notes, *plan.notes])]
+            )
+        )
     return 0
 
 
@@ -86,10 +111,42 @@ def _simulation(arguments: argparse.Namespace, effective: Effective, plan: Plan)
     blocks = min(effective.blocks, _MOST_SIMULATED)
     found = simulate(plan.cut, blocks, StageSpeed.even(plan.cut, arguments.step_seconds))
     if arguments.plot:
-        try:
-            draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block).save(arguments.plot)
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"The picture {arguments.plot} cannot be written ({error}).", "Give a name that ends in .png."
-            ) from error
+        _write(draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block), arguments.plot)
     return found
+
+
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `foresee`: where it runs as told, or cards to choose for.
+
+    Raises:
+        RequestError: options that make no sense, or not together.
+    """
+    from ..planner import Hardware, Wishes
+
+    placement = placement_of(arguments)
+    if not arguments.gpus:
+        if arguments.vram_cap is not None or arguments.host_ram is not None or arguments.allow_smaller:
+            raise RequestError(
+                "--vram-cap, --host-ram and --allow-smaller are for a plan that is chosen.",
+                "Add --gpus, or --gpus here.",
+            )
+        return placement
+    for name, value in (("--vram-cap", arguments.vram_cap), ("--host-ram", arguments.host_ram)):
+        if value is not None and not 0 < value < _MOST_MEMORY:
+            raise RequestError(f"{name} {value:g} is not possible.", f"Give more than 0 and less than {_MOST_MEMORY}.")
+    hardware = Hardware.here() if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
+    if arguments.host_ram is not None:
+        hardware = dataclasses.replace(hardware, host=int(arguments.host_ram * 1024**3))
+    if arguments.vram_cap is not None:
+        hardware = hardware.capped(int(arguments.vram_cap * 1e9))
+    chosen = Wishes(arguments.prefer, arguments.allow_smaller, arguments.dtype or "bfloat16", placement["threads"] or 1)
+    return {"hardware": hardware, "wishes": chosen}
+
+
+def _write(picture: Image, path: str) -> None:
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"The picture {path} cannot be written ({error}).", "Give a name that ends in .png."
+        ) from error

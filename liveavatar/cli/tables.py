@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..simulate import Simulation
 
 _WORKER_COLUMNS = ("worker", "stage", "device", "state", "memory", "age")
-_PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "work", "sum")
+_PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "slots", "work", "sum")
+_BESIDE = ("conditions", "VAE")
 
 
 def effective_lines(effective: Effective) -> list[str]:
@@ -33,15 +34,33 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Which stage runs where, and the bytes it needs."""
+    """Which stage runs where, how it is kept, the bytes per device, and the speed where it is foreseen."""
     lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {counted(plan.threads, 'CPU thread')} per task"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):
-        sizes = (s.weights, s.rings, s.sink, s.text, s.workspace, s.total)
+        sizes = (s.weights, s.rings, s.sink, s.text, s.slots, s.workspace, s.total)
         rows.append((str(number), s.device, _span(s.steps), _span(s.layers), *map(gigabytes, sizes)))
     lines += aligned(rows)
-    lines += [f"memory  {device}: {gigabytes(total)}" for device, total in plan.total_by_device.items()]
-    lines.append("        (the network alone; encoders come and go before it, the VAE shares the last device)")
+    usable = dict(plan.usable)
+    for device, total in plan.total_by_device.items():
+        beside = "".join(
+            f", {name} {gigabytes(size)}"
+            for name, size in plan.terms_by_device[device].items()
+            if name in _BESIDE and size
+        )
+        room = f" of {gigabytes(usable[device])} usable, {gigabytes(usable[device] - total)} rest" if usable else ""
+        lines.append(f"memory  {device}: {gigabytes(total)}{room}{beside and ' (with' + beside[1:] + ')'}")
+    lines += [f"kept    {kept}" for kept in _kept(plan)]
+    lines += [
+        f"host    {gigabytes(size)} pinned on {name}" for name, size in plan.host_bytes_by_machine.items() if size
+    ]
+    if plan.forecast:
+        f = plan.forecast
+        lines.append(
+            f"pace    {f.fps:.1f} frames per second, a block every {f.seconds_per_block:.2f} s, the first frames after "
+            f"{f.first_frames_seconds:.1f} s of work (foreseen from {f.source} speeds, stages side by side)"
+        )
+    lines.append(f"        (the encoders come and go before the network, {gigabytes(plan.encoders)} at most)")
     return [*lines, *_snapshot_lines(plan)]
 
 
@@ -52,6 +71,22 @@ def _snapshot_lines(plan: Plan) -> list[str]:
     seconds, nbytes = plan.snapshot_blocks * BLOCK_FRAMES / FPS, sum(stage.snapshot for stage in plan.stages)
     every = f"every {plan.snapshot_blocks} blocks ({seconds:.0f} s of video)"
     return [f"resume  worker processes keep a snapshot {every}, {gigabytes(nbytes)} on disk, the latest two"]
+
+
+def _kept(plan: Plan) -> list[str]:
+    """How stages keep what they hold, where that is not plain; stages that do the same stand together."""
+    alike: dict[str, list[str]] = {}
+    for number, stage in enumerate(plan.stages):
+        s = stage.storage
+        words = [
+            f"{s.weights} weights" * (s.weights != "plain"),
+            f"{s.keys} keys and values" * (s.keys != "plain"),
+            "keys and values on the host" * (s.keys_home == "host"),
+            "prompt weights leave" * (s.prompt_weights == "leave"),
+            f"{s.streamed} of {len(stage.layers)} layers streamed" * (s.streamed > 0),
+        ]
+        alike.setdefault(", ".join(filter(None, words)), []).append(str(number))
+    return [f"stage {', '.join(numbers)}: {how}" for how, numbers in alike.items() if how]
 
 
 def simulation_lines(simulation: Simulation) -> list[str]:

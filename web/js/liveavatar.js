@@ -64,6 +64,7 @@ const WORDS = {
     text: "文本",
     workspace: "工作区",
     conditions: "条件",
+    slots: "交换槽",
   },
 };
 

@@ -1,0 +1,112 @@
+"""Saying no: what is too large, and what is near and fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+from ..config import ModelConfig
+from ..errors import PlanError
+from ..pipeline import Cut
+from ..request import Effective
+from .hardware import ASSUMED_SPEEDS, GIB, MAX_CARDS, Hardware
+from .ladder import LADDER
+from .plan import Plan, assemble, stage_plan
+from .search import Search
+
+_OFFERS = 3
+
+
+def refusal(
+    effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str, model: str, smaller: Iterable[Effective]
+) -> PlanError:
+    """The error of a request that does not fit: what was asked, what is too large, and up to three that fit.
+
+    Args:
+        effective, config, hardware, dtype, model: of the request.
+        smaller: sizes that may be offered, largest first.
+    """
+    asked = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps does not fit {hardware}"
+    why = _shortage(Search(effective, config, hardware, dtype))
+    offers = list(itertools.islice(_offers(effective, config, hardware, dtype, smaller), _OFFERS))
+    typed = "; ".join(f"--model {model} {offer}" for offer in offers)
+    return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
+
+
+def _offers(
+    effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str, smaller: Iterable[Effective]
+) -> Iterator[str]:
+    """Command-line options that fit: a smaller video, more memory on the host, more cards, larger cards."""
+
+    def fits(wanted: Effective, cards: Hardware) -> str | None:
+        rung = Search(wanted, config, cards, dtype).fits()
+        if rung is None:
+            return None
+        host = f" --host-ram {-(-cards.host // GIB)}" if cards.host != Hardware.parse(str(cards)).host else ""
+        return (
+            f"--size {wanted.width}x{wanted.height} --steps {wanted.steps} --gpus {cards}{host} ({LADDER[rung].name})"
+        )
+
+    def first(tried: Iterable[tuple[Effective, Hardware]]) -> Iterator[str]:
+        yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
+
+    largest = max(card.total for card in hardware.cards)
+    more_host = (dataclasses.replace(hardware, host=hardware.host * factor) for factor in (2, 4, 8))
+    count = len(hardware.cards)
+    more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_CARDS) + 1))
+    larger = (_cards(hardware, count, size * GIB) for size in sorted(ASSUMED_SPEEDS) if size * GIB > largest)
+    yield from first((wanted, hardware) for wanted in smaller)
+    yield from first((effective, cards) for cards in more_host)
+    yield from first((effective, cards) for cards in more_cards)
+    yield from first((effective, cards) for cards in larger)
+
+
+def _cards(hardware: Hardware, count: int, total: int) -> Hardware:
+    """So many equal cards, with no less host memory than there is or would be assumed."""
+    asked = Hardware.parse(f"{count}x{total / GIB:.4g}")
+    return dataclasses.replace(asked, host=max(asked.host, hardware.host))
+
+
+def _shortage(search: Search) -> str:
+    """What is too large on the last rung, spread over all cards."""
+    largest = max(search.hardware.cards, key=lambda card: card.usable)
+    if search.encoders > largest.usable:
+        return (
+            f"the largest encoder takes {_gb(search.encoders)} and no card has more than {_gb(largest.usable)} usable"
+        )
+    plan = _thinnest(search)
+    room = {card.name: card.usable for card in search.hardware.cards}
+    over = {name: total - room[name] for name, total in plan.total_by_device.items()}
+    worst = max(over, key=lambda name: over[name])
+    if over[worst] > 0:
+        terms = ", ".join(f"{name} {_gb(size)}" for name, size in plan.terms_by_device[worst].items() if size)
+        return f"even on the last rung, {worst} would hold {terms}, and has {_gb(room[worst])} usable"
+    host = sum(plan.host_bytes_by_machine.values())
+    return (
+        f"what the cards cannot hold, {_gb(host)}, has to lie on the host, where {_gb(search.hardware.usable_host)} may"
+    )
+
+
+def _thinnest(search: Search) -> Plan:
+    """All layers streamed on the last rung, over all cards; the VAE on the largest."""
+    config, effective = search.config, search.effective
+    cards = sorted(search.hardware.cards, key=lambda card: card.usable)[-config.num_layers :]
+    cut = Cut.even(1, len(cards), effective.steps, config.num_layers)
+    stages = [
+        stage_plan(
+            config,
+            effective.frame_tokens,
+            cut.steps[0],
+            layers,
+            search.size,
+            card.name,
+            dataclasses.replace(LADDER[-1].storage, streamed=len(layers)),
+        )
+        for card, layers in zip(cards, cut.layers, strict=True)
+    ]
+    return assemble(effective, config, "", cut, stages, search.dtype, cards[-1].name, 1)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

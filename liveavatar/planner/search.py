@@ -1,0 +1,217 @@
+"""Laying layers over the cards of a topology on one rung: what fits, and the split that is fastest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from ..config import BLOCK_LATENTS, ModelConfig
+from ..request import Effective
+from ..storage import Storage
+from .bytes import BYTES, condition_parameters
+from .companions import companions_of
+from .hardware import Hardware
+from .ladder import LADDER, Rung, gentler
+from .shelf import Shelf
+from .speed import compute_seconds, decode_seconds, link_seconds, task_seconds
+from .topology import Seat, Topology, topologies
+
+_PRECISION = 0.01
+"""Share of a block's time to which the fastest split is looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Layers of one part, and how its stages keep them.
+
+    Attributes:
+        layers: owned.
+        storage: of its stages.
+        seconds: of one task, per group.
+        host: pinned bytes.
+        load: seconds per block of its busiest card.
+    """
+
+    layers: range
+    storage: Storage
+    seconds: tuple[float, ...]
+    host: int
+    load: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A topology with all layers given out.
+
+    Attributes:
+        topology: of the cards.
+        shares: one per part of the layers.
+        rung: index into `LADDER`.
+        seconds: per block in a full pipeline, at least.
+        decode: seconds per block of the VAE.
+    """
+
+    topology: Topology
+    shares: tuple[Share, ...]
+    rung: int
+    seconds: float
+    decode: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Post:
+    """What waits for a share of the layers.
+
+    Attributes:
+        column: a seat per group.
+        cards: at work in the whole topology.
+        decode: seconds per block of the VAE.
+    """
+
+    column: tuple[Seat, ...]
+    cards: int
+    decode: float
+
+
+class Search:
+    """What fits a request on some hardware.
+
+    Args:
+        effective: what will be made.
+        config: of the network.
+        hardware: at hand.
+        dtype: of weights, keys and tokens where they are not rounded further.
+    """
+
+    def __init__(self, effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str):
+        self.effective, self.config, self.hardware, self.dtype = effective, config, hardware, dtype
+        self.size, self.beside = BYTES[dtype], companions_of(config)
+        self.vae = self.beside.vae_bytes(effective, self.size)
+        self.conditions = condition_parameters(config) * self.size
+        self.encoders = self.beside.encoder_bytes(self.size)
+        self._tflop = self.beside.decode_tflop(effective, BLOCK_LATENTS)
+        self._shelves: dict[Rung, Shelf] = {}
+        self._shares: dict[tuple[Post, int, int, int], Share | None] = {}
+        self._known: dict[tuple[tuple[Seat, ...], int, float], Post] = {}
+
+    def layouts(self, rung: int, *, fastest: bool = True) -> Iterator[Layout]:
+        """All that fit on a rung; without `fastest`, the first split that does."""
+        for topology in topologies(self.hardware.cards, self.effective.steps, self.config.num_layers, self.vae):
+            if self._encoders_fit(topology):
+                layout = self._lay(topology, rung, fastest)
+                if layout:
+                    yield layout
+
+    def fits(self) -> int | None:
+        """The highest rung that anything fits on."""
+        return next((r for r in range(len(LADDER)) if any(self.layouts(r, fastest=False))), None)
+
+    def _encoders_fit(self, topology: Topology) -> bool:
+        seat = topology.columns[0][0]
+        return self.encoders + (self.beside.vae * self.size if seat.decodes else 0) <= seat.card.usable
+
+    def _lay(self, topology: Topology, rung: int, fastest: bool) -> Layout | None:
+        """The split whose busiest card has least to do, of those whose host bytes fit."""
+        posts = self._posts(topology)
+        full = self._split(posts, rung, math.inf)
+        if full is None:
+            return None
+        best = full if _host(full) <= self.hardware.usable_host else None
+        low, high = 0.0, _busiest(full)
+        while fastest and high - low > _PRECISION * high:
+            middle = (low + high) / 2
+            found = self._split(posts, rung, middle)
+            if found is None:
+                low = middle
+                continue
+            high = _busiest(found)
+            if _host(found) <= self.hardware.usable_host:
+                best = found
+        if best is None:
+            return None
+        decode = decode_seconds(self._tflop, topology.vae.speed)
+        seconds = max(_busiest(best), decode if topology.alone else 0.0)
+        return Layout(topology, tuple(best), rung, seconds, decode)
+
+    def _posts(self, topology: Topology) -> list[Post]:
+        """The columns of a topology; equal ones of different topologies are one object, which is quick to look up."""
+        decode = decode_seconds(self._tflop, topology.vae.speed)
+        posts = (Post(column, topology.cards, decode) for column in topology.columns)
+        return [self._known.setdefault((post.column, post.cards, post.decode), post) for post in posts]
+
+    def _split(self, posts: list[Post], rung: int, limit: float) -> list[Share] | None:
+        """Every part takes as many layers as fit and can be worked within `limit` seconds per block."""
+        last, first = self.config.num_layers, 0
+        shares: list[Share] = []
+        for after, post in zip(range(len(posts) - 1, -1, -1), posts, strict=True):
+            share = self._longest(post, rung, first, last - after, limit)
+            if share is None:
+                return None
+            shares.append(share)
+            first = share.layers.stop
+        return shares if first == last else None
+
+    def _longest(self, post: Post, rung: int, first: int, most: int, limit: float) -> Share | None:
+        """The longest share from layer `first` on, at most to `most`."""
+        best, low, high, middle = None, first + 1, most, most
+        while low <= high:
+            share = self._share(post, rung, first, middle)
+            if share and share.load <= limit:
+                best, low = share, middle + 1
+            else:
+                high = middle - 1
+            middle = (low + high) // 2
+        return best
+
+    def _share(self, post: Post, rung: int, first: int, stop: int) -> Share | None:
+        key = (post, rung, first, stop)
+        if key not in self._shares:
+            self._shares[key] = self._weigh(post, rung, first, stop)
+        return self._shares[key]
+
+    def _weigh(self, post: Post, rung: int, first: int, stop: int) -> Share | None:
+        """The gentlest storage of a rung that fits all cards of a column."""
+        for kept in gentler(rung):
+            shelf = self._shelf(kept)
+            need = max(shelf.resident(first, stop, seat.steps) - self._room(seat) for seat in post.column)
+            count = shelf.least_streamed(first, stop, need)
+            if count is not None:
+                return self._priced(shelf, post, range(first, stop), count)
+        return None
+
+    def _shelf(self, rung: Rung) -> Shelf:
+        if rung not in self._shelves:
+            self._shelves[rung] = Shelf(self.config, self.effective.frame_tokens, self.size, rung)
+        return self._shelves[rung]
+
+    def _room(self, seat: Seat) -> int:
+        """Bytes for the stage on its card."""
+        return seat.card.usable - (self.vae if seat.decodes else 0) - (self.conditions if seat.first else 0)
+
+    def _priced(self, shelf: Shelf, post: Post, layers: range, count: int) -> Share:
+        """A share with its seconds and its bytes on the host."""
+        work = shelf.work(layers.start, layers.stop)
+        copied = shelf.key_copies * len(layers) + shelf.freed(layers.start, layers.stop, count)
+        sent = link_seconds(self.config, self.effective.frame_tokens, self.size, post.cards)
+        seconds, loads, pinned = [], [], []
+        for seat in post.column:
+            speed = seat.card.speed
+            compute = compute_seconds(*work, shelf.storage, speed)
+            task = task_seconds(compute, copied, len(layers), speed, post.cards) + sent
+            seconds.append(task)
+            loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
+            pinned.append(shelf.pinned(layers.start, layers.stop, seat.steps, count))
+        host = max(weights for weights, _ in pinned) + sum(rings for _, rings in pinned)
+        storage = dataclasses.replace(shelf.storage, streamed=count)
+        return Share(layers, storage, tuple(seconds), host, max(loads))
+
+
+def _busiest(shares: list[Share]) -> float:
+    """Seconds per block of the busiest card that holds layers."""
+    return max(share.load for share in shares)
+
+
+def _host(shares: list[Share]) -> int:
+    """Pinned bytes."""
+    return sum(share.host for share in shares)
