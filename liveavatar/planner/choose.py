@@ -23,6 +23,9 @@ Preference = Literal["quality", "speed"]
 SMALLER = ("1280x720", "1024x704", "832x480", "704x384", "640x384", "512x384", "384x256", "256x256")
 """Areas that are tried where a smaller video is allowed, largest first."""
 
+_ALIKE = 0.02
+"""Share of a block's time that is not worth rounding more."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
@@ -105,7 +108,8 @@ def _best(search: Search, prefer: Preference) -> Layout | None:
     rungs = [rung for rung in range(FIRST_FP8 if fp8 else 0, len(LADDER)) if LADDER[rung].streams]
     """The lowest of each kind of rounding: stages with room stand higher by themselves."""
     found = [layout for rung in rungs if (layout := _fastest(search, rung))]
-    return min(found, key=lambda layout: (round(layout.seconds, 4), layout.rung), default=None)
+    least = min((layout.seconds for layout in found), default=0.0)
+    return next((layout for layout in found if layout.seconds <= least * (1 + _ALIKE)), None)
 
 
 def _fastest(search: Search, rung: int) -> Layout | None:

@@ -1,0 +1,205 @@
+"""Plans that are chosen fit, stand as high as they can, and refusals offer what really fits."""
+
+import dataclasses
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liveavatar.config import WAN2_2_S2V_14B
+from liveavatar.errors import PlanError
+from liveavatar.planner import LADDER, Hardware, Plan, Wishes, choose_plan, fitted, rung_of
+from liveavatar.planner.hardware import CONTEXT, GIB
+from liveavatar.planner.search import Search
+from liveavatar.request import Effective, Request, resolve
+from liveavatar.size import picture_for
+
+CARDS = (16, 24, 32, 48, 80, 96, 141)
+SIZES = ("384x256", "640x384", "512x512", "704x384", "720x400", "832x480", "1024x704", "1280x720")
+mixes = st.lists(st.sampled_from(CARDS), min_size=1, max_size=8)
+sizes = st.sampled_from(SIZES)
+preferences = st.sampled_from(("quality", "speed"))
+
+
+def effective(size: str = "704x384", steps: int = 4) -> Effective:
+    return resolve(Request(size=size, steps=steps), picture_for(size), 160_000, 16_000)
+
+
+def hardware(cards: list[int], host: int | None = None) -> Hardware:
+    return Hardware.parse("+".join(map(str, cards)), host and host * GIB)
+
+
+def plan(cards: Hardware | str, asked: Effective | None = None, **wishes) -> Plan:
+    cards = Hardware.parse(cards) if isinstance(cards, str) else cards
+    return choose_plan(asked or effective(), WAN2_2_S2V_14B, cards, Wishes(**wishes), model="wan2.2-s2v-14b")
+
+
+def rung(found: Plan) -> int:
+    return rung_of(tuple(stage.storage for stage in found.stages))
+
+
+def check(found: Plan, cards: Hardware, steps: int) -> None:
+    """All layers and steps are owned once, and no memory is exceeded."""
+    usable = {card.name: card.usable for card in cards.cards}
+    assert all(total <= usable[name] for name, total in found.total_by_device.items())
+    assert sum(found.host_bytes_by_machine.values()) <= cards.usable_host
+    assert found.encoders <= usable[found.stages[0].device]
+    owned = [(step, layer) for stage in found.stages for step in stage.steps for layer in stage.layers]
+    assert sorted(owned) == [(step, layer) for step in range(steps) for layer in range(40)]
+    assert len({stage.device for stage in found.stages}) == len(found.stages) == found.cut.stages
+    assert found.forecast and found.forecast.fps > 0 and found.forecast.first_frames_seconds > 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixes, sizes, st.sampled_from((3, 4, 5)), preferences, st.sampled_from((None, 16, 64, 512)))
+def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer, host):
+    asked, given = effective(size, steps), hardware(cards, host)
+    began = time.perf_counter()
+    try:
+        found = plan(given, asked, prefer=prefer)
+    except PlanError as refused:
+        assert "does not fit" in refused.what and "GB" in refused.what
+    else:
+        check(found, given, steps)
+    assert time.perf_counter() - began < 5, "well under a second where nothing else runs"
+
+
+@settings(max_examples=30, deadline=None)
+@given(mixes, sizes, st.data())
+def test_more_memory_never_gives_a_lower_rung(cards, size, data):
+    host, place = 256, data.draw(st.integers(0, len(cards) - 1))
+    larger = list(cards)
+    larger[place] = data.draw(st.sampled_from([c for c in CARDS if c >= cards[place]]))
+    rungs = [highest(hardware(each, host), size) for each in (cards, larger, [*cards, cards[place]])]
+    assert rungs[1] <= rungs[0] and rungs[2] <= rungs[0]
+    assert highest(hardware(cards, 2 * host), size) <= rungs[0]
+
+
+def highest(cards: Hardware, size: str) -> int:
+    found = Search(effective(size), WAN2_2_S2V_14B, cards, "bfloat16").fits()
+    return len(LADDER) if found is None else found
+
+
+@settings(max_examples=15, deadline=None)
+@given(mixes, sizes)
+def test_quality_stands_on_the_highest_rung_and_speed_is_not_slower(cards, size):
+    given = hardware(cards)
+    try:
+        best = plan(given, effective(size))
+    except PlanError:
+        return
+    assert rung(best) == highest(given, size)
+    fast = plan(given, effective(size), prefer="speed")
+    assert any(stage.storage.weights == "fp8" for stage in fast.stages)
+
+
+@pytest.mark.parametrize(
+    ("cards", "words"),
+    [
+        ("1x24", "fp8 weights, KV on the host"),
+        ("4x24", "unrounded"),
+        ("1x48", "unrounded, prompt weights leave, KV on the host"),
+        ("1x141", "unrounded"),
+    ],
+)
+def test_known_cards_stand_where_they_should(cards, words):
+    assert LADDER[rung(plan(cards))].name.startswith(words)
+
+
+def test_two_hundred_gigabytes_of_cards_are_faster_than_one_card():
+    one, five = (plan(cards).forecast for cards in ("1x80", "5x80"))
+    assert one and five and five.fps > 3 * one.fps
+    assert five.source == "assumed"
+
+
+def test_unequal_cards_get_unequal_shares():
+    found = plan("2x24,1x48")
+    shares = {stage.device: len(stage.layers) for stage in found.stages}
+    assert shares["cuda:2"] > max(shares["cuda:0"], shares["cuda:1"]) > 0
+
+
+def test_cards_that_help_nothing_are_left_out_and_named():
+    found = plan("1x141,1x2")
+    assert {stage.device for stage in found.stages} == {"cuda:0"}
+    assert any("cuda:1 (2 GiB) left out" in note for note in found.notes)
+
+
+def test_a_cap_counts_the_context():
+    cards = Hardware.parse("1x80").capped(20_000_000_000)
+    assert cards.cards[0].usable == 20_000_000_000 - CONTEXT
+    assert plan(cards).total_by_device["cuda:0"] <= cards.cards[0].usable
+
+
+def test_measured_cards_are_believed():
+    card = dataclasses.replace(
+        Hardware.parse("1x141").cards[0],
+        plain_tflops=400.0,
+        fp8_tflops=800.0,
+        attention_tflops=300.0,
+        copy_gb=55.0,
+        computes_fp8=True,
+    )
+    slow = plan(Hardware((card,), 512 * GIB, "measured")).forecast
+    assumed = plan("1x141").forecast
+    assert slow and assumed and slow.source == "measured" and slow.fps < assumed.fps
+
+
+def test_speed_without_fp8_units_may_stay_unrounded():
+    cards = Hardware.parse("1x141")
+    old = dataclasses.replace(cards, cards=(dataclasses.replace(cards.cards[0], computes_fp8=False),))
+    assert LADDER[rung(plan(old, prefer="speed"))].storage.weights == "plain"
+    assert LADDER[rung(plan(cards, prefer="speed"))].storage.weights == "fp8"
+
+
+def test_a_smaller_video_is_planned_only_where_that_is_allowed():
+    asked = effective("1280x720")
+    with pytest.raises(PlanError):
+        plan("1x16", asked)
+    found = plan("1x16", asked, allow_smaller=True)
+    made = fitted(asked, found)
+    assert (made.width, made.height) == found.size != (asked.width, asked.height)
+    assert made.width * made.height < asked.width * asked.height and "does not fit" in made.notes[-1]
+    assert fitted(asked, plan("4x80", asked)) == asked
+
+
+@pytest.mark.parametrize(
+    ("cards", "size", "host"),
+    [("1x16", "1280x720", None), ("1x32", "1280x720", None), ("1x24", "704x384", 16), ("2x16", "1024x704", 16)],
+)
+def test_what_a_refusal_offers_fits_as_it_is_typed(cards, size, host):
+    with pytest.raises(PlanError) as refused:
+        plan(Hardware.parse(cards, host and host * GIB), effective(size))
+    offers = re.findall(r"--size (\S+) --steps (\d+) --gpus (\S+)(?: --host-ram (\d+))? ", refused.value.nearest)
+    assert 2 <= len(offers) <= 3, refused.value.nearest
+    for wanted, steps, gpus, ram in offers:
+        given = Hardware.parse(gpus, int(ram) * GIB if ram else None)
+        check(plan(given, effective(wanted, int(steps))), given, int(steps))
+
+
+def test_a_card_too_small_for_the_encoders_is_told_so():
+    with pytest.raises(PlanError, match=r"encoder takes 11\.4 GB"):
+        plan("4x8")
+
+
+@pytest.mark.parametrize("text", ["", "x", "4x", "0x24", "4x0", "24GB", "99x24", "1x24,,1x24"])
+def test_cards_that_are_not_understood_are_refused(text):
+    with pytest.raises(PlanError) as refused:
+        Hardware.parse(text)
+    assert refused.value.nearest
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(CARDS)), min_size=1, max_size=4))
+def test_cards_are_read_as_they_are_written(groups):
+    text = ",".join(f"{count}x{size}" for count, size in groups)
+    cards = Hardware.parse(text).cards
+    assert [card.total // GIB for card in cards] == [size for count, size in groups for _ in range(count)]
+    assert [card.name for card in cards] == [f"cuda:{i}" for i in range(len(cards))]
+
+
+@pytest.mark.parametrize("wrong", [{"prefer": "luck"}, {"dtype": "int3"}, {"threads": 0}])
+def test_wishes_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(PlanError) as refused:
+        plan("1x80", **wrong)
+    assert refused.value.nearest
