@@ -119,7 +119,7 @@ class Search:
             return None
         best = full if _host(full) <= self.hardware.usable_host else None
         low, high = 0.0, _busiest(full)
-        while fastest and high - low > _PRECISION * high:
+        while (fastest or best is None) and high - low > _PRECISION * high:
             middle = (low + high) / 2
             found = self._split(posts, rung, middle)
             if found is None:

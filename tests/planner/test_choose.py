@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,3 +204,11 @@ def test_wishes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(PlanError) as refused:
         plan("1x80", **wrong)
     assert refused.value.nearest
+
+
+def test_the_cards_of_this_machine_are_read_or_missed():
+    if torch.cuda.is_available():
+        assert all(0 < card.usable < card.total for card in Hardware.here().cards)
+    else:
+        with pytest.raises(PlanError, match="no GPU"):
+            Hardware.here()
