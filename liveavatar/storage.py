@@ -43,6 +43,11 @@ PLAIN = Storage()
 """Everything on the device in the working dtype."""
 
 
+def embeddings_of(storage: Storage) -> Storage:
+    """Of a part without layers, kept beside layers of this storage: it shares their format and nothing else."""
+    return Storage(weights=storage.weights)
+
+
 def streamed_layers(layers: range, count: int) -> tuple[int, ...]:
     """Which `count` of some layers are streamed: spread evenly, so that resident ones hide the copies between them.
 

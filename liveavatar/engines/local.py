@@ -20,6 +20,7 @@ from ..planner import Plan
 from ..schedule import Schedule
 from ..session import Job, OnNotice, OnTask, TaskReport, cpu_threads, unnoticed
 from ..stage import Conditions, Flow, Origin, Stage
+from ..storage import Storage, embeddings_of
 from .clock import StageClock
 from .nets import Nets
 
@@ -44,18 +45,21 @@ class LocalEngine:
     @property
     def loaded(self) -> bool:
         """Whether all weights of the plan are there."""
-        return all(self._nets.holds(self.components, *where, self._dtype) for where in self._parts())
+        return all(
+            self._nets.holds(self.components, device, part, self._dtype, storage)
+            for device, part, storage in self._parts()
+        )
 
     def load(self, on_notice: OnNotice = unnoticed) -> None:
         """Load the weights now; stages that own the same layers on the same device share them."""
-        for device, part in self._parts():
-            self._net(device, part)
+        for where in self._parts():
+            self._net(*where)
 
-    def _parts(self) -> Iterator[tuple[str, Part]]:
-        """What is loaded where."""
+    def _parts(self) -> Iterator[tuple[str, Part, Storage]]:
+        """What is loaded where, and how it is kept."""
         for stage in self.plan.stages:
-            yield stage.device, self._part(stage.layers)
-        yield self.plan.stages[0].device, CONDITIONS
+            yield stage.device, self._part(stage.layers), stage.storage
+        yield self.plan.stages[0].device, CONDITIONS, embeddings_of(self.plan.stages[0].storage)
 
     def release(self) -> None:
         """Give back the weights."""
@@ -88,7 +92,14 @@ class LocalEngine:
     def _stages(self, job: Job) -> list[Stage]:
         conditions = self._conditions(job)
         return [
-            Stage(self._net(s.device, self._part(s.layers)), s.steps, conditions, torch.device(s.device), self._dtype)
+            Stage(
+                self._net(s.device, self._part(s.layers), s.storage),
+                s.steps,
+                conditions,
+                torch.device(s.device),
+                self._dtype,
+                s.storage,
+            )
             for s in self.plan.stages
         ]
 
@@ -121,10 +132,10 @@ class LocalEngine:
         return Part.of(layers, self.components.config)
 
     def _conditioner(self) -> CausalS2VTransformer:
-        return self._net(self.plan.stages[0].device, CONDITIONS)
+        return self._net(self.plan.stages[0].device, CONDITIONS, embeddings_of(self.plan.stages[0].storage))
 
-    def _net(self, device: str, part: Part) -> CausalS2VTransformer:
-        return self._nets.get(self.components, device, part, self._dtype)
+    def _net(self, device: str, part: Part, storage: Storage) -> CausalS2VTransformer:
+        return self._nets.get(self.components, device, part, self._dtype, storage)
 
 
 class _Run:

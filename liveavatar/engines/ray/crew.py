@@ -261,7 +261,15 @@ class Crew:
 def _duties(plan: Plan, model: PlainModel) -> list[Duty]:
     """What each stage's worker holds; the first one embeds text, time and sound for all."""
     return [
-        Duty(model, (s.layers.start, s.layers.stop), device, plan.dtype, plan.threads, conditions=number == 0)
+        Duty(
+            model,
+            (s.layers.start, s.layers.stop),
+            device,
+            plan.dtype,
+            plan.threads,
+            conditions=number == 0,
+            storage=plain(s.storage),
+        )
         for number, s in enumerate(plan.stages)
         for device in [DeviceName.parse(s.device).device]
     ]

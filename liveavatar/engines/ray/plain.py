@@ -73,6 +73,7 @@ class Duty:
         device: of its machine.
         dtype, threads: as in the plan.
         conditions: whether it embeds text, time and sound for the others.
+        storage: fields of the stage's `Storage`.
     """
 
     model: PlainModel
@@ -81,6 +82,7 @@ class Duty:
     dtype: str
     threads: int
     conditions: bool
+    storage: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ...planner import snapshot_due
 from ...schedule import Schedule
 from ...session import cpu_threads
 from ...stage import Conditions, Flow, Origin, Stage
+from ...storage import Storage
 from .links import ABORT, END, Incoming, Link, Outgoing
 from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
 from .routes import own_tasks
@@ -188,7 +189,7 @@ class Shift:
             motion=o.motion,
             audio=self._audio.__getitem__,
         )
-        return Stage(self._net, self._steps, conditions, self._device, self._dtype)
+        return Stage(self._net, self._steps, conditions, self._device, self._dtype, Storage(*self.duty.storage))
 
     def _step(self, stage: Stage, task: Task) -> bool:
         """Run one task when its flow is there; False when the run was stopped."""

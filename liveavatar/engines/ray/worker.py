@@ -13,6 +13,7 @@ from ...components import Components
 from ...model.layer import AudioTokens
 from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
 from ...session import cpu_threads
+from ...storage import Storage, embeddings_of
 from ..nets import Nets
 from .links import Link
 from .living import Living
@@ -165,14 +166,15 @@ class Worker(Living):
         return self._duty
 
     def _net(self) -> CausalS2VTransformer:
-        return self._part(Part.of(range(*self._on_duty.layers), self._components.config))
+        duty = self._on_duty
+        return self._part(Part.of(range(*duty.layers), self._components.config), Storage(*duty.storage))
 
     def _conditioner(self) -> CausalS2VTransformer:
-        return self._part(CONDITIONS)
+        return self._part(CONDITIONS, embeddings_of(Storage(*self._on_duty.storage)))
 
-    def _part(self, part: Part) -> CausalS2VTransformer:
+    def _part(self, part: Part, storage: Storage) -> CausalS2VTransformer:
         duty = self._on_duty
-        return self._nets.get(self._components, duty.device, part, getattr(torch, duty.dtype))
+        return self._nets.get(self._components, duty.device, part, getattr(torch, duty.dtype), storage)
 
     @property
     def _components(self) -> Components:
