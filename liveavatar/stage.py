@@ -14,7 +14,7 @@ import torch
 from .distance import SinkDistance
 from .memory.rings import RingShape, make_rings
 from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
-from .model.layer import AudioTokens
+from .model.layer import AudioTokens, Memory
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
@@ -156,7 +156,7 @@ class Stage:
         velocity = self.net.velocity(tokens, self.time.head[step], self.grid.rows, self.grid.columns)
         return Flow(self.conditions.schedule.euler(step, flow.latent, velocity))
 
-    def _memories(self, task: Denoise) -> list[BlockMemory]:
+    def _memories(self, task: Denoise) -> Sequence[Memory]:
         version = sink_version(task.block)
         for old in [v for v in self.sinks if v < version and task.step == self._last_step]:
             del self.sinks[old]

@@ -16,7 +16,7 @@ from ..components import Components
 from ..model.layer import AudioTokens
 from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
 from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
-from ..planner import Plan
+from ..planner import Plan, StagePlan
 from ..schedule import Schedule
 from ..session import Job, OnNotice, OnTask, TaskReport, cpu_threads, unnoticed
 from ..stage import Conditions, Flow, Origin, Stage
@@ -91,17 +91,12 @@ class LocalEngine:
 
     def _stages(self, job: Job) -> list[Stage]:
         conditions = self._conditions(job)
-        return [
-            Stage(
-                self._net(s.device, self._part(s.layers), s.storage),
-                s.steps,
-                conditions,
-                torch.device(s.device),
-                self._dtype,
-                s.storage,
-            )
-            for s in self.plan.stages
-        ]
+        return [self._stage(planned, conditions) for planned in self.plan.stages]
+
+    def _stage(self, planned: StagePlan, conditions: Conditions) -> Stage:
+        """One stage of a run."""
+        net = self._net(planned.device, self._part(planned.layers), planned.storage)
+        return Stage(net, planned.steps, conditions, torch.device(planned.device), self._dtype, planned.storage)
 
     def _conditions(self, job: Job) -> Conditions:
         conditioner, effective = self._conditioner(), job.effective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -19,12 +20,21 @@ class SeededSource:
         shapes: of every tensor, by name.
         seed: of the whole model.
         scales: factors for tensors whose name ends so.
+        device, dtype: where and in what they are made; kinds of devices and dtypes draw different numbers.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, scales: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        seed: int,
+        scales: Mapping[str, float] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         self._shapes = dict(shapes)
         self._seed = seed
         self._scales = dict(scales or {})
+        self._made: dict[str, Any] = {"device": torch.device(device), "dtype": dtype}
 
     def keys(self) -> frozenset[str]:
         return frozenset(self._shapes)
@@ -39,10 +49,10 @@ class SeededSource:
             others = [d for d in range(len(shape)) if shape[d] == 1]
             return direction.square().sum(others, keepdim=True).sqrt()
         if _is_gain(key, shape):
-            return torch.ones(shape)
+            return torch.ones(shape, **self._made)
         name = hashlib.sha256(f"{self._seed}:{key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(name[:8], "big") >> 1)
-        return torch.randn(shape, generator=generator) * self._deviation(key, shape)
+        generator = torch.Generator(self._made["device"]).manual_seed(int.from_bytes(name[:8], "big") >> 1)
+        return torch.randn(shape, generator=generator, **self._made).mul_(self._deviation(key, shape))
 
     def describe(self) -> str:
         return f"random weights of seed {self._seed}"
