@@ -7,7 +7,7 @@ import torch
 from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES, FPS, MOTION_LATENTS, ModelConfig
 from ..distance import SinkDistance
 from ..encoders.features import AudioFeatures
-from ..request import Request, resolve
+from ..request import Effective, Request, resolve
 from ..session import Job, Material
 from ..size import parse_size
 
@@ -20,8 +20,7 @@ def noise_job(config: ModelConfig, blocks: int, steps: int = 4, size: str = "64x
         blocks, steps: at least 1.
         size: width x height in pixels, of the picture too.
     """
-    samples = blocks * BLOCK_FRAMES * AUDIO_SAMPLE_RATE // FPS
-    effective = resolve(Request(size=size, steps=steps), parse_size(size), samples, AUDIO_SAMPLE_RATE)
+    effective = noise_effective(blocks, steps, size)
     generator = torch.Generator().manual_seed(effective.seed)
     height, width = effective.latent_size
 
@@ -32,3 +31,9 @@ def noise_job(config: ModelConfig, blocks: int, steps: int = 4, size: str = "64x
     audio.append(noise(blocks * BLOCK_FRAMES, config.audio_layers, config.audio_dim).numpy())
     reference, motion = noise(16, 1, height, width), noise(16, MOTION_LATENTS, height, width)
     return Job(effective, Material(reference, motion, noise(4, config.text_dim), audio), SinkDistance())
+
+
+def noise_effective(blocks: int, steps: int = 4, size: str = "64x64") -> Effective:
+    """What such a job makes; arguments as of `noise_job`."""
+    samples = blocks * BLOCK_FRAMES * AUDIO_SAMPLE_RATE // FPS
+    return resolve(Request(size=size, steps=steps), parse_size(size), samples, AUDIO_SAMPLE_RATE)

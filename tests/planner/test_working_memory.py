@@ -1,14 +1,10 @@
 """What the planner sets aside for work is no less than what work allocates, counted tensor by tensor."""
 
-import weakref
-from collections.abc import Iterable
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import liveavatar.model.attention as attention
+from liveavatar.bench.tracked import Allocated
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.model.kv import BlockMemory, Ring, SinkKV, Window
 from liveavatar.model.layer import AudioTokens, TextKV
@@ -20,26 +16,6 @@ from liveavatar.vae.stream import DecodeState, decode_block
 from liveavatar.vae.wan import build_vae
 
 BIG = WAN2_2_S2V_14B
-
-
-class Allocated(TorchDispatchMode):
-    """The most bytes that were alive at once, but those of tensors that were there before."""
-
-    def __init__(self, before: Iterable[torch.Tensor] = ()):
-        super().__init__()
-        self.alive = {t.untyped_storage()._cdata: 0 for t in before}
-        self.most = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self.alive.pop, storage._cdata, None)
-        self.most = max(self.most, sum(self.alive.values()))
-        return made
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

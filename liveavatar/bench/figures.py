@@ -1,0 +1,85 @@
+"""From the times of a run to its figures."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
+from ..doctor.report import Compute
+from ..model.linear import computes_float8
+from ..pipeline import Denoise, Prefill
+from ..planner import Plan
+from ..planner.speed import layer_tflop
+from .found import Pace, Work
+from .watched import Run
+
+_PATCH = 2 * SPATIAL_STRIDE
+
+
+def seconds_per_block(run: Run) -> float:
+    """Mean time between two blocks, once the window is full and the sink is renewed."""
+    return (run.ends[-1] - run.ends[WINDOW_BLOCKS - 1]) / (len(run.ends) - WINDOW_BLOCKS)
+
+
+def pace_of(run: Run, plan: Plan) -> Pace:
+    """See `Pace`."""
+    steady = [t for t in run.tasks if isinstance(t.task, Denoise) and t.task.block >= WINDOW_BLOCKS]
+    phases: dict[str, list[float]] = {}
+    for task in steady:
+        for name, seconds in task.phases.items():
+            phases.setdefault(name, []).append(seconds)
+    prefills = [t.seconds for t in run.tasks if isinstance(t.task, Prefill) and t.task.version == t.task.group == 0]
+    period = seconds_per_block(run)
+    return Pace(
+        seconds_per_block=period,
+        fps=BLOCK_FRAMES / period,
+        seconds_per_task=statistics.median(t.seconds for t in steady),
+        phases={name: statistics.median(times) for name, times in phases.items()},
+        first_block_seconds=run.ends[0],
+        prefill_seconds=sum(prefills),
+    )
+
+
+def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device, seconds: float) -> Work:
+    """Operations against what a device can.
+
+    Args:
+        config, plan: of the network.
+        can: as the device was measured.
+        device: which.
+        seconds: per block.
+    """
+    width, height = plan.size
+    frame_tokens, steps = width // _PATCH * (height // _PATCH), plan.cut.last_step + 1
+    each = [layer_tflop(config, frame_tokens, layer) for layer in range(config.num_layers)]
+    matrices, attended = (steps * sum(part) for part in zip(*each, strict=True))
+    worked_in = _matrix_dtype(plan, can, device)
+    peak, attention = can.matmul.get(worked_in), can.attention.get(plan.dtype)
+    total = matrices + attended
+    return Work(
+        tflop_per_block=total,
+        tflops=total / seconds,
+        peak_tflops=peak,
+        peak_dtype=worked_in,
+        share_of_peak=None if peak is None else total / seconds / peak,
+        attention_tflops=attention,
+        share_of_possible=None
+        if peak is None or attention is None
+        else (matrices / peak + attended / attention) / seconds,
+    )
+
+
+def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
+    """What the large matrices are multiplied in."""
+    formats = {stage.storage.weights for stage in plan.stages}
+    eight = {"fp8": True, "fp8-tensor": False}
+    if formats <= eight.keys() and all(computes_float8(device, eight[f]) for f in formats) and "float8" in can.matmul:
+        return "float8"
+    return plan.dtype
+
+
+def bytes_needed(plan: Plan, vae: bool) -> int:
+    """Bytes on the plan's device, with those of the VAE only where it is there."""
+    return sum(plan.total_by_device.values()) - (0 if vae else plan.vae)

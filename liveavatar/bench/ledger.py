@@ -1,0 +1,126 @@
+"""The bytes a run really took, beside those that were planned."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import torch
+
+from ..doctor.host import host
+from ..memory.passage import Passage
+from ..planner import Plan
+from ..planner.hardware import CONTEXT
+from ..storage import Held
+from .figures import bytes_needed
+from .found import Amount, Memory
+from .tracked import Allocated
+from .watched import WatchedEngine
+
+
+class Ledger:
+    """Counts: CUDA's allocator where there is one, every tensor elsewhere.
+
+    Args:
+        plan: what was planned, on one device.
+        device: which.
+        vae: whether the VAE will be there.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, vae: bool):
+        self.plan, self.device, self.vae = plan, device, vae
+        self._most: dict[str, int] = {}
+        self._host = self._slots = self._weights_away = 0
+        self._loading: int | None = None
+        self._tracked: Allocated | None = None
+        if device.type != "cuda":
+            self._tracked = Allocated()
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Weights are made inside."""
+        if self._tracked is None:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with self._counting():
+            yield
+        if self._tracked is None:
+            self._loading = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._loading, self._tracked.most = self._tracked.most, 0
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """What works inside is counted; on CUDA all that comes later is, too."""
+        with self._counting():
+            yield
+
+    def note_weights(self, engine: WatchedEngine) -> None:
+        """Count what is loaded."""
+        conditions = engine._conditioner()
+        slots = away = layers = 0
+        for net in engine.nets():
+            passages = [p for p in (net.lead, net.lead_prompt) if isinstance(p, Passage)]
+            slots += sum(p.device_bytes for p in passages)
+            away += sum(p.host_bytes for p in passages)
+            if net is not conditions:
+                layers += sum(t.nbytes for t in net.parameters()) - sum(p.tensor_bytes for p in passages)
+        self._most["weights"], self._host = layers, away
+        self._most["conditions"] = sum(t.nbytes for t in conditions.parameters())
+        self._slots = slots
+        self._weights_away = away
+
+    def note(self, engine: WatchedEngine) -> None:
+        """Count what stays between two tasks."""
+        held = engine.held()
+        held["slots"] = held["slots"] + Held(self._slots)
+        for name, part in held.items():
+            self._most[name] = max(self._most.get(name, 0), part.device)
+        self._host = max(self._host, self._weights_away + sum(part.host for part in held.values()))
+
+    def memory(self) -> Memory:
+        """All of it."""
+        planned = next(iter(self.plan.terms_by_device.values()))
+        parts = {name: Amount(planned[name], found) for name, found in self._most.items()}
+        held = Amount(sum(p.planned for p in parts.values()), sum(p.found for p in parts.values()))
+        most, reserved = self._peak()
+        away = sum(self.plan.host_bytes_by_machine.values())
+        if reserved is None:  # what lies on the host is counted with the rest, and the VAE is not there yet
+            peak = Amount(bytes_needed(self.plan, False) + away, most)
+        else:
+            peak = Amount(bytes_needed(self.plan, self.vae), most)
+        return Memory(
+            parts=parts,
+            held=held,
+            peak=peak,
+            difference_percent=peak.difference,
+            held_difference_percent=held.difference,
+            reserved=reserved,
+            loading=self._loading,
+            host=Amount(away, self._host),
+        )
+
+    def room(self, most: int | None) -> int:
+        """Bytes of the device that may be used now, at most so many."""
+        gc.collect()
+        if self.device.type != "cuda":
+            free = host().ram_free
+            return most or free or 0
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return min(free, (most or free) - CONTEXT)
+
+    def _peak(self) -> tuple[int, int | None]:
+        if self._tracked is not None:
+            return self._tracked.most, None
+        return torch.cuda.max_memory_allocated(self.device), torch.cuda.max_memory_reserved(self.device)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        if self._tracked is None:
+            yield
+        else:
+            with self._tracked:
+                yield

@@ -1,0 +1,289 @@
+"""How fast the network itself is and what memory it takes, with random weights of the real shapes.
+
+The engine of this process makes a video of noise; nothing is read from files. What is measured on a GPU is measured by
+the GPU (events, its allocator), on the CPU by the wall clock and by counting every tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..config import WINDOW_BLOCKS
+from ..doctor.devices import compute, copies
+from ..doctor.host import host
+from ..doctor.report import Compute
+from ..engines.nets import Nets
+from ..errors import LiveAvatarError, PlanError, RequestError
+from ..planner import Plan, make_plan
+from ..session import Job
+from ..storage import PLAIN
+from .decoding import decoding
+from .figures import bytes_needed, pace_of, seconds_per_block, work_of
+from .found import Compared, Decoding, ModelBench, Moved, Work
+from .ledger import Ledger
+from .material import noise_job
+from .random_model import RandomComponents
+from .watched import Run, WatchedEngine
+
+FEWEST_BLOCKS, MOST_BLOCKS = WINDOW_BLOCKS + 2, 1000
+"""Of a video: two are made with a full window, and all latents are kept."""
+_WARMUP_BLOCKS = WINDOW_BLOCKS + 1
+"""Every form a task can have comes up in so many."""
+_ROUNDS = 2
+"""Of ours and the naive path, in turns."""
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What besides the plan is measured.
+
+    Attributes:
+        blocks: of the video, `FEWEST_BLOCKS` to `MOST_BLOCKS`.
+        compiled: whether layers are compiled.
+        vae: whether the VAE is measured, too.
+        baseline: whether the naive path is.
+        most: bytes that may be used on the device; None: all that are free.
+    """
+
+    blocks: int = 8
+    compiled: bool = False
+    vae: bool = False
+    baseline: bool = False
+    most: int | None = None
+
+
+def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: None) -> ModelBench:
+    """Measure a plan.
+
+    Args:
+        model: name of the preset whose shapes are taken.
+        plan: of one device.
+        asked: what else.
+        say: told what is being done.
+
+    Raises:
+        RequestError: too few or too many blocks, or a naive path beside what it cannot do.
+        PlanError: it does not fit the device or the host.
+        ModelError: no such preset; the layers cannot be compiled.
+        HostMemoryError: the host cannot hold or lock what was to lie there.
+    """
+    device = torch.device(plan.stages[0].device)
+    components = RandomComponents(model, device)
+    check_asked(plan, asked)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        with torch.inference_mode():
+            return _Bench(components, plan, asked, say).measured()
+    except torch.cuda.OutOfMemoryError as error:
+        needed = bytes_needed(plan, asked.vae)
+        raise PlanError(
+            f"The memory of {device} ran out; the plan sets {needed / 1e9:.1f} GB aside.",
+            "Keep more on the host or in eight bits, or let --plan auto choose.",
+        ) from error
+
+
+def check_asked(plan: Plan, asked: Asked) -> None:
+    """Refuse what cannot be measured, before anything is made.
+
+    Raises:
+        RequestError, PlanError: as `bench_model`.
+    """
+    if asked.blocks < FEWEST_BLOCKS:
+        raise RequestError(
+            f"{asked.blocks} blocks are too few to see a full window at work.", f"Give at least {FEWEST_BLOCKS}."
+        )
+    if asked.blocks > MOST_BLOCKS:
+        raise RequestError(f"{asked.blocks} blocks tell no more than fewer.", f"Give at most {MOST_BLOCKS}.")
+    if len({stage.device for stage in plan.stages}) > 1:
+        raise RequestError("One device is measured at a time.", "Give one, such as cuda:0.")
+    plain = all(dataclasses.replace(s.storage, weights=PLAIN.weights) == PLAIN for s in plan.stages)
+    if asked.baseline and not plain:
+        raise RequestError(
+            "The naive path keeps all keys, values and weights on the device, and keys and values plain.",
+            "Leave --baseline out, or the other storage.",
+        )
+    if plan.stages[0].device == "cpu":
+        free, needed = host().ram_free, bytes_needed(plan, asked.vae) + sum(plan.host_bytes_by_machine.values())
+        if free is not None and needed > free:
+            raise PlanError(
+                f"This takes {needed / 1e9:.1f} GB of host memory, and {free / 1e9:.1f} GB are free.",
+                "Measure mini or untrained on the CPU, or a smaller size.",
+            )
+
+
+class _Bench:
+    """One measurement, from empty memory to numbers."""
+
+    def __init__(self, components: RandomComponents, plan: Plan, asked: Asked, say: Say):
+        self.components, self.plan, self.asked, self.say = components, plan, asked, say
+        self.device = torch.device(plan.stages[0].device)
+        self.nets = Nets()
+        self.engine = WatchedEngine(components, plan, self.nets)
+        self.job = self._job(asked.blocks)
+        self.ledger = Ledger(plan, self.device, asked.vae)
+
+    def measured(self) -> ModelBench:
+        plan, e = self.plan, self.job.effective
+        self.say("what the device can")
+        can, copy_gb = self._speeds()
+        self.say("making weights")
+        load = self._load()
+        self.say("warming up")
+        warmup, compiling, cache = self._warm_up()
+        self.say(f"{e.blocks} blocks")
+        run = self.engine.watch(self.job)
+        pace = pace_of(run, plan)
+        vae = self._decode(pace.first_block_seconds, run) if self.asked.vae else None
+        memory = self.ledger.memory()
+        compared = self._compare() if self.asked.baseline else None
+        moved = self._moved(run, pace.seconds_per_block, copy_gb)
+        return ModelBench(
+            model=self.components.name,
+            device=str(self.device),
+            device_name=device_name(self.device),
+            dtype=plan.dtype,
+            size=(e.width, e.height),
+            steps=e.steps,
+            blocks=e.blocks,
+            stages=str(plan.cut),
+            storages=tuple(stage.storage for stage in plan.stages),
+            threads=plan.threads,
+            load_seconds=load,
+            warmup_seconds=warmup,
+            compile_seconds=compiling,
+            compile_cache=cache,
+            finite=all(bool(latents.isfinite().all()) for latents in run.latents),
+            pace=pace,
+            work=self._work(can, pace.seconds_per_block),
+            moved=moved,
+            memory=memory,
+            decoding=vae,
+            compared=compared,
+        )
+
+    def _job(self, blocks: int) -> Job:
+        width, height = self.plan.size
+        steps = self.plan.cut.last_step + 1
+        return noise_job(self.components.config, blocks, steps, f"{width}x{height}")
+
+    def _load(self) -> float:
+        """Seconds to make the weights. Where no allocator counts, they are made and used once to count tensors."""
+        start = time.perf_counter()
+        with self.ledger.loading():
+            self.engine.load()
+            self._settle()
+        seconds = time.perf_counter() - start
+        with self.ledger.working():
+            self.ledger.note_weights(self.engine)
+            self.engine.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(self.engine))
+        return seconds
+
+    def _warm_up(self) -> tuple[float, float | None, str | None]:
+        """Seconds of a warm run, and of compiling where that was asked, with the cache."""
+        if not self.asked.compiled:
+            return self._warm(), None, None
+        from .compiled import cannot_compile, compile_cache, compile_layers
+
+        compile_layers(self.engine.nets())
+        try:
+            first = self._warm()
+            return (warm := self._warm()), max(0.0, first - warm), compile_cache()
+        except (LiveAvatarError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # compilers raise errors of many kinds, and start programs that do
+            raise cannot_compile(error) from error
+
+    def _warm(self) -> float:
+        start = time.perf_counter()
+        self.engine.watch(self._job(_WARMUP_BLOCKS))
+        self._settle()
+        return time.perf_counter() - start
+
+    def _decode(self, first_block: float, run: Run) -> Decoding:
+        self.say("the VAE")
+        return decoding(self.components, self.engine, self.job, run, first_block, getattr(torch, self.plan.dtype))
+
+    def _work(self, can: Compute, seconds: float) -> Work:
+        return work_of(self.components.config, self.plan, can, self.device, seconds)
+
+    def _speeds(self) -> tuple[Compute, float]:
+        """What the device computes, and GB/s to it."""
+        try:
+            can, moves = compute(str(self.device), True), copies(str(self.device), True)
+        except MemoryError as error:
+            raise PlanError(f"The speed of {self.device} cannot be measured: {error}.", "Free its memory.") from error
+        return can, moves.memory if moves.pinned_in is None else moves.pinned_in
+
+    def _moved(self, run: Run, seconds: float, copy_gb: float) -> Moved:
+        blocks = len(run.ends) - WINDOW_BLOCKS
+        to_device, to_host = (
+            (counts[-1] - counts[WINDOW_BLOCKS - 1]) // blocks for counts in (run.to_device, run.to_host)
+        )
+        resident = self._resident() if to_device else None
+        return Moved(
+            to_device=to_device,
+            to_host=to_host,
+            copy_gb=copy_gb,
+            copy_seconds=to_device / 1e9 / copy_gb,
+            resident_seconds_per_block=resident,
+            exposed_seconds=None if resident is None else seconds - resident,
+        )
+
+    def _resident(self) -> float | None:
+        """Seconds per block with nothing on the host; None where that does not fit."""
+        plan = self.plan
+        storages = {dataclasses.replace(s.storage, keys_home="device", streamed=0) for s in plan.stages}
+        if len(storages) > 1:
+            return None
+        near = make_plan(
+            self.job.effective,
+            self.components.config,
+            model=plan.model,
+            stages=str(plan.cut),
+            devices=(str(self.device),),
+            dtype=plan.dtype,
+            threads=plan.threads,
+            storage=storages.pop(),
+        )
+        self.nets.release()
+        if bytes_needed(near, False) > self.ledger.room(self.asked.most):
+            return None
+        self.say("the same with nothing on the host")
+        engine = WatchedEngine(self.components, near, self.nets)
+        engine.load()
+        if self.asked.compiled:
+            from .compiled import compile_layers
+
+            compile_layers(engine.nets())
+        engine.watch(self._job(_WARMUP_BLOCKS))
+        return seconds_per_block(engine.watch(self.job))
+
+    def _compare(self) -> Compared:
+        self.say("the naive path, in turns with ours")
+        naive = WatchedEngine(self.components, self.plan, self.nets, naive=True)
+        naive.watch(self._job(_WARMUP_BLOCKS))
+        ours, theirs, apart = [], [], 0.0
+        for _ in range(_ROUNDS):
+            a, b = self.engine.watch(self.job), naive.watch(self.job)
+            ours.append(seconds_per_block(a))
+            theirs.append(seconds_per_block(b))
+            largest = max(float(latents.abs().max()) for latents in a.latents)
+            off = max(float((x - y).abs().max()) for x, y in zip(a.latents, b.latents, strict=True))
+            apart = max(apart, off / largest)
+        return Compared(tuple(ours), tuple(theirs), sum(theirs) / sum(ours), apart)
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def device_name(device: torch.device) -> str:
+    """Of the card or processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else host().cpu

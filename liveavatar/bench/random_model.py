@@ -1,0 +1,86 @@
+"""Networks of the real shapes with random weights, made on the device they work on.
+
+Every tensor is drawn where the network computes, in the working dtype, one at a time: no host ever holds a model. What
+lives on the host is carried there, and what is kept in eight bits is packed as weights from files are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import torch
+from torch import nn
+
+from ..components import MINI_FOLDER
+from ..config import PRESETS
+from ..errors import ModelError
+from ..mini.seeded import SeededSource
+from ..mini.untrained import VAE
+from ..model.transformer import CausalS2VTransformer, Part, empty_transformer
+from ..storage import WeightFormat
+from ..weights.fill import DType, Where, fill
+from ..weights.parts import vae_weights
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+M = TypeVar("M", bound=nn.Module)
+
+SEED = 14
+"""Of all weights."""
+
+
+class RandomComponents:
+    """The network and the VAE of a preset (see `liveavatar.components.Components`); it has no encoders.
+
+    Args:
+        name: of the preset, see `liveavatar.config.PRESETS`.
+        maker: the device that draws the numbers.
+
+    Raises:
+        ModelError: no such preset.
+    """
+
+    trained = False
+
+    def __init__(self, name: str, maker: torch.device | str):
+        if name not in PRESETS:
+            raise ModelError(f"The shapes of {name!r} are not known.", f"Use {', '.join(PRESETS)}.")
+        self.name, self.config, self.maker = name, PRESETS[name], torch.device(maker)
+
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        net = empty_transformer(self.config, part, weights)
+        return self._filled(net, device, dtype)
+
+    def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
+        from ..vae.cpu import quicken
+        from ..vae.wan import build_vae
+
+        with torch.device("meta"):
+            vae = build_vae(**self._vae_settings())
+        return quicken(self._filled(vae, device, dtype))
+
+    def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
+        raise self._no_encoders()
+
+    def audio_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
+        raise self._no_encoders()
+
+    def describe(self) -> str:
+        return f"{self.name}: random weights of seed {SEED}, made on {self.maker}"
+
+    def _vae_settings(self) -> dict[str, Any]:
+        if self.name == "mini":
+            return dict(vae_weights(MINI_FOLDER / "vae")[1])
+        return VAE if self.name == "untrained" else {}
+
+    def _filled(self, module: M, device: Where, dtype: DType) -> M:
+        shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        made = dtype if isinstance(dtype, torch.dtype) else torch.float32
+        fill(module, SeededSource(shapes, SEED, None, self.maker, made), dtype=dtype, device=device)
+        return module
+
+    def _no_encoders(self) -> ModelError:
+        return ModelError("Random networks have no encoders.", "Give the material, or use mini or untrained.")

@@ -1,0 +1,156 @@
+"""Measure the speed and the memory of the network itself, with random weights of the real shapes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import PRESETS, ModelConfig
+from ..errors import ModelError, PlanError, RequestError
+from ..storage import PLAIN, Storage
+from .parser import number, whole_number
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..placement import Placement
+    from ..planner import Plan
+    from ..request import Effective
+
+_BIG, _SMALL = "wan2.2-s2v-14b", "mini"
+_SIZES = {_BIG: "704x384"}
+_SIZE = "128x128"
+_BLOCKS = 8
+_LEAST_CAP, _MOST_CAP = 1, 100_000
+"""GB."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench model`."""
+    parser.add_argument("--model", metavar="|".join(PRESETS), help=f"shapes (default: {_BIG} on a GPU, else {_SMALL})")
+    parser.add_argument("--size", metavar="WxH", help=f"width x height (default: {_SIZES[_BIG]}; small ones: {_SIZE})")
+    parser.add_argument("--steps", type=whole_number(4), default=4, metavar="N", help="per block (default: 4)")
+    parser.add_argument(
+        "--blocks", type=whole_number(_BLOCKS), default=_BLOCKS, metavar="N", help=f"of the video (default: {_BLOCKS})"
+    )
+    parser.add_argument("--device", metavar="D", help="cuda:0 or cpu (default: the first GPU, else the CPU)")
+    parser.add_argument("--dtype", metavar="T", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU)")
+    parser.add_argument("--threads", type=whole_number(1), metavar="N", help="CPU threads (default: all, at most 8)")
+    parser.add_argument("--stages", default="1x1", metavar="SxP", help="all on the one device (default: 1x1)")
+    parser.add_argument("--plan", choices=["auto"], help="let the storage be chosen for the device and --vram-cap")
+    parser.add_argument("--vram-cap", type=number(24), metavar="GB", help="use no more of the GPU")
+    kept = parser.add_argument_group("how a stage keeps what it holds")
+    kept.add_argument("--weights", choices=["plain", "fp8", "fp8-tensor", "int8"], default=PLAIN.weights)
+    kept.add_argument("--keys", choices=["plain", "fp8"], default=PLAIN.keys, help="keys and values of blocks")
+    kept.add_argument("--keys-home", choices=["device", "host"], default=PLAIN.keys_home, help="where they lie")
+    kept.add_argument("--prompt-weights", choices=["stay", "leave"], default=PLAIN.prompt_weights)
+    kept.add_argument("--stream", type=whole_number(8), default=0, metavar="N", help="layers that live on the host")
+    parser.add_argument("--compile", action="store_true", help="compile the layers")
+    parser.add_argument("--vae", action="store_true", help="measure the VAE, too, alone and beside the network")
+    parser.add_argument("--baseline", action="store_true", help="measure a naive path in turns with ours")
+    parser.add_argument("--json", metavar="FILE", help="write it down for machines, with versions and the date")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, show a table, and write it down where that was asked."""
+    from ..bench.model import Asked, bench_model, check_asked
+    from ..bench.report import check_report, write_report
+    from .model_lines import model_lines
+
+    most = _check_cap(arguments.vram_cap)
+    if arguments.json:
+        check_report(Path(arguments.json))
+    model, plan = _planned(arguments, most)
+    asked = Asked(arguments.blocks, arguments.compile, arguments.vae, arguments.baseline, most)
+    check_asked(plan, asked)
+    if most is not None:
+        _cap(plan, most)
+    found = bench_model(model, plan, asked, _tell)
+    say(model_lines(found))
+    if arguments.json:
+        write_report(Path(arguments.json), "model", {"vram_cap_gb": arguments.vram_cap, "plan": plan}, found)
+    return 0
+
+
+def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan]:
+    """The name of the shapes, and the plan: as told, or chosen.
+
+    Raises:
+        RequestError, PlanError, ModelError: options that make no sense, or not together or here.
+    """
+    from ..bench.material import noise_effective
+    from ..placement import Placement, default_devices
+    from ..planner import make_plan
+
+    device = arguments.device or default_devices()[0]
+    if "," in device:
+        raise RequestError("One device is measured at a time.", "Give one, such as cuda:0.")
+    if most is not None and device == "cpu":
+        raise RequestError(
+            "--vram-cap is for GPUs; this would run on the CPU.", "Leave it out, or give --device cuda:0."
+        )
+    place = Placement((device,), arguments.stages, arguments.dtype, arguments.threads)
+    place.check_devices()
+    model = arguments.model or (_SMALL if device == "cpu" else _BIG)
+    if model not in PRESETS:
+        raise ModelError(f"The shapes of {model!r} are not known.", f"Use {', '.join(PRESETS)}.")
+    config, size = PRESETS[model], arguments.size or _SIZES.get(model, _SIZE)
+    storage = Storage(
+        arguments.weights, arguments.keys, arguments.keys_home, arguments.prompt_weights, arguments.stream
+    )
+    effective = noise_effective(max(1, arguments.blocks), arguments.steps, size)
+    if arguments.plan:
+        return model, _chosen(place, effective, config, storage, most, model)
+    return model, make_plan(
+        effective,
+        config,
+        model=model,
+        stages=arguments.stages,
+        devices=(device,),
+        dtype=place.working_dtype,
+        threads=place.working_threads,
+        storage=storage,
+        snapshot_blocks=0,
+    )
+
+
+def _chosen(
+    place: Placement, effective: Effective, config: ModelConfig, storage: Storage, most: int | None, model: str
+) -> Plan:
+    """By the planner, for the one card."""
+    from ..planner import Hardware, Wishes, choose_plan
+
+    if storage != PLAIN or place.stages != "1x1":
+        raise RequestError("--plan auto chooses stages and storage itself.", "Leave out what it is to choose.")
+    (device,) = place.devices
+    if device == "cpu":
+        raise PlanError("There is nothing to choose on the CPU.", "Leave --plan out, or give --device cuda:0.")
+    here = Hardware.here()
+    card = dataclasses.replace(here, cards=tuple(c for c in here.cards if c.name == device))
+    wishes = Wishes(dtype=place.working_dtype, threads=place.working_threads)
+    return choose_plan(effective, config, card if most is None else card.capped(most), wishes, model=model)
+
+
+def _check_cap(gigabytes: float | None) -> int | None:
+    if gigabytes is None:
+        return None
+    if not _LEAST_CAP <= gigabytes < _MOST_CAP:
+        raise RequestError(f"--vram-cap {gigabytes:g} is not possible.", f"Give {_LEAST_CAP} GB or more.")
+    return int(gigabytes * 1e9)
+
+
+def _cap(plan: Plan, most: int) -> None:
+    """Let this process allocate no more; what the driver takes counts, too."""
+    import torch
+
+    from ..planner.hardware import CONTEXT
+
+    device = torch.device(plan.stages[0].device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (most - CONTEXT) / total), device)
+
+
+def _tell(line: str) -> None:
+    print(f"measuring {line}", file=sys.stderr, flush=True)
