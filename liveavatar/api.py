@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .at_hand import Cards, hardware_here
 from .components import open_components
 from .config import PRESETS
 from .engines.backend import Backend
@@ -19,7 +21,7 @@ from .media.sound import Sound, read_sound
 from .media.video import check_writable
 from .opening import Prospect, fresh_session
 from .placement import Placement, default_devices
-from .planner import Hardware, Plan, Wishes, choose_plan, fitted
+from .planner import Hardware, Plan
 from .receipt import Receipt
 from .recording import OnProgress, Progress, Recording
 from .request import Effective, Request, check_request, resolve
@@ -42,10 +44,12 @@ def look_ahead(
     request: Request,
     *,
     model: str = "mini",
-    stages: str = "1x1",
+    stages: str = "auto",
     devices: Sequence[str] | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    placement: Placement | None = None,
+    cards: Cards = hardware_here,
 ) -> Prospect:
     """Read the inputs, understand the request and lay out the work; loads no weights.
 
@@ -54,24 +58,27 @@ def look_ahead(
         audio: a file, or a Sound.
         request: what to make.
         model: "mini", a model folder, or one safetensors file.
-        stages: "SxP", groups of steps x parts of layers.
+        stages: "SxP", groups of steps x parts of layers; "auto" leaves them to the placement.
         devices: stages take them in turn; by default the first GPU, or the CPU. Those of other machines are checked
             by the backend.
         dtype: of the network; by default bfloat16 on a GPU and float32 on the CPU.
         threads: CPU threads per task; by default all there are, at most 8.
+        placement: all that can be wished of the place, instead of `stages`, `devices`, `dtype` and `threads`.
+        cards: looks at the GPUs that a plan is chosen for, where it is.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     check_request(request)
-    placement = Placement(tuple(devices or ()), stages, dtype, threads)
+    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads)
     placement.check_devices(elsewhere=True)
     picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
     size = (picture.shape[1], picture.shape[0])
     effective = resolve(request, size, len(sound.samples), sound.rate)
     components = open_components(model)
-    plan = placement.lay_out(effective, components.config, components.name)
+    looked = functools.partial(cards, {})
+    effective, plan = placement.foresee(effective, components.config, components.name, looked)
     inputs = tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
     return Prospect(components, request, effective, plan, picture, sound, inputs)
 
@@ -83,12 +90,12 @@ def foresee(
     rate: int,
     *,
     model: str = "mini",
-    stages: str = "1x1",
+    stages: str = "auto",
     devices: Sequence[str] | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    placement: Placement | None = None,
     hardware: Hardware | None = None,
-    wishes: Wishes | None = None,
 ) -> tuple[Effective, Plan]:
     """What a request would make, without inputs at hand; the model may be one of `PRESETS` that is not there.
 
@@ -96,19 +103,19 @@ def foresee(
         request: what to make.
         picture: width and height of the picture.
         samples, rate: length of the sound.
-        model, stages, devices, dtype, threads: as in `look_ahead`; the devices need not be here.
-        hardware: choose stages and storage for these cards instead of `stages`, `devices`, `dtype` and `threads`.
-        wishes: for that choice; by default quality.
+        model, stages, devices, dtype, threads, placement: as in `look_ahead`; the devices need not be here.
+        hardware: choose stages and storage for all of these cards, whatever devices the placement names.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     config = PRESETS[model] if model in PRESETS else open_components(model).config
     effective = resolve(request, picture, samples, rate)
-    if hardware:
-        plan = choose_plan(effective, config, hardware, wishes or Wishes(), model=model)
-        return fitted(effective, plan), plan
-    return effective, Placement(tuple(devices or ()), stages, dtype, threads).lay_out(effective, config, model)
+    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads)
+    if hardware is None:
+        return placement.foresee(effective, config, model, functools.partial(hardware_here, {}))
+    placement = dataclasses.replace(placement, devices=tuple(card.name for card in hardware.cards), fit=True)
+    return placement.foresee(effective, config, model, lambda: hardware)
 
 
 def generate(

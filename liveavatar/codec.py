@@ -20,6 +20,7 @@ from .config import MOTION_FRAMES
 from .encoders.audio import Tail, encode_audio
 from .encoders.features import AudioFeatures
 from .encoders.text import encode_text
+from .memory.cap import hold_to
 from .session import OnNotice, cpu_threads, unnoticed
 from .spool import Rows
 from .streams.frames import Decoder
@@ -42,15 +43,18 @@ class Place:
     Attributes:
         device, dtype: names.
         threads: CPU threads.
+        cap: see `Plan.cap`.
     """
 
     device: str
     dtype: str
     threads: int
+    cap: int = 0
 
     @contextlib.contextmanager
     def working(self) -> Iterator[tuple[torch.device, torch.dtype]]:
         """Inside, nothing records gradients and the CPU has its threads."""
+        hold_to(self.device, self.cap)
         with torch.inference_mode(), cpu_threads(self.threads):
             yield torch.device(self.device), getattr(torch, self.dtype)
 

@@ -71,7 +71,7 @@ def fresh_session(prospect: Prospect, phase: Phase, backend: Backend | None = No
     """
     p = prospect
     lender = backend or LocalBackend()
-    codec = lender.codec(p.components, Place(p.plan.vae_device, p.plan.dtype, p.plan.threads))
+    codec = lender.codec(p.components, Place(p.plan.vae_device, p.plan.dtype, p.plan.threads, p.plan.cap))
     phase("loading the VAE", 0.0)
     codec.load_vae(lambda: phase("loading the VAE", 0.0))
     material = prepare(codec, p.request, p.effective, p.picture, p.sound, phase)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .config import ModelConfig
 from .errors import PlanError
 from .machines import DeviceName
-from .planner import Plan, make_plan
+from .planner import CONTEXT, GIB, Hardware, Plan, Preference, Wishes, choose_plan, fitted, make_plan
 from .request import Effective
+from .storage import PLAIN, Storage
 
 _MOST_THREADS = 8
+_MOST_MEMORY = 100_000
+"""GB or GiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,13 @@ class Placement:
         dtype: of weights and keys; None: bfloat16 on a GPU, float32 on the CPU.
         threads: CPU threads per task; None: all there are, at most 8.
         keep_loaded: whether weights stay for the next run.
+        storage: how all stages keep what they hold; None: plain, or as it is chosen.
+        fit: whether stages and storage are chosen so that they fit the devices; None: where these are GPUs that are
+            here, and neither `stages` nor `storage` was named.
+        prefer: what is chosen: see `Wishes`.
+        allow_smaller: whether a smaller video may be chosen where nothing else fits.
+        vram_cap: GB (10^9 bytes) of each GPU that are used at most, by the plan and by every single process.
+        host_ram: GiB of the host's memory that are reckoned with; None: all there is.
     """
 
     devices: tuple[str, ...] = ()
@@ -36,6 +46,12 @@ class Placement:
     dtype: str | None = None
     threads: int | None = None
     keep_loaded: bool = True
+    storage: Storage | None = None
+    fit: bool | None = None
+    prefer: Preference = "quality"
+    allow_smaller: bool = False
+    vram_cap: float | None = None
+    host_ram: float | None = None
 
     @property
     def last_device(self) -> str:
@@ -47,6 +63,11 @@ class Placement:
         """The dtype that will be used."""
         first = DeviceName.parse((self.devices or default_devices())[0])
         return self.dtype or ("float32" if first.device == "cpu" else "bfloat16")
+
+    @property
+    def cap(self) -> int:
+        """Bytes that the tensors of one process may take on a GPU; 0: as many as there are."""
+        return 0 if self.vram_cap is None else int(self.vram_cap * 1e9) - CONTEXT
 
     @property
     def working_threads(self) -> int:
@@ -74,15 +95,41 @@ class Placement:
             elif device not in there:
                 raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
 
-    def lay_out(self, effective: Effective, config: ModelConfig, model: str) -> Plan:
+    def foresee(
+        self, effective: Effective, config: ModelConfig, model: str, hardware: Callable[[], Hardware] = Hardware.here
+    ) -> tuple[Effective, Plan]:
+        """The plan of one video, and what it will be by that plan; as `lay_out`."""
+        plan = self.lay_out(effective, config, model, hardware)
+        return fitted(effective, plan), plan
+
+    def lay_out(
+        self, effective: Effective, config: ModelConfig, model: str, hardware: Callable[[], Hardware] = Hardware.here
+    ) -> Plan:
         """The plan of one video; the devices need not be here.
 
+        Args:
+            effective: what will be made, or something smaller where that is allowed: see `fitted`.
+            config: of the network.
+            model: its name, for the reader.
+            hardware: the cards at hand; asked only where something is chosen for them.
+
         Raises:
-            PlanError: an impossible cut, dtype or thread count.
+            PlanError: an impossible cut, storage, dtype or thread count; nothing fits; wishes that nobody would heed.
         """
+        self._check_memory()
+        cards = self._cards(hardware)
+        if cards is not None:
+            wishes = Wishes(self.prefer, self.allow_smaller, self.working_dtype, self.working_threads)
+            return dataclasses.replace(choose_plan(effective, config, cards, wishes, model=model), cap=self.cap)
+        if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
+            raise PlanError(
+                "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
+                "Leave stages and storage to the library, on GPUs that are here (to plan for others: --gpus 1x24), or "
+                "leave the wish out.",
+            )
         devices = self.devices or default_devices()
         parts = min(len(devices), config.num_layers)
-        return make_plan(
+        plan = make_plan(
             effective,
             config,
             model=model,
@@ -90,7 +137,67 @@ class Placement:
             devices=devices,
             dtype=self.working_dtype,
             threads=self.working_threads,
+            storage=self.storage or PLAIN,
         )
+        return self._capped(plan)
+
+    def _cards(self, hardware: Callable[[], Hardware]) -> Hardware | None:
+        """The cards that a plan is chosen for; None where it is laid out as told."""
+        devices = tuple(map(DeviceName.parse, self.devices or default_devices()))
+        told = self.stages != "auto" or self.storage is not None
+        if self.fit and (told or any(d.machine for d in devices)):
+            raise PlanError(
+                "A plan is chosen for GPUs of this machine, and then nobody else names its stages or its storage.",
+                "Leave stages, storage and other machines out, or let nothing be chosen.",
+            )
+        if not self.fit and (self.fit is False or told or any(d.machine or d.device == "cpu" for d in devices)):
+            return None
+        names = [d.device for d in devices]
+        try:
+            cards = hardware().only(names)
+            missing = set(names) - {card.name for card in cards.cards}
+            if missing:
+                raise PlanError(f"Nothing is known of {', '.join(sorted(missing))}.", "Name GPUs that are here.")
+        except PlanError:
+            if self.fit:
+                raise
+            return None  # a plan for devices that are not here
+        if self.host_ram is not None:
+            cards = dataclasses.replace(cards, host=int(self.host_ram * GIB))
+        return cards if self.vram_cap is None else cards.capped(int(self.vram_cap * 1e9))
+
+    def _check_memory(self) -> None:
+        """Refuse amounts that make no sense, and a cap where there is nothing to cap."""
+        for given, what in ((self.vram_cap, "A cap of {:g} GB"), (self.host_ram, "{:g} GiB of host memory")):
+            if given is not None and not 0 < given < _MOST_MEMORY:
+                raise PlanError(
+                    f"{what.format(given)} is not possible.", f"Give more than 0 and less than {_MOST_MEMORY}."
+                )
+        if self.vram_cap is None:
+            return
+        cpus = [d for d in self.devices or default_devices() if DeviceName.parse(d).device == "cpu"]
+        if cpus:
+            raise PlanError(
+                f"A cap of {self.vram_cap:g} GB is for the memory of GPUs, and {cpus[0]} is none.",
+                "Leave the cap out, or name GPUs alone.",
+            )
+        if self.cap <= 0:
+            raise PlanError(
+                f"A cap of {self.vram_cap:g} GB leaves nothing: a GPU's driver alone takes {CONTEXT / 1e9:g} GB.",
+                "Allow at least 1 GB.",
+            )
+
+    def _capped(self, plan: Plan) -> Plan:
+        """A plan that was laid out as told, held to the cap."""
+        over = {device: total for device, total in plan.total_by_device.items() if self.cap and total > self.cap}
+        if over:
+            device, total = max(over.items(), key=lambda pair: pair[1])
+            raise PlanError(
+                f"The plan takes {total / 1e9:.1f} GB on {device}, where a cap of {self.vram_cap:g} GB leaves "
+                f"{self.cap / 1e9:.1f} GB to it.",
+                "Leave stages and storage to the library, keep less on the device, or raise the cap.",
+            )
+        return dataclasses.replace(plan, cap=self.cap)
 
 
 def default_devices() -> tuple[str, ...]:

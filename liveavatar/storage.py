@@ -43,6 +43,19 @@ PLAIN = Storage()
 """Everything on the device in the working dtype."""
 
 
+def options_of(storage: Storage) -> str:
+    """How a storage is asked for on the command line: "--weights fp8 --stream 5"; "" for the plain one."""
+    asked = {
+        "weights": storage.weights,
+        "keys": storage.keys,
+        "keys-home": storage.keys_home,
+        "prompt-weights": storage.prompt_weights,
+        "stream": storage.streamed,
+    }
+    usual = (PLAIN.weights, PLAIN.keys, PLAIN.keys_home, PLAIN.prompt_weights, PLAIN.streamed)
+    return " ".join(f"--{name} {way}" for (name, way), plain in zip(asked.items(), usual, strict=True) if way != plain)
+
+
 def embeddings_of(storage: Storage) -> Storage:
     """Of a part without layers, kept beside layers of this storage: it shares their format and nothing else."""
     return Storage(weights=storage.weights)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .at_hand import Cards, Seen, hardware_here
 from .codec import Codec, Place, vae_decoder
 from .components import Components
 from .config import BLOCK_FRAMES, ModelConfig
@@ -63,6 +64,7 @@ class Studio:
         backend: lends the engines.
         dtype: of weights and keys; None leaves it to the backend's placement.
         make_room: called with the plan before anything is loaded for it; frees memory that others hold.
+        hardware: looks at the cards that plans are chosen for, where they are chosen.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Studio:
         backend: Backend,
         dtype: str | None = None,
         make_room: Callable[[Plan], None] = lambda plan: None,
+        hardware: Cards = hardware_here,
     ):
         self.components, self.backend, self.make_room = components, backend, make_room
         self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
+        self._seen = Seen(hardware)
         self.seconds_per_block: dict[tuple[int, int], float] = {}
         """By tokens of a latent frame and steps: what the latest complete take needed."""
 
@@ -98,7 +102,8 @@ class Studio:
             RequestError: the first thing found wrong, with the nearest that works.
         """
         effective = resolve(request, picture, samples, rate)
-        return effective, self.placement.lay_out(effective, self.config, self.components.name)
+        name, held = self.components.name, self.backend.bytes_by_device
+        return self.placement.foresee(effective, self.config, name, lambda: self._seen.hardware(held()))
 
     def expected_seconds(self, effective: Effective) -> float | None:
         """Seconds the video will take, from the latest take of this size and steps; None where there was none."""
@@ -167,14 +172,15 @@ class Studio:
     def codec(self, plan: Plan | None = None) -> Codec:
         """Who encodes and decodes; where there is no plan yet, at the place that plans will have."""
         p = self.placement
-        place = Place(p.last_device, p.working_dtype, p.working_threads)
+        place = Place(p.last_device, p.working_dtype, p.working_threads, p.cap)
         if plan is not None:
-            place = Place(plan.vae_device, plan.dtype, plan.threads)
+            place = Place(plan.vae_device, plan.dtype, plan.threads, plan.cap)
         return self.backend.codec(self.components, place)
 
     def release(self) -> None:
         """Give back all memory; the next take loads again."""
         self.backend.release()
+        self._seen.forget()
 
     def _check_listener(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, placement_of, request_of
+from .options import add_request_arguments, check_place, placement_of, request_of
 from .parser import whole_number
 from .tables import effective_lines, note_lines, plan_lines, receipt_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; 0 only when the file is complete."""
-    request, placement = request_of(arguments), placement_of(arguments)
+    request = request_of(arguments)
+    check_place(arguments)
     check_request(request)
     _check_workers(arguments)
     from ..api import check_outputs, generate, look_ahead
@@ -69,11 +70,19 @@ def run(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
-    prospect = look_ahead(arguments.image, arguments.audio, request, model=arguments.model, **placement)
+    prospect = look_ahead(
+        arguments.image, arguments.audio, request, model=arguments.model, placement=placement_of(arguments)
+    )
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
     notes += [*prospect.effective.notes, *([_ABOUT[arguments.model]] if arguments.model in _ABOUT else [])]
     if not arguments.quiet:
-        say([*effective_lines(prospect.effective), *plan_lines(prospect.plan), *note_lines(notes)])
+        say(
+            [
+                *effective_lines(prospect.effective),
+                *plan_lines(prospect.plan),
+                *note_lines([*notes, *prospect.plan.notes]),
+            ]
+        )
     progress = ProgressLine(arguments.quiet)
     try:
         with _backend(arguments) as backend:
@@ -112,13 +121,10 @@ def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
         return
     from ..engines.ray import RayBackend, read_token
     from ..engines.ray.backend import RESTARTS
-    from ..placement import Placement
 
-    given = placement_of(arguments)
-    placement = Placement(given["devices"] or (), given["stages"], given["dtype"], given["threads"])
     token = read_token(Path(arguments.token_file)) if arguments.token_file else None
     restarts = RESTARTS if arguments.restarts is None else arguments.restarts
-    backend = RayBackend(placement, arguments.address or "local", restarts=restarts, token=token)
+    backend = RayBackend(placement_of(arguments), arguments.address or "local", restarts=restarts, token=token)
     try:
         yield backend
     finally:

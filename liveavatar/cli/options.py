@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, get_args, get_type_hints
 
 from ..config import MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..distance import SinkDistance
 from ..errors import RequestError
 from ..request import DEFAULT_PROMPT, Request
+from ..storage import PLAIN, Storage
 from .parser import number, whole_number
+
+if TYPE_CHECKING:
+    from ..placement import Placement
 
 _DEFAULT_SIZES = {"mini": "128x128", "untrained": "128x128"}
 _DEFAULT_SIZE = "704x384"
 ENGINES = ("local", "ray")
+PREFERENCES = ("quality", "speed")
+WAYS: Mapping[str, tuple[str, ...]] = {
+    name: get_args(hint) for name, hint in get_type_hints(Storage).items() if get_args(hint)
+}
+"""What each field of a storage may be."""
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +45,10 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=number(10), metavar="N", help="stop after so much sound (default: all of it)")
     parser.add_argument(
-        "--stages", default="1x1", metavar="SxP", help="groups of steps x parts of layers (default: 1x1)"
+        "--stages",
+        default="auto",
+        metavar="SxP",
+        help="groups of steps x parts of layers (default: auto, chosen for GPUs, else a part for each device)",
     )
     parser.add_argument(
         "--devices", metavar="D,D,...", help="stages take these in turn (default: the first GPU or cpu)"
@@ -50,6 +65,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=whole_number(1), metavar="N", help="CPU threads per task (default: all, at most 8)"
     )
+    _add_memory_arguments(parser)
     parity = parser.add_argument_group("to repeat the published implementation exactly")
     parity.add_argument("--fit", default="cover", metavar="F", help="cover (crop; the default), or pad (black bars)")
     parity.add_argument("--tail", default="silence", metavar="T", help="after the sound: silence (default), or zeros")
@@ -79,20 +95,73 @@ def request_of(arguments: argparse.Namespace) -> Request:
     )
 
 
-def placement_of(arguments: argparse.Namespace) -> dict:
-    """Keyword arguments that say where and how it runs.
+def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    """How stages keep what they hold: as told, or as it is chosen on GPUs where nothing of it is told."""
+    kept = parser.add_argument_group("to keep stages as you say (else GPUs are given what fits them best)")
+    kept.add_argument("--weights", metavar="F", help="plain, fp8, fp8-tensor (as published) or int8")
+    kept.add_argument("--keys", metavar="F", help="keys and values: plain or fp8")
+    kept.add_argument("--keys-home", metavar="H", help="where keys and values lie: device or host")
+    kept.add_argument("--prompt-weights", metavar="W", help="what only the prompt needs: stay, or leave after it")
+    kept.add_argument(
+        "--stream", type=whole_number(5), metavar="N", help="layers of each stage that pass through from the host"
+    )
+    chosen = parser.add_argument_group("to choose for GPUs")
+    chosen.add_argument("--prefer", default="quality", metavar="W", help="quality (default), or speed")
+    chosen.add_argument("--vram-cap", type=number(20), metavar="GB", help="use no more of each GPU")
+    chosen.add_argument(
+        "--host-ram", type=number(64), metavar="GiB", help="memory of the host to reckon with (default: what there is)"
+    )
+    chosen.add_argument("--allow-smaller", action="store_true", help="make a smaller video where nothing else fits")
+
+
+def placement_of(arguments: argparse.Namespace) -> Placement:
+    """Where and how it runs; as `check_place`."""
+    from ..placement import Placement
+
+    check_place(arguments)
+    return Placement(
+        devices=tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else (),
+        stages=arguments.stages.strip(),
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        storage=storage_of(arguments),
+        prefer=arguments.prefer,
+        allow_smaller=arguments.allow_smaller,
+        vram_cap=arguments.vram_cap,
+        host_ram=arguments.host_ram,
+    )
+
+
+def check_place(arguments: argparse.Namespace) -> None:
+    """Refuse words that are not known; loads nothing for it.
 
     Raises:
-        RequestError: an engine that is not known.
+        RequestError: an engine, a way to keep something or a preference that is not known.
     """
     check_engine(arguments.engine)
-    devices = tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else None
-    return {
-        "stages": arguments.stages,
-        "devices": devices,
-        "dtype": arguments.dtype,
-        "threads": arguments.threads,
-    }
+    if arguments.prefer not in PREFERENCES:
+        raise RequestError(f"The preference {arguments.prefer!r} is not known.", f"Use {_one_of(PREFERENCES)}.")
+    storage_of(arguments)
+
+
+def storage_of(arguments: argparse.Namespace) -> Storage | None:
+    """How stages keep what they hold; None where nothing of it was said.
+
+    Raises:
+        RequestError: a way that is not known.
+    """
+    given = {name: getattr(arguments, name) for name in WAYS if getattr(arguments, name) is not None}
+    for name, way in given.items():
+        if way not in WAYS[name]:
+            option = "--" + name.replace("_", "-")
+            raise RequestError(f"{option} {way} is not known.", f"Use {_one_of(WAYS[name])}.")
+    if arguments.stream is not None:
+        given["streamed"] = arguments.stream
+    return dataclasses.replace(PLAIN, **given) if given else None
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def check_engine(name: str) -> None:

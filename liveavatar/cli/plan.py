@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, placement_of, request_of
+from .options import add_request_arguments, check_place, placement_of, request_of
 from .parser import number
 from .tables import effective_lines, note_lines, plan_lines, simulation_lines
 
@@ -26,8 +26,6 @@ _MOST_SECONDS = 1e9
 _MOST_SIMULATED = 1000
 """Blocks; what is steady after so many stays so."""
 _PLOTTED_PERIODS = 12
-_MOST_MEMORY = 100_000
-"""GB or GiB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,19 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE.png", help="stages over time, of the simulation; with --gpus alone: memory per card"
     )
     add_request_arguments(parser)
-    cards = parser.add_argument_group("to let stages and storage be chosen for cards")
+    cards = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
     cards.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
-    cards.add_argument("--prefer", default="quality", metavar="W", help="quality (default), or speed")
-    cards.add_argument("--vram-cap", type=number(20), metavar="GB", help="use no more of each card")
-    cards.add_argument(
-        "--host-ram", type=number(64), metavar="GiB", help="memory of the host (default: twice the cards', at least 64)"
-    )
-    cards.add_argument("--allow-smaller", action="store_true", help="plan a smaller video where nothing else fits")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan; a model may be named (wan2.2-s2v-14b) without being there."""
     request = request_of(arguments)
+    check_place(arguments)
     check_request(request)
     from ..api import foresee
     from ..charts import draw_memory
@@ -121,26 +114,19 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RequestError: options that make no sense, or not together.
     """
-    from ..planner import Hardware, Wishes
+    from ..at_hand import hardware_here
+    from ..planner import Hardware
 
     placement = placement_of(arguments)
     if not arguments.gpus:
-        if arguments.vram_cap is not None or arguments.host_ram is not None or arguments.allow_smaller:
-            raise RequestError(
-                "--vram-cap, --host-ram and --allow-smaller are for a plan that is chosen.",
-                "Add --gpus, or --gpus here.",
-            )
-        return placement
-    for name, value in (("--vram-cap", arguments.vram_cap), ("--host-ram", arguments.host_ram)):
-        if value is not None and not 0 < value < _MOST_MEMORY:
-            raise RequestError(f"{name} {value:g} is not possible.", f"Give more than 0 and less than {_MOST_MEMORY}.")
-    hardware = Hardware.here() if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
-    if arguments.host_ram is not None:
-        hardware = dataclasses.replace(hardware, host=int(arguments.host_ram * 1024**3))
-    if arguments.vram_cap is not None:
-        hardware = hardware.capped(int(arguments.vram_cap * 1e9))
-    chosen = Wishes(arguments.prefer, arguments.allow_smaller, arguments.dtype or "bfloat16", placement["threads"] or 1)
-    return {"hardware": hardware, "wishes": chosen}
+        return {"placement": placement}
+    if placement.storage is not None or placement.stages != "auto" or placement.devices:
+        raise RequestError(
+            "With --gpus, stages, devices and storage are chosen.",
+            "Leave out --stages, --devices and the ways to keep stages, or leave out --gpus.",
+        )
+    hardware = hardware_here({}) if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
+    return {"placement": placement, "hardware": hardware}
 
 
 def _write(picture: Image, path: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..components import Components
+from ..memory.cap import hold_to
 from ..model.layer import AudioTokens
 from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
 from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
@@ -52,6 +53,8 @@ class LocalEngine:
 
     def load(self, on_notice: OnNotice = unnoticed) -> None:
         """Load the weights now; stages that own the same layers on the same device share them."""
+        for stage in self.plan.stages:
+            hold_to(stage.device, self.plan.cap)
         for where in self._parts():
             self._net(*where)
 

@@ -15,15 +15,17 @@ from .bytes import (
     layer_parameters,
     workspace_bytes,
 )
-from .choose import Wishes, choose_plan, fitted
-from .hardware import Card, Hardware
-from .ladder import LADDER, Rung, rung_of
+from .choose import Preference, Wishes, choose_plan, fitted
+from .hardware import CONTEXT, GIB, Card, Hardware, Speed
+from .ladder import LADDER, Rung, next_down, rung_of
 from .plan import MAX_THREADS, Plan, StagePlan, make_plan, stage_plan
 from .snapshots import LEAST_SNAPSHOT_BLOCKS, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOT_SHARE, snapshot_due, snapshot_interval
 from .speed import Forecast
 
 __all__ = [
     "BYTES",
+    "CONTEXT",
+    "GIB",
     "LADDER",
     "LEAST_SNAPSHOT_BLOCKS",
     "MAX_THREADS",
@@ -33,7 +35,9 @@ __all__ = [
     "Forecast",
     "Hardware",
     "Plan",
+    "Preference",
     "Rung",
+    "Speed",
     "StagePlan",
     "Wishes",
     "choose_plan",
@@ -44,6 +48,7 @@ __all__ = [
     "layer_bytes",
     "layer_parameters",
     "make_plan",
+    "next_down",
     "rung_of",
     "snapshot_due",
     "snapshot_interval",

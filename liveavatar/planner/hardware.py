@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from ..errors import PlanError
@@ -148,13 +149,55 @@ class Hardware:
         cards = tuple(Card(f"cuda:{i}", total, free) for i, (free, total) in zip(found, memory, strict=True))
         return cls(cards, host_bytes(), "measured")
 
+    def only(self, names: Sequence[str]) -> Hardware:
+        """The same without the cards that are not named."""
+        return dataclasses.replace(self, cards=tuple(c for c in self.cards if c.name in names))
+
+    def giving_back(self, held: Mapping[str, int]) -> Hardware:
+        """The same with free what this process holds on its cards, or `held` bytes of other processes, if more."""
+        import torch
+
+        def free(card: Card) -> int | None:
+            own = torch.cuda.memory_reserved(card.name) if card.name.startswith("cuda") else 0
+            return None if card.free is None else min(card.total, card.free + max(own, held.get(card.name, 0)))
+
+        return self._each(lambda card: dataclasses.replace(card, free=free(card)))
+
+    def as_fast_as(self, speeds: Mapping[str, Speed]) -> Hardware:
+        """The same with the measured speeds of some cards, by name."""
+
+        def timed(card: Card) -> Card:
+            s = speeds.get(card.name)
+            return (
+                card
+                if s is None
+                else dataclasses.replace(
+                    card,
+                    plain_tflops=s.plain,
+                    fp8_tflops=s.fp8,
+                    attention_tflops=s.attention,
+                    copy_gb=s.copy,
+                    computes_fp8=s.computes_fp8,
+                )
+            )
+
+        return self._each(timed)
+
+    def computing_fp8(self, by_card: Mapping[str, bool]) -> Hardware:
+        """The same, knowing of some cards whether they compute in fp8."""
+        return self._each(lambda c: dataclasses.replace(c, computes_fp8=by_card.get(c.name, c.computes_fp8)))
+
     def capped(self, most: int) -> Hardware:
         """The same with at most so many bytes used per card, the context among them."""
-        cards = tuple(
-            dataclasses.replace(c, free=min(most, int(USABLE_SHARE * c.total) if c.free is None else c.free))
-            for c in self.cards
-        )
-        return dataclasses.replace(self, cards=cards)
+
+        def capped(card: Card) -> Card:
+            free = int(USABLE_SHARE * card.total) if card.free is None else card.free
+            return dataclasses.replace(card, free=min(most, free))
+
+        return self._each(capped)
+
+    def _each(self, changed: Callable[[Card], Card]) -> Hardware:
+        return dataclasses.replace(self, cards=tuple(map(changed, self.cards)))
 
     @property
     def usable_host(self) -> int:

@@ -59,3 +59,26 @@ def rung_of(storages: tuple[Storage, ...]) -> int:
     if None in found:
         raise ValueError(f"{storages[found.index(None)]} stands on no rung.")
     return max(i for i in found if i is not None)
+
+
+def next_down(storages: tuple[Storage, ...], layers: int) -> tuple[Rung, Storage] | None:
+    """What to try where stages did not fit: the next rung, and a storage of it that any stage can have.
+
+    Args:
+        storages: of the stages, as they were planned.
+        layers: of the smallest stage, all of which are streamed where a rung streams.
+
+    Returns:
+        The first rung below them, or theirs with all layers streamed; the last one where they stand on none; None where
+        there is none.
+    """
+    try:
+        place = rung_of(storages)
+    except ValueError:
+        place = len(LADDER) - 2
+    if not LADDER[place].streams or min(s.streamed for s in storages) >= layers:
+        place += 1
+    if place == len(LADDER):
+        return None
+    rung = LADDER[place]
+    return rung, dataclasses.replace(rung.storage, streamed=layers if rung.streams else 0)

@@ -94,6 +94,7 @@ class Plan:
         notes: what else is worth knowing, one sentence each.
         snapshot_blocks: worker processes save what they hold every so many blocks, so that the video can go on from
             there when one of them is lost; 0: never.
+        cap: bytes that the tensors of one process may take on a GPU; 0: as many as there are.
     """
 
     model: str
@@ -110,6 +111,7 @@ class Plan:
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
     snapshot_blocks: int = 0
+    cap: int = 0
 
     @property
     def weights_by_device(self) -> dict[str, int]:

@@ -41,6 +41,7 @@ LAYERS = (
         "opening",
         "recording",
         "studio",
+        "at_hand",
         "mini/judge",
         "mini/exam",
         "mini/showing",

@@ -42,9 +42,9 @@ class CodecWorker(Living):
         self._decoders: dict[int, Decoder] = {}
         self._sounds: dict[int, _Sound] = {}
 
-    def open(self, model: PlainModel, device: str, dtype: str, threads: int) -> None:
+    def open(self, model: PlainModel, device: str, dtype: str, threads: int, cap: int) -> None:
         """Work for this model at this place from now on; nothing is loaded."""
-        place = Place(device, dtype, threads)
+        place = Place(device, dtype, threads, cap)
         with self._alone:
             if self._opened != (model, place):
                 self._decoders.clear()

@@ -269,6 +269,7 @@ def _duties(plan: Plan, model: PlainModel) -> list[Duty]:
             plan.threads,
             conditions=number == 0,
             storage=plain(s.storage),
+            cap=plan.cap,
         )
         for number, s in enumerate(plan.stages)
         for device in [DeviceName.parse(s.device).device]

@@ -65,13 +65,22 @@ class Desk:
             LiveAvatarError: the model is not where the worker is.
         """
         name = DeviceName.parse(place.device)
-        wanted = (model, place.device, place.dtype, place.threads)
+        wanted = (model, place.device, place.dtype, place.threads, place.cap)
         if self.member is None or (self._opened is not None and self._opened[1] != place.device):
             self._hire(place, check)
         if self._opened != wanted:
             self.nbytes = 0
             self.ask(
-                place, "open the model", LOAD_SECONDS, check, "open", model, name.device, place.dtype, place.threads
+                place,
+                "open the model",
+                LOAD_SECONDS,
+                check,
+                "open",
+                model,
+                name.device,
+                place.dtype,
+                place.threads,
+                place.cap,
             )
             self._opened = wanted
 

@@ -74,6 +74,7 @@ class Duty:
         dtype, threads: as in the plan.
         conditions: whether it embeds text, time and sound for the others.
         storage: fields of the stage's `Storage`.
+        cap: as in the plan.
     """
 
     model: PlainModel
@@ -83,6 +84,7 @@ class Duty:
     threads: int
     conditions: bool
     storage: tuple[Any, ...]
+    cap: int
 
 
 @dataclasses.dataclass(frozen=True)

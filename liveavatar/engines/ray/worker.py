@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...components import Components
+from ...memory.cap import hold_to
 from ...model.layer import AudioTokens
 from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
 from ...session import cpu_threads
@@ -55,6 +56,7 @@ class Worker(Living):
         if self._opened is None or self._opened[0] != duty.model:
             self._opened = (duty.model, model_of(duty.model))
         self._duty = duty
+        hold_to(duty.device, duty.cap)
         with torch.inference_mode(), cpu_threads(duty.threads):
             self._net()
             if duty.conditions:
