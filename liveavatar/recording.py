@@ -21,10 +21,9 @@ from .media.probe import Probed, probe
 from .media.video import VideoWriter
 from .opening import Opening, Prospect, fresh_session
 from .pipeline import Task
-from .planner import Plan, next_down
+from .planner import Plan, try_next
 from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
 from .session import Session, TaskReport
-from .storage import options_of
 from .streams import to_rgb24
 
 _log = logging.getLogger(__name__)
@@ -271,16 +270,10 @@ def _enough_memory(plan: Plan) -> Iterator[None]:
 def out_of_memory(plan: Plan) -> PlanError:
     """What to say and to try where a device is full."""
     sizes = ", ".join(f"{total / 1e9:.1f} GB on {device}" for device, total in plan.total_by_device.items())
-    down = next_down(tuple(s.storage for s in plan.stages), min(len(s.layers) for s in plan.stages))
-    if down is None:
-        nearest = "Nothing can be kept in less"
-    else:
-        rung, storage = down
-        nearest = f"Try next what takes less: {rung.name} ({options_of(storage)})"
     return PlanError(
         f"A device has no memory left; the plan was to take {sizes}.",
-        f"{nearest}. Or close what else uses the device, let less of it be used (--vram-cap), ask for a smaller size, "
-        "or cut the network into more parts on more devices (--stages 1x4 --devices cuda:0,cuda:1,...).",
+        f"{try_next(plan)} Or close what else uses the device, let less of it be used (--vram-cap), ask for a smaller "
+        "size, or cut the network into more parts on more devices (--stages 1x4 --devices cuda:0,cuda:1,...).",
     )
 
 

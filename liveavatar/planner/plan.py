@@ -88,7 +88,7 @@ class Plan:
         threads: CPU threads a task may use; bits are equal only at equal counts.
         size: width and height it is for; smaller than what was asked only where that was allowed.
         vae: bytes of the VAE on its device: weights, decode caches and the activations of a decode.
-        encoders: bytes of the largest encoder, which works on the first device before the network is there.
+        encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
         usable: bytes that may be used per device, where that was looked at.
         forecast: how fast it will probably be, where that was looked at.
         notes: what else is worth knowing, one sentence each.

@@ -10,8 +10,9 @@ from ..config import ModelConfig
 from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
+from ..storage import options_of
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_CARDS, Hardware
-from .ladder import LADDER
+from .ladder import LADDER, next_down
 from .plan import Plan, assemble, stage_plan
 from .search import Search
 
@@ -32,6 +33,15 @@ def refusal(
     offers = list(itertools.islice(_offers(effective, config, hardware, dtype, smaller), _OFFERS))
     typed = "; ".join(f"--model {model} {offer}" for offer in offers)
     return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
+
+
+def try_next(plan: Plan) -> str:
+    """What takes less of the devices than a plan that did not fit after all, a sentence."""
+    down = next_down(tuple(s.storage for s in plan.stages), min(len(s.layers) for s in plan.stages))
+    if down is None:
+        return "Nothing can be kept in less."
+    rung, storage = down
+    return f"Try next what takes less: {rung.name} ({options_of(storage)})."
 
 
 def _offers(

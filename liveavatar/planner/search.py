@@ -108,8 +108,8 @@ class Search:
         return next((r for r in range(len(LADDER)) if any(self.layouts(r, fastest=False))), None)
 
     def _encoders_fit(self, topology: Topology) -> bool:
-        seat = topology.columns[0][0]
-        return self.encoders + (self.beside.vae * self.size if seat.decodes else 0) <= seat.card.usable
+        """They work where the VAE does, which is there before them."""
+        return self.encoders + self.beside.vae * self.size <= topology.vae.usable
 
     def _lay(self, topology: Topology, rung: int, fastest: bool) -> Layout | None:
         """The split whose busiest card has least to do, of those whose host bytes fit."""

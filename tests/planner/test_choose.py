@@ -46,7 +46,7 @@ def check(found: Plan, cards: Hardware, steps: int) -> None:
     usable = {card.name: card.usable for card in cards.cards}
     assert all(total <= usable[name] for name, total in found.total_by_device.items())
     assert sum(found.host_bytes_by_machine.values()) <= cards.usable_host
-    assert found.encoders <= usable[found.stages[0].device]
+    assert found.encoders <= usable[found.vae_device]
     owned = [(step, layer) for stage in found.stages for step in stage.steps for layer in stage.layers]
     assert sorted(owned) == [(step, layer) for step in range(steps) for layer in range(40)]
     assert len({stage.device for stage in found.stages}) == len(found.stages) == found.cut.stages

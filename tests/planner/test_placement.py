@@ -3,8 +3,11 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
+from liveavatar.engines.ray.faults import worker_error
+from liveavatar.engines.ray.trouble import fault_of
 from liveavatar.errors import PlanError
 from liveavatar.placement import Placement
 from liveavatar.planner import CONTEXT, GIB, Hardware, Plan, Wishes, choose_plan, fitted, next_down, stage_plan
@@ -144,6 +147,13 @@ def test_a_full_device_names_what_to_try_next():
     assert f"layers streamed (--keys-home host --prompt-weights leave --stream {UNTRAINED.num_layers})" in lower
     last = Storage("fp8", "fp8", "host", "leave", UNTRAINED.num_layers)
     assert "Nothing can be kept in less" in said(last) and "smaller size" in said(last)
+
+
+def test_a_full_device_of_a_worker_does_so_too():
+    plan = laid_out(Placement(("cuda:0",), "1x1"))
+    fault = fault_of(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    assert "--prompt-weights leave" in str(worker_error(plan, 0, f"failed: {fault.what}", fault.nearest, [], False))
+    assert "--prompt-weights" not in str(worker_error(plan, 0, "failed: out of memory (MemoryError)", "", [], False))
 
 
 def test_options_say_what_is_not_plain():

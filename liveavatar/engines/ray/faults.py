@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from ...errors import LiveAvatarError
-from ...planner import Plan
+from ...planner import Plan, try_next
 
+_DEVICE_FULL = "OutOfMemoryError"
+"""What PyTorch calls it, as `trouble.fault_of` tells it; a full host has other names."""
 _LOG_LINES = 8
 _LINE_BYTES = 1024
 """Longer lines are rare."""
@@ -87,6 +89,8 @@ def worker_error(
         lines: the last of its log.
         replaceable: see `WorkerError`.
     """
+    if _DEVICE_FULL in happened:
+        nearest = f"{try_next(plan)} {nearest}"
     return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{last_words(lines)}", stage, replaceable)
 
 
