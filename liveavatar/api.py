@@ -50,6 +50,7 @@ def look_ahead(
     threads: int | None = None,
     placement: Placement | None = None,
     cards: Cards = hardware_here,
+    processes: bool = False,
 ) -> Prospect:
     """Read the inputs, understand the request and lay out the work; loads no weights.
 
@@ -65,12 +66,13 @@ def look_ahead(
         threads: CPU threads per task; by default all there are, at most 8.
         placement: all that can be wished of the place, instead of `stages`, `devices`, `dtype` and `threads`.
         cards: looks at the GPUs that a plan is chosen for, where it is.
+        processes: whether worker processes will run the stages, which take more memory than this one alone.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     check_request(request)
-    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads)
+    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     placement.check_devices(elsewhere=True)
     picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
     sound = audio if isinstance(audio, Sound) else read_sound(audio)
@@ -95,6 +97,7 @@ def foresee(
     dtype: str | None = None,
     threads: int | None = None,
     placement: Placement | None = None,
+    processes: bool = False,
     hardware: Hardware | None = None,
 ) -> tuple[Effective, Plan]:
     """What a request would make, without inputs at hand; the model may be one of `PRESETS` that is not there.
@@ -103,7 +106,7 @@ def foresee(
         request: what to make.
         picture: width and height of the picture.
         samples, rate: length of the sound.
-        model, stages, devices, dtype, threads, placement: as in `look_ahead`; the devices need not be here.
+        model, stages, devices, dtype, threads, placement, processes: as in `look_ahead`; the devices need not be here.
         hardware: choose stages and storage for all of these cards, whatever devices the placement names.
 
     Raises:
@@ -111,7 +114,7 @@ def foresee(
     """
     config = PRESETS[model] if model in PRESETS else open_components(model).config
     effective = resolve(request, picture, samples, rate)
-    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads)
+    placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     if hardware is None:
         return placement.foresee(effective, config, model, functools.partial(hardware_here, {}))
     placement = dataclasses.replace(placement, devices=tuple(card.name for card in hardware.cards), fit=True)

@@ -39,6 +39,7 @@ class Placement:
         allow_smaller: whether a smaller video may be chosen where nothing else fits.
         vram_cap: GB (10^9 bytes) of each GPU that are used at most, by the plan and by every single process.
         host_ram: GiB of the host's memory that are reckoned with; None: all there is.
+        processes: whether every stage works in a process of its own, which takes more memory; the backend says.
     """
 
     devices: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Placement:
     allow_smaller: bool = False
     vram_cap: float | None = None
     host_ram: float | None = None
+    processes: bool = False
 
     @property
     def last_device(self) -> str:
@@ -138,6 +140,7 @@ class Placement:
             dtype=self.working_dtype,
             threads=self.working_threads,
             storage=self.storage or PLAIN,
+            processes=self.processes,
         )
         return self._capped(plan)
 

@@ -61,6 +61,11 @@ def embeddings_of(storage: Storage) -> Storage:
     return Storage(weights=storage.weights)
 
 
+def weights_of(storage: Storage) -> Storage:
+    """What of it weights depend on: those that are kept alike so can be shared."""
+    return dataclasses.replace(storage, keys=PLAIN.keys, keys_home=PLAIN.keys_home)
+
+
 def streamed_layers(layers: range, count: int) -> tuple[int, ...]:
     """Which `count` of some layers are streamed: spread evenly, so that resident ones hide the copies between them.
 
@@ -74,7 +79,8 @@ def streamed_layers(layers: range, count: int) -> tuple[int, ...]:
 
 _SCALE = 4
 """Bytes of a scale."""
-_SLOTS = 2
+SLOTS = 2
+"""Places on the device that what lives on the host passes through: one in use, one being filled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +114,7 @@ def ring_bytes(keys: KeyFormat, tokens: int, heads: int, head_dim: int, size: in
 def held_by_rings(storage: Storage, ring: int, layers: int, steps: int) -> Held:
     """The rings of a stage, of `ring` bytes each: all on the device, or all on the host and two slots on the device."""
     rings = ring * layers * steps
-    return Held(rings) if storage.keys_home == "device" else Held(_SLOTS * ring, rings)
+    return Held(rings) if storage.keys_home == "device" else Held(SLOTS * ring, rings)
 
 
 def held_by_layers(storage: Storage, layer: int, prompt: int, layers: int) -> Held:
@@ -117,18 +123,32 @@ def held_by_layers(storage: Storage, layer: int, prompt: int, layers: int) -> He
     Args:
         storage: of the stage.
         layer: bytes of one layer in its format, its prompt weights among them.
-        prompt: bytes of those: `prompt_parameters` of the network.
+        prompt: bytes of those: `prompt_bytes` of the network.
         layers: how many.
     """
-    leaving = prompt if storage.prompt_weights == "leave" else 0
-    travelling = layer - leaving
-    at_once = layers - storage.streamed + min(storage.streamed, _SLOTS)
-    return Held(at_once * travelling, storage.streamed * travelling + layers * leaving)
+    each = travelling(storage, layer, prompt)
+    at_once = layers - storage.streamed + min(storage.streamed, SLOTS)
+    return Held(at_once * each, storage.streamed * each + layers * (layer - each))
 
 
-def prompt_parameters(dim: int) -> int:
-    """Numbers of a layer that only the prompt needs: its key and value matrices, and the norm of the keys."""
-    return 2 * (dim * dim + dim) + dim
+def travelling(storage: Storage, layer: int, prompt: int) -> int:
+    """Bytes of a layer that work in every task, and travel where it is streamed; arguments as in `held_by_layers`."""
+    return layer - (prompt if storage.prompt_weights == "leave" else 0)
+
+
+def held_by_reading(storage: Storage, prompt: int, layers: int) -> int:
+    """Bytes of the slots that prompt weights pass through; they are there only while a stage reads the prompt."""
+    return min(layers, SLOTS) * prompt if storage.prompt_weights == "leave" else 0
+
+
+def prompt_bytes(dim: int, weights: WeightFormat, size: int) -> int:
+    """What of a layer only the prompt needs: its key and value matrices, and the norm of the keys.
+
+    Args:
+        dim: of the network.
+        weights, size: as in `linear_bytes`.
+    """
+    return 2 * linear_bytes(dim, dim, weights, size) + dim * size
 
 
 def carried_by_rings(storage: Storage, block_row: int, layers: int, earlier: int) -> tuple[int, int]:
@@ -145,8 +165,7 @@ def carried_by_rings(storage: Storage, block_row: int, layers: int, earlier: int
 
 def carried_by_layers(storage: Storage, layer: int, prompt: int) -> int:
     """Bytes one task moves to the device; two streamed layers or fewer stay in their slots."""
-    travelling = layer - (prompt if storage.prompt_weights == "leave" else 0)
-    return storage.streamed * travelling if storage.streamed > _SLOTS else 0
+    return storage.streamed * travelling(storage, layer, prompt) if storage.streamed > SLOTS else 0
 
 
 def linear_bytes(out_features: int, in_features: int, weights: WeightFormat, size: int) -> int:
@@ -163,19 +182,35 @@ def linear_bytes(out_features: int, in_features: int, weights: WeightFormat, siz
     return numbers + bias + (_SCALE if weights == "fp8-tensor" else _SCALE * out_features)
 
 
-def layer_matrices(config: ModelConfig, layer: int) -> tuple[tuple[int, int], ...]:
+Matrices = tuple[tuple[int, int], ...]
+"""(out, in) of each."""
+
+
+def layer_matrices(config: ModelConfig, layer: int) -> Matrices:
     """(out, in) of every matrix in one layer and its injector, if it has one: all that formats change.
 
     The embeddings, the head and the encoder of the sound have none.
     """
+    return bare_matrices(config) + (injector_matrices(config) if layer in config.audio_inject_layers else ())
+
+
+def bare_matrices(config: ModelConfig) -> Matrices:
+    """(out, in) of the matrices in a layer without its injector."""
     d, f = config.dim, config.ffn_dim
-    plain = ((d, d),) * 8 + ((f, d), (d, f))
-    return plain + (((d, d),) * 4 + ((2 * d, d),) if layer in config.audio_inject_layers else ())
+    return ((d, d),) * 8 + ((f, d), (d, f))
+
+
+def injector_matrices(config: ModelConfig) -> Matrices:
+    """(out, in) of the matrices in an injector."""
+    d = config.dim
+    return ((d, d),) * 4 + ((2 * d, d),)
 
 
 def layer_saving(config: ModelConfig, layer: int, weights: WeightFormat, size: int) -> int:
     """How many bytes a layer is smaller in a format than plain in a working dtype of `size` bytes."""
-    return sum(
-        linear_bytes(*shape, "plain", size) - linear_bytes(*shape, weights, size)
-        for shape in layer_matrices(config, layer)
-    )
+    return saving(layer_matrices(config, layer), weights, size)
+
+
+def saving(matrices: Matrices, weights: WeightFormat, size: int) -> int:
+    """How many bytes some matrices are smaller in a format than plain in a working dtype of `size` bytes."""
+    return sum(linear_bytes(*shape, "plain", size) - linear_bytes(*shape, weights, size) for shape in matrices)

@@ -26,6 +26,7 @@ PARTS = {
     "conditions": "#76b7b2",
     "slots": "#edc948",
     "VAE": "#e15759",
+    "contexts": "#bab0ac",
 }
 """What takes memory, and its colour."""
 _ASSUMED_SECONDS = 10.0

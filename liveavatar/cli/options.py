@@ -129,6 +129,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         allow_smaller=arguments.allow_smaller,
         vram_cap=arguments.vram_cap,
         host_ram=arguments.host_ram,
+        processes=arguments.engine == "ray",
     )
 
 

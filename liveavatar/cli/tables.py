@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _WORKER_COLUMNS = ("worker", "stage", "device", "state", "memory", "age")
 _PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "slots", "work", "sum")
-_BESIDE = ("conditions", "VAE")
+_BESIDE = ("conditions", "VAE", "contexts")
 
 
 def effective_lines(effective: Effective) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from ..components import Components
 from ..memory.weights import bytes_held, homes, keep_weights
 from ..model.transformer import CausalS2VTransformer, Part
-from ..storage import PLAIN, Storage
+from ..storage import PLAIN, Storage, weights_of
 
 _Key = tuple[str, Part, torch.dtype, Storage]
 
@@ -65,4 +63,4 @@ class Nets:
 
 def _key(device: str, part: Part, dtype: torch.dtype, storage: Storage) -> _Key:
     """Keys and values are the stages' business: nets that differ in them alone are one."""
-    return device, part, dtype, dataclasses.replace(storage, keys=PLAIN.keys, keys_home=PLAIN.keys_home)
+    return device, part, dtype, weights_of(storage)

@@ -1,9 +1,26 @@
-"""Bytes of everything a stage holds, from the network's configuration and the storage it was given."""
+"""Bytes of all a stage holds: what `liveavatar.storage` says of one piece, counted for a network and its layers."""
 
 from __future__ import annotations
 
 from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
-from ..storage import PLAIN, KeyFormat, Storage, WeightFormat
+from ..storage import (
+    PLAIN,
+    Held,
+    KeyFormat,
+    Storage,
+    WeightFormat,
+    bare_matrices,
+    carried_by_layers,
+    carried_by_rings,
+    held_by_layers,
+    held_by_reading,
+    held_by_rings,
+    injector_matrices,
+    prompt_bytes,
+    ring_bytes,
+    saving,
+    travelling,
+)
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""
@@ -13,52 +30,79 @@ SINK_VERSIONS = 2
 """Versions of the sink that overlap while it is refreshed."""
 _WIDE_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
-_SLOTS = 2
-"""Places on the device that what lives on the host passes through: one in use, one being filled."""
-_SCALE = 4
-"""Bytes of the scale of a quantised row, or of a quantised token in one head."""
+_WIDE_KEYS = 3
+"""Float32 copies of the keys of the prompt that are alive at once in their norm."""
 
 
-def layer_bytes(config: ModelConfig, layer: int, size: int, storage: Storage = PLAIN) -> int:
-    """Bytes of one layer's weights, with its injector if it has one, as far as they stay with it."""
-    large = _matrices(config, layer)
-    rest = layer_parameters(config, layer) - sum(rows * columns for rows, columns in large)
-    total = sum(_matrix_bytes(*shape, size, storage.weights) for shape in large) + rest * size
-    return total - (prompt_bytes(config, size, storage.weights) if storage.prompt_weights == "leave" else 0)
+class Sizes:
+    """What the layers of a network take, kept in one way; how many of them are streamed is said where it matters.
 
+    Args:
+        config: of the network.
+        frame_tokens: tokens per latent frame, T.
+        size: bytes per number of the working dtype.
+        storage: how things are kept.
 
-def prompt_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
-    """Bytes of the weights in one layer that make keys and values of the prompt: k, v, and the norm of k."""
-    return 2 * _matrix_bytes(config.dim, config.dim, size, weights) + 3 * config.dim * size
-
-
-def token_bytes(config: ModelConfig, size: int, keys: KeyFormat = "plain") -> int:
-    """Bytes of the keys and values of one token in one layer."""
-    return 2 * (config.dim + _SCALE * config.num_heads) if keys == "fp8" else 2 * config.dim * size
-
-
-def ring_bytes(config: ModelConfig, frame_tokens: int, size: int, keys: KeyFormat = "plain") -> int:
-    """Bytes of the window of one step in one layer."""
-    return WINDOW_BLOCKS * BLOCK_LATENTS * frame_tokens * token_bytes(config, size, keys)
-
-
-def sink_bytes(config: ModelConfig, frame_tokens: int, size: int) -> int:
-    """Bytes of the sink in one layer, both versions."""
-    return int(SINK_FRAMES * frame_tokens) * token_bytes(config, size) * SINK_VERSIONS
-
-
-def text_bytes(config: ModelConfig, size: int) -> int:
-    """Bytes of keys and values of the prompt in one layer."""
-    return config.text_len * token_bytes(config, size)
-
-
-def slot_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: Storage, largest_layer: int) -> int:
-    """Bytes on the device that what lives on the host passes through.
-
-    Keys and values: two slots of a layer's whole window and the block itself. Layers: two slots of the largest one.
+    Attributes:
+        sink, text: of one layer: both versions of the sink, and the prompt.
     """
-    window = (WINDOW_BLOCKS + 1) * BLOCK_LATENTS * frame_tokens * token_bytes(config, size, storage.keys)
-    return _SLOTS * ((window if storage.keys_home == "host" else 0) + (largest_layer if storage.streamed else 0))
+
+    def __init__(self, config: ModelConfig, frame_tokens: int, size: int, storage: Storage):
+        def keys(form: KeyFormat, tokens: int) -> int:
+            return ring_bytes(form, tokens, config.num_heads, config.head_dim, size)
+
+        s, block = storage, BLOCK_LATENTS * frame_tokens
+        self._storage, self._last, self._hearing = s, config.num_layers, frozenset(config.audio_inject_layers)
+        self._layer, self._injector = layer_bytes(config, size, s.weights), injector_bytes(config, size, s.weights)
+        self._prompt = prompt_bytes(config.dim, s.weights, size)
+        self._embed, self._head = embed_parameters(config) * size, head_parameters(config) * size
+        self._block, self._ring = keys(s.keys, block), keys(s.keys, WINDOW_BLOCKS * block)
+        self.sink = SINK_VERSIONS * keys("plain", int(SINK_FRAMES * frame_tokens))
+        self.text = keys("plain", config.text_len)
+        self._task, self._reading = workspace_bytes(config, frame_tokens, size, s), _reading_bytes(config, size, s)
+
+    @property
+    def travelling(self) -> int:
+        """Of a layer where it is streamed."""
+        return travelling(self._storage, self._layer, self._prompt)
+
+    def weights(self, layers: range, storage: Storage) -> Held:
+        """Of layers, their injectors, and the ends of the network that belong to them.
+
+        Args:
+            layers: of the stage.
+            storage: the same as of all, but for how many are streamed.
+        """
+        hearing = sum(layer in layers for layer in self._hearing)
+        ends = self._embed * (layers.start == 0) + self._head * (layers.stop == self._last)
+        return held_by_layers(storage, self._layer, self._prompt, len(layers)) + Held(hearing * self._injector + ends)
+
+    def rings(self, layers: int, steps: int) -> Held:
+        """Of so many layers and steps."""
+        return held_by_rings(self._storage, self._ring, layers, steps)
+
+    def workspace(self, layers: int, steps: int) -> int:
+        """What work needs besides, at most.
+
+        The prompt is read before the rings and the sink are there: it counts as far as it does not fit in their place.
+        """
+        reading = self._reading + held_by_reading(self._storage, self._prompt, layers)
+        return max(self._task, reading - self.rings(layers, steps).device - layers * self.sink)
+
+    def carried(self, layers: int, storage: Storage) -> int:
+        """Bytes that a task in the full pipeline brings from the host, for so many layers; storage as in `weights`."""
+        rows, _ = carried_by_rings(storage, self._block, layers, WINDOW_BLOCKS - 1)
+        return rows + carried_by_layers(storage, self._layer, self._prompt)
+
+
+def layer_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
+    """Bytes of a layer's weights, without an injector."""
+    return _layer_parameters(config) * size - saving(bare_matrices(config), weights, size)
+
+
+def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
+    """Bytes of an injector's weights."""
+    return _injector_parameters(config) * size - saving(injector_matrices(config), weights, size)
 
 
 def workspace_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: Storage = PLAIN) -> int:
@@ -74,13 +118,31 @@ def workspace_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: 
     return 2 * keys * config.dim * size + tokens * (_WIDE_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
 
 
+def _reading_bytes(config: ModelConfig, size: int, storage: Storage) -> int:
+    """What one layer needs to read the prompt besides weights and what it keeps: keys, and a matrix in plain form."""
+    matrix = 0 if storage.weights == "plain" else config.dim * config.dim * size
+    return config.text_len * config.dim * (_WIDE_KEYS * 4 + size) + matrix
+
+
 def layer_parameters(config: ModelConfig, layer: int) -> int:
     """Numbers in one layer, with its injector if it has one."""
-    d = config.dim
-    attention = 4 * (d * d + d) + 2 * d
-    plain = 2 * attention + 2 * d * config.ffn_dim + config.ffn_dim + d + 6 * d + 2 * d
     hears = layer in config.audio_inject_layers
-    return plain + (attention + 2 * d * d + 2 * d if hears else 0)
+    return _layer_parameters(config) + (_injector_parameters(config) if hears else 0)
+
+
+def _layer_parameters(config: ModelConfig) -> int:
+    """Without an injector: two attentions, the feed-forward, its modulation and a norm."""
+    d = config.dim
+    return 2 * _attention_parameters(d) + 2 * d * config.ffn_dim + config.ffn_dim + d + 6 * d + 2 * d
+
+
+def _injector_parameters(config: ModelConfig) -> int:
+    d = config.dim
+    return _attention_parameters(d) + 2 * d * d + 2 * d
+
+
+def _attention_parameters(d: int) -> int:
+    return 4 * (d * d + d) + 2 * d
 
 
 def embed_parameters(config: ModelConfig) -> int:
@@ -105,15 +167,3 @@ def condition_parameters(config: ModelConfig) -> int:
     shared = (3 * (d // 4) + 1) * (d // 2) + (3 * (d // 2) + 1) * d
     sound = config.audio_layers + d + first * config.num_audio_token + first + shared + (d + 1) * d
     return text + time + sound
-
-
-def _matrices(config: ModelConfig, layer: int) -> list[tuple[int, int]]:
-    """Shapes (rows, columns) of a layer's large matrices: those that may be stored in another form."""
-    d = config.dim
-    injector = [(d, d)] * 4 + [(2 * d, d)] if layer in config.audio_inject_layers else []
-    return [(d, d)] * 8 + [(config.ffn_dim, d), (d, config.ffn_dim)] + injector
-
-
-def _matrix_bytes(rows: int, columns: int, size: int, weights: WeightFormat) -> int:
-    """Without the bias, which stays in the working dtype; one scale per tensor is counted as one per row."""
-    return rows * columns * size if weights == "plain" else rows * columns + _SCALE * rows

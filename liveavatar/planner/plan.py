@@ -5,26 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ..config import ModelConfig
+from ..config import BLOCK_LATENTS, ModelConfig
 from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
-from ..storage import PLAIN, Storage, streamed_layers
-from .bytes import (
-    BYTES,
-    SINK_VERSIONS,
-    condition_parameters,
-    embed_parameters,
-    head_parameters,
-    layer_bytes,
-    prompt_bytes,
-    ring_bytes,
-    sink_bytes,
-    slot_bytes,
-    text_bytes,
-    workspace_bytes,
-)
+from ..storage import PLAIN, Storage, weights_of
+from .bytes import BYTES, SINK_VERSIONS, Sizes, condition_parameters
 from .companions import companions_of
+from .hardware import CONTEXT
 from .snapshots import snapshot_interval
 from .speed import Forecast
 
@@ -40,14 +28,16 @@ class StagePlan:
     Attributes:
         device: where it runs.
         steps, layers: what it owns.
-        weights: of its layers, and of the ends on the first and last part, as far as they stay.
+        weights: of its layers, and of the ends on the first and last part, as far as they are there at once: streamed
+            layers take the two slots that they pass through.
         rings: keys and values of its steps.
         sink: keys and values of the sink, twice, because two versions overlap at the refresh.
         text: keys and values of the prompt.
         workspace: what one task needs besides (an upper estimate).
         storage: how all of that is kept.
-        slots: what passes from the host and back passes through these.
+        slots: keys and values that lie on the host pass through these.
         host_weights, host_rings: pinned on the host.
+        handed: tokens of a block, on their way to another stage.
     """
 
     device: str
@@ -62,6 +52,7 @@ class StagePlan:
     slots: int = 0
     host_weights: int = 0
     host_rings: int = 0
+    handed: int = 0
 
     @property
     def total(self) -> int:
@@ -95,6 +86,7 @@ class Plan:
         snapshot_blocks: worker processes save what they hold every so many blocks, so that the video can go on from
             there when one of them is lost; 0: never.
         cap: bytes that the tensors of one process may take on a GPU; 0: as many as there are.
+        processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
     """
 
     model: str
@@ -112,31 +104,45 @@ class Plan:
     notes: tuple[str, ...] = ()
     snapshot_blocks: int = 0
     cap: int = 0
+    processes: bool = False
+
+    @property
+    def _owners(self) -> list[StagePlan]:
+        """Stages whose weights count: in one process those share that own the same layers on one device."""
+        shared = {(stage.device, stage.layers, weights_of(stage.storage)): stage for stage in self.stages}
+        return list(self.stages if self.processes else shared.values())
 
     @property
     def weights_by_device(self) -> dict[str, int]:
-        """Bytes of weights per device; stages that own the same layers on one device share them."""
-        owned: dict[str, dict[range, int]] = {}
-        for stage in self.stages:
-            owned.setdefault(stage.device, {})[stage.layers] = stage.weights
-        return {device: sum(parts.values()) for device, parts in owned.items()}
+        """Bytes of weights per device; stages of one process that own the same layers on one device share them."""
+        held: dict[str, int] = {}
+        for stage in self._owners:
+            held[stage.device] = held.get(stage.device, 0) + stage.weights
+        return held
 
     @property
     def terms_by_device(self) -> dict[str, dict[str, int]]:
-        """What takes how many bytes per device: shared weights, every stage's memories, the largest workspace."""
+        """What takes how many bytes per device: the weights, every stage's memories, and the rest.
+
+        In one process stages of a device work in turns: the largest workspace is enough, and a block may wait for each
+        of the others. Each further process on a card has a context there.
+        """
         weights, first = self.weights_by_device, self.stages[0].device
         terms: dict[str, dict[str, int]] = {}
         for device in dict.fromkeys([*weights, self.vae_device]):
             here = [s for s in self.stages if s.device == device]
+            work, waiting = [s.workspace for s in here], sum(s.handed for s in here[1:])
+            sharers = len(here) + (device == self.vae_device) if self.processes and _is_card(device) else 1
             terms[device] = {
                 "weights": weights.get(device, 0),
                 "KV rings": sum(s.rings for s in here),
                 "sink": sum(s.sink for s in here),
                 "text": sum(s.text for s in here),
                 "slots": sum(s.slots for s in here),
-                "workspace": max((s.workspace for s in here), default=0),
+                "workspace": sum(work) if self.processes else max(work, default=0) + waiting,
                 "conditions": self.conditions if device == first else 0,
                 "VAE": self.vae if device == self.vae_device else 0,
+                "contexts": (sharers - 1) * CONTEXT,
             }
         return terms
 
@@ -147,21 +153,22 @@ class Plan:
 
     @property
     def host_bytes_by_machine(self) -> dict[str, int]:
-        """Bytes of pinned memory per machine; stages that own the same layers share one copy of them."""
-        weights: dict[tuple[str, range], int] = {}
+        """Bytes of pinned memory per machine; weights count as often as in `weights_by_device`."""
         totals: dict[str, int] = {}
-        for s in self.stages:
-            machine = machine_of(s.device)
-            weights[machine, s.layers] = max(s.host_weights, weights.get((machine, s.layers), 0))
-            totals[machine] = totals.get(machine, 0) + s.host_rings
-        for (machine, _), held in weights.items():
-            totals[machine] += held
+        pinned = [*((s, s.host_rings) for s in self.stages), *((s, s.host_weights) for s in self._owners)]
+        for stage, nbytes in pinned:
+            machine = machine_of(stage.device)
+            totals[machine] = totals.get(machine, 0) + nbytes
         return totals
 
 
 def machine_of(device: str) -> str:
     """The machine of a device: "node2" of "node2/cuda:0"."""
     return device.rpartition("/")[0] or THIS_MACHINE
+
+
+def _is_card(device: str) -> bool:
+    return device.rpartition("/")[2].startswith("cuda")
 
 
 def make_plan(
@@ -175,6 +182,7 @@ def make_plan(
     threads: int = 1,
     storage: Storage = PLAIN,
     snapshot_blocks: int | None = None,
+    processes: bool = False,
 ) -> Plan:
     """Lay the stages out as told.
 
@@ -188,6 +196,7 @@ def make_plan(
         threads: CPU threads per task, 1 to `MAX_THREADS`.
         storage: of every stage.
         snapshot_blocks: blocks from one snapshot to the next; 0: none; None: as `snapshot_interval` says.
+        processes: whether every stage will work in a process of its own.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of streamed layers or interval.
@@ -206,7 +215,8 @@ def make_plan(
         for i, (steps, layers) in enumerate((steps, layers) for steps in cut.steps for layers in cut.layers)
     ]
     plan = assemble(effective, config, model, cut, plans, dtype, devices[-1], threads)
-    return plan if snapshot_blocks is None else dataclasses.replace(plan, snapshot_blocks=snapshot_blocks)
+    every = plan.snapshot_blocks if snapshot_blocks is None else snapshot_blocks
+    return dataclasses.replace(plan, snapshot_blocks=every, processes=processes)
 
 
 def check_working(dtype: str, threads: int) -> None:
@@ -267,24 +277,21 @@ def stage_plan(
         device: where it runs.
         storage: how it keeps what it holds.
     """
-    each = {i: layer_bytes(config, i, size, storage) for i in layers}
-    streamed = [each[i] for i in streamed_layers(layers, storage.streamed)]
-    ends = (embed_parameters(config) if layers.start == 0 else 0) + (
-        head_parameters(config) if layers.stop == config.num_layers else 0
-    )
-    rings = ring_bytes(config, frame_tokens, size, storage.keys) * len(layers) * len(steps)
-    away = prompt_bytes(config, size, storage.weights) if storage.prompt_weights == "leave" else 0
+    sizes, count = Sizes(config, frame_tokens, size, storage), len(layers)
+    weights, rings = sizes.weights(layers, storage), sizes.rings(count, len(steps))
+    away = storage.keys_home == "host"
     return StagePlan(
         device=device,
         steps=steps,
         layers=layers,
-        weights=sum(each.values()) - sum(streamed) + ends * size,
-        rings=0 if storage.keys_home == "host" else rings,
-        sink=sink_bytes(config, frame_tokens, size) * len(layers),
-        text=text_bytes(config, size) * len(layers),
-        workspace=workspace_bytes(config, frame_tokens, size, storage),
+        weights=weights.device,
+        rings=0 if away else rings.device,
+        sink=sizes.sink * count,
+        text=sizes.text * count,
+        workspace=sizes.workspace(count, len(steps)),
         storage=storage,
-        slots=slot_bytes(config, frame_tokens, size, storage, max(each.values())),
-        host_weights=sum(streamed) + away * len(layers),
-        host_rings=rings if storage.keys_home == "host" else 0,
+        slots=rings.device if away else 0,
+        host_weights=weights.host,
+        host_rings=rings.host,
+        handed=BLOCK_LATENTS * frame_tokens * config.dim * size,
     )

@@ -174,10 +174,11 @@ class Search:
         """The gentlest storage of a rung that fits all cards of a column."""
         for kept in gentler(rung):
             shelf = self._shelf(kept)
-            need = max(shelf.resident(first, stop, seat.steps) - self._room(seat) for seat in post.column)
-            count = shelf.least_streamed(first, stop, need)
+            layers = range(first, stop)
+            need = max(shelf.resident(layers, seat.steps) - self._room(seat) for seat in post.column)
+            count = shelf.least_streamed(len(layers), need)
             if count is not None:
-                return self._priced(shelf, post, range(first, stop), count)
+                return self._priced(shelf, post, layers, count)
         return None
 
     def _shelf(self, rung: Rung) -> Shelf:
@@ -191,19 +192,17 @@ class Search:
 
     def _priced(self, shelf: Shelf, post: Post, layers: range, count: int) -> Share:
         """A share with its seconds and its bytes on the host."""
-        work = shelf.work(layers.start, layers.stop)
-        copied = shelf.key_copies * len(layers) + shelf.freed(layers.start, layers.stop, count)
+        work, storage = shelf.work(layers), shelf.storage(count)
+        copied = shelf.carried(len(layers), count)
         sent = link_seconds(self.config, self.effective.frame_tokens, self.size, post.cards)
-        seconds, loads, pinned = [], [], []
+        seconds, loads, host = [], [], 0
         for seat in post.column:
             speed = seat.card.speed
-            compute = compute_seconds(*work, shelf.storage, speed)
+            compute = compute_seconds(*work, storage, speed)
             task = task_seconds(compute, copied, len(layers), speed, post.cards) + sent
             seconds.append(task)
             loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
-            pinned.append(shelf.pinned(layers.start, layers.stop, seat.steps, count))
-        host = max(weights for weights, _ in pinned) + sum(rings for _, rings in pinned)
-        storage = dataclasses.replace(shelf.storage, streamed=count)
+            host += shelf.pinned(layers, seat.steps, count)
         return Share(layers, storage, tuple(seconds), host, max(loads))
 
 

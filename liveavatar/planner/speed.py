@@ -6,7 +6,7 @@ import dataclasses
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..storage import Storage
-from .bytes import SINK_FRAMES, token_bytes
+from .bytes import SINK_FRAMES
 from .hardware import Speed
 
 _HOST_COPY = 80.0
@@ -57,12 +57,6 @@ def compute_seconds(matrices: float, attention: float, storage: Storage, speed: 
     """Of so many 10^12 operations; fp8 is worked as fp8 only where the card can."""
     fast = storage.weights in ("fp8", "fp8-tensor") and speed.computes_fp8
     return matrices / (speed.fp8 if fast else speed.plain) + attention / speed.attention
-
-
-def key_copy_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: Storage) -> int:
-    """Bytes that one layer reads from the host per task: the rows of the earlier blocks."""
-    rows = (WINDOW_BLOCKS - 1) * BLOCK_LATENTS * frame_tokens
-    return rows * token_bytes(config, size, storage.keys) if storage.keys_home == "host" else 0
 
 
 def task_seconds(compute: float, copied: int, layers: int, speed: Speed, cards: int) -> float:

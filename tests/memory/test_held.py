@@ -14,7 +14,7 @@ from liveavatar.engines.nets import Nets
 from liveavatar.memory.rings import HostRing
 from liveavatar.model.kv import window_tokens
 from liveavatar.model.transformer import CONDITIONS, CausalS2VTransformer
-from liveavatar.planner import layer_parameters, make_plan
+from liveavatar.planner import layer_bytes, layer_parameters
 from liveavatar.request import Request, resolve
 from liveavatar.storage import (
     PLAIN,
@@ -22,7 +22,7 @@ from liveavatar.storage import (
     Storage,
     held_by_layers,
     held_by_rings,
-    prompt_parameters,
+    prompt_bytes,
     ring_bytes,
 )
 
@@ -30,7 +30,7 @@ CONFIG = UNTRAINED
 EFFECTIVE = tiny_effective(5, 2, "128x128")
 LAYER = 4 * layer_parameters(CONFIG, 1)
 """One without injector."""
-PROMPT = 4 * prompt_parameters(CONFIG.dim)
+PROMPT = prompt_bytes(CONFIG.dim, "plain", 4)
 with torch.device("meta"):
     CONDITIONING = CausalS2VTransformer(CONFIG, CONDITIONS)
 STORAGES = [
@@ -75,11 +75,6 @@ def plain_peak(components: TinyComponents) -> int:
     return measured(components, PLAIN)[1]
 
 
-def test_the_plain_peak_is_below_the_plan(plain_peak: int) -> None:
-    plan = make_plan(EFFECTIVE, CONFIG, model="x")
-    assert 0.8 * plan.total_by_device["cpu"] < plain_peak <= plan.total_by_device["cpu"]
-
-
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_the_peak_changes_as_the_arithmetic_says(components: TinyComponents, plain_peak: int, storage: Storage) -> None:
     driven, peak = measured(components, storage)
@@ -116,6 +111,8 @@ def test_known_figures_of_the_published_model_on_one_24_gb_card() -> None:
     rings = held_by_rings(storage, ring, config.num_layers, 4)
     assert rings.host == pytest.approx(20.8e9 * 132 / 128, rel=2e-3)
     assert rings.device == pytest.approx(0.27e9, rel=0.01)
-    layers = held_by_layers(storage, layer_parameters(config, 1), prompt_parameters(config.dim), config.num_layers)
+    layers = held_by_layers(
+        storage, layer_bytes(config, 2, "fp8"), prompt_bytes(config.dim, "fp8", 2), config.num_layers
+    )
     assert layers.host == pytest.approx(2.1e9, rel=2e-3)
     assert layers.device == pytest.approx(11.95e9, rel=2e-3)

@@ -15,7 +15,7 @@ from liveavatar.memory.passage import Load, Passage
 from liveavatar.memory.weights import homes, keep_weights
 from liveavatar.model.transformer import CausalS2VTransformer, Part
 from liveavatar.pipeline import Task
-from liveavatar.storage import Storage, carried_by_layers, prompt_parameters, streamed_layers
+from liveavatar.storage import Storage, carried_by_layers, prompt_bytes, streamed_layers
 from liveavatar.weights.fill import fill
 from liveavatar.weights.source import DictSource
 
@@ -81,7 +81,7 @@ def test_prompt_weights_leave_and_come_back_exactly(streamed: int) -> None:
             assert torch.equal(a.k, b.k) and torch.equal(a.v, b.v)
         assert kept.lead_prompt.device_bytes == 0, "its slots are there while a prompt is read only"
         assert kept.lead_prompt.copies.traffic.to_device == (seed + 1) * kept.lead_prompt.host_bytes
-    prompt = 4 * CONFIG.num_layers * prompt_parameters(CONFIG.dim)
+    prompt = CONFIG.num_layers * prompt_bytes(CONFIG.dim, "plain", 4)
     assert kept.lead_prompt.tensor_bytes == prompt
 
 

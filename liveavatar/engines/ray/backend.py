@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ...codec import Place
 from ...components import Components
 from ...errors import PlanError
@@ -59,7 +61,7 @@ class RayBackend:
         if restarts < 0:
             raise PlanError(f"Workers cannot be replaced {restarts} times.", "Use 0 for never, or more.")
         check_address(address)
-        self.placement = placement or Placement()
+        self.placement = dataclasses.replace(placement or Placement(), processes=True)
         self.placement.check_devices(elsewhere=address != LOCAL)
         keep_token(token)
         the_ray(address)

@@ -1,0 +1,121 @@
+"""What the planner says a stage takes is what engines allocate, on every rung of the ladder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from memory.drive import Allocations, drive
+from session.tiny import TinyComponents, tiny_effective, tiny_job
+
+from liveavatar.config import ModelConfig
+from liveavatar.engines.local import LocalEngine
+from liveavatar.engines.nets import Nets
+from liveavatar.memory.rings import HostRing
+from liveavatar.planner import LADDER, Plan, make_plan
+from liveavatar.stage import Stage
+from liveavatar.storage import Storage
+
+CONFIG = ModelConfig(
+    dim=256,
+    ffn_dim=512,
+    freq_dim=64,
+    num_heads=4,
+    num_layers=6,
+    text_dim=64,
+    text_len=64,
+    audio_dim=32,
+    audio_layers=3,
+    audio_inject_layers=(0, 2, 5),
+)
+"""Rows of every tensor take a multiple of 256 bytes, so that nothing lies unused between packed ones."""
+EFFECTIVE = tiny_effective(5, 2, "128x128")
+"""Long enough for a refresh of the sink, when there are two."""
+DEVICE = "cpu:0"
+"""So that what is on the device and what is on the host have different names."""
+STORAGES = [
+    *(dataclasses.replace(rung.storage, streamed=n) for rung in LADDER for n in ((1, 3) if rung.streams else (0,))),
+    *(Storage("int8", prompt_weights="leave", streamed=n) for n in (0, 3)),
+]
+CUTS = [("1x1", torch.float32), ("2x1", torch.float32), ("1x2", torch.bfloat16)]
+
+
+@pytest.fixture(scope="module")
+def components() -> TinyComponents:
+    made = TinyComponents(CONFIG)
+    assert made._weights  # the files of this network, which are no memory of a stage
+    return made
+
+
+def planned(storage: Storage, stages: str = "1x1", dtype: torch.dtype = torch.float32) -> Plan:
+    name = str(dtype).removeprefix("torch.")
+    return make_plan(EFFECTIVE, CONFIG, model="x", stages=stages, devices=(DEVICE,), dtype=name, storage=storage)
+
+
+def nbytes(tensors) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize(("stages", "dtype"), CUTS)
+@pytest.mark.parametrize("storage", STORAGES)
+def test_loaded_weights_are_those_of_the_plan(
+    components: TinyComponents, storage: Storage, stages: str, dtype: torch.dtype
+) -> None:
+    plan, nets = planned(storage, stages, dtype), Nets()
+    LocalEngine(components, plan, nets).load()
+    host = sum({stage.layers: stage.host_weights for stage in plan.stages}.values())
+    expected = {DEVICE: plan.weights_by_device[DEVICE] + plan.conditions, "cpu": host}
+    assert nets.bytes_by_device == {name: size for name, size in expected.items() if size}
+    rings = sum(stage.host_rings for stage in plan.stages)
+    assert sum(plan.host_bytes_by_machine.values()) == host + rings
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_every_memory_takes_what_is_planned(components: TinyComponents, storage: Storage) -> None:
+    driven = drive(CONFIG, tiny_job(CONFIG, EFFECTIVE), storage, components=components)
+    (stage,), (plan,) = driven.stages, planned(storage).stages
+    sinks: list[int] = []
+    driven.run(lambda task: sinks.append(sink_bytes(stage)))
+    assert max(sinks) == plan.sink
+    assert nbytes(part for text in stage.text for part in (text.k, text.v)) == plan.text
+    rings = [ring for step in stage.rings.values() for ring in step]
+    kept = nbytes(t for ring in rings for t in ring.tensors())
+    if storage.keys_home == "device":
+        assert (plan.rings, plan.slots, plan.host_rings) == (kept, 0, 0)
+        return
+    assert isinstance(rings[0], HostRing)
+    tray = rings[0]._tray
+    assert (plan.rings, plan.host_rings) == (0, kept)
+    assert plan.slots == nbytes(t for slot in tray._slots for t in slot.ring.tensors())
+    assert kept <= tray._memory.bytes.nbytes < 1.03 * kept
+
+
+def sink_bytes(stage: Stage) -> int:
+    return nbytes(t for sinks in stage.sinks.values() for sink in sinks for t in vars(sink).values())
+
+
+@pytest.mark.parametrize(
+    ("storage", "stages", "dtype"),
+    [*((storage, *CUTS[0]) for storage in STORAGES), *((STORAGES[i], *cut) for cut in CUTS[1:] for i in (0, -3, -1))],
+)
+def test_what_stays_and_the_peak_of_an_engine_are_planned(
+    components: TinyComponents, storage: Storage, stages: str, dtype: torch.dtype
+) -> None:
+    """From the first look at the prompt to the last block, with all that a run keeps besides."""
+    plan, job = planned(storage, stages, dtype), tiny_job(CONFIG, EFFECTIVE)
+    with Allocations() as allocations:
+        engine = LocalEngine(components, plan)
+        engine.load()
+        loaded = allocations.peak = allocations.now
+        finished = [allocations.now for _ in engine.run(job, lambda report: None)]
+    terms = plan.terms_by_device[DEVICE]
+    assert loaded == pytest.approx(terms["weights"] + terms["conditions"], rel=0.001)
+    lasting = sum(terms[name] for name in ("weights", "conditions", "KV rings", "slots", "text")) + terms["sink"] / 2
+    most = plan.total_by_device[DEVICE] - terms["VAE"]
+    print(
+        f"stays {finished[-1] / lasting - 1:+.2%}; peak {allocations.peak / most - 1:+.2%}",
+        f"work {(allocations.peak - most + terms['workspace']) / terms['workspace']:.2f}",
+    )
+    assert finished[-1] == pytest.approx(lasting, rel=0.03)
+    assert 0.5 * terms["workspace"] <= allocations.peak - (most - terms["workspace"]) <= terms["workspace"]
