@@ -119,9 +119,12 @@ def workspace_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: 
 
 
 def _reading_bytes(config: ModelConfig, size: int, storage: Storage) -> int:
-    """What one layer needs to read the prompt besides weights and what it keeps: keys, and a matrix in plain form."""
+    """What one layer needs to read the prompt besides weights and what it keeps.
+
+    The embedded prompt, its keys, their float32 copies, and a matrix once more where it is stored in another form.
+    """
     matrix = 0 if storage.weights == "plain" else config.dim * config.dim * size
-    return config.text_len * config.dim * (_WIDE_KEYS * 4 + size) + matrix
+    return config.text_len * config.dim * (_WIDE_KEYS * 4 + 2 * size) + matrix
 
 
 def layer_parameters(config: ModelConfig, layer: int) -> int:

@@ -7,8 +7,10 @@ from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B, ModelConfig
 from liveavatar.errors import PlanError
 from liveavatar.model.kv import Ring
 from liveavatar.model.transformer import CausalS2VTransformer, Part
-from liveavatar.planner import condition_parameters, make_plan
+from liveavatar.planner import Plan, condition_parameters, make_plan
+from liveavatar.planner.hardware import CONTEXT
 from liveavatar.request import Effective, Request, resolve
+from liveavatar.storage import Storage
 
 
 def effective(size: str = "704x384", steps: int = 4) -> Effective:
@@ -61,6 +63,38 @@ def test_stages_of_other_steps_share_weights_on_one_device() -> None:
     apart = make_plan(effective(), UNTRAINED, model="x", stages="4x1", devices=["a", "b", "c", "d"])
     assert four.weights_by_device == one.weights_by_device
     assert sum(apart.weights_by_device.values()) == 4 * sum(one.weights_by_device.values())
+
+
+def test_processes_share_nothing() -> None:
+    """Two stages of the same layers on one card: weights, work and pinned memory twice, and more contexts."""
+    given = {"model": "x", "stages": "2x1", "storage": Storage(keys_home="host", prompt_weights="leave", streamed=3)}
+
+    def laid(device: str, processes: bool) -> Plan:
+        return make_plan(effective(), UNTRAINED, devices=(device,), processes=processes, **given)
+
+    together, apart = (laid("cuda:0", processes) for processes in (False, True))
+    stage, one, two = apart.stages[0], together.terms_by_device["cuda:0"], apart.terms_by_device["cuda:0"]
+    assert together.weights_by_device == {"cuda:0": stage.weights}
+    assert apart.weights_by_device == {"cuda:0": 2 * stage.weights}
+    assert two["weights"] == 2 * one["weights"]
+    assert one["workspace"] == stage.workspace + stage.handed, "one block may wait"
+    assert two["workspace"] == 2 * stage.workspace
+    same = ("KV rings", "sink", "text", "slots", "conditions", "VAE")
+    assert [two[name] for name in same] == [one[name] for name in same]
+    assert (one["contexts"], two["contexts"]) == (0, 2 * CONTEXT), "of the second stage, and of the VAE"
+    (shared,), (own,) = together.host_bytes_by_machine.values(), apart.host_bytes_by_machine.values()
+    assert own - shared == stage.host_weights > 0
+    assert laid("cpu", True).terms_by_device["cpu"]["contexts"] == 0
+    assert laid("studio2/cuda:1", True).terms_by_device["studio2/cuda:1"]["contexts"] == 2 * CONTEXT
+    alone = make_plan(effective(), UNTRAINED, model="x", devices=("cuda:0", "cuda:1"), processes=True)
+    assert [terms["contexts"] for terms in alone.terms_by_device.values()] == [0, 0]
+
+
+def test_stages_on_other_cards_pin_weights_of_their_own() -> None:
+    given = {"model": "x", "stages": "2x1", "storage": Storage(prompt_weights="leave")}
+    one, two = (make_plan(effective(), UNTRAINED, devices=cards, **given) for cards in (("a",), ("a", "b")))
+    (shared,), (own,) = one.host_bytes_by_machine.values(), two.host_bytes_by_machine.values()
+    assert own == 2 * shared > 0
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int3"}, {"threads": 0}, {"stages": "5x1"}, {"stages": "1x99"}])
