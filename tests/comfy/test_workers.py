@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import graphs
@@ -131,4 +132,7 @@ def test_unloading_models_ends_the_workers(server: Server, client: Client) -> No
     succeeded(client.run(by_workers(seed=305)))
     assert workers_of(server)
     client.free()
+    until = time.monotonic() + PATIENCE
+    while workers_of(server) and time.monotonic() < until:  # ComfyUI gives back after it has told of the end
+        time.sleep(0.05)
     assert not workers_of(server)
