@@ -9,10 +9,9 @@ from collections.abc import Iterator
 import torch
 
 from ..doctor.host import host
-from ..memory.passage import Passage
+from ..memory.weights import bytes_held
 from ..planner import Plan
 from ..planner.hardware import CONTEXT
-from ..storage import Held
 from .figures import bytes_needed
 from .found import Amount, Memory
 from .tracked import Allocated
@@ -31,7 +30,7 @@ class Ledger:
     def __init__(self, plan: Plan, device: torch.device, vae: bool):
         self.plan, self.device, self.vae = plan, device, vae
         self._most: dict[str, int] = {}
-        self._host = self._slots = self._weights_away = 0
+        self._host = self._weights_away = 0
         self._loading: int | None = None
         self._tracked: Allocated | None = None
         if device.type != "cuda":
@@ -60,22 +59,14 @@ class Ledger:
     def note_weights(self, engine: WatchedEngine) -> None:
         """Count what is loaded."""
         conditions = engine._conditioner()
-        slots = away = layers = 0
-        for net in engine.nets():
-            passages = [p for p in (net.lead, net.lead_prompt) if isinstance(p, Passage)]
-            slots += sum(p.device_bytes for p in passages)
-            away += sum(p.host_bytes for p in passages)
-            if net is not conditions:
-                layers += sum(t.nbytes for t in net.parameters()) - sum(p.tensor_bytes for p in passages)
-        self._most["weights"], self._host = layers, away
-        self._most["conditions"] = sum(t.nbytes for t in conditions.parameters())
-        self._slots = slots
-        self._weights_away = away
+        layers = [bytes_held(net) for net in engine.nets() if net is not conditions]
+        self._most["weights"] = sum(held.device for held in layers)
+        self._most["conditions"] = bytes_held(conditions).device
+        self._weights_away = self._host = sum(held.host for held in layers)
 
     def note(self, engine: WatchedEngine) -> None:
         """Count what stays between two tasks."""
         held = engine.held()
-        held["slots"] = held["slots"] + Held(self._slots)
         for name, part in held.items():
             self._most[name] = max(self._most.get(name, 0), part.device)
         self._host = max(self._host, self._weights_away + sum(part.host for part in held.values()))

@@ -60,13 +60,16 @@ class Soak:
     def __init__(self, backend: RayBackend, seed: int):
         self.backend, self.chance = backend, random.Random(seed)
         self.video = Video(6)
+        self._endings: list[str] = []
+        """Those to come, in an order of their own every time."""
         self.seen: list[Held] = []
         self.megabytes: dict[int, list[float]] = {}
         """Of each worker, after each of its videos."""
 
     def session(self) -> str:
         """One video with a random cut and end; what it was."""
-        stages, ending = self.chance.choice(CUTS), self.chance.choice(ENDINGS)
+        self._endings = self._endings or self.chance.sample(ENDINGS, len(ENDINGS))
+        stages, ending = self.chance.choice(CUTS), self._endings.pop()
         engine = self.video.engine(self.backend, stages)
         engine.load()
         there = self.backend.worker_pids
