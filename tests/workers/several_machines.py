@@ -103,7 +103,7 @@ def lose(cluster: "Cluster", node: Any, backend: Any, video: Any) -> dict[str, A
     def hear(report: Any) -> None:
         if report.done == 20:
             threading.Thread(target=end).start()
-        time.sleep(0.02)
+        time.sleep(0.1)
 
     said = refusal(lambda: video.latents(backend, "1x2", hear, devices=devices))
     said["seconds"] = time.monotonic() - died[0]
