@@ -121,7 +121,7 @@ class Placement:
         self._check_memory()
         cards = self._cards(hardware)
         if cards is not None:
-            wishes = Wishes(self.prefer, self.allow_smaller, self.working_dtype, self.working_threads)
+            wishes = Wishes(self.prefer, self.allow_smaller, self.working_dtype, self.working_threads, self.processes)
             return dataclasses.replace(choose_plan(effective, config, cards, wishes, model=model), cap=self.cap)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(

@@ -15,13 +15,14 @@ from .bytes import (
     layer_parameters,
     workspace_bytes,
 )
-from .choose import Preference, Wishes, choose_plan, fitted
+from .choose import choose_plan, fitted
 from .hardware import CONTEXT, GIB, Card, Hardware, Speed
 from .ladder import LADDER, Rung, next_down, rung_of
 from .plan import MAX_THREADS, Plan, StagePlan, make_plan, stage_plan
 from .refuse import try_next
 from .snapshots import LEAST_SNAPSHOT_BLOCKS, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOT_SHARE, snapshot_due, snapshot_interval
 from .speed import Forecast
+from .wishes import Preference, Wishes
 
 __all__ = [
     "BYTES",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
 from ..config import ModelConfig
 from ..errors import PlanError, SizeError
@@ -18,8 +17,8 @@ from .plan import Plan, assemble, check_working, stage_plan
 from .refuse import refusal
 from .search import Layout, Search
 from .speed import Forecast
+from .wishes import NONE, Preference, Wishes
 
-Preference = Literal["quality", "speed"]
 SMALLER = ("1280x720", "1024x704", "832x480", "704x384", "640x384", "512x384", "384x256", "256x256")
 """Areas that are tried where a smaller video is allowed, largest first."""
 
@@ -27,26 +26,8 @@ _ALIKE = 0.02
 """Share of a block's time that is not worth rounding more."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Wishes:
-    """What a plan should be like.
-
-    Attributes:
-        prefer: "quality" takes the highest rung that fits; "speed" the fastest of those from fp8 weights on, or of all
-            where a card does not compute in fp8.
-        allow_smaller: whether a smaller video may be planned where nothing else fits.
-        dtype: of weights, keys and tokens where they are not rounded further.
-        threads: CPU threads per task.
-    """
-
-    prefer: Preference = "quality"
-    allow_smaller: bool = False
-    dtype: str = "bfloat16"
-    threads: int = 1
-
-
 def choose_plan(
-    effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes = Wishes(), *, model: str
+    effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes = NONE, *, model: str
 ) -> Plan:
     """The plan that rounds and moves least and fits; of several, the fastest.
 
@@ -67,11 +48,11 @@ def choose_plan(
     if wishes.prefer not in ("quality", "speed"):
         raise PlanError(f"The preference {wishes.prefer!r} is not known.", "Use quality or speed.")
     for tried in [effective, *(smaller_sizes(effective) if wishes.allow_smaller else ())]:
-        search = Search(tried, config, hardware, wishes.dtype)
+        search = Search(tried, config, hardware, wishes)
         layout = _best(search, wishes.prefer)
         if layout:
-            return _planned(search, layout, model, wishes.threads)
-    raise refusal(effective, config, hardware, wishes.dtype, model, smaller_sizes(effective))
+            return _planned(search, layout, model)
+    raise refusal(effective, config, hardware, wishes, model, smaller_sizes(effective))
 
 
 def fitted(effective: Effective, plan: Plan) -> Effective:
@@ -117,7 +98,7 @@ def _fastest(search: Search, rung: int) -> Layout | None:
     return min(search.layouts(rung), key=lambda found: (round(found.seconds, 4), found.topology.cards), default=None)
 
 
-def _planned(search: Search, layout: Layout, model: str, threads: int) -> Plan:
+def _planned(search: Search, layout: Layout, model: str) -> Plan:
     """A layout in full."""
     topology, config, effective = layout.topology, search.config, search.effective
     cut = Cut(topology.steps, tuple(share.layers for share in layout.shares))
@@ -134,7 +115,9 @@ def _planned(search: Search, layout: Layout, model: str, threads: int) -> Plan:
         for group, steps in enumerate(topology.steps)
         for column, share in zip(topology.columns, layout.shares, strict=True)
     ]
-    plan = assemble(effective, config, model, cut, stages, search.dtype, topology.vae.name, threads)
+    wishes = search.wishes
+    plan = assemble(effective, config, model, cut, stages, wishes.dtype, topology.vae.name, wishes.threads)
+    plan = dataclasses.replace(plan, processes=wishes.processes)
     used = plan.total_by_device
     return dataclasses.replace(
         plan,

@@ -63,6 +63,7 @@ class Card:
         plain_tflops, fp8_tflops, attention_tflops: measured; None: assumed.
         copy_gb: measured GB/s from pinned host memory; None: assumed.
         computes_fp8: None: assumed.
+        cap: bytes that may be used at most, the context among them; None: all.
     """
 
     name: str
@@ -73,11 +74,13 @@ class Card:
     attention_tflops: float | None = None
     copy_gb: float | None = None
     computes_fp8: bool | None = None
+    cap: int | None = None
 
     @functools.cached_property
     def usable(self) -> int:
         """Bytes that a plan may use."""
-        return max(0, (int(USABLE_SHARE * self.total) if self.free is None else self.free) - CONTEXT)
+        free = int(USABLE_SHARE * self.total) if self.free is None else self.free
+        return max(0, (free if self.cap is None else min(free, self.cap)) - CONTEXT)
 
     @functools.cached_property
     def speed(self) -> Speed:
@@ -187,14 +190,14 @@ class Hardware:
         """The same, knowing of some cards whether they compute in fp8."""
         return self._each(lambda c: dataclasses.replace(c, computes_fp8=by_card.get(c.name, c.computes_fp8)))
 
-    def capped(self, most: int) -> Hardware:
-        """The same with at most so many bytes used per card, the context among them."""
+    def capped(self, most: int | None) -> Hardware:
+        """The same with at most so many bytes used per card, the context among them; None: all."""
+        return self._each(lambda card: dataclasses.replace(card, cap=most))
 
-        def capped(card: Card) -> Card:
-            free = int(USABLE_SHARE * card.total) if card.free is None else card.free
-            return dataclasses.replace(card, free=min(most, free))
-
-        return self._each(capped)
+    @property
+    def cap(self) -> int | None:
+        """The most that is used of any card, where that is capped."""
+        return max((card.cap for card in self.cards if card.cap is not None), default=None)
 
     def _each(self, changed: Callable[[Card], Card]) -> Hardware:
         return dataclasses.replace(self, cards=tuple(map(changed, self.cards)))

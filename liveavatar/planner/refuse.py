@@ -15,22 +15,32 @@ from .hardware import ASSUMED_SPEEDS, GIB, MAX_CARDS, Hardware
 from .ladder import LADDER, next_down
 from .plan import Plan, assemble, stage_plan
 from .search import Search
+from .wishes import Wishes
 
 _OFFERS = 3
+GB = 10**9
+"""What caps are counted in."""
 
 
 def refusal(
-    effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str, model: str, smaller: Iterable[Effective]
+    effective: Effective,
+    config: ModelConfig,
+    hardware: Hardware,
+    wishes: Wishes,
+    model: str,
+    smaller: Iterable[Effective],
 ) -> PlanError:
     """The error of a request that does not fit: what was asked, what is too large, and up to three that fit.
 
     Args:
-        effective, config, hardware, dtype, model: of the request.
+        effective, config, hardware, wishes, model: of the request.
         smaller: sizes that may be offered, largest first.
     """
-    asked = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps does not fit {hardware}"
-    why = _shortage(Search(effective, config, hardware, dtype))
-    offers = list(itertools.islice(_offers(effective, config, hardware, dtype, smaller), _OFFERS))
+    cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
+    video = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps"
+    asked = f"{video} does not fit {hardware}{cap}"
+    why = _shortage(Search(effective, config, hardware, wishes))
+    offers = list(itertools.islice(_offers(effective, config, hardware, wishes, smaller), _OFFERS))
     typed = "; ".join(f"--model {model} {offer}" for offer in offers)
     return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
 
@@ -45,36 +55,51 @@ def try_next(plan: Plan) -> str:
 
 
 def _offers(
-    effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str, smaller: Iterable[Effective]
+    effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes, smaller: Iterable[Effective]
 ) -> Iterator[str]:
-    """Command-line options that fit: a smaller video, more memory on the host, more cards, larger cards."""
+    """Command-line options that fit: a smaller video, more memory on the host, a higher cap, more or larger cards."""
 
     def fits(wanted: Effective, cards: Hardware) -> str | None:
-        rung = Search(wanted, config, cards, dtype).fits()
+        rung = Search(wanted, config, cards, wishes).fits()
         if rung is None:
             return None
-        host = f" --host-ram {-(-cards.host // GIB)}" if cards.host != Hardware.parse(str(cards)).host else ""
-        return (
-            f"--size {wanted.width}x{wanted.height} --steps {wanted.steps} --gpus {cards}{host} ({LADDER[rung].name})"
-        )
+        size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
+        return f"{size}{_options(hardware, cards)} ({LADDER[rung].name})"
 
     def first(tried: Iterable[tuple[Effective, Hardware]]) -> Iterator[str]:
         yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
 
-    largest = max(card.total for card in hardware.cards)
+    largest, cap = max(card.total for card in hardware.cards), hardware.cap
+    sizes = sorted(ASSUMED_SPEEDS)
     more_host = (dataclasses.replace(hardware, host=hardware.host * factor) for factor in (2, 4, 8))
+    higher_caps = (hardware.capped(size * GB) for size in sizes if cap and cap < size * GB < largest)
+    uncapped = [hardware.capped(None)] if cap else []
     count = len(hardware.cards)
     more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_CARDS) + 1))
-    larger = (_cards(hardware, count, size * GIB) for size in sorted(ASSUMED_SPEEDS) if size * GIB > largest)
+    larger = (_cards(hardware, count, size * GIB) for size in sizes if size * GIB > largest)
     yield from first((wanted, hardware) for wanted in smaller)
     yield from first((effective, cards) for cards in more_host)
+    yield from first((effective, cards) for cards in higher_caps)
+    yield from first((effective, cards) for cards in uncapped)
     yield from first((effective, cards) for cards in more_cards)
     yield from first((effective, cards) for cards in larger)
 
 
+def _options(asked: Hardware, cards: Hardware) -> str:
+    """How cards are named that stand beside those that were asked for; cards that are here need no name."""
+    named = "" if cards.source == "measured" else f" --gpus {cards}"
+    host = f" --host-ram {-(-cards.host // GIB)}" if cards.host != _usual_host(asked, cards) else ""
+    return f"{named}{host}" + (f" --vram-cap {cards.cap / 1e9:.4g}" if cards.cap else "")
+
+
+def _usual_host(asked: Hardware, cards: Hardware) -> int:
+    """What is reckoned with where nobody says how much memory the host has."""
+    return asked.host if cards.source == "measured" else Hardware.parse(str(cards)).host
+
+
 def _cards(hardware: Hardware, count: int, total: int) -> Hardware:
-    """So many equal cards, with no less host memory than there is or would be assumed."""
-    asked = Hardware.parse(f"{count}x{total / GIB:.4g}")
+    """So many equal cards, capped alike, with no less host memory than there is or would be assumed."""
+    asked = Hardware.parse(f"{count}x{total / GIB:.4g}").capped(hardware.cap)
     return dataclasses.replace(asked, host=max(asked.host, hardware.host))
 
 
@@ -115,7 +140,7 @@ def _thinnest(search: Search) -> Plan:
         )
         for card, layers in zip(cards, cut.layers, strict=True)
     ]
-    return assemble(effective, config, "", cut, stages, search.dtype, cards[-1].name, 1)
+    return assemble(effective, config, "", cut, stages, search.wishes.dtype, cards[-1].name, 1)
 
 
 def _gb(size: int) -> str:

@@ -11,11 +11,12 @@ from ..request import Effective
 from ..storage import Storage
 from .bytes import BYTES, condition_parameters
 from .companions import companions_of
-from .hardware import Hardware
+from .hardware import CONTEXT, Hardware
 from .ladder import LADDER, Rung, gentler
 from .shelf import Shelf
 from .speed import compute_seconds, decode_seconds, link_seconds, task_seconds
 from .topology import Seat, Topology, topologies
+from .wishes import Wishes
 
 _PRECISION = 0.01
 """Share of a block's time to which the fastest split is looked for."""
@@ -81,12 +82,12 @@ class Search:
         effective: what will be made.
         config: of the network.
         hardware: at hand.
-        dtype: of weights, keys and tokens where they are not rounded further.
+        wishes: what matters; what is preferred is for others to heed.
     """
 
-    def __init__(self, effective: Effective, config: ModelConfig, hardware: Hardware, dtype: str):
-        self.effective, self.config, self.hardware, self.dtype = effective, config, hardware, dtype
-        self.size, self.beside = BYTES[dtype], companions_of(config)
+    def __init__(self, effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes):
+        self.effective, self.config, self.hardware, self.wishes = effective, config, hardware, wishes
+        self.size, self.beside = BYTES[wishes.dtype], companions_of(config)
         self.vae = self.beside.vae_bytes(effective, self.size)
         self.conditions = condition_parameters(config) * self.size
         self.encoders = self.beside.encoder_bytes(self.size)
@@ -188,7 +189,8 @@ class Search:
 
     def _room(self, seat: Seat) -> int:
         """Bytes for the stage on its card."""
-        return seat.card.usable - (self.vae if seat.decodes else 0) - (self.conditions if seat.first else 0)
+        decoding = self.vae + (CONTEXT if self.wishes.processes else 0)
+        return seat.card.usable - (decoding if seat.decodes else 0) - (self.conditions if seat.first else 0)
 
     def _priced(self, shelf: Shelf, post: Post, layers: range, count: int) -> Share:
         """A share with its seconds and its bytes on the host."""

@@ -79,7 +79,7 @@ def test_more_memory_never_gives_a_lower_rung(cards, size, data):
 
 
 def highest(cards: Hardware, size: str) -> int:
-    found = Search(effective(size), WAN2_2_S2V_14B, cards, "bfloat16").fits()
+    found = Search(effective(size), WAN2_2_S2V_14B, cards, Wishes()).fits()
     return len(LADDER) if found is None else found
 
 
@@ -133,6 +133,15 @@ def test_a_cap_counts_the_context():
     assert plan(cards).total_by_device["cuda:0"] <= cards.cards[0].usable
 
 
+@pytest.mark.parametrize("cards", ["1x16", "2x16", "1x24", "2x24,1x48", "4x24"])
+def test_processes_that_share_a_card_have_room_for_both_contexts(cards):
+    found, hardware = plan(cards, processes=True), Hardware.parse(cards)
+    check(found, hardware, 4)
+    alone = found.vae_device not in {stage.device for stage in found.stages}
+    assert found.processes
+    assert found.terms_by_device[found.vae_device]["contexts"] == (0 if alone else CONTEXT)
+
+
 def test_measured_cards_are_believed():
     card = dataclasses.replace(
         Hardware.parse("1x141").cards[0],
@@ -166,17 +175,34 @@ def test_a_smaller_video_is_planned_only_where_that_is_allowed():
 
 
 @pytest.mark.parametrize(
-    ("cards", "size", "host"),
-    [("1x16", "1280x720", None), ("1x32", "1280x720", None), ("1x24", "704x384", 16), ("2x16", "1024x704", 16)],
+    ("cards", "size", "host", "cap"),
+    [
+        ("1x16", "1280x720", None, None),
+        ("1x32", "1280x720", None, None),
+        ("1x24", "704x384", 16, None),
+        ("2x16", "1024x704", 16, None),
+        ("1x24", "704x384", None, 4),
+        ("1x80", "1280x720", None, 24),
+    ],
 )
-def test_what_a_refusal_offers_fits_as_it_is_typed(cards, size, host):
+def test_what_a_refusal_offers_fits_as_it_is_typed(cards, size, host, cap):
     with pytest.raises(PlanError) as refused:
-        plan(Hardware.parse(cards, host and host * GIB), effective(size))
-    offers = re.findall(r"--size (\S+) --steps (\d+) --gpus (\S+)(?: --host-ram (\d+))? ", refused.value.nearest)
+        plan(Hardware.parse(cards, host and host * GIB).capped(cap and cap * 10**9), effective(size))
+    option = r"--size (\S+) --steps (\d+) --gpus (\S+)(?: --host-ram (\d+))?(?: --vram-cap (\d+))? "
+    offers = re.findall(option, refused.value.nearest)
     assert 2 <= len(offers) <= 3, refused.value.nearest
-    for wanted, steps, gpus, ram in offers:
-        given = Hardware.parse(gpus, int(ram) * GIB if ram else None)
+    for wanted, steps, gpus, ram, most in offers:
+        given = Hardware.parse(gpus, int(ram) * GIB if ram else None).capped(int(most) * 10**9 if most else None)
         check(plan(given, effective(wanted, int(steps))), given, int(steps))
+
+
+def test_a_refusal_for_cards_that_are_here_names_only_others():
+    here = dataclasses.replace(Hardware.parse("1x24"), source="measured")
+    with pytest.raises(PlanError) as refused:
+        plan(here, effective("1280x720"))
+    same, *others = refused.value.nearest.split("; ")
+    assert "--size" in same and "--gpus" not in same
+    assert others and all("--gpus" in offer for offer in others)
 
 
 def test_a_card_too_small_for_the_encoders_is_told_so():
