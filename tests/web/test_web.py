@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from liveavatar.config import WAN2_2_S2V_14B
+from liveavatar.planner import make_plan
+from liveavatar.request import Request, resolve
+
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "web" / "js" / "liveavatar.js"
 NODE = shutil.which("node")
@@ -40,3 +44,13 @@ def test_every_word_is_there_in_both_languages() -> None:
     assert english and chinese
     keys = [re.findall(r"^    (\w+):", found[1], re.MULTILINE) for found in (english, chinese)]
     assert keys[0] and set(keys[0]) <= set(keys[1])
+
+
+def test_everything_that_takes_memory_has_a_chinese_name() -> None:
+    """Plans name it in English; "VAE" is the same word in both languages."""
+    effective = resolve(Request(), (704, 384), 16_000, 16_000)
+    terms = make_plan(effective, WAN2_2_S2V_14B, model="wan2.2-s2v-14b").terms_by_device["cpu"]
+    chinese = re.search(r"\n  zh: {\n(.*?)\n  },", MODULE.read_text(encoding="utf-8"), re.DOTALL)
+    assert chinese
+    named = {a or b for a, b in re.findall(r'^    (?:"([^"]+)"|(\w+)):', chinese[1], re.MULTILINE)}
+    assert set(terms) - {"VAE"} <= named

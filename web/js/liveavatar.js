@@ -65,6 +65,7 @@ const WORDS = {
     workspace: "工作区",
     conditions: "条件",
     slots: "交换槽",
+    contexts: "驱动上下文",
   },
 };
 
