@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -164,7 +165,9 @@ class Session:
         self.close()
 
     def _run(self) -> Iterator[torch.Tensor]:
-        return self.engine.run(self.job, lambda report: self.on_task(report), lambda text: self.on_notice(text))
+        # A run that kept the session would keep the stream, which could then not end it when both are forgotten.
+        me = weakref.proxy(self)
+        return self.engine.run(self.job, lambda report: me.on_task(report), lambda text: me.on_notice(text))
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""

@@ -1,5 +1,8 @@
 """Any cut of steps and layers gives the same latents, bit for bit, and a session keeps its promises."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from liveavatar.distance import SinkDistance
 from liveavatar.engines.local import LocalEngine
 from liveavatar.errors import Cancelled, PlanError
 from liveavatar.pipeline import Denoise, Prefill, task_count
+from liveavatar.session import Session
 
 
 @settings(max_examples=12)
@@ -86,6 +90,17 @@ def test_nothing_runs_before_it_is_pulled_and_cancel_stops_at_the_next_task() ->
     with pytest.raises(Cancelled):
         next(running)
     assert reports[-1].task == Denoise(1, 1, 0)
+
+
+def test_a_session_that_is_forgotten_in_the_middle_lets_all_go() -> None:
+    config, effective = tiny_config(), tiny_effective(3)
+    engine = LocalEngine(TinyComponents(config), tiny_plan(config, effective))
+    session = Session(engine, tiny_job(config, effective))
+    next(iter(session.latents))
+    gone = weakref.ref(session.latents)
+    del session
+    gc.collect()
+    assert gone() is None
 
 
 def test_weights_are_loaded_once_and_shared_by_stages_of_other_steps() -> None:
