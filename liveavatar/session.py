@@ -1,7 +1,8 @@
 """One avatar being generated: prepared conditions in, a stream of frames out.
 
 Nothing is computed before somebody pulls: pulling a frame decodes a block, decoding pulls its latent, and the latent
-makes the engine run the tasks that are still missing. Both streams replay, so a video can be read twice or by two.
+makes the engine run the tasks that are still missing. An engine on accelerators then goes on with the next block by
+itself, but never further. Both streams replay, so a video can be read twice or by two.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class WatchedEngine(LocalEngine):
     """
 
     def __init__(self, components: RandomComponents, plan: Plan, nets: Nets, naive: bool = False):
-        super().__init__(components, plan, nets)
+        super().__init__(components, plan, nets, ahead=False)  # what is noted is noted between the tasks
         self.naive, self.device = naive, torch.device(plan.stages[0].device)
         self.stages: list[Stage] = []
         self._timeline = Timeline(self.device)

@@ -1,19 +1,21 @@
 """All stages in this process: the embedded default, with no service beside it.
 
-One thread walks the paced order. On the CPU that is the work itself; on accelerators, where sending a task does not
-wait for it, devices work side by side as far as the tasks allow.
+One thread walks the paced order. On the CPU that is the work itself, done by whoever pulls. On accelerators sending a
+task does not wait for it: devices work side by side as far as the tasks allow, and a thread of its own sends the work,
+up to a block ahead, so that the network goes on while the caller decodes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 
 from ..components import Components
 from ..memory.cap import hold_to
+from ..memory.landing import Landing
 from ..model.layer import AudioTokens
 from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
 from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
@@ -22,6 +24,7 @@ from ..schedule import Schedule
 from ..session import Job, OnNotice, OnTask, TaskReport, cpu_threads, unnoticed
 from ..stage import Conditions, Flow, Origin, Stage
 from ..storage import Storage, embeddings_of
+from .ahead import Ahead, on_accelerators
 from .clock import StageClock
 from .nets import Nets
 
@@ -35,10 +38,13 @@ class LocalEngine:
         components: where weights come from.
         plan: what runs where.
         nets: loaded weights, shared with other engines.
+        ahead: whether a thread of its own makes the blocks, up to one ahead; by default where all stages are
+            on accelerators. The bits are the same.
     """
 
-    def __init__(self, components: Components, plan: Plan, nets: Nets | None = None):
+    def __init__(self, components: Components, plan: Plan, nets: Nets | None = None, ahead: bool | None = None):
         self.components, self.plan = components, plan
+        self._ahead = on_accelerators(plan) if ahead is None else ahead
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self._nets = nets or Nets()
         self._clock = StageClock(plan)
@@ -73,23 +79,38 @@ class LocalEngine:
         return self._clock.seconds()
 
     def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
-        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. There are no notices."""
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. There are no notices.
+
+        Weights are loaded, and `on_task` is called, by whoever pulls.
+        """
         self.load()
         self._clock = StageClock(self.plan)
+        make = functools.partial(self._made, job)
+        devices = (torch.device(stage.device) for stage in self.plan.stages)
+        with contextlib.closing(Ahead(make, on_task, devices) if self._ahead else make(on_task)) as blocks:
+            for latent in blocks:
+                yield latent.wait()
+
+    def _made(self, job: Job, on_task: OnTask) -> Generator[Landing, None, None]:
+        """The finished latents, on their way to the CPU."""
         with self._working():
             run = _Run(self.plan.cut, job, self._stages(job), self._dtype)
         total = task_count(self.plan.cut, job.effective.blocks)
         for done, start in enumerate(paced_order(self.plan.cut, job.effective.blocks), 1):
-            with self._working(), self._clock.timing(start.stage):
-                finished = run.run(start.task)
+            with self._working():
+                with self._clock.timing(start.stage):
+                    finished = run.run(start.task)
+                latent = None if finished is None else Landing.of(finished.float())
             on_task(TaskReport(start.task, start.stage, done, total))
-            if finished is not None:
-                yield finished.float().cpu()
+            if latent is not None:
+                yield latent
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        """Entered anew for every task, because between two of them the thread is the caller's."""
-        with torch.inference_mode(), cpu_threads(self.plan.threads):
+        """Entered anew for every task, because between two of them the thread may be the caller's."""
+        # Where nothing is summed on the CPU, the number of threads is left to the decoder, which may work meanwhile.
+        threads = contextlib.nullcontext() if on_accelerators(self.plan) else cpu_threads(self.plan.threads)
+        with torch.inference_mode(), threads:
             yield
 
     def _stages(self, job: Job) -> list[Stage]:
