@@ -21,6 +21,7 @@ from .encoders.audio import Tail, encode_audio
 from .encoders.features import AudioFeatures
 from .encoders.text import encode_text
 from .memory.cap import hold_to
+from .memory.landing import Aside, Landing
 from .session import OnNotice, cpu_threads, unnoticed
 from .spool import Rows
 from .streams.frames import Decoder
@@ -176,15 +177,18 @@ class LocalCodec:
 def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
+    On CUDA it works beside whatever else the device does, and waits for its own pictures only.
+
     Args:
         motion: latents [16, >= 7, h, w] of what came before the video.
         threads: CPU threads.
     """
-    with torch.inference_mode(), cpu_threads(threads):
+    aside = Aside(vae.device)
+    with torch.inference_mode(), cpu_threads(threads), aside.working():
         state = open_decode(vae, motion[None])
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), cpu_threads(threads):
-            return decode_block(vae, state, latents).cpu()
+        with torch.inference_mode(), cpu_threads(threads), aside.working():
+            return Landing.of(decode_block(vae, state, latents)).wait()
 
     return decode

@@ -1,8 +1,11 @@
-"""Results on their way from a device to the host."""
+"""Results on their way from a device to the host, and work that a device does beside its main line of work."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+from typing import Any
 
 import torch
 
@@ -41,3 +44,30 @@ class Landing:
             return self.held
         self.mark.synchronize()
         return self.held.clone()
+
+
+class Aside:
+    """Work beside the main line of a device: on CUDA in another stream, elsewhere it is work like any other.
+
+    It begins when the device has done what this thread's present stream was given until now. Its memory is taken and
+    given back in that stream, so results must be waited for (see `Landing`) before other streams read them.
+
+    Args:
+        device: which.
+    """
+
+    def __init__(self, device: torch.device):
+        self._stream = None
+        if device.type == "cuda":
+            self._stream = _side_stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def working(self) -> contextlib.AbstractContextManager[Any]:
+        """What is inside is such work."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all such work of a device, because memory that a stream has used is kept for that stream."""
+    return torch.cuda.Stream(device)

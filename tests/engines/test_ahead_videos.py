@@ -10,8 +10,10 @@ import weakref
 import pytest
 import torch
 from engines.test_ahead import PATIENCE, left_behind, until
+from fakes import random_tensors
 from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job
 
+from liveavatar.codec import vae_decoder
 from liveavatar.config import BLOCK_FRAMES
 from liveavatar.engines.ahead import on_accelerators
 from liveavatar.engines.local import LocalEngine
@@ -21,6 +23,7 @@ from liveavatar.planner import Plan, make_plan
 from liveavatar.session import Job, Session, TaskReport
 from liveavatar.stage import Flow, Stage
 from liveavatar.storage import PLAIN, Storage
+from liveavatar.vae.wan import build_vae
 
 CONFIG = tiny_config()
 BLOCKS = 6
@@ -225,3 +228,18 @@ def test_many_videos_broken_off_anywhere_leave_nothing():
         del blocks, session
     gc.collect()
     until(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
+    vae = build_vae(base_dim=4)
+    vae.load_state_dict(random_tensors(lambda: build_vae(base_dim=4), 7))
+    vae = vae.to("cuda:0")
+    seen = []
+    for ahead in (False, True):
+        plan = make_plan(tiny_effective(BLOCKS), CONFIG, model="tiny", stages="2x1", devices=("cuda:0",))
+        an_engine, job = LocalEngine(TinyComponents(CONFIG), plan, ahead=ahead), the_job()
+        decode = vae_decoder(vae, job.material.motion, 1)
+        seen.append([(block, decode(block)) for block in an_engine.run(job, lambda report: None)])
+    for (plain, pictures), (ahead_of, beside) in zip(*seen, strict=True):
+        assert torch.equal(plain, ahead_of) and torch.equal(pictures, beside)
