@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import queue
 import statistics
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
 
-from ..session import Job
-from ..vae.stream import decode_block, open_decode
+from ..codec import vae_decoder
+from ..engines.ahead import on_accelerators
+from ..session import Engine, Job
+from ..streams.frames import Decoder
 from .figures import seconds_per_block
 from .found import Decoding
 from .random_model import RandomComponents
 from .watched import Run, WatchedEngine
 
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+T = TypeVar("T")
 
 _BLOCKS = 3
 """Decoded alone, after one that warms up."""
@@ -33,66 +32,41 @@ def decoding(
 
     Args:
         components: whose VAE.
-        engine, job: what works beside it on CUDA.
+        engine, job: what works beside it on accelerators.
         run: made by them; its latents are decoded.
         first_block: seconds to the first finished latent.
         dtype: of the VAE.
     """
     device = engine.device
     vae = components.vae(device, dtype)
-    start = time.perf_counter()
-    state = open_decode(vae, job.material.motion[None])
-    _wait(device)
-    warmup = time.perf_counter() - start
-    times = [_timed(functools.partial(decode_block, vae, state, n), device) for n in run.latents[: _BLOCKS + 1]]
-    alone = statistics.median(times[1:])
-    beside, meanwhile = _side_by_side(vae, engine, job) if device.type == "cuda" else (None, None)
+    open_decoder = functools.partial(vae_decoder, vae, job.material.motion, engine.plan.threads)
+    decode: Decoder
+    decode, warmup = _timed(open_decoder, device)
+    alone = statistics.median([_timed(functools.partial(decode, n), device)[1] for n in run.latents[: _BLOCKS + 1]][1:])
+    beside, meanwhile = None, None
+    if on_accelerators(engine.plan):
+        beside, meanwhile = side_by_side(engine.unwatched(), job, open_decoder())
     return Decoding(alone, warmup, first_block + alone, beside, meanwhile)
 
 
-def _side_by_side(vae: AutoencoderKLWan, engine: WatchedEngine, job: Job) -> tuple[float, float]:
-    """Seconds per block of the network, and of the VAE that decodes its blocks in a stream of its own meanwhile."""
-    waiting: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-    times: list[float] = []
-    failed: list[BaseException] = []
-    ready = threading.Event()
-    stream = torch.cuda.Stream(engine.device)
-
-    def decode() -> None:
-        try:
-            with torch.inference_mode(), torch.cuda.device(engine.device), torch.cuda.stream(stream):
-                state = open_decode(vae, job.material.motion[None])  # its memory belongs to this stream
-                stream.synchronize()
-                ready.set()
-                while (latents := waiting.get()) is not None:
-                    start = time.perf_counter()
-                    decode_block(vae, state, latents)
-                    stream.synchronize()
-                    times.append(time.perf_counter() - start)
-        except BaseException as error:  # told by the thread that waits for this one
-            failed.append(error)
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=decode, name="liveavatar-bench-vae", daemon=True)
-    thread.start()
-    ready.wait()
-    try:
-        run = engine.watch(job, on_block=waiting.put)
-    finally:
-        waiting.put(None)
-        thread.join()
-    if failed:
-        raise failed[0]
-    return seconds_per_block(run), statistics.median(times)
+def side_by_side(engine: Engine, job: Job, decode: Decoder) -> tuple[float, float]:
+    """Seconds per block of a video that is made and decoded, and of the decoder in it."""
+    ends, times = [], []
+    for latents in engine.run(job, lambda report: None):
+        start = time.perf_counter()
+        decode(latents)
+        ends.append(time.perf_counter())
+        times.append(ends[-1] - start)
+    return seconds_per_block(ends), statistics.median(times)
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> float:
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What it gives, and its seconds."""
     _wait(device)
     start = time.perf_counter()
-    work()
+    result = work()
     _wait(device)
-    return time.perf_counter() - start
+    return result, time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

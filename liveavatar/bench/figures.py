@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import torch
 
@@ -18,9 +19,9 @@ from .watched import Run
 _PATCH = 2 * SPATIAL_STRIDE
 
 
-def seconds_per_block(run: Run) -> float:
-    """Mean time between two blocks, once the window is full and the sink is renewed."""
-    return (run.ends[-1] - run.ends[WINDOW_BLOCKS - 1]) / (len(run.ends) - WINDOW_BLOCKS)
+def seconds_per_block(ends: Sequence[float]) -> float:
+    """Mean time between the ends of two blocks, once the window is full and the sink is renewed."""
+    return (ends[-1] - ends[WINDOW_BLOCKS - 1]) / (len(ends) - WINDOW_BLOCKS)
 
 
 def pace_of(run: Run, plan: Plan) -> Pace:
@@ -31,7 +32,7 @@ def pace_of(run: Run, plan: Plan) -> Pace:
         for name, seconds in task.phases.items():
             phases.setdefault(name, []).append(seconds)
     prefills = [t.seconds for t in run.tasks if isinstance(t.task, Prefill) and t.task.version == t.task.group == 0]
-    period = seconds_per_block(run)
+    period = seconds_per_block(run.ends)
     return Pace(
         seconds_per_block=period,
         fps=BLOCK_FRAMES / period,

@@ -116,10 +116,11 @@ class Decoding:
     """The VAE.
 
     Attributes:
-        seconds_per_block: alone.
+        seconds_per_block: alone, with the pictures' way to the host.
         warmup_seconds: of the latents that are decoded and thrown away before the first block.
         first_frames_seconds: prefill, the first block and its decode.
-        beside_seconds_per_block: of the network while the VAE decodes in a stream of its own; None off CUDA.
+        beside_seconds_per_block: of a video that is made and decoded as for users, the network a block ahead and the
+            VAE in a stream of its own; None on the CPU, where nothing runs ahead.
         beside_decode_seconds: of the VAE meanwhile; None likewise.
     """
 

@@ -263,7 +263,7 @@ class _Bench:
 
             compile_layers(engine.nets())
         engine.watch(self._job(_WARMUP_BLOCKS))
-        return seconds_per_block(engine.watch(self.job))
+        return seconds_per_block(engine.watch(self.job).ends)
 
     def _compare(self) -> Compared:
         self.say("the naive path, in turns with ours")
@@ -272,8 +272,8 @@ class _Bench:
         ours, theirs, apart = [], [], 0.0
         for _ in range(_ROUNDS):
             a, b = self.engine.watch(self.job), naive.watch(self.job)
-            ours.append(seconds_per_block(a))
-            theirs.append(seconds_per_block(b))
+            ours.append(seconds_per_block(a.ends))
+            theirs.append(seconds_per_block(b.ends))
             largest = max(float(latents.abs().max()) for latents in a.latents)
             off = max(float((x - y).abs().max()) for x, y in zip(a.latents, b.latents, strict=True))
             apart = max(apart, off / largest)

@@ -85,6 +85,10 @@ class WatchedEngine(LocalEngine):
             tuple(latents),
         )
 
+    def unwatched(self, ahead: bool | None = None) -> LocalEngine:
+        """An engine as users have it, with the same weights; `ahead` as of `LocalEngine`."""
+        return LocalEngine(self.components, self.plan, self._nets, ahead)
+
     def nets(self) -> list[CausalS2VTransformer]:
         """Every loaded part, once."""
         return list(dict.fromkeys(self._net(*where) for where in self._parts()))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.bench.compiled import compile_layers
+from liveavatar.bench.decoding import side_by_side
 from liveavatar.bench.figures import bytes_needed, work_of
 from liveavatar.bench.found import Amount, ModelBench
 from liveavatar.bench.material import noise_effective, noise_job
@@ -75,6 +76,15 @@ def test_the_vae_is_measured_apart(found):
     assert vae.seconds_per_block > 0 and vae.warmup_seconds > vae.seconds_per_block
     assert vae.first_frames_seconds == pytest.approx(found.pace.first_block_seconds + vae.seconds_per_block)
     assert vae.beside_seconds_per_block is None, "nothing works side by side on the CPU"
+
+
+def test_a_video_is_made_and_decoded_as_for_users():
+    engine, job = engine_of(planned()), noise_job(PRESETS["untrained"], BLOCKS)
+    expected = torch.cat(engine.watch(job).latents, 1)
+    decoded: list[torch.Tensor] = []
+    period, decode = side_by_side(engine.unwatched(ahead=True), job, lambda block: decoded.append(block) or block)
+    assert torch.equal(torch.cat(decoded, 1), expected)
+    assert period > decode > 0
 
 
 def test_the_naive_path_makes_the_same_latents_in_turns(found):
