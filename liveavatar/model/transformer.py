@@ -155,7 +155,7 @@ class CausalS2VTransformer(nn.Module):
             mask: [actors, >= 3, rows, columns, 1], where each actor is; only the first three latent frames count.
         """
         weights = self.casual_audio_encoder.weights
-        frame, local = self.casual_audio_encoder(features.to(weights.device))
+        frame, local = self.casual_audio_encoder(features.to(weights.device, non_blocking=True))
         where = None if mask is None else mask[:, :3].flatten(1, 3).to(weights.device, weights.dtype)
         return AudioTokens(frame.to(weights.dtype), local.to(weights.dtype), where)
 
