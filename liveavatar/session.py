@@ -91,7 +91,11 @@ class Engine(Protocol):
     plan: Plan
 
     def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
-        """Finished latents [16, 3, h, w] of each block, in order, on the CPU; closing the iterator stops the work."""
+        """Finished latents [16, 3, h, w] of each block, in order, on the CPU.
+
+        The work begins with the first pull and may then go on by itself, but only so far (`LocalEngine`: a block).
+        Tasks and notices are told in the thread that pulls. Closing the iterator stops the work before its next task.
+        """
         ...
 
     @property

@@ -203,6 +203,8 @@ class Search:
             compute = compute_seconds(*work, storage, speed)
             task = task_seconds(compute, copied, len(layers), speed, post.cards) + sent
             seconds.append(task)
+            # Network and VAE work side by side, but what a card computes they share: together they take no longer than
+            # one after the other.
             loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
             host += shelf.pinned(layers, seat.steps, count)
         return Share(layers, storage, tuple(seconds), host, max(loads))

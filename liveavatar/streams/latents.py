@@ -25,7 +25,8 @@ class LatentStream:
     of the spool takes the producer's next step while the others that need it wait.
 
     - A consumer that stops early (break, close of its iterator, an exception in its own code) only leaves. Finished
-      blocks stay, the producer pauses, and the next consumer replays and continues.
+      blocks stay, the producer pauses, and the next consumer replays and continues. One that works ahead by itself
+      pauses a block later.
     - A *run* is one production from block 0. It ends when the producer raises, when an exception such as Ctrl-C
       strikes inside the producer's step, or at `cancel()`. Then its spool is dropped and everyone still consuming it
       gets the error: one iteration never mixes two runs. The next iteration starts a new run at block 0, after the
@@ -80,8 +81,9 @@ class LatentStream:
     def cancel(self) -> None:
         """End the present run, if one is unfinished; the next iteration starts again at block 0.
 
-        Returns at once: a step that is being computed in another thread ends the run when it returns. A finished
-        stream stays as it is.
+        Does not wait for a step that is being computed in another thread: it ends the run when it returns. A producer
+        at rest is closed here, and one that works ahead by itself stops before its next task. A finished stream stays
+        as it is.
         """
         self._end(Cancelled("The video was cancelled.", "Run it again to start over."), only_unfinished=True)
 
