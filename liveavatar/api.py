@@ -148,7 +148,8 @@ def generate(
     """
     out = Path(out)
     if backend is None:
-        Placement(tuple(stage.device for stage in prospect.plan.stages)).check_devices()
+        plan = prospect.plan
+        Placement(tuple(stage.device for stage in plan.stages), compile=plan.compiled).check_devices()
     opening = functools.partial(fresh_session, backend=backend)
     return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress, opening).run()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .compiler import check_compiler
 from .config import ModelConfig
 from .errors import PlanError
 from .machines import DeviceName
@@ -40,6 +41,7 @@ class Placement:
         vram_cap: GB (10^9 bytes) of each GPU that are used at most, by the plan and by every single process.
         host_ram: GiB of the host's memory that are reckoned with; None: all there is.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
+        compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
     """
 
     devices: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Placement:
     vram_cap: float | None = None
     host_ram: float | None = None
     processes: bool = False
+    compile: bool = False
 
     @property
     def last_device(self) -> str:
@@ -77,13 +80,14 @@ class Placement:
         return min(os.cpu_count() or 1, _MOST_THREADS) if self.threads is None else self.threads
 
     def check_devices(self, elsewhere: bool = False) -> None:
-        """Refuse devices that are not here.
+        """Refuse devices that are not here, and to compile for them where the machine lacks what that takes.
 
         Args:
             elsewhere: whether devices of other machines are somebody else's to check; else they are refused.
 
         Raises:
             PlanError: naming those that are.
+            ModelError: naming what is missing.
         """
         refuse_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -96,6 +100,9 @@ class Placement:
                     )
             elif device not in there:
                 raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
+        if self.compile:
+            names = map(DeviceName.parse, self.devices or default_devices())
+            check_compiler(name.device for name in names if name.machine is None)
 
     def foresee(
         self, effective: Effective, config: ModelConfig, model: str, hardware: Callable[[], Hardware] = Hardware.here
@@ -122,7 +129,8 @@ class Placement:
         cards = self._cards(hardware)
         if cards is not None:
             wishes = Wishes(self.prefer, self.allow_smaller, self.working_dtype, self.working_threads, self.processes)
-            return dataclasses.replace(choose_plan(effective, config, cards, wishes, model=model), cap=self.cap)
+            chosen = choose_plan(effective, config, cards, wishes, model=model)
+            return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
@@ -200,7 +208,7 @@ class Placement:
                 f"{self.cap / 1e9:.1f} GB to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
-        return dataclasses.replace(plan, cap=self.cap)
+        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)
 
 
 def default_devices() -> tuple[str, ...]:

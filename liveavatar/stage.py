@@ -14,7 +14,7 @@ import torch
 from .distance import SinkDistance
 from .memory.rings import RingShape, make_rings
 from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
-from .model.layer import AudioTokens, Memory
+from .model.layer import AS_WRITTEN, AudioTokens, Memory, Work
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
@@ -102,6 +102,7 @@ class Stage:
         conditions: of the session, moved to the stage's device as needed.
         device, dtype: where and in what the stage works.
         storage: how the keys and values of blocks are kept; the weights are kept as the net was loaded.
+        work: how layers do what they do.
 
     Raises:
         HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
@@ -115,8 +116,9 @@ class Stage:
         device: torch.device,
         dtype: torch.dtype,
         storage: Storage = PLAIN,
+        work: Work = AS_WRITTEN,
     ):
-        self.net, self.conditions, self.device, self.dtype = net, conditions, device, dtype
+        self.net, self.conditions, self.device, self.dtype, self.work = net, conditions, device, dtype, work
         config = net.config
         self.grid = RopeGrid(conditions.rows, conditions.columns, config.head_dim, device)
         self.time = TimeVectors(conditions.time.head.to(device), conditions.time.layers.to(device))
@@ -140,7 +142,7 @@ class Stage:
             tokens = self.net.embed_sink(flow.latent, self.conditions.motion.to(self.device))
         memories = [SinkMemory(self.grid.tokens) for _ in self.net.part.layers]
         rope = self.grid.reference() + self._motion_rope
-        tokens = self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None)
+        tokens = self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None, self.work)
         self.sinks[task.version] = [m.sink for m in memories if m.sink is not None]
         return Flow(flow.latent, tokens)
 
@@ -150,7 +152,7 @@ class Stage:
         tokens = self.net.embed_block(flow.latent) if flow.tokens is None else flow.tokens
         audio = self.conditions.audio(task.block).to(self.device)
         rope, time = self.grid.block(task.block), self.time.layers[step]
-        tokens = self.net.run_layers(tokens, time, rope, self.text, memories, audio)
+        tokens = self.net.run_layers(tokens, time, rope, self.text, memories, audio, self.work)
         if not self.net.part.head:
             return Flow(flow.latent, tokens)
         velocity = self.net.velocity(tokens, self.time.head[step], self.grid.rows, self.grid.columns)
@@ -166,7 +168,8 @@ class Stage:
         for ring in rings[:1]:  # the others are fetched while the one before them works
             ring.fetch(window)
         return [
-            BlockMemory(ring, window, sink, reference) for ring, sink in zip(rings, self.sinks[version], strict=True)
+            BlockMemory(ring, window, sink, reference, self.work.rotate)
+            for ring, sink in zip(rings, self.sinks[version], strict=True)
         ]
 
     def saved_rings(self, step: int) -> tuple[torch.Tensor, ...]:

@@ -16,8 +16,9 @@ from ..config import WINDOW_BLOCKS
 from ..doctor.devices import compute, copies
 from ..doctor.host import host
 from ..doctor.report import Compute
+from ..engines.compiled import cache_folder
 from ..engines.nets import Nets
-from ..errors import LiveAvatarError, PlanError, RequestError
+from ..errors import PlanError, RequestError
 from ..planner import Plan, make_plan
 from ..session import Job
 from ..storage import PLAIN
@@ -45,14 +46,12 @@ class Asked:
 
     Attributes:
         blocks: of the video, `FEWEST_BLOCKS` to `MOST_BLOCKS`.
-        compiled: whether layers are compiled.
         vae: whether the VAE is measured, too.
         baseline: whether the naive path is.
         most: bytes that may be used on the device; None: all that are free.
     """
 
     blocks: int = 8
-    compiled: bool = False
     vae: bool = False
     baseline: bool = False
     most: int | None = None
@@ -176,35 +175,25 @@ class _Bench:
     def _load(self) -> float:
         """Seconds to make the weights. Where no allocator counts, they are made and used once to count tensors."""
         start = time.perf_counter()
+        as_written = WatchedEngine(self.components, dataclasses.replace(self.plan, compiled=False), self.nets)
         with self.ledger.loading():
-            self.engine.load()
+            as_written.load()
             self._settle()
         seconds = time.perf_counter() - start
         with self.ledger.working():
-            self.ledger.note_weights(self.engine)
-            self.engine.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(self.engine))
+            self.ledger.note_weights(as_written)
+            as_written.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(as_written))
         return seconds
 
     def _warm_up(self) -> tuple[float, float | None, str | None]:
         """Seconds of a warm run, and of compiling where that was asked, with the cache."""
-        if not self.asked.compiled:
-            return self._warm(), None, None
-        from .compiled import cannot_compile, compile_cache, compile_layers
-
-        compile_layers(self.engine.nets())
-        try:
-            first = self._warm()
-            return (warm := self._warm()), max(0.0, first - warm), compile_cache()
-        except (LiveAvatarError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:  # compilers raise errors of many kinds, and start programs that do
-            raise cannot_compile(error) from error
-
-    def _warm(self) -> float:
         start = time.perf_counter()
+        self.engine.load()
+        compiled = time.perf_counter()
         self.engine.watch(self._job(_WARMUP_BLOCKS))
         self._settle()
-        return time.perf_counter() - start
+        warm = time.perf_counter() - compiled
+        return (warm, compiled - start, cache_folder()) if self.plan.compiled else (warm, None, None)
 
     def _decode(self, first_block: float, run: Run) -> Decoding:
         self.say("the VAE")
@@ -252,16 +241,13 @@ class _Bench:
             threads=plan.threads,
             storage=storages.pop(),
         )
+        near = dataclasses.replace(near, compiled=plan.compiled)
         self.nets.release()
         if bytes_needed(near, False) > self.ledger.room(self.asked.most):
             return None
         self.say("the same with nothing on the host")
         engine = WatchedEngine(self.components, near, self.nets)
         engine.load()
-        if self.asked.compiled:
-            from .compiled import compile_layers
-
-            compile_layers(engine.nets())
         engine.watch(self._job(_WARMUP_BLOCKS))
         return seconds_per_block(engine.watch(self.job).ends)
 

@@ -23,7 +23,7 @@ import torch
 
 from ..config import WINDOW_BLOCKS
 from ..model.kv import SinkKV
-from ..model.layer import Memory
+from ..model.layer import AS_WRITTEN, Memory, Work
 from ..model.rope import Rope
 from ..model.transformer import CausalS2VTransformer
 from ..pipeline import Denoise, Task, sink_version
@@ -67,8 +67,9 @@ class NaiveStage(Stage):
         conditions: Conditions,
         device: torch.device,
         dtype: torch.dtype,
+        work: Work = AS_WRITTEN,
     ):
-        super().__init__(net, steps[:0], conditions, device, dtype)  # it has no rings
+        super().__init__(net, steps[:0], conditions, device, dtype, work=work)  # it has no rings
         self._blocks: dict[int, list[_Blocks]] = {
             step: [collections.deque(maxlen=WINDOW_BLOCKS) for _ in net.part.layers] for step in steps
         }

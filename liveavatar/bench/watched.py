@@ -128,7 +128,7 @@ class WatchedEngine(LocalEngine):
         if not self.naive:
             return super()._stage(planned, conditions)
         net = self._net(planned.device, self._part(planned.layers), planned.storage)
-        return NaiveStage(net, planned.steps, conditions, self.device, self._dtype)
+        return NaiveStage(net, planned.steps, conditions, self.device, self._dtype, self._work(planned))
 
 
 class _TimedStage:

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         check_report(Path(arguments.json))
     model, plan = _planned(arguments, most)
-    asked = Asked(arguments.blocks, arguments.compile, arguments.vae, arguments.baseline, most)
+    plan = dataclasses.replace(plan, compiled=arguments.compile)
+    asked = Asked(arguments.blocks, arguments.vae, arguments.baseline, most)
     check_asked(plan, asked)
     if most is not None:
         _cap(plan, most)
@@ -91,7 +92,7 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
         raise RequestError(
             "--vram-cap is for GPUs; this would run on the CPU.", "Leave it out, or give --device cuda:0."
         )
-    place = Placement((device,), arguments.stages, arguments.dtype, arguments.threads)
+    place = Placement((device,), arguments.stages, arguments.dtype, arguments.threads, compile=arguments.compile)
     place.check_devices()
     model = arguments.model or (_SMALL if device == "cpu" else _BIG)
     if model not in PRESETS:

@@ -65,6 +65,11 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=whole_number(1), metavar="N", help="CPU threads per task (default: all, at most 8)"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the layers before the first block: faster, after a minute or more once per size",
+    )
     _add_memory_arguments(parser)
     parity = parser.add_argument_group("to repeat the published implementation exactly")
     parity.add_argument("--fit", default="cover", metavar="F", help="cover (crop; the default), or pad (black bars)")
@@ -130,6 +135,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         vram_cap=arguments.vram_cap,
         host_ram=arguments.host_ram,
         processes=arguments.engine == "ray",
+        compile=arguments.compile,
     )
 
 

@@ -35,7 +35,8 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 
 def plan_lines(plan: Plan) -> list[str]:
     """Which stage runs where, how it is kept, the bytes per device, and the speed where it is foreseen."""
-    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {counted(plan.threads, 'CPU thread')} per task"]
+    worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
+    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {worked}"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):
         sizes = (s.weights, s.rings, s.sink, s.text, s.slots, s.workspace, s.total)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Generator, Iterator
 
 import torch
 
+from .. import compiler
 from ..components import Components
 from ..memory.cap import hold_to
 from ..memory.landing import Landing
-from ..model.layer import AudioTokens
+from ..model.layer import AS_WRITTEN, AudioTokens, Work
 from ..model.transformer import CONDITIONS, CausalS2VTransformer, Part
 from ..pipeline import Cut, Task, begins, ends_block, followers, paced_order, task_count
 from ..planner import Plan, StagePlan
@@ -26,18 +28,20 @@ from ..stage import Conditions, Flow, Origin, Stage
 from ..storage import Storage, embeddings_of
 from .ahead import Ahead, on_accelerators
 from .clock import StageClock
+from .compiled import FORMS, Compiled, compiling, was_compiled
 from .nets import Nets
 
 
 class LocalEngine:
     """Runs a plan in this process.
 
-    Weights are loaded at the first run and kept for the next ones; everything else lives as long as its run.
+    Weights are loaded at the first run and kept for the next ones, and so is what was compiled for them; everything
+    else lives as long as its run.
 
     Args:
         components: where weights come from.
         plan: what runs where.
-        nets: loaded weights, shared with other engines.
+        nets: loaded weights, shared with other engines. Engines that compile and others do not disturb each other.
         ahead: whether a thread of its own makes the blocks, up to one ahead; by default where all stages are
             on accelerators. The bits are the same.
     """
@@ -51,18 +55,44 @@ class LocalEngine:
 
     @property
     def loaded(self) -> bool:
-        """Whether all weights of the plan are there."""
-        return all(
+        """Whether all weights of the plan are there, and compiled for if it says so."""
+        held = all(
             self._nets.holds(self.components, device, part, self._dtype, storage)
             for device, part, storage in self._parts()
         )
+        return held and not (self.plan.compiled and self._unknown())
 
     def load(self, on_notice: OnNotice = unnoticed) -> None:
-        """Load the weights now; stages that own the same layers on the same device share them."""
+        """Load the weights now, and compile for them; stages that own the same layers on the same device share them.
+
+        Args:
+            on_notice: told between the forms that are compiled, and what it took.
+
+        Raises:
+            ModelError: the layers cannot be compiled here.
+        """
         for stage in self.plan.stages:
             hold_to(stage.device, self.plan.cap)
         for where in self._parts():
             self._net(*where)
+        if self.plan.compiled and (unknown := self._unknown()):
+            self._compile(unknown, on_notice)
+
+    def _compile(self, stages: list[StagePlan], on_notice: OnNotice) -> None:
+        begun = time.perf_counter()
+        for stage in stages:
+            for form in range(FORMS):
+                on_notice(compiling())
+                with self._working():
+                    self._compiled(stage).warm_up(self._net_of(stage), form, self._dtype)
+        on_notice(was_compiled(time.perf_counter() - begun))
+
+    def _unknown(self) -> list[StagePlan]:
+        """Stages whose layers nothing was compiled for yet."""
+        return [stage for stage in self.plan.stages if not self._compiled(stage).knows(self._net_of(stage))]
+
+    def _compiled(self, stage: StagePlan) -> Compiled:
+        return self._nets.compiled(stage.device, self.plan.size, self.plan.threads, compiler.COMPILER)
 
     def _parts(self) -> Iterator[tuple[str, Part, Storage]]:
         """What is loaded where, and how it is kept."""
@@ -79,11 +109,11 @@ class LocalEngine:
         return self._clock.seconds()
 
     def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
-        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. There are no notices.
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. Notices are those of `load`.
 
         Weights are loaded, and `on_task` is called, by whoever pulls.
         """
-        self.load()
+        self.load(on_notice)
         self._clock = StageClock(self.plan)
         make = functools.partial(self._made, job)
         devices = (torch.device(stage.device) for stage in self.plan.stages)
@@ -119,8 +149,12 @@ class LocalEngine:
 
     def _stage(self, planned: StagePlan, conditions: Conditions) -> Stage:
         """One stage of a run."""
-        net = self._net(planned.device, self._part(planned.layers), planned.storage)
-        return Stage(net, planned.steps, conditions, torch.device(planned.device), self._dtype, planned.storage)
+        there, net = torch.device(planned.device), self._net_of(planned)
+        return Stage(net, planned.steps, conditions, there, self._dtype, planned.storage, self._work(planned))
+
+    def _work(self, stage: StagePlan) -> Work:
+        """How the layers of a stage do what they do."""
+        return self._compiled(stage).work if self.plan.compiled else AS_WRITTEN
 
     def _conditions(self, job: Job) -> Conditions:
         conditioner, effective = self._conditioner(), job.effective
@@ -152,6 +186,9 @@ class LocalEngine:
 
     def _conditioner(self) -> CausalS2VTransformer:
         return self._net(self.plan.stages[0].device, CONDITIONS, embeddings_of(self.plan.stages[0].storage))
+
+    def _net_of(self, stage: StagePlan) -> CausalS2VTransformer:
+        return self._net(stage.device, self._part(stage.layers), stage.storage)
 
     def _net(self, device: str, part: Part, storage: Storage) -> CausalS2VTransformer:
         return self._nets.get(self.components, device, part, self._dtype, storage)

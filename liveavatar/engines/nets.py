@@ -8,6 +8,7 @@ from ..components import Components
 from ..memory.weights import bytes_held, homes, keep_weights
 from ..model.transformer import CausalS2VTransformer, Part
 from ..storage import PLAIN, Storage, weights_of
+from .compiled import Compiled
 
 _Key = tuple[str, Part, torch.dtype, Storage]
 
@@ -18,6 +19,7 @@ class Nets:
     def __init__(self) -> None:
         self._components: Components | None = None
         self._loaded: dict[_Key, CausalS2VTransformer] = {}
+        self._compiled: dict[tuple[str, tuple[int, int], int, str], Compiled] = {}
 
     def get(
         self, components: Components, device: str, part: Part, dtype: torch.dtype, storage: Storage = PLAIN
@@ -41,6 +43,20 @@ class Nets:
         """Whether a part is loaded."""
         return components is self._components and _key(device, part, dtype, storage) in self._loaded
 
+    def compiled(self, device: str, size: tuple[int, int], threads: int, compiler: str) -> Compiled:
+        """What is compiled for them on a device; nothing at first.
+
+        Args:
+            device: by name.
+            size: width and height of the picture.
+            threads: on the CPU; other code is made for another number.
+            compiler: see `Compiled`.
+        """
+        key = (device, size, threads, compiler)
+        if key not in self._compiled:
+            self._compiled[key] = Compiled(torch.device(device), size, compiler)
+        return self._compiled[key]
+
     @property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of the loaded weights; those that live on the host count as the CPU's."""
@@ -56,6 +72,7 @@ class Nets:
         """Give all of it back."""
         devices = {device for device, *_ in self._loaded}
         self._loaded.clear()
+        self._compiled.clear()
         self._components = None
         if any(torch.device(device).type == "cuda" for device in devices):
             torch.cuda.empty_cache()

@@ -75,8 +75,12 @@ class Load:
         self.go_home()
 
     def views(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors as they lie in packed bytes, for `become`."""
-        return [piece.within(packed) for piece in self._pieces]
+        """The tensors as they lie in packed bytes, for `become`; for autograd they are of the same kind as those.
+
+        Whoever compiles for layers that stay has compiled for those that pass then, too.
+        """
+        with torch.inference_mode(packed.is_inference()):
+            return [piece.within(packed) for piece in self._pieces]
 
     def become(self, views: list[torch.Tensor]) -> None:
         """Let the modules work with these tensors."""

@@ -8,7 +8,7 @@ the sink and sees only itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -144,17 +144,24 @@ class SinkKV:
 
 @dataclasses.dataclass(frozen=True)
 class BlockMemory:
-    """Memory of a noise pass: the ring of its step, and the sink with the reference at its present distance."""
+    """Memory of a noise pass: the ring of its step, and the sink with the reference at its present distance.
+
+    Attributes:
+        ring, window, sink: see there.
+        reference: rotation of the reference.
+        turn: how keys are rotated.
+    """
 
     ring: BlockRing
     window: Window
     sink: SinkKV
     reference: Rope
+    turn: Callable[[torch.Tensor, Rope], torch.Tensor] = rotate
 
     def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the block's own keys and values, then list all it attends to."""
-        sink_k = rotate(self.sink.reference_k, self.reference), self.sink.motion_k
-        return self.ring.extend(self.window, rotate(k, rope), v, sink_k, (self.sink.v,))
+        sink_k = self.turn(self.sink.reference_k, self.reference), self.sink.motion_k
+        return self.ring.extend(self.window, self.turn(k, rope), v, sink_k, (self.sink.v,))
 
 
 @dataclasses.dataclass

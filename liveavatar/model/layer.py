@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -68,15 +69,45 @@ class Layer(nn.Module):
             nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
         )
 
-    def forward(self, x: torch.Tensor, time: torch.Tensor, rope: Rope, text: TextKV, memory: Memory) -> torch.Tensor:
-        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]"""
-        dtype = x.dtype
-        modulation = self.modulation[0].float() + time
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = modulation.unbind(0)
+    def forward(
+        self, x: torch.Tensor, time: torch.Tensor, rope: Rope, text: TextKV, memory: Memory, work: Work | None = None
+    ) -> torch.Tensor:
+        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]; `work` says how, by default as it is written."""
+        how = work or AS_WRITTEN
+        q, k, v = how.ask(self, x, time, rope)
+        keys, values = memory.extend(k, v, rope)
+        del k, v
+        return how.answer(self, x, time, q, keys, values, text)
 
-        normed = layer_norm(x, self.eps).to(dtype).float()
-        seen = self._look((normed * (1 + scale_attn) + shift_attn).to(dtype), rope, memory)
-        wide = x.float() + seen.float() * gate_attn
+    def ask(self, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What comes before the memory: queries (rotated), keys (not rotated) and values [tokens, heads, head_dim]."""
+        shift, scale = self._modulation(time)[:2]
+        normed = layer_norm(x, self.eps).to(x.dtype).float()
+        looking = (normed * (1 + scale) + shift).to(x.dtype)
+        k, v = self.self_attn.keys_values(looking)
+        return rotate(self.self_attn.queries(looking), rope), k, v
+
+    def answer(
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        text: TextKV,
+    ) -> torch.Tensor:
+        """What comes after it.
+
+        Args:
+            x, time: as in `forward`.
+            q: from `ask`.
+            keys, values: all that is attended to [keys, heads, head_dim].
+            text: of the prompt.
+        """
+        dtype = x.dtype
+        gate, shift_ffn, scale_ffn, gate_ffn = self._modulation(time)[2:]
+        seen = self.self_attn.output(q, keys, values)
+        wide = x.float() + seen.float() * gate
         wide = wide + self._read(wide.to(dtype), text).float()
         normed = layer_norm(wide, self.eps)
         thought = self.ffn((normed * (1 + scale_ffn) + shift_ffn).to(dtype))
@@ -91,10 +122,9 @@ class Layer(nn.Module):
         """The modules that `text_kv` needs and nothing else does."""
         return self.cross_attn.k, self.cross_attn.v, self.cross_attn.norm_k
 
-    def _look(self, x: torch.Tensor, rope: Rope, memory: Memory) -> torch.Tensor:
-        k, v = self.self_attn.keys_values(x)
-        keys, values = memory.extend(k, v, rope)
-        return self.self_attn.output(rotate(self.self_attn.queries(x), rope), keys, values)
+    def _modulation(self, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Shift, scale and gate of attention, then of the feed-forward: each [dim]."""
+        return (self.modulation[0].float() + time).unbind(0)
 
     def _read(self, x: torch.Tensor, text: TextKV) -> torch.Tensor:
         norm = self.norm3
@@ -130,19 +160,39 @@ class AudioInjector(nn.Module):
         self.injector = nn.ModuleDict({j: Attention(config.dim, config.num_heads, config.eps) for j in held})
         self.injector_adain_layers = nn.ModuleDict({j: AudioAdaLN(config.dim) for j in held})
 
-    def forward(self, layer: int, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+    def forward(self, layer: int, x: torch.Tensor, audio: AudioTokens, work: Work | None = None) -> torch.Tensor:
         """x [3 S, dim] after `layer` -> the same, having heard; layers without an injector pass it on."""
         j = self._number.get(layer)
         if j is None:
             return x
-        heard = self.residual(j, x, audio)
-        if audio.mask is not None:
-            heard = heard * audio.mask.to(heard.dtype)
-        return x + heard.sum(0)
-
-    def residual(self, j: str, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
-        """What each actor's sound adds: [actors, 3 S, dim]"""
         attend, norm = cast(Attention, self.injector[j]), cast(AudioAdaLN, self.injector_adain_layers[j])
-        q = attend.queries(norm(x.unflatten(0, (BLOCK_LATENTS, -1)), audio.frame)).flatten(0, 1)
-        k, v = attend.keys_values(audio.tokens)
-        return attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)
+        return (work or AS_WRITTEN).hear(attend, norm, x, audio)
+
+
+def hear(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+    """x [3 S, dim] -> the same with what each actor's sound adds, through one injector."""
+    q = attend.queries(norm(x.unflatten(0, (BLOCK_LATENTS, -1)), audio.frame)).flatten(0, 1)
+    k, v = attend.keys_values(audio.tokens)
+    heard = attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)
+    if audio.mask is not None:
+        heard = heard * audio.mask.to(heard.dtype)
+    return x + heard.sum(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How layers do what they do: as it is written, or compiled. Memories are not part of it: they move bytes.
+
+    Attributes:
+        ask, answer: see `Layer`, which comes first.
+        hear: see there.
+        rotate: of keys that a memory takes up; see `liveavatar.model.rope`.
+    """
+
+    ask: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    answer: Callable[..., torch.Tensor]
+    hear: Callable[..., torch.Tensor]
+    rotate: Callable[[torch.Tensor, Rope], torch.Tensor]
+
+
+AS_WRITTEN = Work(Layer.ask, Layer.answer, hear, rotate)

@@ -19,7 +19,7 @@ from ..config import ModelConfig
 from ..storage import WeightFormat
 from .attention import layer_norm
 from .audio import CausalAudioEncoder
-from .layer import AudioInjector, AudioTokens, Layer, Memory, TextKV
+from .layer import AS_WRITTEN, AudioInjector, AudioTokens, Layer, Memory, TextKV, Work
 from .linear import put_linears
 from .rope import Rope
 from .sink import FramePacker, tokens
@@ -157,7 +157,9 @@ class CausalS2VTransformer(nn.Module):
         weights = self.casual_audio_encoder.weights
         frame, local = self.casual_audio_encoder(features.to(weights.device, non_blocking=True))
         where = None if mask is None else mask[:, :3].flatten(1, 3).to(weights.device, weights.dtype)
-        return AudioTokens(frame.to(weights.dtype), local.to(weights.dtype), where)
+        # `contiguous` would leave the strides of a single actor as they are: compiled layers know one order of numbers.
+        frame, local = (t.to(weights.dtype).clone(memory_format=torch.contiguous_format) for t in (frame, local))
+        return AudioTokens(frame, local, where)
 
     # -- the pass of a block or of the sink --
 
@@ -166,7 +168,8 @@ class CausalS2VTransformer(nn.Module):
         x = tokens(self.patch_embedding, latent.to(self.patch_embedding.weight.dtype))
         # A pose latent of zeros leaves only the bias of its convolution.
         cond = self.cond_encoder.get_parameter("bias") if pose is None else tokens(self.cond_encoder, pose.to(x.dtype))
-        return x + cond + self.trainable_cond_mask.weight[_NOISE]
+        # Row by row, as the layers leave it: compiled layers know one order of the numbers.
+        return (x + cond + self.trainable_cond_mask.weight[_NOISE]).contiguous()
 
     def embed_sink(self, reference: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         """Reference latent [16, 1, h, w] and motion latents [16, <= 19, h, w] -> [2.5 S, dim], reference first."""
@@ -187,6 +190,7 @@ class CausalS2VTransformer(nn.Module):
         text: Sequence[TextKV],
         memories: Sequence[Memory],
         audio: AudioTokens | None,
+        work: Work = AS_WRITTEN,
     ) -> torch.Tensor:
         """Through all owned layers.
 
@@ -196,12 +200,13 @@ class CausalS2VTransformer(nn.Module):
             rope: of the tokens
             text, memories: one per owned layer
             audio: what the block hears; None for the sink, which hears nothing
+            work: how layers do what they do
         """
         layers = self.lead(self.numbered_layers())
         for number, layer, words, memory in zip(self.part.layers, layers, text, memories, strict=True):
-            x = layer(x, time, rope, words, memory)
+            x = layer(x, time, rope, words, memory, work)
             if audio is not None:
-                x = self.audio_injector(number, x, audio)
+                x = self.audio_injector(number, x, audio, work)
         return x
 
     def numbered_layers(self) -> Iterator[tuple[int, Layer]]:

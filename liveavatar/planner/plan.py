@@ -87,6 +87,7 @@ class Plan:
             there when one of them is lost; 0: never.
         cap: bytes that the tensors of one process may take on a GPU; 0: as many as there are.
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
+        compiled: whether layers are compiled before the first block.
     """
 
     model: str
@@ -105,6 +106,7 @@ class Plan:
     snapshot_blocks: int = 0
     cap: int = 0
     processes: bool = False
+    compiled: bool = False
 
     @property
     def _owners(self) -> list[StagePlan]:

@@ -9,7 +9,7 @@ from cli.runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.bench.compiled import compile_layers
+from liveavatar import compiler
 from liveavatar.bench.decoding import side_by_side
 from liveavatar.bench.figures import bytes_needed, work_of
 from liveavatar.bench.found import Amount, ModelBench
@@ -179,17 +179,19 @@ def test_activations_stay_finite_through_all_forty_layers():
     assert all(latents.isfinite().all() and latents.abs().max() < 1e3 for latents in run_.latents)
 
 
-def test_compiled_layers_make_the_same_latents():
+def test_compiled_layers_make_the_same_latents(monkeypatch):
+    monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
     job, plan = noise_job(PRESETS["untrained"], BLOCKS), planned(Storage(keys_home="host", streamed=3))
     plain = torch.cat(engine_of(plan).watch(job).latents, 1)
-    engine = engine_of(plan)
-    engine.load()
-    try:
-        compile_layers(engine.nets(), "eager")
-        compiled = torch.cat(engine.watch(job).latents, 1)
-    finally:
-        torch._dynamo.reset()
-    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+    compiled = torch.cat(engine_of(dataclasses.replace(plan, compiled=True)).watch(job).latents, 1)
+    assert torch.equal(compiled, plain)
+
+
+def test_compiling_is_timed_apart(monkeypatch):
+    monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
+    found = bench_model("untrained", dataclasses.replace(planned(), compiled=True), Asked(BLOCKS, baseline=True))
+    assert found.compile_seconds > 0 and found.compile_cache
+    assert found.finite and found.compared.difference < 1e-4
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
@@ -198,11 +200,8 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/at/all",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    try:
-        with pytest.raises(ModelError, match="cannot be compiled") as refused:
-            bench_model("untrained", planned(), Asked(BLOCKS, compiled=True))
-    finally:
-        torch._dynamo.reset()
+    with pytest.raises(ModelError, match="cannot be compiled") as refused:
+        bench_model("untrained", dataclasses.replace(planned(), compiled=True), Asked(BLOCKS))
     assert "--compile" in refused.value.nearest
 
 

@@ -16,6 +16,7 @@ LAYERS = (
     {
         "errors",
         "config",
+        "compiler",
         "distance",
         "schedule",
         "size",

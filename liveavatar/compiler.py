@@ -1,0 +1,57 @@
+"""What a compiler needs of the machine, looked at before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import ModelError
+
+COMPILER = "inductor"
+"""Name of the backend of `torch.compile` that layers are compiled with."""
+WITHOUT = "Run without --compile (in ComfyUI: the Backend node without compile)."
+_CPU_COMPILERS = ("c++", "g++", "clang++")
+_LAUNCHERS = ("cc", "gcc", "clang")
+"""Any of them builds what starts a GPU's kernels."""
+
+
+def check_compiler(devices: Iterable[str]) -> None:
+    """Refuse to compile where what it takes is not there.
+
+    Args:
+        devices: of this machine, by name.
+
+    Raises:
+        ModelError: naming what is missing.
+    """
+    missing = sorted({what for device in devices for what in missing_for(device.partition(":")[0])})
+    if missing:
+        raise cannot_compile(f"{', '.join(missing)} missing on this machine")
+
+
+def missing_for(kind: str) -> list[str]:
+    """What is not there of all that compiling for "cpu" or "cuda" takes."""
+    if COMPILER != "inductor":
+        return []
+    missing = []
+    if kind == "cuda" and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if kind == "cuda" and sys.platform == "win32":
+        return missing  # Triton for Windows brings its own compiler
+    names = _LAUNCHERS if kind == "cuda" else ("cl",) if sys.platform == "win32" else _CPU_COMPILERS
+    named = os.environ.get("CC" if kind == "cuda" else "CXX")
+    if not any(map(shutil.which, [named] if named else names)):
+        missing.append(f"a C{'' if kind == 'cuda' else '++'} compiler ({' or '.join([named] if named else names)})")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("Python.h (the package python3-dev)")
+    return missing
+
+
+def cannot_compile(why: str) -> ModelError:
+    """What is said where it cannot be done, or fails."""
+    return ModelError(f"The layers cannot be compiled here: {why}.", WITHOUT)

@@ -1,0 +1,166 @@
+"""Layers compiled: one graph for each form of the work, shared by all layers, made before the work begins.
+
+What is compiled are functions of a layer and its inputs, so that layers of one kind share their graphs; nothing of a
+network is changed, and whoever works with the same network as it is written notices nothing. A graph is kept by the
+code it was made from. Each `Compiled` has code of its own: it serves one device and one size of picture, knows fewer
+forms than PyTorch allows for one piece of code, and goes with all its graphs.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..compiler import cannot_compile
+from ..config import BLOCK_LATENTS, SPATIAL_STRIDE, WINDOW_BLOCKS
+from ..errors import LiveAvatarError
+from ..model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
+from ..model.layer import Attention, AudioAdaLN, AudioTokens, Layer, Memory, TextKV, Work, hear
+from ..model.rope import Rope, RopeGrid, rotate
+from ..model.transformer import CausalS2VTransformer
+
+_PATCH = 2 * SPATIAL_STRIDE
+"""Pixels of a token's side."""
+FORMS = 1 + WINDOW_BLOCKS
+"""Forms of a task: the sink, and a block with one to four blocks in its window."""
+
+
+class Compiled:
+    """The work of layers, compiled for one device, one size of picture and one number of threads.
+
+    Args:
+        device: where the layers work.
+        size: width and height of the picture.
+        compiler: backend of `torch.compile`.
+
+    Attributes:
+        work: for stages and networks.
+
+    Raises:
+        ModelError: this PyTorch cannot compile.
+    """
+
+    def __init__(self, device: torch.device, size: tuple[int, int], compiler: str):
+        self.device, self.columns, self.rows = device, *(n // _PATCH for n in size)
+
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(_with_own_code(function), dynamic=False, fullgraph=True, backend=compiler)
+
+        try:
+            self.work = Work(compiled(_ask), compiled(_answer), compiled(_hear), compiled(_rotate))
+        except (ImportError, RuntimeError) as error:
+            raise cannot_compile(_reason(error)) from error
+        self._warm: weakref.WeakKeyDictionary[CausalS2VTransformer, set[int]] = weakref.WeakKeyDictionary()
+
+    def knows(self, net: CausalS2VTransformer) -> bool:
+        """Whether a network can work without anything being compiled for it."""
+        return len(self._warm.get(net, ())) == FORMS or not net.part.layers
+
+    def warm_up(self, net: CausalS2VTransformer, form: int, dtype: torch.dtype) -> None:
+        """Run all layers of a network once on made-up data, in one form; what is new is compiled.
+
+        Args:
+            net: whose layers.
+            form: 0 to `FORMS` - 1.
+            dtype: of the tokens.
+
+        Raises:
+            ModelError: it cannot be compiled here.
+        """
+        if form in (known := self._warm.setdefault(net, set())) or not net.part.layers:
+            return
+        try:
+            grid = RopeGrid(self.rows, self.columns, net.config.head_dim, self.device)
+            _work_once(net, grid, form, dtype, self.work)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except (LiveAvatarError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # compilers raise errors of many kinds, and start programs that do
+            raise cannot_compile(_reason(error)) from error
+        known.add(form)
+
+
+def compiling() -> str:
+    """What is said while it is done; always the same."""
+    return f"Compiling the layers, once per size (what was compiled before is in {cache_folder()})."
+
+
+def was_compiled(seconds: float) -> str:
+    """What is said when it is done."""
+    return f"The layers were compiled and warmed up in {seconds:.1f} s; {cache_folder()} keeps it for the next process."
+
+
+def cache_folder() -> str:
+    """Where compiled kernels are kept for the next process."""
+    from torch._inductor.codecache import cache_dir
+
+    return str(cache_dir())
+
+
+def _work_once(net: CausalS2VTransformer, grid: RopeGrid, form: int, dtype: torch.dtype, work: Work) -> None:
+    config, frame, device = net.config, grid.tokens, grid.device
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def heads(rows: int) -> torch.Tensor:
+        return zeros(rows, config.num_heads, config.head_dim)
+
+    layers = len(net.part.layers)
+    words = [TextKV(heads(config.text_len), heads(config.text_len))] * layers
+    time = torch.zeros(6, config.dim, device=device)
+    still = grid.reference() + grid.motion()
+    seen = len(still.cos)
+    memories: list[Memory]
+    if not form:
+        memories = [SinkMemory(frame) for _ in range(layers)]
+        net.run_layers(zeros(seen, config.dim), time, still, words, memories, None, work)
+        return
+    block = form - 1
+    ring = Ring.empty(frame, config.num_heads, config.head_dim, dtype, device)
+    sink = SinkKV(heads(frame), heads(seen - frame), heads(seen))
+    memories = [BlockMemory(ring, Window.of(block, frame), sink, grid.reference(), work.rotate)] * layers
+    audio = AudioTokens(
+        zeros(1, BLOCK_LATENTS, config.dim), zeros(1, BLOCK_LATENTS, config.num_audio_token + 1, config.dim)
+    )
+    tokens = zeros(BLOCK_LATENTS * frame, config.dim)
+    net.run_layers(tokens, time, grid.block(block), words, memories, audio, work)
+
+
+def _ask(layer: Layer, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> Any:
+    return layer.ask(x, time, rope)
+
+
+def _answer(
+    layer: Layer,
+    x: torch.Tensor,
+    time: torch.Tensor,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    text: TextKV,
+) -> torch.Tensor:
+    return layer.answer(x, time, q, keys, values, text)
+
+
+def _hear(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+    return hear(attend, norm, x, audio)
+
+
+def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    return rotate(x, rope)
+
+
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which shares no compiled graphs with any other."""
+    assert isinstance(function, types.FunctionType)
+    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".") or type(error).__name__
