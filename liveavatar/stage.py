@@ -121,7 +121,7 @@ class Stage:
         self.net, self.conditions, self.device, self.dtype, self.work = net, conditions, device, dtype, work
         config = net.config
         self.grid = RopeGrid(conditions.rows, conditions.columns, config.head_dim, device)
-        self.time = TimeVectors(conditions.time.head.to(device), conditions.time.layers.to(device))
+        self.time = TimeVectors(_own(conditions.time.head.to(device)), _own(conditions.time.layers.to(device)))
         self.text = net.text_kv(conditions.text.to(device, dtype))
         self._motion_rope = self.grid.motion()
         shape = RingShape(window_tokens(self.grid.tokens), config.num_heads, config.head_dim, dtype)
@@ -134,6 +134,8 @@ class Stage:
     def run(self, task: Task, flow: Flow) -> Flow:
         """Run one task on what the task before it left."""
         flow = flow.to(self.device)
+        if flow.tokens is not None:
+            flow = dataclasses.replace(flow, tokens=_own(flow.tokens))
         return self._prefill(task, flow) if isinstance(task, Prefill) else self._denoise(task, flow)
 
     def _prefill(self, task: Prefill, flow: Flow) -> Flow:
@@ -151,6 +153,7 @@ class Stage:
         memories = self._memories(task)
         tokens = self.net.embed_block(flow.latent) if flow.tokens is None else flow.tokens
         audio = self.conditions.audio(task.block).to(self.device)
+        audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
         rope, time = self.grid.block(task.block), self.time.layers[step]
         tokens = self.net.run_layers(tokens, time, rope, self.text, memories, audio, self.work)
         if not self.net.part.head:
@@ -199,6 +202,14 @@ class Stage:
     @property
     def _last_step(self) -> int:
         return max(self.rings)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers as inference has them: what came from another process or thread is copied.
+
+    To autograd the two are of different kinds, and compiled layers know one of them.
+    """
+    return tensor if tensor.is_inference() or not torch.is_inference_mode_enabled() else tensor.clone()
 
 
 def _copied(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

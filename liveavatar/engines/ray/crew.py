@@ -10,7 +10,9 @@ from typing import Any
 
 from ...machines import DeviceName, Machine
 from ...planner import Plan
+from ...session import OnNotice, unnoticed
 from . import calls, cluster
+from .compiling import all_compiled, compile_layers, unable
 from .desk import LOAD_SECONDS, START_SECONDS, SUSPICIOUS_SECONDS, Desk
 from .faults import Limits, WorkerError, worker_error
 from .hold import Hold
@@ -64,18 +66,18 @@ class Crew:
         return bool(self.members) or self.desk.member is not None
 
     def holds(self, plan: Plan, model: PlainModel) -> bool:
-        """Whether all workers of a plan are there with its weights, as far as is known."""
-        return [m.duty for m in self.members] == _duties(plan, model)
+        """Whether all workers of a plan are there with its weights and what was compiled, as far as is known."""
+        return [m.duty for m in self.members] == _duties(plan, model) and all_compiled(plan, self.members)
 
     def look_up(self, devices: tuple[str, ...]) -> list[Machine]:
         """See `Hold.look_up`."""
         return self._hold.look_up(devices)
 
-    def ready(self, plan: Plan, model: PlainModel) -> list[Member]:
-        """One loaded worker per stage of a plan, all wired.
+    def ready(self, plan: Plan, model: PlainModel, on_notice: OnNotice = unnoticed) -> list[Member]:
+        """One loaded worker per stage of a plan, all wired; `on_notice` hears of what they compile.
 
         Raises:
-            WorkerError: one did not start, load or meet its neighbours.
+            WorkerError: one did not start, load, meet its neighbours or compile.
             PlanError: Ray is missing, or a machine.
         """
         machines = self.look_up(tuple(s.device for s in plan.stages))
@@ -83,8 +85,11 @@ class Crew:
         self.plan = plan
         self._hire(plan, machines)
         self._hold.list((m, n, s.device) for n, (m, s) in enumerate(zip(self.members, plan.stages, strict=True)))
+        if error := unable(plan, self.members):
+            raise error
         self._load(plan, model)
         self._wire(plan)
+        compile_layers(plan, self.members, self.gather, on_notice)
         return self.members
 
     def settle(self, seconds: float, give_up: bool = False) -> None:
@@ -233,7 +238,7 @@ class Crew:
         refs, duties = {}, _duties(plan, model)
         for number, (member, duty) in enumerate(zip(self.members, duties, strict=True)):
             if member.duty != duty:
-                member.duty, member.loaded = None, {}
+                member.duty, member.loaded, member.compiled = None, {}, set()
                 refs[number] = member.ask("load", *plain(duty))
         for number, loaded in self.gather(plan, refs, LOAD_SECONDS, "load its weights").items():
             named = DeviceName.parse(plan.stages[number].device).machine

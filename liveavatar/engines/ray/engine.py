@@ -42,18 +42,21 @@ class RayEngine:
 
     @property
     def loaded(self) -> bool:
-        """Whether the next run begins without starting workers or loading weights."""
+        """Whether the next run begins without starting workers, loading weights or compiling."""
         return self._crew.holds(self.plan, self._model)
 
     def load(self, on_notice: OnNotice = unnoticed) -> None:
-        """Start the workers and load their weights now, when other videos are done.
+        """Start the workers, load their weights and compile for them now, when other videos are done.
+
+        Args:
+            on_notice: told of other videos that come first, and of what is compiled.
 
         Raises:
             WorkerError: one of them could not.
         """
         turn = self._turns.take(on_notice)
         try:
-            self._crew.ready(self.plan, self._model)
+            self._crew.ready(self.plan, self._model, on_notice)
         finally:
             turn.end()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ... import __version__
+from ...compiler import missing_for
 from ...components import Components, FolderComponents
 from ...errors import PlanError
 from ...pipeline import Cut, Denoise, Prefill, Task
@@ -39,12 +40,14 @@ class Greeting:
         pid: of its process.
         version, torch: of this library and of PyTorch, as it has them.
         nccl: whether its PyTorch has NCCL and sees a card.
+        lacks: what is missing there to compile for "cpu" or "cuda", in words; "" for nothing.
     """
 
     pid: int
     version: str
     torch: str
     nccl: bool
+    lacks: dict[str, str]
 
     @classmethod
     def own(cls) -> Greeting:
@@ -52,7 +55,8 @@ class Greeting:
         import torch.distributed as dist
 
         nccl = dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()
-        return cls(os.getpid(), __version__, torch.__version__, nccl)
+        lacks = {kind: ", ".join(missing_for(kind)) for kind in ("cpu", "cuda")}
+        return cls(os.getpid(), __version__, torch.__version__, nccl, lacks)
 
     def strange(self) -> str:
         """What keeps whoever said this from working for this process, as a sentence's end; "" for nothing."""
@@ -103,6 +107,7 @@ class Orders:
         size: height and width of a latent.
         distance: the fields of a `SinkDistance`.
         reference, motion: latents of the picture, [16, 1, h, w] and [16, 19, h, w].
+        compiler: what layers were compiled with; "" where they work as they are written.
     """
 
     run: int
@@ -119,6 +124,7 @@ class Orders:
     distance: tuple[str, int, tuple[tuple[int, ...], ...]]
     reference: torch.Tensor
     motion: torch.Tensor
+    compiler: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ... import compiler
 from ...errors import LiveAvatarError
 from ...pipeline import task_count
 from ...planner import Plan
@@ -152,6 +153,7 @@ class Run:
                 distance=(distance.kind, distance.value, distance.recorded),
                 reference=_own(material.reference),
                 motion=_own(material.motion),
+                compiler=compiler.COMPILER if self._plan.compiled else "",
             )
             begun[stage] = member.ask("begin", plain(orders), conditions)
         # Blocks may be allowed and news be asked for only when the run is known.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ...distance import SinkDistance
-from ...model.layer import AudioTokens
+from ...model.layer import AudioTokens, Work
 from ...model.transformer import CausalS2VTransformer, TimeVectors
 from ...pipeline import Cut, Denoise, Task, begins, ends_block, followers
 from ...planner import snapshot_due
@@ -34,6 +34,7 @@ class Shift:
     Args:
         duty, orders: what it does.
         net: its layers.
+        work: how they do what they do.
         text, time: embedded prompt and timesteps.
         incoming, outgoing: links by the neighbour's number.
     """
@@ -43,6 +44,7 @@ class Shift:
         duty: Duty,
         orders: Orders,
         net: CausalS2VTransformer,
+        work: Work,
         text: torch.Tensor,
         time: TimeVectors,
         incoming: Iterable[Link],
@@ -51,7 +53,7 @@ class Shift:
         self.duty, self.orders = duty, orders
         self.cut: Cut = cut_of(orders.cut)
         self._steps = self.cut.steps[orders.stage // len(self.cut.layers)]
-        self._net, self._text, self._time = net, text, time
+        self._net, self._work_of_layers, self._text, self._time = net, work, text, time
         self._device, self._dtype = torch.device(duty.device), getattr(torch, duty.dtype)
         self._origin = Origin(orders.reference, orders.seed, orders.size, self._dtype)
         self._changed = threading.Condition()
@@ -189,7 +191,8 @@ class Shift:
             motion=o.motion,
             audio=self._audio.__getitem__,
         )
-        return Stage(self._net, self._steps, conditions, self._device, self._dtype, Storage(*self.duty.storage))
+        storage, work = Storage(*self.duty.storage), self._work_of_layers
+        return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
 
     def _step(self, stage: Stage, task: Task) -> bool:
         """Run one task when its flow is there; False when the run was stopped."""

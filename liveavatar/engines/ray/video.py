@@ -67,7 +67,7 @@ class Video:
                 self._lost.append(error)
 
     def _begin(self, on_notice: OnNotice) -> Run:
-        members = self._crew.ready(self._plan, self._model)
+        members = self._crew.ready(self._plan, self._model, on_notice)
         number = next(_numbers)
         if not self._folder:
             self._folder = self._crew.open_folder(number)

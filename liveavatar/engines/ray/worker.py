@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from ...components import Components
+from ...config import SPATIAL_STRIDE
 from ...memory.cap import hold_to
-from ...model.layer import AudioTokens
+from ...model.layer import AS_WRITTEN, AudioTokens, Work
 from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
 from ...session import cpu_threads
 from ...storage import Storage, embeddings_of
+from ..compiled import Compiled
 from ..nets import Nets
 from .links import Link
 from .living import Living
@@ -63,6 +65,13 @@ class Worker(Living):
                 self._conditioner()
         _log.info("layers %s-%s are loaded on %s", duty.layers[0], duty.layers[1] - 1, duty.device)
         return self._nets.bytes_by_device
+
+    def compile(self, size: tuple[int, int], compiler: str, form: int) -> None:
+        """Compile its layers for pictures of a width and height, and run them once, in one form of a task."""
+        duty = self._on_duty
+        with torch.inference_mode(), cpu_threads(duty.threads):
+            self._compiled(size, compiler).warm_up(self._net(), form, getattr(torch, duty.dtype))
+        _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
         """Have a store where links meet, on a free port of this address; the port."""
@@ -131,7 +140,8 @@ class Worker(Living):
         outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
         given = Orders(*orders)
         _log.info("run %s: %s blocks of %sx%s", given.run, given.blocks, given.size[1] * 8, given.size[0] * 8)
-        self._shift = Shift(self._on_duty, given, self._net(), text, TimeVectors(head, layers), incoming, outgoing)
+        time, net = TimeVectors(head, layers), self._net()
+        self._shift = Shift(self._on_duty, given, net, self._work(given), text, time, incoming, outgoing)
 
     def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
         """A block of this run may be worked on."""
@@ -166,6 +176,14 @@ class Worker(Living):
         if self._duty is None:
             raise RuntimeError("nothing is loaded")
         return self._duty
+
+    def _work(self, orders: Orders) -> Work:
+        height, width = (n * SPATIAL_STRIDE for n in orders.size)
+        return self._compiled((width, height), orders.compiler).work if orders.compiler else AS_WRITTEN
+
+    def _compiled(self, size: tuple[int, int], compiler: str) -> Compiled:
+        duty = self._on_duty
+        return self._nets.compiled(duty.device, size, duty.threads, compiler)
 
     def _net(self) -> CausalS2VTransformer:
         duty = self._on_duty
