@@ -78,6 +78,15 @@ class Backend(io.ComfyNode):
                         "cluster that this machine has joined. Devices of other machines are named machine/cuda:0.",
                     )
                 ),
+                advanced(
+                    io.Boolean.Input(
+                        "compile",
+                        default=False,
+                        optional=True,
+                        tooltip="Compile the layers before the first block: faster afterwards, after a minute or more "
+                        "once per size. It needs Triton on GPUs and a C++ compiler on the CPU.",
+                    )
+                ),
             ],
             outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
             **newer(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
@@ -93,10 +102,12 @@ class Backend(io.ComfyNode):
         threads: int,
         restarts: int = 2,
         address: str = "local",
+        compile: bool = False,
     ) -> io.NodeOutput:
         """The backend; nothing is loaded."""
         named = () if devices.strip() in ("", "auto") else tuple(d.strip() for d in devices.split(",") if d.strip())
-        placement = Placement(named, stages.strip() or "auto", threads=threads or None, keep_loaded=memory == KEEP)
+        kept = memory == KEEP
+        placement = Placement(named, stages.strip() or "auto", None, threads or None, kept, compile=compile)
         if engine == WORKERS:
             from ..liveavatar.engines.ray import RayBackend
 
