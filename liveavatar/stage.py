@@ -16,6 +16,7 @@ from .memory.rings import RingShape, make_rings
 from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
 from .model.layer import AS_WRITTEN, AudioTokens, Memory, Work
 from .model.rope import RopeGrid
+from .model.sending import sent
 from .model.transformer import CausalS2VTransformer, TimeVectors
 from .pipeline import Denoise, Prefill, Task, sink_version
 from .schedule import Schedule, block_noise
@@ -66,8 +67,8 @@ class Flow:
 
     def to(self, device: torch.device) -> Flow:
         """On another device, without waiting for it."""
-        tokens = None if self.tokens is None else self.tokens.to(device, non_blocking=True)
-        return Flow(self.latent.to(device, non_blocking=True), tokens)
+        tokens = None if self.tokens is None else sent(self.tokens, device)
+        return Flow(sent(self.latent, device), tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Stage:
     def _prefill(self, task: Prefill, flow: Flow) -> Flow:
         tokens = flow.tokens
         if tokens is None:
-            tokens = self.net.embed_sink(flow.latent, self.conditions.motion.to(self.device))
+            tokens = self.net.embed_sink(flow.latent, sent(self.conditions.motion, self.device))
         memories = [SinkMemory(self.grid.tokens) for _ in self.net.part.layers]
         rope = self.grid.reference() + self._motion_rope
         tokens = self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None, self.work)

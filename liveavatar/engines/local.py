@@ -133,7 +133,7 @@ class LocalEngine:
                 latent = None if finished is None else Landing.of(finished.float())
             on_task(TaskReport(start.task, start.stage, done, total))
             if latent is not None:
-                yield latent
+                yield latent  # whoever takes it waits for it: the one wait of a block
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch import nn
 from ..config import BLOCK_LATENTS, ModelConfig
 from .attention import Attention, layer_norm
 from .rope import Rope, rotate
+from .sending import sent
 
 _INJECTOR_EPS = 1e-5
 
@@ -47,8 +48,8 @@ class AudioTokens:
 
     def to(self, device: torch.device) -> AudioTokens:
         """On another device, without waiting for it."""
-        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
-        return AudioTokens(self.frame.to(device, non_blocking=True), self.tokens.to(device, non_blocking=True), mask)
+        mask = None if self.mask is None else sent(self.mask, device)
+        return AudioTokens(sent(self.frame, device), sent(self.tokens, device), mask)
 
 
 class Layer(nn.Module):

@@ -22,6 +22,7 @@ from .audio import CausalAudioEncoder
 from .layer import AS_WRITTEN, AudioInjector, AudioTokens, Layer, Memory, TextKV, Work
 from .linear import put_linears
 from .rope import Rope
+from .sending import sent
 from .sink import FramePacker, tokens
 
 _NOISE, _REFERENCE, _MOTION = range(3)
@@ -155,7 +156,7 @@ class CausalS2VTransformer(nn.Module):
             mask: [actors, >= 3, rows, columns, 1], where each actor is; only the first three latent frames count.
         """
         weights = self.casual_audio_encoder.weights
-        frame, local = self.casual_audio_encoder(features.to(weights.device, non_blocking=True))
+        frame, local = self.casual_audio_encoder(sent(features, weights.device))
         where = None if mask is None else mask[:, :3].flatten(1, 3).to(weights.device, weights.dtype)
         # `contiguous` would leave the strides of a single actor as they are: compiled layers know one order of numbers.
         frame, local = (t.to(weights.dtype).clone(memory_format=torch.contiguous_format) for t in (frame, local))

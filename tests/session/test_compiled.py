@@ -1,4 +1,4 @@
-"""Compiled layers make the same video; what is compiled, is so once, before the work, for these engines alone."""
+"""Compiled layers make the same video; what is compiled is so once, before the work, for these engines alone."""
 
 import dataclasses
 import math
