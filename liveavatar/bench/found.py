@@ -29,6 +29,20 @@ class Pace:
 
 
 @dataclasses.dataclass(frozen=True)
+class Launching:
+    """What the host spends on giving a device its work.
+
+    Attributes:
+        seconds_per_block: to send all steps of a block through all layers, the device being idle.
+        share: of the seconds that the device works on a block. The device waits for the host only where it comes near
+            1, and only there CUDA graphs, which send everything at once, gain anything.
+    """
+
+    seconds_per_block: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Work:
     """Operations against what the device can.
 
@@ -159,6 +173,7 @@ class ModelBench:
         compile_cache: where its results are kept for the next process; None likewise.
         finite: whether every latent is a number.
         pace, work, moved, memory: see there.
+        launching: None on the CPU, where sending work is the work itself.
         decoding, compared: None where it was not asked.
     """
 
@@ -181,5 +196,6 @@ class ModelBench:
     work: Work
     moved: Moved
     memory: Memory
+    launching: Launching | None
     decoding: Decoding | None
     compared: Compared | None

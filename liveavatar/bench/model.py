@@ -24,7 +24,8 @@ from ..session import Job
 from ..storage import PLAIN
 from .decoding import decoding
 from .figures import bytes_needed, pace_of, seconds_per_block, work_of
-from .found import Compared, Decoding, ModelBench, Moved, Work
+from .found import Compared, Decoding, Launching, ModelBench, Moved, Work
+from .launching import launching
 from .ledger import Ledger
 from .material import noise_job
 from .random_model import RandomComponents
@@ -141,6 +142,7 @@ class _Bench:
         pace = pace_of(run, plan)
         vae = self._decode(pace.first_block_seconds, run) if self.asked.vae else None
         memory = self.ledger.memory()
+        sending = self._launching(pace.seconds_per_block)
         compared = self._compare() if self.asked.baseline else None
         moved = self._moved(run, pace.seconds_per_block, copy_gb)
         return ModelBench(
@@ -163,6 +165,7 @@ class _Bench:
             work=self._work(can, pace.seconds_per_block),
             moved=moved,
             memory=memory,
+            launching=sending,
             decoding=vae,
             compared=compared,
         )
@@ -198,6 +201,12 @@ class _Bench:
     def _decode(self, first_block: float, run: Run) -> Decoding:
         self.say("the VAE")
         return decoding(self.components, self.engine, self.job, run, first_block, getattr(torch, self.plan.dtype))
+
+    def _launching(self, seconds: float) -> Launching | None:
+        if self.device.type == "cpu":
+            return None
+        self.say("what the host spends on launching")
+        return launching(self.engine, self._job(_WARMUP_BLOCKS), seconds)
 
     def _work(self, can: Compute, seconds: float) -> Work:
         return work_of(self.components.config, self.plan, can, self.device, seconds)

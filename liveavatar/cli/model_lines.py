@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from .tables import aligned, counted, gigabytes
 
 if TYPE_CHECKING:
-    from ..bench.found import Compared, Decoding, Memory, ModelBench, Moved, Work
+    from ..bench.found import Compared, Decoding, Launching, Memory, ModelBench, Moved, Work
+
+_BUSY = 70
+"""Percent of the device's time from which on the host's launching is too near to it."""
 
 
 def model_lines(found: ModelBench) -> list[str]:
@@ -25,6 +28,7 @@ def model_lines(found: ModelBench) -> list[str]:
         f"tasks   {1000 * p.seconds_per_task:.2f} ms each ({phases}), prefill {1000 * p.prefill_seconds:.2f}",
         f"first   block after {p.first_block_seconds:.3f} s of work",
         *_work_lines(b.work),
+        *_launching_lines(b.launching),
         *_moved_lines(b.moved),
         *_memory_lines(b.memory),
     ]
@@ -45,6 +49,16 @@ def _work_lines(w: Work) -> list[str]:
         possible = f"{100 * w.share_of_possible:.1f} % of what is possible"
         lines.append(f"        {possible}, with attention at its own {w.attention_tflops:.4g}")
     return lines
+
+
+def _launching_lines(launched: Launching | None) -> list[str]:
+    if launched is None:
+        return []
+    share = 100 * launched.share
+    reading = "the device is never kept waiting" if share < _BUSY else "the host may keep the device waiting"
+    return [
+        f"launch  {launched.seconds_per_block:.3f} s of the host per block, {share:.1f} % of the device's: {reading}"
+    ]
 
 
 def _moved_lines(m: Moved) -> list[str]:

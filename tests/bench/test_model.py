@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from liveavatar import compiler
 from liveavatar.bench.decoding import side_by_side
 from liveavatar.bench.figures import bytes_needed, work_of
-from liveavatar.bench.found import Amount, ModelBench
+from liveavatar.bench.found import Amount, Launching, ModelBench
+from liveavatar.bench.launching import launching
 from liveavatar.bench.material import noise_effective, noise_job
 from liveavatar.bench.model import Asked, bench_model
 from liveavatar.bench.random_model import RandomComponents
 from liveavatar.bench.watched import WatchedEngine
+from liveavatar.cli.model_lines import model_lines
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
 from liveavatar.doctor.report import Compute
 from liveavatar.engines.local import LocalEngine
@@ -58,7 +60,22 @@ def test_numbers_agree_with_each_other(found):
     assert work.share_of_peak == pytest.approx(work.tflops / work.peak_tflops)
     assert work.peak_dtype == "float32"
     assert (found.moved.to_device, found.moved.to_host, found.moved.exposed_seconds) == (0, 0, None)
-    assert (found.compile_seconds, found.compile_cache) == (None, None)
+    assert (found.compile_seconds, found.compile_cache, found.launching) == (None, None, None)
+
+
+def test_launching_is_timed_layer_by_layer_and_leaves_no_trace(found):
+    plan = planned(Storage(streamed=3), stages="2x1")
+    engine, job = engine_of(plan), noise_job(PRESETS["untrained"], BLOCKS)
+    before = engine.watch(job)
+    leads = [net.lead for net in engine.nets()]
+    sent = launching(engine, job, 2.0)
+    assert [net.lead for net in engine.nets()] == leads
+    layers = sum(task.phases["layers"] for task in before.tasks) / BLOCKS
+    assert 0 < sent.seconds_per_block == 2 * sent.share < 10 * layers
+    shown = model_lines(dataclasses.replace(found, launching=Launching(0.2, 0.1)))
+    assert any("launch" in line and "10.0 %" in line and "never kept waiting" in line for line in shown)
+    busy = model_lines(dataclasses.replace(found, launching=Launching(1.9, 0.95)))
+    assert any("may keep the device waiting" in line for line in busy)
 
 
 def test_what_stays_is_what_was_planned(found):
