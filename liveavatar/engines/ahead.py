@@ -178,16 +178,20 @@ class _Work(Generic[T]):
 
 
 def _ways_here(devices: Iterable[torch.device]) -> Callable[[], None]:
-    """What makes another thread give CUDA devices their work as this one does: in the same streams, and from the same
-    current device."""
+    """What makes another thread work as this one does: with as many CPU threads, and giving CUDA devices their work in
+    the same streams and from the same current device."""
+    # Layers that were compiled here would be compiled again for another number of CPU threads, wherever they work.
+    threads = torch.get_num_threads()
     cards = [device for device in devices if device.type == "cuda"]
-    if not cards:
-        return lambda: None
-    present, streams = torch.cuda.current_device(), [torch.cuda.current_stream(card) for card in cards]
+    streams = [torch.cuda.current_stream(card) for card in cards]
+    present = torch.cuda.current_device() if cards else None
 
     def adopt() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         for stream in streams:
             torch.cuda.set_stream(stream)
-        torch.cuda.set_device(present)
+        if present is not None:
+            torch.cuda.set_device(present)
 
     return adopt
