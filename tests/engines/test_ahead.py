@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-import torch
 
 from liveavatar.engines.ahead import Ahead
 from liveavatar.pipeline import Denoise
@@ -281,21 +280,3 @@ def test_the_interpreter_ends_with_one_at_rest():
     ran = subprocess.run([sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60, cwd=PROJECT)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == "0 ['liveavatar-ahead']\nclosed\n"
-
-
-def test_the_thread_has_as_many_cpu_threads_as_who_pulls():
-    """Whatever another thread of the process chose last, which is what new threads begin with."""
-
-    def make(on_task: OnTask) -> Generator[int, None, None]:
-        yield torch.get_num_threads()
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        other = threading.Thread(target=torch.set_num_threads, args=(1,))
-        other.start()
-        other.join()
-        assert torch.get_num_threads() == 3
-        assert list(Ahead(make, unheard)) == [3]
-    finally:
-        torch.set_num_threads(before)

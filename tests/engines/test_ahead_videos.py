@@ -6,21 +6,22 @@ import gc
 import random
 import threading
 import weakref
+from collections.abc import Generator
 
 import pytest
 import torch
-from engines.test_ahead import PATIENCE, left_behind, until
+from engines.test_ahead import PATIENCE, left_behind, unheard, until
 from fakes import random_tensors
 from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job
 
 from liveavatar.codec import vae_decoder
 from liveavatar.config import BLOCK_FRAMES
-from liveavatar.engines.ahead import on_accelerators
+from liveavatar.engines.ahead import Ahead, on_accelerators
 from liveavatar.engines.local import LocalEngine
 from liveavatar.errors import Cancelled
 from liveavatar.pipeline import Denoise, Task, paced_order
 from liveavatar.planner import Plan, make_plan
-from liveavatar.session import Job, Session, TaskReport
+from liveavatar.session import Job, OnTask, Session, TaskReport
 from liveavatar.stage import Flow, Stage
 from liveavatar.storage import PLAIN, Storage
 from liveavatar.vae.wan import build_vae
@@ -243,3 +244,21 @@ def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
         seen.append([(block, decode(block)) for block in an_engine.run(job, lambda report: None)])
     for (plain, pictures), (ahead_of, beside) in zip(*seen, strict=True):
         assert torch.equal(plain, ahead_of) and torch.equal(pictures, beside)
+
+
+def test_the_thread_has_as_many_cpu_threads_as_who_pulls():
+    """Whatever another thread of the process chose last, which is what new threads begin with."""
+
+    def make(on_task: OnTask) -> Generator[int, None, None]:
+        yield torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        other = threading.Thread(target=torch.set_num_threads, args=(1,))
+        other.start()
+        other.join()
+        assert torch.get_num_threads() == 3
+        assert list(Ahead(make, unheard)) == [3]
+    finally:
+        torch.set_num_threads(before)

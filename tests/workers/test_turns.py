@@ -64,11 +64,12 @@ def test_first_come_first_served_whoever_gives_up_in_between(patient: list[bool]
     for queuer, stays in zip(queue, patient, strict=True):
         if not stays:
             queuer.give_up.set()
-    first_staying = patient.index(True) if True in patient else None
     until(lambda: turns.waiting == sum(patient))
     assert turns.holds(first) and not served
-    first.end()
     staying = [queuer for queuer, stays in zip(queue, patient, strict=True) if stays]
+    if staying:
+        until(lambda: "Waiting for the workers: 1 video comes first." in staying[0].notices)
+    first.end()
     for number, queuer in enumerate(staying):
         until(lambda known=number: len(served) == known + 1)
         assert served[-1] is queuer and turns.waiting == len(staying) - number - 1
@@ -77,8 +78,6 @@ def test_first_come_first_served_whoever_gives_up_in_between(patient: list[bool]
         queuer.thread.join(SOON)
     assert not turns.taken and not turns.waiting
     assert all(queuer.error is not None for queuer, stays in zip(queue, patient, strict=True) if not stays)
-    if first_staying is not None:
-        assert "Waiting for the workers: 1 video comes first." in staying[0].notices
 
 
 def test_many_threads_never_overlap() -> None:
