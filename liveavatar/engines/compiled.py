@@ -20,6 +20,7 @@ from ..config import BLOCK_LATENTS, SPATIAL_STRIDE, WINDOW_BLOCKS
 from ..errors import LiveAvatarError
 from ..model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
 from ..model.layer import Attention, AudioAdaLN, AudioTokens, Layer, Memory, TextKV, Work, hear
+from ..model.linear import computes_float8
 from ..model.rope import Rope, RopeGrid, rotate
 from ..model.transformer import CausalS2VTransformer
 
@@ -51,6 +52,8 @@ class Compiled:
             return torch.compile(_with_own_code(function), dynamic=False, fullgraph=True, backend=compiler)
 
         try:
+            # Whether a device multiplies e4m3 is tried on it, once: graphs know the answer and never ask.
+            torch.compiler.assume_constant_result(computes_float8)
             self.work = Work(compiled(_ask), compiled(_answer), compiled(_hear), compiled(_rotate))
         except (ImportError, RuntimeError) as error:
             raise cannot_compile(_reason(error)) from error

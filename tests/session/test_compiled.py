@@ -13,11 +13,13 @@ from torch._dynamo.utils import counters
 
 from liveavatar import compiler
 from liveavatar.compiler import check_compiler
+from liveavatar.config import UNTRAINED
 from liveavatar.engines.backend import LocalBackend
 from liveavatar.engines.compiled import FORMS
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.nets import Nets
 from liveavatar.errors import Cancelled, ModelError
+from liveavatar.model import linear
 from liveavatar.placement import Placement
 from liveavatar.planner import make_plan
 from liveavatar.storage import PLAIN, Storage
@@ -69,6 +71,20 @@ def test_it_is_the_same_to_the_bit_and_all_layers_share_their_graphs(storage: St
     assert graphs() == GRAPHS, "something was compiled while the work went on"
     assert not counters["graph_break"]
     assert torch.equal(compiled, latents(engine_of(storage, stages, compiled=False)))
+
+
+def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
+    """Also where all weights were packed for another device than they work on, so that nothing was tried there yet."""
+    config = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0,))
+    plan = make_plan(tiny_effective(1), config, model="tiny", dtype="bfloat16", storage=Storage("fp8"))
+    engine = LocalEngine(TinyComponents(config), dataclasses.replace(plan, compiled=True))
+    LocalEngine(engine.components, plan, engine._nets).load()
+    monkeypatch.setattr(linear, "_trials", {})
+    engine.load()
+    assert linear._trials and graphs() == GRAPHS
+    linear.computes_float8(torch.device("cpu"), by_row=False)
+    list(engine.run(tiny_job(config, tiny_effective(1)), lambda report: None))
+    assert graphs() == GRAPHS
 
 
 def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
