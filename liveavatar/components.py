@@ -110,11 +110,11 @@ def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan
     Raises:
         MissingFilesError, ModelError: it is not there, damaged, or another network.
     """
-    from .vae.cpu import quicken
+    from .vae.suited import suit
     from .vae.wan import build_vae
 
     source, settings = vae_weights(path)
-    return quicken(_filled(lambda: build_vae(**settings), source, device, dtype))
+    return suit(_filled(lambda: build_vae(**settings), source, device, dtype))
 
 
 class FolderComponents:

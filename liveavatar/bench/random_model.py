@@ -55,12 +55,12 @@ class RandomComponents:
         return self._filled(net, device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
-        from ..vae.cpu import quicken
+        from ..vae.suited import suit
         from ..vae.wan import build_vae
 
         with torch.device("meta"):
             vae = build_vae(**self._vae_settings())
-        return quicken(self._filled(vae, device, dtype))
+        return suit(self._filled(vae, device, dtype))
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()

@@ -78,12 +78,12 @@ class UntrainedComponents:
         return _seeded(lambda: empty_transformer(UNTRAINED, part, weights), device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
-        from ..vae.cpu import quicken
+        from ..vae.suited import suit
         from ..vae.wan import build_vae
 
         # Pictures in [-1, 1] with few pixels at the limits, and latents of about unit size, like a trained VAE.
         scales = {"decoder.conv_out.weight": 0.8, "quant_conv.weight": 1.5}
-        return quicken(_seeded(lambda: build_vae(**VAE), device, dtype, scales))
+        return suit(_seeded(lambda: build_vae(**VAE), device, dtype, scales))
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> tuple[Any, Any]:
         """A small UMT5 that reads bytes: its tokenizer needs no file."""
