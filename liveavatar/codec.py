@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,13 +21,15 @@ from .config import MOTION_FRAMES
 from .encoders.audio import Tail, encode_audio
 from .encoders.features import AudioFeatures
 from .encoders.text import encode_text
+from .memory.berth import berth_of
 from .memory.cap import hold_to
 from .memory.landing import Aside, Landing
 from .session import OnNotice, cpu_threads, unnoticed
 from .spool import Rows
 from .streams.frames import Decoder
-from .vae.stream import decode_block, open_decode
-from .vae.wan import encode, latent_scale
+from .vae.tiles import encode_tiles, open_tiled
+from .vae.tiling import WHOLE, Tiles
+from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -77,12 +80,12 @@ class Codec(Protocol):
         """Have the VAE; otherwise whatever needs it first loads it."""
         ...
 
-    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, pixels: torch.Tensor, check: Check, tiles: Tiles = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
         """A picture [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
-        for 73 frames [16, 19, h, w]."""
+        for 73 frames [16, 19, h, w]; encoded in so many tiles."""
         ...
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own."""
         ...
 
@@ -133,16 +136,16 @@ class LocalCodec:
         """See `Codec`."""
         _ = self.vae
 
-    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, pixels: torch.Tensor, check: Check, tiles: Tiles = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Codec`."""
         vae = self.vae
         with self.place.working():
-            reference = encode(vae, pixels)[0].cpu()
-            return reference, encode(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1))[0].cpu()
+            reference = encode_tiles(vae, pixels, tiles)[0].cpu()
+            return reference, encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed, tiles: Tiles = WHOLE) -> Decoder:
         """See `Codec`; there are no notices."""
-        return vae_decoder(self.vae, motion, self.place.threads)
+        return vae_decoder(self.vae, motion, self.place.threads, tiles)
 
     def latent_scale(self) -> LatentScale:
         """See `Codec`."""
@@ -174,7 +177,7 @@ class LocalCodec:
             torch.cuda.empty_cache()
 
 
-def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int) -> Decoder:
+def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
     On CUDA it works beside whatever else the device does, and waits for its own pictures only.
@@ -182,13 +185,14 @@ def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int) -> De
     Args:
         motion: latents [16, >= 7, h, w] of what came before the video.
         threads: CPU threads.
+        tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
     """
     aside = Aside(vae.device)
     with torch.inference_mode(), cpu_threads(threads), aside.working():
-        state = open_decode(vae, motion[None])
+        pictures = open_tiled(vae, motion[None], tiles, functools.partial(berth_of, vae.device))
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), cpu_threads(threads), aside.working():
-            return Landing.of(decode_block(vae, state, latents)).wait()
+            return Landing.of(pictures(latents)).wait()
 
     return decode

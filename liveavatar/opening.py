@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -74,7 +75,8 @@ def fresh_session(prospect: Prospect, phase: Phase, backend: Backend | None = No
     codec = lender.codec(p.components, Place(p.plan.vae_device, p.plan.dtype, p.plan.threads, p.plan.cap))
     phase("loading the VAE", 0.0)
     codec.load_vae(lambda: phase("loading the VAE", 0.0))
-    material = prepare(codec, p.request, p.effective, p.picture, p.sound, phase)
+    material = prepare(codec, p.request, p.effective, p.picture, p.sound, phase, p.plan.vae_tiles)
     job = Job(p.effective, material, p.request.sink_distance)
-    with Session(lender.engine(p.components, p.plan), job, codec.decoder) as session:
+    open_decoder = functools.partial(codec.decoder, tiles=p.plan.vae_tiles)
+    with Session(lender.engine(p.components, p.plan), job, open_decoder) as session:
         yield Filmed(session, session.frames)

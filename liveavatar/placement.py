@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from .machines import DeviceName
 from .planner import CONTEXT, GIB, Hardware, Plan, Preference, Wishes, choose_plan, fitted, make_plan
 from .request import Effective
 from .storage import PLAIN, Storage
+from .vae.tiling import WHOLE, Tiles
 
 _MOST_THREADS = 8
 _MOST_MEMORY = 100_000
@@ -40,6 +42,7 @@ class Placement:
         allow_smaller: whether a smaller video may be chosen where nothing else fits.
         vram_cap: GB (10^9 bytes) of each GPU that are used at most, by the plan and by every single process.
         host_ram: GiB of the host's memory that are reckoned with; None: all there is.
+        vae_tiles: "RxC", rows and columns of tiles in which the VAE works; None: whole, or as it is chosen.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
     """
@@ -55,6 +58,7 @@ class Placement:
     allow_smaller: bool = False
     vram_cap: float | None = None
     host_ram: float | None = None
+    vae_tiles: str | None = None
     processes: bool = False
     compile: bool = False
 
@@ -78,6 +82,20 @@ class Placement:
     def working_threads(self) -> int:
         """The CPU threads that will be used."""
         return min(os.cpu_count() or 1, _MOST_THREADS) if self.threads is None else self.threads
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """Rows and columns of tiles of the VAE, where they were told.
+
+        Raises:
+            PlanError: they are not understood.
+        """
+        if self.vae_tiles is None:
+            return None
+        read = re.fullmatch(r"\s*(\d{1,3})\s*[xX×]\s*(\d{1,3})\s*", self.vae_tiles)
+        if not read:
+            raise PlanError(f"The tiles {self.vae_tiles!r} are not understood.", "Write rows x columns, such as 2x2.")
+        return int(read[1]), int(read[2])
 
     def check_devices(self, elsewhere: bool = False) -> None:
         """Refuse devices that are not here, and to compile for them where the machine lacks what that takes.
@@ -123,12 +141,20 @@ class Placement:
             hardware: the cards at hand; asked only where something is chosen for them.
 
         Raises:
-            PlanError: an impossible cut, storage, dtype or thread count; nothing fits; wishes that nobody would heed.
+            PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; wishes that
+                nobody would heed.
         """
         self._check_memory()
         cards = self._cards(hardware)
         if cards is not None:
-            wishes = Wishes(self.prefer, self.allow_smaller, self.working_dtype, self.working_threads, self.processes)
+            wishes = Wishes(
+                self.prefer,
+                self.allow_smaller,
+                self.working_dtype,
+                self.working_threads,
+                self.processes,
+                self.tiles,
+            )
             chosen = choose_plan(effective, config, cards, wishes, model=model)
             return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
@@ -149,6 +175,7 @@ class Placement:
             threads=self.working_threads,
             storage=self.storage or PLAIN,
             processes=self.processes,
+            vae_tiles=self.tiles or WHOLE,
         )
         return self._capped(plan)
 

@@ -16,6 +16,7 @@ from .media.picture import fit_picture, to_pixels
 from .media.sound import Sound, mono_16k
 from .request import Effective, Request
 from .session import Material
+from .vae.tiling import WHOLE, Tiles
 
 Phase = Callable[[str, float], None]
 """Called with the name of what is being done and the finished share of it, 0 to 1; what it raises ends the work."""
@@ -28,6 +29,7 @@ def prepare(
     picture: np.ndarray,
     sound: Sound,
     phase: Phase = lambda name, share: None,
+    tiles: Tiles = WHOLE,
 ) -> Material:
     """Encode everything the network is told.
 
@@ -37,12 +39,13 @@ def prepare(
         picture: uint8 [H, W, 3].
         sound: at any rate; only what `effective` uses is encoded.
         phase: hears of the progress.
+        tiles: see `Plan.vae_tiles`.
     """
     context = read_prompt(codec, effective.prompt, phase)
     used = sound.limited(effective.samples / sound.rate)
     audio = hear_sound(codec, used, effective.blocks, tail=request.tail, phase=phase)
     try:
-        reference, motion = look_at_picture(codec, request, effective, picture, phase)
+        reference, motion = look_at_picture(codec, request, effective, picture, phase, tiles)
     except BaseException:
         audio.close()
         raise
@@ -83,12 +86,12 @@ def hear_sound(
 
 
 def look_at_picture(
-    codec: Codec, request: Request, effective: Effective, picture: np.ndarray, phase: Phase
+    codec: Codec, request: Request, effective: Effective, picture: np.ndarray, phase: Phase, tiles: Tiles = WHOLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of the picture [16, 1, h, w], and of it standing still for 73 frames [16, 19, h, w], on the CPU."""
     name = "encoding the picture"
     phase(name, 0.0)
     pixels = to_pixels(fit_picture(picture, effective.width, effective.height, request.fit))
-    latents = codec.look(pixels, lambda: phase(name, 0.0))
+    latents = codec.look(pixels, lambda: phase(name, 0.0), tiles)
     phase(name, 1.0)
     return latents

@@ -221,7 +221,7 @@ class Take:
             phase("loading the VAE", 0.0)
             codec = self.studio.codec(p.plan)
             codec.load_vae(lambda: phase("loading the VAE", 0.0))
-            reference, motion = look_at_picture(codec, p.request, p.effective, p.picture, phase)
+            reference, motion = look_at_picture(codec, p.request, p.effective, p.picture, phase, p.plan.vae_tiles)
             material = Material(reference, motion, self.context, self.voice.features)
             job = Job(p.effective, material, p.request.sink_distance)
             self._session = Session(self.studio.backend.engine(self.studio.components, p.plan), job)
@@ -282,8 +282,9 @@ class Take:
 
     def _opener(self, plan: Plan, vae: AutoencoderKLWan | None) -> OpenDecoder:
         if vae is None:
-            return self.studio.codec(plan).decoder
-        return lambda motion, _: vae_decoder(vae, motion, plan.threads)
+            codec = self.studio.codec(plan)
+            return lambda motion, tell: codec.decoder(motion, tell, plan.vae_tiles)
+        return lambda motion, _: vae_decoder(vae, motion, plan.threads, plan.vae_tiles)
 
 
 def receipt_text(receipt: Path) -> str:

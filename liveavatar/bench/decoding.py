@@ -39,10 +39,11 @@ def decoding(
     """
     device = engine.device
     vae = components.vae(device, dtype)
-    open_decoder = functools.partial(vae_decoder, vae, job.material.motion, engine.plan.threads)
+    open_decoder = functools.partial(vae_decoder, vae, job.material.motion, engine.plan.threads, engine.plan.vae_tiles)
     decode: Decoder
     decode, warmup = _timed(open_decoder, device)
     alone = statistics.median([_timed(functools.partial(decode, n), device)[1] for n in run.latents[: _BLOCKS + 1]][1:])
+    del decode  # what it remembers makes room for the next one
     beside, meanwhile = None, None
     if on_accelerators(engine.plan):
         beside, meanwhile = side_by_side(engine.unwatched(), job, open_decoder())

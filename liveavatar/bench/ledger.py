@@ -77,7 +77,7 @@ class Ledger:
         parts = {name: Amount(planned[name], found) for name, found in self._most.items()}
         held = Amount(sum(p.planned for p in parts.values()), sum(p.found for p in parts.values()))
         most, reserved = self._peak()
-        away = sum(self.plan.host_bytes_by_machine.values())
+        away = sum(self.plan.host_bytes_by_machine.values()) - self.plan.vae_host
         if reserved is None:  # what lies on the host is counted with the rest, and the VAE is not there yet
             peak = Amount(bytes_needed(self.plan, False) + away, most)
         else:

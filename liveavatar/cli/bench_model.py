@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..config import PRESETS, ModelConfig
 from ..errors import ModelError, PlanError, RequestError
 from ..storage import PLAIN, Storage
+from ..vae.tiling import WHOLE
 from .parser import number, whole_number
 from .terminal import say
 
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--stream", type=whole_number(8), default=0, metavar="N", help="layers that live on the host")
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--vae", action="store_true", help="measure the VAE, too, alone and beside the network")
+    parser.add_argument(
+        "--vae-tiles", metavar="RxC", help="let the VAE work in tiles, such as 2x2 (default: as planned)"
+    )
     parser.add_argument("--baseline", action="store_true", help="measure a naive path in turns with ours")
     parser.add_argument("--json", metavar="FILE", help="write it down for machines, with versions and the date")
 
@@ -92,7 +96,14 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
         raise RequestError(
             "--vram-cap is for GPUs; this would run on the CPU.", "Leave it out, or give --device cuda:0."
         )
-    place = Placement((device,), arguments.stages, arguments.dtype, arguments.threads, compile=arguments.compile)
+    place = Placement(
+        (device,),
+        arguments.stages,
+        arguments.dtype,
+        arguments.threads,
+        vae_tiles=arguments.vae_tiles,
+        compile=arguments.compile,
+    )
     place.check_devices()
     model = arguments.model or (_SMALL if device == "cpu" else _BIG)
     if model not in PRESETS:
@@ -114,6 +125,7 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
         threads=place.working_threads,
         storage=storage,
         snapshot_blocks=0,
+        vae_tiles=place.tiles or WHOLE,
     )
 
 
@@ -130,7 +142,7 @@ def _chosen(
         raise PlanError("There is nothing to choose on the CPU.", "Leave --plan out, or give --device cuda:0.")
     here = Hardware.here()
     card = dataclasses.replace(here, cards=tuple(c for c in here.cards if c.name == device))
-    wishes = Wishes(dtype=place.working_dtype, threads=place.working_threads)
+    wishes = Wishes(dtype=place.working_dtype, threads=place.working_threads, vae_tiles=place.tiles)
     return choose_plan(effective, config, card if most is None else card.capped(most), wishes, model=model)
 
 

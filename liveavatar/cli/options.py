@@ -116,6 +116,11 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument(
         "--host-ram", type=number(64), metavar="GiB", help="memory of the host to reckon with (default: what there is)"
     )
+    chosen.add_argument(
+        "--vae-tiles",
+        metavar="RxC",
+        help="let the VAE work in tiles, which takes less memory: 2x2 (default: whole, or as many as are needed)",
+    )
     chosen.add_argument("--allow-smaller", action="store_true", help="make a smaller video where nothing else fits")
 
 
@@ -134,6 +139,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         allow_smaller=arguments.allow_smaller,
         vram_cap=arguments.vram_cap,
         host_ram=arguments.host_ram,
+        vae_tiles=arguments.vae_tiles,
         processes=arguments.engine == "ray",
         compile=arguments.compile,
     )

@@ -15,10 +15,11 @@ from .bytes import (
     layer_parameters,
     workspace_bytes,
 )
+from .checks import MAX_THREADS
 from .choose import choose_plan, fitted
 from .hardware import CONTEXT, GIB, Card, Hardware, Speed
 from .ladder import LADDER, Rung, next_down, rung_of
-from .plan import MAX_THREADS, Plan, StagePlan, make_plan, stage_plan
+from .plan import Plan, StagePlan, make_plan, stage_plan
 from .refuse import try_next
 from .snapshots import LEAST_SNAPSHOT_BLOCKS, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOT_SHARE, snapshot_due, snapshot_interval
 from .speed import Forecast

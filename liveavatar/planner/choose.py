@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..config import ModelConfig
 from ..errors import PlanError, SizeError
@@ -11,11 +11,12 @@ from ..pipeline import Cut
 from ..request import Effective
 from ..simulate import StageSpeed, simulate
 from ..size import effective_size
+from .checks import check_tiles, check_working
 from .hardware import GIB, Hardware
 from .ladder import FIRST_FP8, LADDER
-from .plan import Plan, assemble, check_working, stage_plan
+from .plan import Plan, assemble, stage_plan
 from .refuse import refusal
-from .search import Layout, Search
+from .search import Layout, Search, highest, searches
 from .speed import Forecast
 from .wishes import NONE, Preference, Wishes
 
@@ -45,13 +46,15 @@ def choose_plan(
         PlanError: nothing fits; it names what is too large and the nearest that fits.
     """
     check_working(wishes.dtype, wishes.threads)
+    if wishes.vae_tiles:
+        check_tiles(effective, wishes.vae_tiles)
     if wishes.prefer not in ("quality", "speed"):
         raise PlanError(f"The preference {wishes.prefer!r} is not known.", "Use quality or speed.")
     for tried in [effective, *(smaller_sizes(effective) if wishes.allow_smaller else ())]:
-        search = Search(tried, config, hardware, wishes)
-        layout = _best(search, wishes.prefer)
-        if layout:
-            return _planned(search, layout, model)
+        ways = searches(tried, config, hardware, wishes)
+        best = _best(ways, wishes.prefer) if ways else None
+        if best:
+            return _planned(*best, model)
     raise refusal(effective, config, hardware, wishes, model, smaller_sizes(effective))
 
 
@@ -81,16 +84,20 @@ def smaller_sizes(effective: Effective) -> Iterator[Effective]:
             yield dataclasses.replace(effective, width=size[0], height=size[1])
 
 
-def _best(search: Search, prefer: Preference) -> Layout | None:
+def _best(ways: Sequence[Search], prefer: Preference) -> tuple[Search, Layout] | None:
     if prefer == "quality":
-        rung = search.fits()
-        return None if rung is None else _fastest(search, rung)
-    fp8 = all(card.speed.computes_fp8 for card in search.hardware.cards)
+        found = highest(ways)
+        if found is None:
+            return None
+        rung, search = found
+        layout = _fastest(search, rung)
+        return None if layout is None else (search, layout)
+    fp8 = all(card.speed.computes_fp8 for card in ways[0].hardware.cards)
     rungs = [rung for rung in range(FIRST_FP8 if fp8 else 0, len(LADDER)) if LADDER[rung].streams]
     """The lowest of each kind of rounding: stages with room stand higher by themselves."""
-    found = [layout for rung in rungs if (layout := _fastest(search, rung))]
-    least = min((layout.seconds for layout in found), default=0.0)
-    return next((layout for layout in found if layout.seconds <= least * (1 + _ALIKE)), None)
+    pairs = [(search, layout) for rung in rungs for search in ways if (layout := _fastest(search, rung))]
+    least = min((layout.seconds for _, layout in pairs), default=0.0)
+    return next(((search, layout) for search, layout in pairs if layout.seconds <= least * (1 + _ALIKE)), None)
 
 
 def _fastest(search: Search, rung: int) -> Layout | None:
@@ -115,8 +122,8 @@ def _planned(search: Search, layout: Layout, model: str) -> Plan:
         for group, steps in enumerate(topology.steps)
         for column, share in zip(topology.columns, layout.shares, strict=True)
     ]
-    wishes = search.wishes
-    plan = assemble(effective, config, model, cut, stages, wishes.dtype, topology.vae.name, wishes.threads)
+    wishes, vae = search.wishes, topology.vae.name
+    plan = assemble(effective, config, model, cut, stages, wishes.dtype, vae, wishes.threads, search.tiles)
     plan = dataclasses.replace(plan, processes=wishes.processes)
     used = plan.total_by_device
     return dataclasses.replace(

@@ -10,14 +10,14 @@ from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
 from ..storage import PLAIN, Storage, weights_of
+from ..vae.tiling import WHOLE, Tiles
 from .bytes import BYTES, SINK_VERSIONS, Sizes, condition_parameters
+from .checks import check_tiles, check_working
 from .companions import companions_of
 from .hardware import CONTEXT
 from .snapshots import snapshot_interval
 from .speed import Forecast
 
-MAX_THREADS = 256
-"""CPU threads beyond which no work divides and some systems fail."""
 THIS_MACHINE = "this machine"
 
 
@@ -79,6 +79,8 @@ class Plan:
         threads: CPU threads a task may use; bits are equal only at equal counts.
         size: width and height it is for; smaller than what was asked only where that was allowed.
         vae: bytes of the VAE on its device: weights, decode caches and the activations of a decode.
+        vae_tiles: rows and columns in which it decodes and encodes; (1, 1): the whole picture at once.
+        vae_host: decode caches of tiles, pinned on the host of its device.
         encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
         usable: bytes that may be used per device, where that was looked at.
         forecast: how fast it will probably be, where that was looked at.
@@ -99,6 +101,8 @@ class Plan:
     threads: int
     size: tuple[int, int] = (0, 0)
     vae: int = 0
+    vae_tiles: Tiles = WHOLE
+    vae_host: int = 0
     encoders: int = 0
     usable: tuple[tuple[str, int], ...] = ()
     forecast: Forecast | None = None
@@ -157,9 +161,9 @@ class Plan:
     def host_bytes_by_machine(self) -> dict[str, int]:
         """Bytes of pinned memory per machine; weights count as often as in `weights_by_device`."""
         totals: dict[str, int] = {}
-        pinned = [*((s, s.host_rings) for s in self.stages), *((s, s.host_weights) for s in self._owners)]
-        for stage, nbytes in pinned:
-            machine = machine_of(stage.device)
+        stages = [*((s, s.host_rings) for s in self.stages), *((s, s.host_weights) for s in self._owners)]
+        for device, nbytes in (*((s.device, size) for s, size in stages), (self.vae_device, self.vae_host)):
+            machine = machine_of(device)
             totals[machine] = totals.get(machine, 0) + nbytes
         return totals
 
@@ -185,6 +189,7 @@ def make_plan(
     storage: Storage = PLAIN,
     snapshot_blocks: int | None = None,
     processes: bool = False,
+    vae_tiles: Tiles = WHOLE,
 ) -> Plan:
     """Lay the stages out as told.
 
@@ -199,13 +204,16 @@ def make_plan(
         storage: of every stage.
         snapshot_blocks: blocks from one snapshot to the next; 0: none; None: as `snapshot_interval` says.
         processes: whether every stage will work in a process of its own.
+        vae_tiles: rows and columns in which the VAE works.
 
     Raises:
-        PlanError: an impossible cut, dtype, thread count, number of streamed layers or interval.
+        PlanError: an impossible cut, dtype, thread count, number of streamed layers or interval; more
+            tiles than the picture can be cut into.
     """
     if snapshot_blocks is not None and snapshot_blocks < 0:
         raise PlanError(f"A snapshot every {snapshot_blocks} blocks is not possible.", "Use 0 for none, or more.")
     check_working(dtype, threads)
+    check_tiles(effective, vae_tiles)
     cut = Cut.parse(stages, effective.steps, config.num_layers)
     size, fewest = BYTES[dtype], min(map(len, cut.layers))
     if not 0 <= storage.streamed <= fewest:
@@ -216,21 +224,9 @@ def make_plan(
         stage_plan(config, effective.frame_tokens, steps, layers, size, devices[i % len(devices)], storage)
         for i, (steps, layers) in enumerate((steps, layers) for steps in cut.steps for layers in cut.layers)
     ]
-    plan = assemble(effective, config, model, cut, plans, dtype, devices[-1], threads)
+    plan = assemble(effective, config, model, cut, plans, dtype, devices[-1], threads, vae_tiles)
     every = plan.snapshot_blocks if snapshot_blocks is None else snapshot_blocks
     return dataclasses.replace(plan, snapshot_blocks=every, processes=processes)
-
-
-def check_working(dtype: str, threads: int) -> None:
-    """Refuse a dtype that is not known and a thread count that is not possible.
-
-    Raises:
-        PlanError: with the nearest that works.
-    """
-    if dtype not in BYTES:
-        raise PlanError(f"The dtype {dtype!r} is not known.", f"Use {', '.join(BYTES)}.")
-    if not 1 <= threads <= MAX_THREADS:
-        raise PlanError(f"{threads} CPU threads are not possible.", f"Use 1 to {MAX_THREADS}.")
 
 
 def assemble(
@@ -242,9 +238,11 @@ def assemble(
     dtype: str,
     vae_device: str,
     threads: int,
+    vae_tiles: Tiles = WHOLE,
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size = companions_of(config), BYTES[dtype]
+    vae = beside.vae_bytes(effective, size, vae_tiles, _is_card(vae_device))
     return Plan(
         model=model,
         cut=cut,
@@ -254,7 +252,9 @@ def assemble(
         conditions=condition_parameters(config) * size,
         threads=threads,
         size=(effective.width, effective.height),
-        vae=beside.vae_bytes(effective, size),
+        vae=vae.device,
+        vae_tiles=vae_tiles,
+        vae_host=vae.host,
         encoders=beside.encoder_bytes(size),
         snapshot_blocks=snapshot_interval(max(stage.snapshot for stage in stages), effective.blocks),
     )

@@ -14,7 +14,7 @@ from ..storage import options_of
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_CARDS, Hardware
 from .ladder import LADDER, next_down
 from .plan import Plan, assemble, stage_plan
-from .search import Search
+from .search import Search, highest, searches
 from .wishes import Wishes
 
 _OFFERS = 3
@@ -39,7 +39,7 @@ def refusal(
     cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
     video = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps"
     asked = f"{video} does not fit {hardware}{cap}"
-    why = _shortage(Search(effective, config, hardware, wishes))
+    why = _shortage(searches(effective, config, hardware, wishes)[-1])
     offers = list(itertools.islice(_offers(effective, config, hardware, wishes, smaller), _OFFERS))
     typed = "; ".join(f"--model {model} {offer}" for offer in offers)
     return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
@@ -60,11 +60,11 @@ def _offers(
     """Command-line options that fit: a smaller video, more memory on the host, a higher cap, more or larger cards."""
 
     def fits(wanted: Effective, cards: Hardware) -> str | None:
-        rung = Search(wanted, config, cards, wishes).fits()
-        if rung is None:
+        found = highest(searches(wanted, config, cards, wishes))
+        if found is None:
             return None
         size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
-        return f"{size}{_options(hardware, cards)} ({LADDER[rung].name})"
+        return f"{size}{_options(hardware, cards)} ({LADDER[found[0]].name})"
 
     def first(tried: Iterable[tuple[Effective, Hardware]]) -> Iterator[str]:
         yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
@@ -140,7 +140,8 @@ def _thinnest(search: Search) -> Plan:
         )
         for card, layers in zip(cards, cut.layers, strict=True)
     ]
-    return assemble(effective, config, "", cut, stages, search.wishes.dtype, cards[-1].name, 1)
+    vae, dtype = cards[-1].name, search.wishes.dtype
+    return assemble(effective, config, "", cut, stages, dtype, vae, 1, search.tiles)
 
 
 def _gb(size: int) -> str:

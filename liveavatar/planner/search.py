@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..config import BLOCK_LATENTS, ModelConfig
 from ..request import Effective
 from ..storage import Storage
+from ..vae.tiling import WHOLE, Tiles, possible, tilings
 from .bytes import BYTES, condition_parameters
 from .companions import companions_of
 from .hardware import CONTEXT, Hardware
@@ -83,15 +84,20 @@ class Search:
         config: of the network.
         hardware: at hand.
         wishes: what matters; what is preferred is for others to heed.
+        tiles: in which the VAE works.
     """
 
-    def __init__(self, effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes):
+    def __init__(
+        self, effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes, tiles: Tiles = WHOLE
+    ):
         self.effective, self.config, self.hardware, self.wishes = effective, config, hardware, wishes
-        self.size, self.beside = BYTES[wishes.dtype], companions_of(config)
-        self.vae = self.beside.vae_bytes(effective, self.size)
+        self.size, self.beside, self.tiles = BYTES[wishes.dtype], companions_of(config), tiles
+        held = self.beside.vae_bytes(effective, self.size, tiles)
+        self.vae, self.vae_host = held.device, held.host
         self.conditions = condition_parameters(config) * self.size
         self.encoders = self.beside.encoder_bytes(self.size)
-        self._tflop = self.beside.decode_tflop(effective, BLOCK_LATENTS)
+        self._tflop = self.beside.decode_tflop(effective, BLOCK_LATENTS, tiles)
+        self._host = hardware.usable_host - self.vae_host
         self._shelves: dict[Rung, Shelf] = {}
         self._shares: dict[tuple[Post, int, int, int], Share | None] = {}
         self._known: dict[tuple[tuple[Seat, ...], int, float], Post] = {}
@@ -104,9 +110,9 @@ class Search:
                 if layout:
                     yield layout
 
-    def fits(self) -> int | None:
-        """The highest rung that anything fits on."""
-        return next((r for r in range(len(LADDER)) if any(self.layouts(r, fastest=False))), None)
+    def fits(self, rung: int) -> bool:
+        """Whether anything fits on a rung."""
+        return any(self.layouts(rung, fastest=False))
 
     def _encoders_fit(self, topology: Topology) -> bool:
         """They work where the VAE does, which is there before them."""
@@ -118,7 +124,7 @@ class Search:
         full = self._split(posts, rung, math.inf)
         if full is None:
             return None
-        best = full if _host(full) <= self.hardware.usable_host else None
+        best = full if _host(full) <= self._host else None
         low, high = 0.0, _busiest(full)
         while (fastest or best is None) and high - low > _PRECISION * high:
             middle = (low + high) / 2
@@ -127,17 +133,17 @@ class Search:
                 low = middle
                 continue
             high = _busiest(found)
-            if _host(found) <= self.hardware.usable_host:
+            if _host(found) <= self._host:
                 best = found
         if best is None:
             return None
-        decode = decode_seconds(self._tflop, topology.vae.speed)
+        decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
         seconds = max(_busiest(best), decode if topology.alone else 0.0)
         return Layout(topology, tuple(best), rung, seconds, decode)
 
     def _posts(self, topology: Topology) -> list[Post]:
         """The columns of a topology; equal ones of different topologies are one object, which is quick to look up."""
-        decode = decode_seconds(self._tflop, topology.vae.speed)
+        decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
         posts = (Post(column, topology.cards, decode) for column in topology.columns)
         return [self._known.setdefault((post.column, post.cards, post.decode), post) for post in posts]
 
@@ -208,6 +214,30 @@ class Search:
             loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
             host += shelf.pinned(layers, seat.steps, count)
         return Share(layers, storage, tuple(seconds), host, max(loads))
+
+
+def searches(effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes) -> tuple[Search, ...]:
+    """A search for each way the VAE may work: the whole, then more and more tiles.
+
+    Where the tiles are told there is one, or none for a picture that cannot be cut into them.
+    """
+    size, tiles = effective.latent_size, wishes.vae_tiles
+    ways = tilings(*size) if tiles is None else (tiles,) if possible(*size, tiles) else ()
+    return tuple(Search(effective, config, hardware, wishes, way) for way in ways)
+
+
+def highest(ways: Sequence[Search]) -> tuple[int, Search] | None:
+    """The highest rung that anything fits on, and there the first way of the VAE that lets it.
+
+    Tiles change the pictures, though by less than their rounding to 8 bits does; what is moved to the host changes
+    nothing, and what is rounded more changes the network. So tiles are tried on the last rung of each rounding, after
+    all that only moves and before the next that rounds. Stages that then have room stand higher by themselves.
+    """
+    for rung, last in enumerate(LADDER):
+        found = next((way for way in (ways if last.streams else ways[:1]) if way.fits(rung)), None)
+        if found is not None:
+            return rung, found
+    return None
 
 
 def _busiest(shares: list[Share]) -> float:

@@ -78,6 +78,12 @@ def link_seconds(config: ModelConfig, frame_tokens: int, size: int, stages: int)
     return BLOCK_LATENTS * frame_tokens * config.dim * size / 1e9 / _LINK if stages > 1 else 0.0
 
 
-def decode_seconds(tflop: float, speed: Speed) -> float:
-    """Of decoding a block."""
-    return tflop / (speed.plain * _VAE_SHARE)
+def decode_seconds(tflop: float, speed: Speed, resting: int = 0) -> float:
+    """Of decoding a block.
+
+    Args:
+        tflop: 10^12 operations.
+        speed: of the card.
+        resting: bytes on the host, which come to the card and go back once a block.
+    """
+    return tflop / (speed.plain * _VAE_SHARE) + 2 * resting / 1e9 / min(speed.copy, _HOST_COPY)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from ..vae.tiling import Tiles
+
 Preference = Literal["quality", "speed"]
 
 
@@ -19,6 +21,7 @@ class Wishes:
         dtype: of weights, keys and tokens where they are not rounded further.
         threads: CPU threads per task.
         processes: whether every stage, and the VAE, will work in a process of its own.
+        vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
     """
 
     prefer: Preference = "quality"
@@ -26,6 +29,7 @@ class Wishes:
     dtype: str = "bfloat16"
     threads: int = 1
     processes: bool = False
+    vae_tiles: Tiles | None = None
 
 
 NONE = Wishes()

@@ -8,6 +8,7 @@ goes on from it; between its turns it may lie elsewhere (`Berth`).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -16,7 +17,7 @@ import torch
 
 from ..config import SPATIAL_STRIDE
 from .stream import DecodeState, decode_block, open_decode
-from .tiling import RAMP, Grid, Tiles
+from .tiling import RAMP, WHOLE, Grid, Tiles
 from .wan import FeatureMap, encode
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ class Berth(Protocol):
 
     def take(self) -> FeatureMap:
         """Have it on the VAE's device again, bit for bit."""
+
+
+def open_tiled(
+    vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, berth: Callable[[], Berth]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes pictures of the next latents, as `decode_block`: of the whole, or of `TiledDecode`, whose arguments
+    these are."""
+    if tiles != WHOLE:
+        return TiledDecode(vae, motion, tiles, berth)
+    return functools.partial(decode_block, vae, open_decode(vae, motion))
 
 
 class TiledDecode:
@@ -49,16 +60,18 @@ class TiledDecode:
     def __init__(self, vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, berth: Callable[[], Berth]):
         self._vae = vae
         self._mosaic = Mosaic(Grid.of(motion.shape[-2], motion.shape[-1], tiles), SPATIAL_STRIDE, vae.device)
-        self._resting: list[tuple[Berth, int]] = []
-        for tile in self._mosaic.cut(motion):
-            state, rest = open_decode(vae, tile), berth()
-            rest.put(state.features)
-            self._resting.append((rest, state.latents))
+        self._resting = [self._begun(tile, berth()) for tile in self._mosaic.cut(motion)]
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """The pictures of the next latents [16, n, h, w]: as `decode_block`."""
         tiles = enumerate(self._mosaic.cut(latents))
         return self._mosaic.joined(self._decoded(number, tile) for number, tile in tiles).clamp_(-1, 1)
+
+    def _begun(self, motion: torch.Tensor, rest: Berth) -> tuple[Berth, int]:
+        """A tile that is warmed up and rests."""
+        state = open_decode(self._vae, motion)
+        rest.put(state.features)
+        return rest, state.latents
 
     def _decoded(self, number: int, latents: torch.Tensor) -> torch.Tensor:
         """The pictures of one tile, which goes to rest again."""
@@ -77,6 +90,8 @@ def encode_tiles(vae: AutoencoderKLWan, pixels: torch.Tensor, tiles: Tiles) -> t
         RequestError: as `encode`.
         ValueError: more tiles than there are latents for.
     """
+    if tiles == WHOLE:
+        return encode(vae, pixels)
     height, width = (n // SPATIAL_STRIDE for n in pixels.shape[-2:])
     mosaic = Mosaic(Grid.of(height, width, tiles), 1, vae.device)
     return mosaic.joined(encode(vae, tile) for tile in mosaic.cut(pixels, SPATIAL_STRIDE))

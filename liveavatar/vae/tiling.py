@@ -91,6 +91,11 @@ class Grid:
         return tuple((r, c) for r in range(len(self.rows)) for c in range(len(self.columns)))
 
 
+def possible(height: int, width: int, tiles: Tiles) -> bool:
+    """Whether a latent picture can be cut into so many."""
+    return all(1 <= count <= most for count, most in zip(tiles, most_tiles(height, width), strict=True))
+
+
 def most_tiles(height: int, width: int) -> Tiles:
     """The finest grid of a latent picture."""
     return most_spans(height), most_spans(width)

@@ -15,6 +15,18 @@ def test_the_published_model_is_planned_without_its_weights():
     assert len(rows) == 4 and len({len(row) for row in rows}) == 1, "a table"
 
 
+def test_tiles_are_told_where_the_vae_works_in_them():
+    words = ("plan", "--model", "wan2.2-s2v-14b", "--size", "1280x720", "--gpus", "2x16", "--host-ram", 128)
+    ran = run(*words)
+    assert (ran.code, ran.err) == (0, "")
+    assert "kept    VAE: 2x3 tiles, what they remember on the host" in ran.out, ran.out
+    told = run("plan", "--size", "256x256", "--vae-tiles", "1x2")
+    assert "kept    VAE: 1x2 tiles" in told.out and "VAE" not in told.out.split("kept    VAE")[1], told.out
+    assert "VAE:" not in run("plan", "--size", "256x256").out
+    refused = run("plan", "--size", "256x256", "--vae-tiles", "2")
+    assert refused.code != 0 and "rows x columns" in refused.err
+
+
 def test_long_videos_tell_how_often_workers_keep_a_snapshot():
     words = ("plan", "--model", "wan2.2-s2v-14b", "--stages", "1x4", "--dtype", "bfloat16", "--seconds")
     (line,) = (line for line in run(*words, 3600).out.splitlines() if line.startswith("resume"))

@@ -13,9 +13,11 @@ from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.planner import LADDER, Hardware, Plan, Wishes, choose_plan, fitted, rung_of
 from liveavatar.planner.hardware import CONTEXT, GIB
-from liveavatar.planner.search import Search
+from liveavatar.planner.search import highest as highest_of
+from liveavatar.planner.search import searches
 from liveavatar.request import Effective, Request, resolve
 from liveavatar.size import picture_for
+from liveavatar.vae.tiling import tilings
 
 CARDS = (16, 24, 32, 48, 80, 96, 141)
 SIZES = ("384x256", "640x384", "512x512", "704x384", "720x400", "832x480", "1024x704", "1280x720")
@@ -79,8 +81,8 @@ def test_more_memory_never_gives_a_lower_rung(cards, size, data):
 
 
 def highest(cards: Hardware, size: str) -> int:
-    found = Search(effective(size), WAN2_2_S2V_14B, cards, Wishes()).fits()
-    return len(LADDER) if found is None else found
+    found = highest_of(searches(effective(size), WAN2_2_S2V_14B, cards, Wishes()))
+    return len(LADDER) if found is None else found[0]
 
 
 @settings(max_examples=15, deadline=None)
@@ -91,9 +93,40 @@ def test_quality_stands_on_the_highest_rung_and_speed_is_not_slower(cards, size)
         best = plan(given, effective(size))
     except PlanError:
         return
-    assert rung(best) == highest(given, size)
+    assert rung(best) == highest(given, size) or (best.vae_tiles != (1, 1) and rung(best) < highest(given, size))
     fast = plan(given, effective(size), prefer="speed")
     assert any(stage.storage.weights == "fp8" for stage in fast.stages)
+
+
+@pytest.mark.parametrize(
+    ("cards", "size", "host"),
+    [("1x24", "1024x704", 128), ("2x16", "1024x704", 128), ("2x16", "1280x720", 128), ("1x32", "1280x720", 128)],
+)
+def test_tiles_make_large_pictures_fit(cards, size, host):
+    given, asked = Hardware.parse(cards, host * GIB), effective(size)
+    with pytest.raises(PlanError):
+        plan(given, asked, vae_tiles=(1, 1))
+    found = plan(given, asked)
+    check(found, given, 4)
+    assert found.vae_tiles > (1, 1) and found.vae_host > 0
+    fewer = [tiles for tiles in tilings(*asked.latent_size) if tiles < found.vae_tiles]
+    for tiles in fewer:
+        with pytest.raises(PlanError):
+            plan(given, asked, vae_tiles=tiles)
+
+
+def test_nothing_is_cut_into_tiles_where_moving_is_enough():
+    found = plan("1x24")
+    assert found.vae_tiles == (1, 1) and found.vae_host == 0
+    told = plan("1x24", vae_tiles=(2, 2))
+    assert told.vae_tiles == (2, 2) and told.vae < found.vae / 2 and told.vae_host > 0
+    assert sum(told.host_bytes_by_machine.values()) >= told.vae_host
+
+
+def test_tiles_that_a_picture_cannot_have_are_refused():
+    with pytest.raises(PlanError, match="cannot be cut into 9x9") as refused:
+        plan("1x80", vae_tiles=(9, 9))
+    assert "5x8" in refused.value.nearest
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,9 @@ def test_a_cap_holds_for_what_is_chosen_and_for_what_is_told():
         (Placement(("cuda:0",), "1x1", fit=True), "nobody else names"),
         (Placement(("cuda:0",), storage=Storage(), fit=True), "nobody else names"),
         (Placement(("studio2/cuda:0",), fit=True), "nobody else names"),
+        (Placement(("cpu",), vae_tiles="many"), "'many' are not understood"),
+        (Placement(("cpu",), vae_tiles="0x2"), "cannot be cut into 0x2 tiles"),
+        (Placement(("cpu",), vae_tiles="2x90"), "cannot be cut into 2x90 tiles"),
     ],
 )
 def test_wishes_that_nobody_would_heed_are_refused(asked, why):

@@ -12,7 +12,11 @@ from liveavatar.model.rope import Rope
 from liveavatar.model.transformer import CausalS2VTransformer, Part
 from liveavatar.planner import workspace_bytes
 from liveavatar.planner.companions import PUBLISHED
+from liveavatar.request import Request, resolve
 from liveavatar.vae.stream import DecodeState, decode_block
+from liveavatar.vae.suited import lay_channels_last
+from liveavatar.vae.tiles import TiledDecode, encode_tiles
+from liveavatar.vae.tiling import Grid
 from liveavatar.vae.wan import build_vae
 
 BIG = WAN2_2_S2V_14B
@@ -53,3 +57,45 @@ def test_a_decode_fits_into_what_the_vae_is_given(dtype):
             decode_block(vae, state, empty(16, 3, height, width, dtype=dtype))
     numbers = 2.25 * PUBLISHED.decode_state * height * width
     assert numbers / 2 < seen.most / dtype.itemsize <= numbers
+
+
+class Away:
+    """Where what a tile remembers takes nothing of the device; knows how much it was."""
+
+    def put(self, features):
+        self.nbytes = sum(f.nbytes for f in features if f is not None)
+        self.features = [f if f is None else (f.shape, f.stride()) for f in features]
+
+    def take(self):
+        return [f and torch.empty_strided(*f, dtype=torch.bfloat16, device="meta") for f in self.features]
+
+
+@pytest.mark.parametrize("tiles", [(1, 2), (2, 2), (2, 3)])
+def test_tiles_fit_into_what_the_vae_is_given(tiles):
+    """The peak of the device and the bytes on the host, of a decode and of an encode."""
+    asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
+    height, width = asked.latent_size
+    with torch.device("meta"):
+        vae = lay_channels_last(build_vae().to(torch.bfloat16))
+    weights = sum(p.nbytes for p in vae.parameters())
+    held, away = PUBLISHED.vae_bytes(asked, 2, tiles), []
+
+    def berth() -> Away:
+        away.append(Away())
+        return away[-1]
+
+    with torch.inference_mode(), Allocated(vae.parameters()) as seen:
+        decode = TiledDecode(vae, empty(1, 16, 7, height, width), tiles, berth)
+        decode(empty(16, 3, height, width))
+    assert 0.9 * (held.device - weights) < seen.most <= held.device - weights
+    assert sum(rest.nbytes for rest in away) == held.host
+    with torch.inference_mode(), Allocated(vae.parameters()) as seen:
+        encode_tiles(vae, empty(1, 3, 1, 8 * height, 8 * width).expand(-1, -1, 9, -1, -1), tiles)
+    assert seen.most <= held.device - weights
+
+
+def test_tiles_of_a_cpu_are_in_its_own_memory():
+    asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
+    there, here = (PUBLISHED.vae_bytes(asked, 4, (2, 2), card) for card in (True, False))
+    tile = 4 * PUBLISHED.decode_state * Grid.of(*asked.latent_size, (2, 2)).tile
+    assert here.host == 0 and here.device == there.device + there.host - tile

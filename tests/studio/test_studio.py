@@ -203,6 +203,25 @@ def test_another_vae_decodes_the_same_latents(take, tmp_path):
     assert film(take, tmp_path, "c").frames_sha256 == own.frames_sha256
 
 
+def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
+    """A take, one with another VAE, and the front door; and their pictures are not those of the whole."""
+    request, wide = dataclasses.replace(REQUEST, size="128x64", steps=1), np.repeat(picture(), 2, 1)
+
+    def taken(tiles: str | None) -> Take:
+        there = Placement(("cpu",), threads=1, vae_tiles=tiles)
+        return Studio(open_components("mini"), LocalBackend(there)).take(request, wide, voice, context)
+
+    whole, cut = taken(None), taken("1x2")
+    assert (whole.prospect.plan.vae_tiles, cut.prospect.plan.vae_tiles) == ((1, 1), (1, 2))
+    found = film(cut, tmp_path, "cut").frames_sha256
+    assert found != film(whole, tmp_path, "whole").frames_sha256
+    other = open_components("mini").vae("cpu", torch.float32)
+    again = cut.record(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
+    assert again.frames_sha256 == found and json.loads((tmp_path / "b.json").read_text())["plan"]["vae_tiles"] == [1, 2]
+    direct = generate(look_ahead(wide, sound(), request, placement=cut.studio.placement), tmp_path / "direct.mp4")
+    assert direct.frames_sha256 == found
+
+
 def test_a_limited_voice_gives_a_shorter_video(studio, context):
     voice = studio.listen(sound(), 0.6)
     effective = studio.take(REQUEST, picture(), voice, context).prospect.effective

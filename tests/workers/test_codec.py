@@ -13,6 +13,7 @@ from liveavatar.components import open_components
 from liveavatar.engines.ray import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
 from liveavatar.vae.stream import MEMORY_BLOCKS
+from liveavatar.vae.tiling import Tiles
 
 PLACE = Place("cpu", "float32", 1)
 COMPONENTS = open_components("mini")
@@ -49,6 +50,9 @@ def test_words_sound_and_picture_become_the_same_numbers(here: LocalCodec, there
     pixels = noise(1, 3, 1, 64, 64).clamp(-1, 1)
     for a, b in zip(there.look(pixels, quiet), here.look(pixels, quiet), strict=True):
         assert torch.equal(a, b)
+    wide = noise(1, 3, 1, 128, 192).clamp(-1, 1)
+    in_tiles, whole = (here.look(wide, quiet, tiles)[0] for tiles in ((1, 2), (1, 1)))
+    assert torch.equal(there.look(wide, quiet, (1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
     for a, b in zip(there.latent_scale(), here.latent_scale(), strict=True):
         assert torch.equal(a, b)
 
@@ -84,19 +88,22 @@ def test_two_videos_are_decoded_side_by_side(here: LocalCodec, there: Codec) -> 
             assert torch.equal(theirs[number](latents), mine[number](latents))
 
 
-@pytest.mark.parametrize("blocks", [2, MEMORY_BLOCKS + 4])
-def test_a_decoder_goes_on_in_a_new_worker(backend: RayBackend, here: LocalCodec, there: Codec, blocks: int) -> None:
-    motion = noise(16, 19, 8, 8, seed=3)
+@pytest.mark.parametrize(("blocks", "tiles"), [(2, (1, 1)), (MEMORY_BLOCKS + 4, (1, 1)), (MEMORY_BLOCKS + 1, (1, 2))])
+def test_a_decoder_goes_on_in_a_new_worker(
+    backend: RayBackend, here: LocalCodec, there: Codec, blocks: int, tiles: Tiles
+) -> None:
+    size = (8, 8) if tiles == (1, 1) else (4, 14)
+    motion = noise(16, 19, *size, seed=3)
     notices: list[str] = []
-    mine, theirs = here.decoder(motion), there.decoder(motion, notices.append)
+    mine, theirs = here.decoder(motion, tiles=tiles), there.decoder(motion, notices.append, tiles)
     for block in range(blocks):
-        latents = noise(16, 3, 8, 8, seed=block)
+        latents = noise(16, 3, *size, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
     before = backend.codec_pid
     assert before is not None
     os.kill(before, signal.SIGKILL)
     for block in range(blocks, blocks + 2):
-        latents = noise(16, 3, 8, 8, seed=block)
+        latents = noise(16, 3, *size, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
     assert backend.codec_pid not in (None, before)
     assert len(notices) == 1 and f"going on from block {blocks}" in notices[0]

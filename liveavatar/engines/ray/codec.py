@@ -20,6 +20,7 @@ from ...session import OnNotice, unnoticed
 from ...spool import Rows
 from ...streams.frames import Decoder
 from ...vae.stream import MEMORY_BLOCKS
+from ...vae.tiling import WHOLE, Tiles
 from .desk import LOAD_SECONDS, Desk, nothing
 from .faults import Restarts, WorkerError
 from .member import Member
@@ -70,14 +71,14 @@ class RayCodec:
         """See `Codec`."""
         self._desk.nbytes = self._ask("load the VAE", check, "load_vae")
 
-    def look(self, pixels: torch.Tensor, check: Check) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, pixels: torch.Tensor, check: Check, tiles: Tiles = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Codec`."""
-        reference, motion = self._ask("encode the picture", check, "look", pixels)
+        reference, motion = self._ask("encode the picture", check, "look", pixels, tiles)
         return reference, motion
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed, tiles: Tiles = WHOLE) -> Decoder:
         """See `Codec`; a worker that is lost is replaced, and the pictures are the same."""
-        return _Decoding(self._desk, self.place, self._open, motion.cpu().clone(), on_notice)
+        return _Decoding(self._desk, self.place, self._open, motion.cpu().clone(), tiles, on_notice)
 
     def latent_scale(self) -> LatentScale:
         """See `Codec`."""
@@ -124,10 +125,16 @@ class _Decoding:
     """One video being decoded, with the latents that a new worker would need to go on."""
 
     def __init__(
-        self, desk: Desk, place: Place, have_worker: Callable[[], None], motion: torch.Tensor, on_notice: OnNotice
+        self,
+        desk: Desk,
+        place: Place,
+        have_worker: Callable[[], None],
+        motion: torch.Tensor,
+        tiles: Tiles,
+        on_notice: OnNotice,
     ):
-        self._desk, self._place, self._have_worker, self._motion = desk, place, have_worker, motion
-        self._on_notice = on_notice
+        self._desk, self._place, self._have_worker = desk, place, have_worker
+        self._motion, self._tiles, self._on_notice = motion, tiles, on_notice
         self._recent: deque[torch.Tensor] = deque(maxlen=MEMORY_BLOCKS)
         self._number, self._restarts, self._decoded = next(_numbers), Restarts(desk.limits.restarts), 0
         self._worker: Member | None = None
@@ -153,7 +160,7 @@ class _Decoding:
 
     def _begin(self) -> None:
         self._have_worker()
-        self._ask("open_decoder", self._motion)
+        self._ask("open_decoder", self._motion, self._tiles)
         self._worker = self._desk.member
 
     def _go_on(self) -> None:

@@ -17,6 +17,7 @@ from ...encoders.features import AudioFeatures
 from ...errors import Cancelled
 from ...spool import Spool
 from ...streams.frames import Decoder
+from ...vae.tiling import Tiles
 from .living import Living
 from .plain import PlainModel, model_of
 
@@ -61,9 +62,9 @@ class CodecWorker(Living):
         _log.info("the VAE is loaded")
         return self._the_codec.nbytes
 
-    def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look(self, pixels: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Codec.look`."""
-        return self._compute(lambda codec: codec.look(pixels, _nothing))
+        return self._compute(lambda codec: codec.look(pixels, _nothing, tiles))
 
     def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Codec.latent_scale`."""
@@ -105,9 +106,9 @@ class CodecWorker(Living):
 
     # -- decoders, by number --
 
-    def open_decoder(self, number: int, motion: torch.Tensor) -> None:
+    def open_decoder(self, number: int, motion: torch.Tensor, tiles: Tiles) -> None:
         """A new one."""
-        self._decoders[number] = self._compute(lambda codec: codec.decoder(motion))
+        self._decoders[number] = self._compute(lambda codec: codec.decoder(motion, tiles=tiles))
 
     def decode(self, number: int, latents: torch.Tensor) -> np.ndarray:
         """The next pictures of a decoder: [3, 12, H, W]."""
