@@ -138,7 +138,7 @@ class Plan:
         for device in dict.fromkeys([*weights, self.vae_device]):
             here = [s for s in self.stages if s.device == device]
             work, waiting = [s.workspace for s in here], sum(s.handed for s in here[1:])
-            sharers = len(here) + (device == self.vae_device) if self.processes and _is_card(device) else 1
+            sharers = len(here) + (device == self.vae_device) if self.processes and is_card(device) else 1
             terms[device] = {
                 "weights": weights.get(device, 0),
                 "KV rings": sum(s.rings for s in here),
@@ -173,7 +173,8 @@ def machine_of(device: str) -> str:
     return device.rpartition("/")[0] or THIS_MACHINE
 
 
-def _is_card(device: str) -> bool:
+def is_card(device: str) -> bool:
+    """Whether a device, of any machine, is a GPU."""
     return device.rpartition("/")[2].startswith("cuda")
 
 
@@ -242,7 +243,7 @@ def assemble(
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size = companions_of(config), BYTES[dtype]
-    vae = beside.vae_bytes(effective, size, vae_tiles, _is_card(vae_device))
+    vae = beside.vae_bytes(effective, size, vae_tiles, is_card(vae_device))
     return Plan(
         model=model,
         cut=cut,

@@ -14,6 +14,7 @@ from .bytes import BYTES, condition_parameters
 from .companions import companions_of
 from .hardware import CONTEXT, Hardware
 from .ladder import LADDER, Rung, gentler
+from .plan import is_card
 from .shelf import Shelf
 from .speed import compute_seconds, decode_seconds, link_seconds, task_seconds
 from .topology import Seat, Topology, topologies
@@ -92,7 +93,7 @@ class Search:
     ):
         self.effective, self.config, self.hardware, self.wishes = effective, config, hardware, wishes
         self.size, self.beside, self.tiles = BYTES[wishes.dtype], companions_of(config), tiles
-        held = self.beside.vae_bytes(effective, self.size, tiles)
+        held = self.beside.vae_bytes(effective, self.size, tiles, all(is_card(card.name) for card in hardware.cards))
         self.vae, self.vae_host = held.device, held.host
         self.conditions = condition_parameters(config) * self.size
         self.encoders = self.beside.encoder_bytes(self.size)
