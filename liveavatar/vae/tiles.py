@@ -108,7 +108,9 @@ class Mosaic:
 
     def __init__(self, grid: Grid, scale: int, device: torch.device):
         self._grid, self._scale = grid, scale
-        self._rows, self._columns = (fades(spans, scale, device) for spans in (grid.rows, grid.columns))
+        self._rows, self._columns = (
+            [share.to(device) for share in fades(spans, scale)] for spans in (grid.rows, grid.columns)
+        )
 
     def cut(self, whole: torch.Tensor, scale: int = 1) -> Iterator[torch.Tensor]:
         """The tiles of a picture [..., h, w], as views, row by row; `scale` as of what is put together."""
@@ -123,7 +125,7 @@ class Mosaic:
             if whole is None:
                 whole = tile.new_zeros(*tile.shape[:-2], height, width)
             tile.mul_(self._rows[row][:, None]).mul_(self._columns[column])
-            whole[(..., *self._slices(row, column, self._scale))] += tile
+            whole[(..., *self._slices(row, column, self._scale))].add_(tile)
             del tile
         assert whole is not None
         return whole
@@ -133,7 +135,7 @@ class Mosaic:
         return slice(scale * rows.start, scale * rows.stop), slice(scale * columns.start, scale * columns.stop)
 
 
-def fades(spans: Sequence[range], scale: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
+def fades(spans: Sequence[range], scale: int) -> list[torch.Tensor]:
     """How much each tile has of every line it covers; the shares of a line add up to 1.
 
     Args:
@@ -141,12 +143,12 @@ def fades(spans: Sequence[range], scale: int, device: torch.device | str = "cpu"
         scale: lines per latent pixel.
 
     Returns:
-        [scale * length] per tile, float32.
+        [scale * length] per tile, float32, on the CPU.
     """
-    shares = [torch.ones(scale * len(span), device=device) for span in spans]
+    shares = [torch.ones(scale * len(span)) for span in spans]
     for i, (one, other) in enumerate(itertools.pairwise(spans)):
         shared = scale * (one.stop - other.start)
-        across = (torch.arange(shared, device=device) + 0.5) / shared
+        across = (torch.arange(shared) + 0.5) / shared
         rising = ((across - (1 - RAMP) / 2) / RAMP).clamp(0, 1)
         shares[i + 1][:shared] = rising
         shares[i][-shared:] = 1 - rising
