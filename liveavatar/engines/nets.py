@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 
 from ..components import Components
-from ..memory.weights import bytes_held, homes, keep_weights
+from ..memory.stock import Copy, Stock
+from ..memory.weights import bytes_held, copy_of, read_weights
 from ..model.transformer import CausalS2VTransformer, Part
 from ..storage import PLAIN, Storage, weights_of
+from ..weights.fill import Where
 from .compiled import Compiled
 
 _Key = tuple[str, Part, torch.dtype, Storage]
 
 
 class Nets:
-    """Parts of one network at a time, by device, part, dtype and storage; loaded when first asked for."""
+    """Parts of one network at a time, by device, part, dtype and storage; loaded when first asked for.
 
-    def __init__(self) -> None:
+    Args:
+        stock: of that network, for what lives on the host; parts that differ only in their device share it.
+    """
+
+    def __init__(self, stock: Stock | None = None) -> None:
+        self._stock = stock or Stock()
         self._components: Components | None = None
         self._loaded: dict[_Key, CausalS2VTransformer] = {}
         self._compiled: dict[tuple[str, tuple[int, int], int, str], Compiled] = {}
@@ -31,10 +38,12 @@ class Nets:
             self._components = components
         key = _key(device, part, dtype, storage)
         if key not in self._loaded:
-            there = torch.device(device)
-            net = components.transformer(part, homes(part.layers, there, storage), dtype, storage.weights)
-            keep_weights(net, there, storage)
-            self._loaded[key] = net
+
+            def read(where: Where) -> CausalS2VTransformer:
+                return components.transformer(part, where, dtype, storage.weights)
+
+            name = f"{dtype} {storage.weights}"
+            self._loaded[key] = read_weights(read, part.layers, torch.device(device), storage, self._stock, name)
         return self._loaded[key]
 
     def holds(
@@ -59,20 +68,31 @@ class Nets:
 
     @property
     def bytes_by_device(self) -> dict[str, int]:
-        """Bytes of the loaded weights; those that live on the host count as the CPU's."""
+        """Bytes of the loaded weights; those that live on the host count as the CPU's, once for all that share them."""
         by_device: dict[str, int] = {}
         for (device, *_), net in self._loaded.items():
-            held = bytes_held(net)
-            for where, nbytes in ((device, held.device), ("cpu", held.host)):
-                if nbytes:
-                    by_device[where] = by_device.get(where, 0) + nbytes
-        return by_device
+            by_device[device] = by_device.get(device, 0) + bytes_held(net).device
+        for copy in self._copies:
+            by_device["cpu"] = by_device.get("cpu", 0) + copy.nbytes
+        return {device: nbytes for device, nbytes in by_device.items() if nbytes}
+
+    @property
+    def shared_bytes(self) -> dict[str, int]:
+        """Bytes of what lives on the host and can be shared with other processes, by names that it has there."""
+        return {copy.name: copy.nbytes for copy in self._copies if copy.name}
+
+    @property
+    def _copies(self) -> list[Copy]:
+        """Each once."""
+        found = (copy_of(net) for net in self._loaded.values())
+        return list(dict.fromkeys(copy for copy in found if copy))
 
     def release(self) -> None:
         """Give all of it back."""
         devices = {device for device, *_ in self._loaded}
         self._loaded.clear()
         self._compiled.clear()
+        self._stock.forget()
         self._components = None
         if any(torch.device(device).type == "cuda" for device in devices):
             torch.cuda.empty_cache()

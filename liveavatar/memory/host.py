@@ -27,29 +27,54 @@ class HostMemory:
 
     Args:
         nbytes: how many, at least 1.
-        device: what copies from and to them.
+        device: what copies from and to them; None: see `serve`.
+        pages: those that hold them; None: pages that no other process sees.
 
     Raises:
         HostMemoryError: the host has not that much memory, or may not lock it.
     """
 
-    def __init__(self, nbytes: int, device: torch.device):
-        try:
-            pages = mmap.mmap(-1, nbytes, **_OWN)
-        except (OSError, OverflowError) as e:
-            raise _refusal(nbytes, "has not that much free") from e
-        self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
+    def __init__(self, nbytes: int, device: torch.device | None = None, pages: mmap.mmap | None = None):
+        self.bytes = torch.frombuffer(own_pages(nbytes) if pages is None else pages, dtype=torch.uint8)
         self._taken = 0
-        if device.type == "cuda":
+        self._served: list[torch.device] = []
+        if device is not None:
+            self.serve(device)
+
+    def serve(self, device: torch.device) -> None:
+        """Let a device copy from and to the bytes, beside those that do already.
+
+        Locked pages are really there, all of them: where bytes come from memory that is given back meanwhile, they are
+        to be filled before.
+
+        Raises:
+            HostMemoryError: the host may not lock the memory.
+        """
+        if device.type != "cuda" or device in self._served:
+            return
+        if not self._served:
             _page_lock(self.bytes, device)
             # At the end of the process the pages go with it, and the device may be gone already.
-            weakref.finalize(self, _unlock, self.bytes, device).atexit = False
+            weakref.finalize(self, _unlock, self.bytes, self._served).atexit = False
+        self._served.append(device)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in the next bytes that are free; its values are not set. This object must outlive its use."""
         start, nbytes = self._taken, math.prod(shape) * dtype.itemsize
         self._taken += -(-nbytes // ALIGNED) * ALIGNED
         return self.bytes[start : start + nbytes].view(dtype).view(shape)
+
+
+def own_pages(nbytes: int) -> mmap.mmap:
+    """Pages of this process alone.
+
+    Raises:
+        HostMemoryError: the host has not that many.
+    """
+    try:
+        return mmap.mmap(-1, nbytes, **_OWN)
+    except (OSError, OverflowError) as e:
+        raise _refusal(nbytes, "has not that much free") from e
 
 
 def _page_lock(memory: torch.Tensor, device: torch.device) -> None:
@@ -63,8 +88,9 @@ def _page_lock(memory: torch.Tensor, device: torch.device) -> None:
             raise _refusal(memory.nbytes, f"does not let the device lock them (CUDA error {refused})")
 
 
-def _unlock(memory: torch.Tensor, device: torch.device) -> None:
-    torch.cuda.synchronize(device)
+def _unlock(memory: torch.Tensor, devices: list[torch.device]) -> None:
+    for device in devices:
+        torch.cuda.synchronize(device)
     torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
 
 

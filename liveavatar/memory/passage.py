@@ -11,98 +11,14 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
-from torch import nn
 
 from ..model.layer import Layer
 from .copies import Copies, Mark
-from .host import ALIGNED, HostMemory
-
-
-@dataclasses.dataclass(frozen=True)
-class _Piece:
-    """One tensor of a module.
-
-    Attributes:
-        table, name: the entry of the module that holds it.
-        start: where it begins in the packed bytes.
-        like: its shape, strides, dtype and kind, without memory.
-    """
-
-    table: dict[str, Any]
-    name: str
-    start: int
-    like: torch.Tensor
-
-    def within(self, packed: torch.Tensor) -> torch.Tensor:
-        """The tensor that lies in packed bytes."""
-        there = packed[self.start : self.start + _span(self.like)].view(self.like.dtype)
-        view = torch.as_strided(there, self.like.shape, self.like.stride(), there.storage_offset())
-        return nn.Parameter(view, requires_grad=False) if isinstance(self.like, nn.Parameter) else view
-
-
-class Load:
-    """The tensors of some modules: parameters and buffers.
-
-    Args:
-        modules: each without its children.
-
-    Attributes:
-        nbytes: packed, with what lies unused between the tensors.
-        tensor_bytes: of the tensors alone.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]):
-        tables = [table for m in modules for table in (m._parameters, m._buffers)]
-        entries = [(table, name, held) for table in tables for name, held in table.items() if held is not None]
-        starts = [0, *itertools.accumulate(-(-_span(held) // ALIGNED) * ALIGNED for _, _, held in entries)]
-        self.nbytes, self.tensor_bytes = starts[-1], sum(held.nbytes for _, _, held in entries)
-        self._pieces = [
-            _Piece(table, name, start, _without_memory(held))
-            for (table, name, held), start in zip(entries, starts[:-1], strict=True)
-        ]
-        self._home: list[torch.Tensor] = []
-        self.packed = torch.empty(0, dtype=torch.uint8)
-
-    def settle(self, memory: HostMemory) -> None:
-        """Move into host memory of `nbytes`."""
-        self.packed, self._memory = memory.bytes, memory
-        self._home = self.views(memory.bytes)
-        for piece, view in zip(self._pieces, self._home, strict=True):
-            view.copy_(piece.table[piece.name])
-        self.go_home()
-
-    def views(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors as they lie in packed bytes, for `become`; for autograd they are of the same kind as those.
-
-        Whoever compiles for layers that stay has compiled for those that pass then, too.
-        """
-        with torch.inference_mode(packed.is_inference()):
-            return [piece.within(packed) for piece in self._pieces]
-
-    def become(self, views: list[torch.Tensor]) -> None:
-        """Let the modules work with these tensors."""
-        for piece, view in zip(self._pieces, views, strict=True):
-            piece.table[piece.name] = view
-
-    def go_home(self) -> None:
-        """Let the modules have their tensors on the host again."""
-        self.become(self._home)
-
-
-def _span(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first number to its last."""
-    if not tensor.numel():
-        return 0
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return (1 + sum((n - 1) * step for n, step in steps)) * tensor.element_size()
-
-
-def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
-    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return nn.Parameter(like, requires_grad=False) if isinstance(tensor, nn.Parameter) else like
+from .host import HostMemory
+from .load import Load
+from .stock import Copy
 
 
 @dataclasses.dataclass(eq=False)
@@ -131,19 +47,25 @@ class Passage:
     layers finds the slots as the one before left them.
 
     Args:
-        loads: layer -> what of it travels; moved into host memory by this.
+        loads: layer -> what of it travels; moved into host memory by this, where they do not lie there yet.
         copies: of the device.
         stays: whether the slots stay, and the first layer is fetched again while the last one works; otherwise they
             are there during a walk only.
+        copy: what loads that have settled lie in.
 
     Raises:
         HostMemoryError: the host's memory cannot hold the loads.
     """
 
-    def __init__(self, loads: Mapping[int, Load], copies: Copies, *, stays: bool = True):
+    def __init__(self, loads: Mapping[int, Load], copies: Copies, *, stays: bool = True, copy: Copy | None = None):
         self.copies, self._loads = copies, dict(loads)
+        self.copy = copy
+        self._memory: list[HostMemory] = []
+        """Of the loads that had not."""
         for load in loads.values():
-            load.settle(copies.host(load.nbytes))
+            if not load.settled:
+                self._memory.append(copies.host(load.nbytes))
+                load.settle(self._memory[-1].bytes)
         order = sorted(loads)
         self._following = dict(itertools.pairwise(order))
         if stays and order:

@@ -14,7 +14,7 @@ from .source import TensorSource
 DType = torch.dtype | Callable[[str], torch.dtype]
 """One dtype for all tensors, or one per name."""
 Where = torch.device | str | Callable[[str], torch.device | str]
-"""One device for all tensors, or one per name."""
+"""One device for all tensors, or one per name; what is for the meta device is not read."""
 
 
 @runtime_checkable
@@ -37,7 +37,8 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Where
     Exactly what the module owns is read; names are those of its state dict, and a tensor it knows under several names
     is read once, from the first name the source has. Afterwards everything is real, on `device`, in `dtype` (whole
     numbers keep theirs), needs no gradient, and the module is in evaluation mode. What modules pack (see `Packing`) is
-    packed on `device`, tensor by tensor. Peak host memory is what stays plus the tensor in hand.
+    packed on `device`, tensor by tensor. Peak host memory is what stays plus the tensor in hand. What is for the meta
+    device is there to be given its values by somebody else: it is not read, and stays as it was built.
 
     Modules with buffers outside their state dict (computed ones) are refused, because nothing could give those values;
     those of this library and the encoder and VAE classes it uses have none.
@@ -52,7 +53,10 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Where
         packed: Mapping[str, torch.Tensor] = {}
         if isinstance(owner, Packing):
             key = chosen[owner.get_parameter("weight")]
-            packed = owner.pack(source.read(key).detach().to(device(key) if callable(device) else device))
+            if (there := _place(key, device)).type == "meta":
+                packed = {name: getattr(owner, name).detach() for name in owner.packed}
+            else:
+                packed = owner.pack(source.read(key).detach().to(there))
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
             for slot, old in slots.items():
@@ -122,8 +126,14 @@ def _refuse_missing(missing: list[str], source: TensorSource) -> None:
 
 def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: Where) -> torch.Tensor:
     """A copy of one tensor where it is wanted, never the file's own memory; a parameter where `old` is one."""
+    there = _place(key, device)
+    if there.type == "meta":
+        return old
     value = source.read(key)
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
-    there = device(key) if callable(device) else device
     kept = value.detach().to(device=there, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
     return nn.Parameter(kept, requires_grad=False) if isinstance(old, nn.Parameter) else kept
+
+
+def _place(key: str, device: Where) -> torch.device:
+    return torch.device(device(key) if callable(device) else device)
