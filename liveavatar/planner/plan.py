@@ -159,11 +159,12 @@ class Plan:
 
     @property
     def host_bytes_by_machine(self) -> dict[str, int]:
-        """Bytes of pinned memory per machine; weights count as often as in `weights_by_device`."""
+        """Bytes of pinned memory per machine; layers that stages keep alike are there once (processes: on Linux)."""
         totals: dict[str, int] = {}
-        stages = [*((s, s.host_rings) for s in self.stages), *((s, s.host_weights) for s in self._owners)]
-        for device, nbytes in (*((s.device, size) for s, size in stages), (self.vae_device, self.vae_host)):
-            machine = machine_of(device)
+        weights = {(machine_of(s.device), s.layers, weights_of(s.storage)): s.host_weights for s in self.stages}
+        held = [(machine, nbytes) for (machine, *_), nbytes in weights.items()]
+        held += [(machine_of(s.device), s.host_rings) for s in self.stages]
+        for machine, nbytes in (*held, (machine_of(self.vae_device), self.vae_host)):
             totals[machine] = totals.get(machine, 0) + nbytes
         return totals
 

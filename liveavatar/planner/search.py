@@ -204,7 +204,8 @@ class Search:
         work, storage = shelf.work(layers), shelf.storage(count)
         copied = shelf.carried(len(layers), count)
         sent = link_seconds(self.config, self.effective.frame_tokens, self.size, post.cards)
-        seconds, loads, host = [], [], 0
+        # The cards are of one machine: all seats of a column have their layers from one copy.
+        seconds, loads, host = [], [], shelf.pinned_weights(layers, count)
         for seat in post.column:
             speed = seat.card.speed
             compute = compute_seconds(*work, storage, speed)
@@ -213,7 +214,7 @@ class Search:
             # Network and VAE work side by side, but what a card computes they share: together they take no longer than
             # one after the other.
             loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
-            host += shelf.pinned(layers, seat.steps, count)
+            host += shelf.pinned_rings(len(layers), seat.steps)
         return Share(layers, storage, tuple(seconds), host, max(loads))
 
 

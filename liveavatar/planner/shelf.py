@@ -45,10 +45,13 @@ class Shelf:
         count = SLOTS - (-need // self._sizes.travelling)
         return count if self._rung.streams and count <= layers else None
 
-    def pinned(self, layers: range, steps: int, streamed: int) -> int:
-        """Bytes on the host, of weights and of keys and values."""
-        weights = self._sizes.weights(layers, self.storage(streamed))
-        return weights.host + self._sizes.rings(len(layers), steps).host
+    def pinned_weights(self, layers: range, streamed: int) -> int:
+        """Bytes of weights on the host, for all stages with these layers."""
+        return self._sizes.weights(layers, self.storage(streamed)).host
+
+    def pinned_rings(self, layers: int, steps: int) -> int:
+        """Bytes of keys and values on the host, for one stage with so many layers."""
+        return self._sizes.rings(layers, steps).host
 
     def carried(self, layers: int, streamed: int) -> int:
         """Bytes that a task brings from the host."""

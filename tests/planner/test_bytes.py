@@ -1,5 +1,7 @@
 """The planner's bytes are those of real modules and real buffers."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -65,8 +67,8 @@ def test_stages_of_other_steps_share_weights_on_one_device() -> None:
     assert sum(apart.weights_by_device.values()) == 4 * sum(one.weights_by_device.values())
 
 
-def test_processes_share_nothing() -> None:
-    """Two stages of the same layers on one card: weights, work and pinned memory twice, and more contexts."""
+def test_processes_share_nothing_on_a_card() -> None:
+    """Two stages of the same layers on one: weights and work twice, and more contexts; pinned memory as before."""
     given = {"model": "x", "stages": "2x1", "storage": Storage(keys_home="host", prompt_weights="leave", streamed=3)}
 
     def laid(device: str, processes: bool) -> Plan:
@@ -82,19 +84,34 @@ def test_processes_share_nothing() -> None:
     same = ("KV rings", "sink", "text", "slots", "conditions", "VAE")
     assert [two[name] for name in same] == [one[name] for name in same]
     assert (one["contexts"], two["contexts"]) == (0, 2 * CONTEXT), "of the second stage, and of the VAE"
-    (shared,), (own,) = together.host_bytes_by_machine.values(), apart.host_bytes_by_machine.values()
-    assert own - shared == stage.host_weights > 0
+    assert apart.host_bytes_by_machine == together.host_bytes_by_machine
+    assert sum(apart.host_bytes_by_machine.values()) == stage.host_weights + 2 * stage.host_rings
+    assert stage.host_weights > 0 and stage.host_rings > 0
     assert laid("cpu", True).terms_by_device["cpu"]["contexts"] == 0
     assert laid("studio2/cuda:1", True).terms_by_device["studio2/cuda:1"]["contexts"] == 2 * CONTEXT
     alone = make_plan(effective(), UNTRAINED, model="x", devices=("cuda:0", "cuda:1"), processes=True)
     assert [terms["contexts"] for terms in alone.terms_by_device.values()] == [0, 0]
 
 
-def test_stages_on_other_cards_pin_weights_of_their_own() -> None:
-    given = {"model": "x", "stages": "2x1", "storage": Storage(prompt_weights="leave")}
-    one, two = (make_plan(effective(), UNTRAINED, devices=cards, **given) for cards in (("a",), ("a", "b")))
-    (shared,), (own,) = one.host_bytes_by_machine.values(), two.host_bytes_by_machine.values()
-    assert own == 2 * shared > 0
+@pytest.mark.parametrize("processes", [False, True])
+def test_layers_on_the_host_are_there_once_a_machine(processes: bool) -> None:
+    """For all stages that keep them alike, on whatever cards; each machine has its own."""
+    storage = Storage(keys_home="host", prompt_weights="leave", streamed=1)
+    given = {"model": "x", "stages": "2x2", "storage": storage, "processes": processes}
+    cards = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
+    here = make_plan(effective(), UNTRAINED, devices=cards, **given)
+    weights = {stage.layers: stage.host_weights for stage in here.stages}
+    rings = sum(stage.host_rings for stage in here.stages)
+    assert len(weights) == 2 and min(weights.values()) > 0
+    assert sum(here.host_bytes_by_machine.values()) == sum(weights.values()) + rings
+    there = make_plan(effective(), UNTRAINED, devices=(*cards[:2], "studio2/cuda:0", "studio2/cuda:1"), **given)
+    halves = {"this machine": there.stages[:2], "studio2": there.stages[2:]}
+    assert there.host_bytes_by_machine == {
+        name: sum(stage.host_weights + stage.host_rings for stage in stages) for name, stages in halves.items()
+    }
+    other = dataclasses.replace(here.stages[2], storage=dataclasses.replace(storage, streamed=2), host_weights=10**9)
+    differing = dataclasses.replace(here, stages=(*here.stages[:2], other, here.stages[3]))
+    assert sum(differing.host_bytes_by_machine.values()) == sum(weights.values()) + rings + 10**9
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int3"}, {"threads": 0}, {"stages": "5x1"}, {"stages": "1x99"}])
