@@ -38,7 +38,8 @@ def main() -> None:
     zeros = torch.zeros
     material = session.Material(zeros(16, 1, 8, 8), zeros(16, 19, 8, 8), zeros(4, config.text_dim), audio)
     job = session.Job(effective, material, get("distance").SinkDistance())
-    backend = get("engines.ray").RayBackend(get("placement").Placement(("cpu",), stages="1x2", threads=1))
+    kept = get("storage").Storage(streamed=2)
+    backend = get("engines.ray").RayBackend(get("placement").Placement(("cpu",), stages="2x1", threads=1, storage=kept))
     plan = backend.placement.lay_out(effective, config, components.name)
     running = backend.engine(components, plan).run(job, lambda report: None)
     assert next(running).shape == (16, 3, 8, 8)

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,6 +78,29 @@ def equal_videos(backend: Any, video: Any) -> Iterator[dict[str, Any]]:
         yield {"equal": equal, "nodes": nodes(backend.worker_pids), "held": sorted(backend.bytes_by_device())}
 
 
+def sharing(backend: Any, video: Any) -> dict[str, Any]:
+    """Two workers of another machine with the same layers in its memory, and what they have there."""
+    from torch import cat, equal
+
+    from liveavatar.planner import make_plan
+    from liveavatar.storage import Storage
+
+    given = {"model": video.components.name, "storage": Storage(streamed=2), "snapshot_blocks": 0, "processes": True}
+    effective, config, devices = video.job.effective, video.components.config, ("studio2/cpu",) * 2
+    plan = make_plan(effective, config, stages="2x1", devices=devices, **given)
+    made = cat(list(backend.engine(video.components, plan).run(video.job, lambda report: None)), 1)
+    maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in backend.worker_pids]
+    copies = [{line.split()[-2] for line in lines if "/memfd:liveavatar-" in line} for lines in maps]
+    shared = backend.status().workers[0].shared
+    return {
+        "equal": equal(made, video.expected),
+        "nodes": nodes(backend.worker_pids),
+        "one copy": copies[0] == copies[1] and len(copies[0]) == 1,
+        "counted once": sum(w.weights for w in backend.status().workers) - shared
+        == backend.bytes_by_device()["studio2/cpu"],
+    }
+
+
 def coding(backend: Any) -> dict[str, Any]:
     """Where encoders work, and whether they make the same numbers there."""
     from torch import equal
@@ -119,7 +143,8 @@ def after_release(address: str, backend: Any) -> dict[str, Any]:
     from liveavatar.engines.ray import cluster as own
 
     workers = [psutil.Process(pid) for pid in (*backend.worker_pids, backend.codec_pid)]
-    folders = [f"la-{pid}-*" for pid in (os.getpid(), *backend.worker_pids)]
+    nodes = {psutil.Process(pid).ppid() for pid in backend.worker_pids}
+    folders = [f"la-{pid}-*" for pid in (os.getpid(), *backend.worker_pids, *nodes)]
     backend.release()
     _, alive = psutil.wait_procs(workers, timeout=10)
     left = [str(found) for name in folders for found in own.short_folder().glob(name)]
@@ -138,6 +163,7 @@ def main() -> None:
 
         video, here = Video(6), backend(cluster.address, "cpu", "studio2/cpu")
         said["videos"] = list(equal_videos(here, video))
+        said["sharing"] = sharing(here, video)
         said["codec"] = coding(here)
         said["lost"] = lose(cluster, third, here, video)
         said["released"] = after_release(cluster.address, here)

@@ -19,6 +19,7 @@ from liveavatar.engines.ray.joining import check_address, read_token
 from liveavatar.engines.ray.member import Member
 from liveavatar.errors import PlanError
 from liveavatar.machines import Machine
+from liveavatar.memory.notice import can_share
 from liveavatar.placement import Placement
 
 PROJECT = Path(__file__).parents[2]
@@ -64,6 +65,10 @@ def test_nothing_is_left_and_the_cluster_goes_on(told: dict[str, Any]) -> None:
     released = dict(told["released"])
     assert released.pop("nodes")[:2] == ["studio1", "studio2"]
     assert released == {"workers": 3, "alive": 0, "left": [], "connected": False}
+
+
+def test_workers_of_another_machine_share_what_lives_on_its_host(told: dict[str, Any]) -> None:
+    assert told["sharing"] == {"equal": True, "nodes": ["studio2"] * 2, "one copy": can_share(), "counted once": True}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """Nothing is left behind, however the caller ends."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from liveavatar.engines.ray import cluster
+from liveavatar.memory.notice import can_share
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 psutil = pytest.importorskip("psutil")
@@ -32,14 +35,26 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     # Ray's two agents look for its centre for a minute before they end; they hold no device and no shared memory.
     working = [p for p in family if not p.name().endswith("Agent")]
     assert len(working) >= 4, "two workers, Ray's node and its centre"
+    shared = memories(working)
+    assert len(shared) == can_share(), "of the layers that both workers have in the host's memory"
     caller.kill()
     caller.wait()
     caller.stdout.close()
     _, alive = psutil.wait_procs(working, timeout=30)
     assert not alive
     cluster.sweep()
-    left = [p.name for p in cluster.short_folder().glob(f"la-{caller.pid}-*")]
-    assert not left
+    pids = (caller.pid, *(p.pid for p in family))
+    assert not [found.name for pid in pids for found in cluster.short_folder().glob(f"la-{pid}-*")]
+    assert not memories(psutil.process_iter()) & shared
+
+
+def memories(processes: Iterable[psutil.Process]) -> set[str]:
+    """Shared memory of ours that they have open or mapped."""
+    found: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            found |= {m.path for m in process.memory_maps() if m.path.startswith("/memfd:liveavatar-")}
+    return found
 
 
 def listening_beyond_this_machine(pids: set[int]) -> list[str]:

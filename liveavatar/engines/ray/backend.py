@@ -7,6 +7,7 @@ import dataclasses
 from ...codec import Place
 from ...components import Components
 from ...errors import PlanError
+from ...machines import DeviceName
 from ...placement import Placement
 from ...planner import Plan
 from .cluster import the_ray
@@ -147,12 +148,15 @@ class RayBackend:
         return self._crew.desk.member.pid if self._crew.desk.member else None
 
     def bytes_by_device(self) -> dict[str, int]:
-        """Bytes of weights that the workers hold now."""
-        held = self._crew.desk.bytes_by_device()
+        """Bytes of weights that the workers hold now; what workers of one machine share counts once."""
+        held, known = self._crew.desk.bytes_by_device(), set[str]()
         for member in self._crew.members:
+            again = sum(nbytes for name, nbytes in member.shared.items() if name in known)
+            known.update(member.shared)
             for device, nbytes in member.loaded.items():
-                held[device] = held.get(device, 0) + nbytes
-        return held
+                new = nbytes - (again if DeviceName.parse(device).device == "cpu" else 0)
+                held[device] = held.get(device, 0) + new
+        return {device: nbytes for device, nbytes in held.items() if nbytes}
 
     def release(self) -> None:
         """End all workers; the next engine starts them again. May be called again."""

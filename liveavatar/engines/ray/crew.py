@@ -238,12 +238,12 @@ class Crew:
         refs, duties = {}, _duties(plan, model)
         for number, (member, duty) in enumerate(zip(self.members, duties, strict=True)):
             if member.duty != duty:
-                member.duty, member.loaded, member.compiled = None, {}, set()
+                member.duty, member.loaded, member.shared, member.compiled = None, {}, {}, set()
                 refs[number] = member.ask("load", *plain(duty))
-        for number, loaded in self.gather(plan, refs, LOAD_SECONDS, "load its weights").items():
-            named = DeviceName.parse(plan.stages[number].device).machine
-            self.members[number].duty = duties[number]
-            self.members[number].loaded = {str(DeviceName(device, named)): n for device, n in loaded.items()}
+        for number, (loaded, shared) in self.gather(plan, refs, LOAD_SECONDS, "load its weights").items():
+            named, member = DeviceName.parse(plan.stages[number].device).machine, self.members[number]
+            member.duty, member.shared = duties[number], shared
+            member.loaded = {str(DeviceName(device, named)): n for device, n in loaded.items()}
 
     def _wire(self, plan: Plan) -> None:
         seats = [Seat(m.machine, m.duty.device, m.greeting.nccl) for m in self.members if m.duty and m.greeting]

@@ -30,6 +30,7 @@ class Member:
         number: of all that were hired.
         greeting: what it said first.
         duty, loaded: the weights it holds, and their bytes by device.
+        shared: bytes among them in host memory that other workers of its machine can share, by the memory's name.
         compiled: for which width and height, by which compiler.
         stopping: the answer that it is still owing.
     """
@@ -41,6 +42,7 @@ class Member:
     greeting: Greeting | None = None
     duty: Duty | None = None
     loaded: dict[str, int] = dataclasses.field(default_factory=dict)
+    shared: dict[str, int] = dataclasses.field(default_factory=dict)
     compiled: set[tuple[tuple[int, int], str]] = dataclasses.field(default_factory=set)
     stopping: Any = None
 

@@ -31,6 +31,8 @@ class WorkerStatus:
         tasks: done in the present run.
         task_seconds: what one of them takes on average; None before the first.
         weights: bytes of weights it holds.
+        shared: bytes of them in host memory that other workers of its machine can share: for all that do they are
+            there once.
         host_bytes: host memory of its process; None where the system does not tell.
         allocated, reserved: bytes of its device's memory, in tensors and in all; 0 on the CPU; None when it is silent.
     """
@@ -44,6 +46,7 @@ class WorkerStatus:
     tasks: int
     task_seconds: float | None
     weights: int
+    shared: int
     host_bytes: int | None
     allocated: int | None
     reserved: int | None
@@ -131,6 +134,7 @@ def _status(number: int, stage: StagePlan, member: Member, state: str, seen: Loo
         tasks=seen.tasks if seen else 0,
         task_seconds=seen.seconds / seen.tasks if seen and seen.tasks else None,
         weights=sum(member.loaded.values()),
+        shared=sum(member.shared.values()),
         host_bytes=resident_bytes(member.pid) if member.pid else None,
         allocated=seen.allocated if seen else None,
         reserved=seen.reserved if seen else None,

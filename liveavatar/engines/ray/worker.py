@@ -22,6 +22,7 @@ from .links import Link
 from .living import Living
 from .plain import Duty, Look, News, Orders, PlainModel, model_of, plain
 from .routes import Route
+from .shared import leave, stock_of
 from .shift import Shift
 from .snapshots import complete_in, remove, stage_folder
 
@@ -49,13 +50,18 @@ class Worker(Living):
         self._number = 0
         self._shift: Shift | None = None
 
-    def load(self, *fields: Any) -> dict[str, int]:
-        """Take up a duty: load its weights, let go of others. Bytes of weights by device."""
+    def load(self, *fields: Any) -> tuple[dict[str, int], dict[str, int]]:
+        """Take up a duty: load its weights, let go of others.
+
+        Returns:
+            Bytes of weights by device, and those of them that other workers of this machine can share, by name.
+        """
         duty = Duty(*fields)
         if duty != self._duty:
             self._duty = None
             self._nets.release()
         if self._opened is None or self._opened[0] != duty.model:
+            self._nets = Nets(stock_of(duty.model, self._log))
             self._opened = (duty.model, model_of(duty.model))
         self._duty = duty
         hold_to(duty.device, duty.cap)
@@ -64,7 +70,13 @@ class Worker(Living):
             if duty.conditions:
                 self._conditioner()
         _log.info("layers %s-%s are loaded on %s", duty.layers[0], duty.layers[1] - 1, duty.device)
-        return self._nets.bytes_by_device
+        return self._nets.bytes_by_device, self._nets.shared_bytes
+
+    def tidy(self) -> None:
+        """See `Living.tidy`; what is shared with others is left to them."""
+        super().tidy()
+        self._nets.release()
+        leave(self._log)
 
     def compile(self, size: tuple[int, int], compiler: str, form: int) -> None:
         """Compile its layers for pictures of a width and height, and run them once, in one form of a task."""
