@@ -44,8 +44,8 @@ class HostMemory:
     def serve(self, device: torch.device) -> None:
         """Let a device copy from and to the bytes, beside those that do already.
 
-        Locked pages are really there, all of them: where bytes come from memory that is given back meanwhile, they are
-        to be filled before.
+        All pages are there from then on: lock what is filled from memory that is given back meanwhile only when it is
+        full, or both are there at once.
 
         Raises:
             HostMemoryError: the host may not lock the memory.

@@ -73,9 +73,11 @@ class SharedPages:
         Raises:
             OSError: it has not, or does not let us have it.
         """
+        _check_open(name, pid, file)  # before, because opening may do something to another kind of file
         found = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if not _is_open(name, os.getpid(), found) or os.fstat(found).st_size != nbytes:
+            _check_open(name, os.getpid(), found)
+            if os.fstat(found).st_size != nbytes:
                 raise FileNotFoundError(name)
             return cls(name, found, mmap.mmap(found, nbytes))
         except BaseException:
@@ -211,10 +213,20 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
+def _check_open(name: str, pid: int, file: int) -> None:
+    """Make sure that a process has the memory of this name open there.
+
+    Raises:
+        OSError: it has not, or does not let us know.
+    """
+    if str(Path(f"/proc/{pid}/fd/{file}").readlink()) != f"/memfd:{name} (deleted)":
+        raise FileNotFoundError(name)
+
+
 def _is_open(name: str, pid: int, file: int) -> bool:
-    """Whether a process has the memory of this name open there."""
     with contextlib.suppress(OSError):
-        return str(Path(f"/proc/{pid}/fd/{file}").readlink()) == f"/memfd:{name} (deleted)"
+        _check_open(name, pid, file)
+        return True
     return False
 
 
