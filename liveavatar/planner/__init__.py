@@ -6,6 +6,7 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 `make_plan` lays out what is told; `choose_plan` finds the plan that changes least and fits.
 """
 
+from .assemble import make_plan, stage_plan
 from .bytes import (
     BYTES,
     condition_parameters,
@@ -19,7 +20,7 @@ from .checks import MAX_THREADS
 from .choose import choose_plan, fitted
 from .hardware import CONTEXT, GIB, Card, Hardware, Speed
 from .ladder import LADDER, Rung, next_down, rung_of
-from .plan import Plan, StagePlan, make_plan, stage_plan
+from .plan import Plan, StagePlan
 from .refuse import try_next
 from .snapshots import LEAST_SNAPSHOT_BLOCKS, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOT_SHARE, snapshot_due, snapshot_interval
 from .speed import Forecast

@@ -11,10 +11,11 @@ from ..pipeline import Cut
 from ..request import Effective
 from ..simulate import StageSpeed, simulate
 from ..size import effective_size
+from .assemble import assemble, stage_plan
 from .checks import check_tiles, check_working
 from .hardware import GIB, Hardware
 from .ladder import FIRST_FP8, LADDER
-from .plan import Plan, assemble, stage_plan
+from .plan import Plan
 from .refuse import refusal
 from .search import Layout, Search, highest, searches
 from .speed import Forecast

@@ -11,9 +11,10 @@ from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
 from ..storage import options_of
+from .assemble import assemble, stage_plan
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_CARDS, Hardware
 from .ladder import LADDER, next_down
-from .plan import Plan, assemble, stage_plan
+from .plan import Plan
 from .search import Search, highest, searches
 from .wishes import Wishes
 

@@ -14,8 +14,8 @@ from liveavatar.errors import PlanError
 from liveavatar.planner import LADDER, Hardware, Plan, Wishes, choose_plan, fitted, rung_of
 from liveavatar.planner.choose import _planned
 from liveavatar.planner.hardware import CONTEXT, GIB
+from liveavatar.planner.search import Search, searches
 from liveavatar.planner.search import highest as highest_of
-from liveavatar.planner.search import searches
 from liveavatar.request import Effective, Request, resolve
 from liveavatar.size import picture_for
 from liveavatar.vae.tiling import tilings
@@ -73,9 +73,9 @@ def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer,
 @settings(max_examples=20, deadline=None)
 @given(mixes, sizes, st.integers(0, len(LADDER) - 1))
 def test_the_host_bytes_that_are_searched_with_are_those_of_the_plan(cards, size, rung):
-    search = Search(effective(size), WAN2_2_S2V_14B, hardware(cards), "bfloat16")
+    search = Search(effective(size), WAN2_2_S2V_14B, hardware(cards), Wishes())
     for layout in search.layouts(rung, fastest=False):
-        pinned = _planned(search, layout, "x", 1).host_bytes_by_machine
+        pinned = _planned(search, layout, "x").host_bytes_by_machine
         assert sum(share.host for share in layout.shares) == sum(pinned.values())
 
 
