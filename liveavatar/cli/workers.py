@@ -82,7 +82,7 @@ def _chosen(found: list[Driver], pid: int) -> list[Driver]:
 
 
 def _show_logs(chosen: list[Driver], count: int, as_json: bool) -> None:
-    from ..engines.ray.faults import last_lines
+    from ..engines.ray.processes import last_lines
 
     logs = [(worker, last_lines(worker.log, count)) for driver in chosen for worker in driver.workers]
     if as_json:

@@ -10,9 +10,6 @@ from ...planner import Plan, try_next
 
 _DEVICE_FULL = "OutOfMemoryError"
 """What PyTorch calls it, as `trouble.fault_of` tells it; a full host has other names."""
-_LOG_LINES = 8
-_LINE_BYTES = 1024
-"""Longer lines are rare."""
 
 
 class WorkerError(LiveAvatarError):
@@ -97,17 +94,6 @@ def worker_error(
 def last_words(lines: list[str]) -> str:
     """The end of a log as the end of an error's text."""
     return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
-
-
-def last_lines(log: Path, count: int = _LOG_LINES) -> list[str]:
-    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def _span(name: str, numbers: range) -> str:

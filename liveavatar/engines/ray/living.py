@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cluster
-from .faults import last_lines
+from .processes import last_lines
 from .plain import Greeting, plain
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...machines import Machine
 from . import calls
 from .boot import start_worker
-from .faults import last_lines
+from .processes import last_lines
 from .joining import PROBE_SECONDS, answers
 from .plain import Duty, Greeting
 

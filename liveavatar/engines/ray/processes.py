@@ -1,4 +1,4 @@
-"""What the system tells of another process. Outside of Linux it tells nothing here, and the answer is None."""
+"""What the system tells of another process (outside of Linux nothing, and the answer is None), and what that said last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import os
 import select
 import signal
 from pathlib import Path
+
+_LOG_LINES = 8
+_LINE_BYTES = 1024
+"""Longer lines are rare."""
 
 
 def birth(pid: int) -> str | None:
@@ -73,3 +77,14 @@ class Grip:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def last_lines(log: Path, count: int = _LOG_LINES) -> list[str]:
+    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
