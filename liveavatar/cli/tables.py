@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..config import BLOCK_FRAMES, FPS
 
 if TYPE_CHECKING:
-    from ..engines.ray.register import Driver
+    from ..engines.ray.cluster.register import Driver
     from ..planner import Plan
     from ..receipt import Receipt
     from ..request import Effective

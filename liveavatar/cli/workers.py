@@ -14,7 +14,7 @@ from .tables import worker_lines
 from .terminal import BROKEN_OFF, say
 
 if TYPE_CHECKING:
-    from ..engines.ray.register import Driver, Listed
+    from ..engines.ray.cluster.register import Driver, Listed
 
 _LINES = 50
 _ALL = -1
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List, show or end; 1 when something was to be ended and is still there."""
-    from ..engines.ray.register import drivers
+    from ..engines.ray.cluster.register import drivers
 
     if arguments.lines < 1:
         raise RequestError(f"A log has no last {arguments.lines} lines.", "Give a number from 1.")
@@ -82,7 +82,7 @@ def _chosen(found: list[Driver], pid: int) -> list[Driver]:
 
 
 def _show_logs(chosen: list[Driver], count: int, as_json: bool) -> None:
-    from ..engines.ray.processes import last_lines
+    from ..engines.ray.cluster.processes import last_lines
 
     logs = [(worker, last_lines(worker.log, count)) for driver in chosen for worker in driver.workers]
     if as_json:
@@ -95,7 +95,7 @@ def _show_logs(chosen: list[Driver], count: int, as_json: bool) -> None:
 
 
 def _stop(chosen: list[Driver], as_json: bool) -> int:
-    from ..engines.ray.register import stop
+    from ..engines.ray.cluster.register import stop
 
     if not as_json:
         say(worker_lines(chosen, time.time()))

@@ -45,7 +45,7 @@ def _meeting_point(rank: str) -> Any:
 
 def _gloo(rank: str) -> dict[str, Any] | None:
     """Over the same links that worker processes use."""
-    from ..engines.ray.links import Link
+    from ..engines.ray.worker.links import Link
     from ..pipeline import Denoise
     from ..stage import Flow
 

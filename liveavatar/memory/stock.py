@@ -23,7 +23,7 @@ _NOT_SHARED = "Layers on the host are not shared with other processes: %s"
 PATIENCE_SECONDS = 900.0
 """How long is waited for another process that reads the same weights, before they are read here, too."""
 
-_LET_GO_SECONDS = 0.2
+_LET_GO_SECONDS = 2.0
 """A look takes a moment; what another process does there for longer needs the notice."""
 
 

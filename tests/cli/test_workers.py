@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cli.runs import run, write_inputs
 
-from liveavatar.engines.ray import register
-from liveavatar.engines.ray.processes import birth
-from liveavatar.engines.ray.register import Page
+from liveavatar.engines.ray.cluster import register
+from liveavatar.engines.ray.cluster.processes import birth
+from liveavatar.engines.ray.cluster.register import Page
 
 
 def test_workers_make_the_frames_that_this_process_makes(tmp_path):

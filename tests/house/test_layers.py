@@ -144,6 +144,16 @@ def test_arrows_point_down_only(path):
         assert not higher, f"{name_of(path)}:{node.lineno} imports {higher}, which stands above {part_of(path)}"
 
 
+@pytest.mark.parametrize("folder", ["cluster", "worker", "driver"])
+def test_workers_know_nothing_of_their_driver_and_ray_nothing_of_either(folder):
+    order = ["cluster", "worker", "driver"]
+    for path in sorted((LIBRARY / "engines" / "ray" / folder).glob("*.py")):
+        inside = [node for node in imports(parse(path)) if isinstance(node, ast.ImportFrom) and node.level == 2]
+        reached = {(node.module or "").split(".")[0] for node in inside}
+        assert not reached & set(order[order.index(folder) + 1 :]), f"{name_of(path)} reaches {sorted(reached)}"
+        assert not reached & {"backend", "engine"}, f"{name_of(path)} reaches the front"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_heavy_libraries_are_imported_where_they_are_used(path):
     for node in at_module_scope(parse(path)):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
-from liveavatar.engines.ray.faults import worker_error
-from liveavatar.engines.ray.trouble import fault_of
+from liveavatar.engines.ray.driver.faults import worker_error
+from liveavatar.engines.ray.worker.trouble import fault_of
 from liveavatar.errors import PlanError
 from liveavatar.placement import Placement
 from liveavatar.planner import CONTEXT, GIB, Hardware, Plan, Wishes, choose_plan, fitted, next_down, stage_plan

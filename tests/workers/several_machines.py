@@ -140,7 +140,7 @@ def after_release(address: str, backend: Any) -> dict[str, Any]:
     import psutil
     import ray
 
-    from liveavatar.engines.ray import cluster as own
+    from liveavatar.engines.ray.cluster import service as own
 
     workers = [psutil.Process(pid) for pid in (*backend.worker_pids, backend.codec_pid)]
     nodes = {psutil.Process(pid).ppid() for pid in backend.worker_pids}

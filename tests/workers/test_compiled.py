@@ -9,7 +9,7 @@ from workers.videos import Video
 from liveavatar import compiler
 from liveavatar.engines.compiled import FORMS
 from liveavatar.engines.ray import RayBackend
-from liveavatar.engines.ray.faults import WorkerError
+from liveavatar.engines.ray.driver.faults import WorkerError
 from liveavatar.errors import Cancelled
 
 BLOCKS = 5

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray import links
-from liveavatar.engines.ray.links import ABORT, END, Incoming, Link, Outgoing
-from liveavatar.engines.ray.payloads import Form
 from liveavatar.engines.ray.routes import Seat, by_nccl, routes
+from liveavatar.engines.ray.worker import links
+from liveavatar.engines.ray.worker.links import ABORT, END, Incoming, Link, Outgoing
+from liveavatar.engines.ray.worker.payloads import Form
 from liveavatar.machines import Machine
 from liveavatar.pipeline import Cut, Denoise, Prefill, Task
 from liveavatar.stage import Flow

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, WorkerError, boot
-from liveavatar.engines.ray.joining import check_address, read_token
-from liveavatar.engines.ray.member import Member
+from liveavatar.engines.ray import RayBackend, WorkerError
+from liveavatar.engines.ray.cluster.joining import check_address, read_token
+from liveavatar.engines.ray.driver.member import Member
+from liveavatar.engines.ray.worker import boot
 from liveavatar.errors import PlanError
 from liveavatar.machines import Machine
 from liveavatar.memory.notice import can_share

@@ -13,7 +13,7 @@ import torch
 from workers.videos import Video
 
 from liveavatar.engines.ray import RayBackend, WorkerError
-from liveavatar.engines.ray.trouble import fault_of
+from liveavatar.engines.ray.worker.trouble import fault_of
 from liveavatar.errors import LiveAvatarError, ModelError
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")

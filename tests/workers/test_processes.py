@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liveavatar.engines.ray import cluster
+from liveavatar.engines.ray.cluster import service
 from liveavatar.memory.notice import can_share
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
@@ -42,9 +42,9 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     caller.stdout.close()
     _, alive = psutil.wait_procs(working, timeout=30)
     assert not alive
-    cluster.sweep()
+    service.sweep()
     pids = (caller.pid, *(p.pid for p in family))
-    assert not [found.name for pid in pids for found in cluster.short_folder().glob(f"la-{pid}-*")]
+    assert not [found.name for pid in pids for found in service.short_folder().glob(f"la-{pid}-*")]
     assert not memories(psutil.process_iter()) & shared
 
 
@@ -64,12 +64,12 @@ def listening_beyond_this_machine(pids: set[int]) -> list[str]:
 
 
 def test_only_folders_of_dead_processes_are_swept() -> None:
-    own = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=cluster.short_folder()))
+    own = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=service.short_folder()))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    other = Path(tempfile.mkdtemp(prefix=f"la-{ended.pid}-", dir=cluster.short_folder()))
+    other = Path(tempfile.mkdtemp(prefix=f"la-{ended.pid}-", dir=service.short_folder()))
     try:
-        cluster.sweep()
+        service.sweep()
         assert own.is_dir() and not other.exists()
     finally:
         own.rmdir()

@@ -13,8 +13,8 @@ from cli.runs import run
 from workers.videos import Video
 
 from liveavatar.engines.ray import BackendStatus, RayBackend, WorkerError
-from liveavatar.engines.ray.processes import birth
-from liveavatar.engines.ray.register import drivers
+from liveavatar.engines.ray.cluster.processes import birth
+from liveavatar.engines.ray.cluster.register import drivers
 from liveavatar.session import TaskReport
 
 PROJECT = Path(__file__).parents[2]

@@ -13,8 +13,9 @@ import pytest
 import torch
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, RayEngine, WorkerError, cluster
-from liveavatar.engines.ray.snapshots import complete_in, stage_folder
+from liveavatar.engines.ray import RayBackend, RayEngine, WorkerError
+from liveavatar.engines.ray.cluster import service
+from liveavatar.engines.ray.worker.snapshots import complete_in, stage_folder
 from liveavatar.errors import Cancelled
 from liveavatar.pipeline import Denoise, task_count
 from liveavatar.session import OnTask, TaskReport, unnoticed
@@ -39,7 +40,7 @@ def backend(backend: RayBackend) -> Iterator[RayBackend]:
 
 def folders() -> list[Path]:
     """Those of videos that are being made."""
-    return list(cluster.short_folder().glob(f"la-{os.getpid()}-*/video-*"))
+    return list(service.short_folder().glob(f"la-{os.getpid()}-*/video-*"))
 
 
 def wait_for(engine: RayEngine, *boundaries: int) -> Path:

@@ -9,11 +9,11 @@ from session.tiny import TinyComponents, tiny_config
 
 from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.engines.ray import RayBackend
-from liveavatar.engines.ray.boot import environment
-from liveavatar.engines.ray.processes import last_lines
-from liveavatar.engines.ray.links import header_of, task_in
+from liveavatar.engines.ray.cluster.processes import last_lines
 from liveavatar.engines.ray.plain import cut_of, model_of, plain_cut, plain_model, plain_task, task_of
 from liveavatar.engines.ray.routes import links, own_tasks
+from liveavatar.engines.ray.worker.boot import environment
+from liveavatar.engines.ray.worker.links import header_of, task_in
 from liveavatar.errors import PlanError
 from liveavatar.mini.slow import SlowComponents
 from liveavatar.pipeline import Cut, Denoise, Prefill, Task, ends_block, followers, paced_order, task_count

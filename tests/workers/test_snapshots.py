@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray import WorkerError, snapshots
-from liveavatar.engines.ray.snapshots import Snapshots, complete_in, latest_common
-from liveavatar.engines.ray.video import Restarts
+from liveavatar.engines.ray import WorkerError
+from liveavatar.engines.ray.driver.video import Restarts
+from liveavatar.engines.ray.worker import snapshots
+from liveavatar.engines.ray.worker.snapshots import Snapshots, complete_in, latest_common
 from liveavatar.model.kv import Ring, SinkKV
 from liveavatar.stage import Stage
 

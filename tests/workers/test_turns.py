@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray.turns import Turn, Turns
+from liveavatar.engines.ray.driver.turns import Turn, Turns
 from liveavatar.errors import Cancelled
 
 SOON = 10.0

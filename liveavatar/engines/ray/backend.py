@@ -10,16 +10,16 @@ from ...errors import PlanError
 from ...machines import DeviceName
 from ...placement import Placement
 from ...planner import Plan
-from .cluster import the_ray
-from .codec import RayCodec
-from .crew import Crew
+from .cluster.joining import LOCAL, check_address, keep_token
+from .cluster.service import the_ray
+from .driver.codec import RayCodec
+from .driver.crew import Crew
+from .driver.faults import Limits
+from .driver.idle import Idle
+from .driver.pause import Pause
+from .driver.status import BackendStatus, Observer
+from .driver.turns import Turns
 from .engine import RayEngine
-from .faults import Limits
-from .idle import Idle
-from .joining import LOCAL, check_address, keep_token
-from .pause import Pause
-from .status import BackendStatus, Observer
-from .turns import Turns
 
 HUNG_SECONDS = 120.0
 RESTARTS = 2

@@ -10,12 +10,12 @@ import torch
 from ...components import Components
 from ...planner import Plan
 from ...session import Job, OnNotice, OnTask, unnoticed
-from .crew import SETTLE_SECONDS, Crew
-from .pause import Pause
+from .driver.crew import SETTLE_SECONDS, Crew
+from .driver.pause import Pause
+from .driver.run import taken_away
+from .driver.turns import Turns
+from .driver.video import Video
 from .plain import plain_model
-from .run import taken_away
-from .turns import Turns
-from .video import Video
 
 
 class RayEngine:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
-from ...errors import LiveAvatarError
-from ...planner import Plan, try_next
+from ....errors import LiveAvatarError
+from ....planner import Plan, try_next
 
 _DEVICE_FULL = "OutOfMemoryError"
 """What PyTorch calls it, as `trouble.fault_of` tells it; a full host has other names."""

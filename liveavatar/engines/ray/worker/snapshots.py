@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ...stage import Stage
+from ....stage import Stage
 
 KEPT = 2
 """Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...errors import LiveAvatarError
+from ....errors import LiveAvatarError
 
 _LONGEST = 0.5
 """Seconds that one call stays inside: that long the gate may have to wait."""

@@ -8,18 +8,18 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from ...machines import DeviceName, Machine
-from ...planner import Plan
-from ...session import OnNotice, unnoticed
-from . import calls, cluster
+from ....machines import DeviceName, Machine
+from ....planner import Plan
+from ....session import OnNotice, unnoticed
+from ..cluster import calls, service
+from ..cluster.joining import LOCAL
+from ..plain import Duty, Greeting, PlainModel, plain
+from ..routes import Seat, routes
 from .compiling import all_compiled, compile_layers, unable
 from .desk import LOAD_SECONDS, START_SECONDS, SUSPICIOUS_SECONDS, Desk
 from .faults import Limits, WorkerError, worker_error
 from .hold import Hold
-from .joining import LOCAL
 from .member import Member
-from .plain import Duty, Greeting, PlainModel, plain
-from .routes import Seat, routes
 
 WIRE_SECONDS = 40.0
 SETTLE_SECONDS = 1.5
@@ -98,7 +98,7 @@ class Crew:
             self._settle(seconds, give_up)
 
     def _settle(self, seconds: float, give_up: bool) -> None:
-        errors = cluster.the_ray().exceptions
+        errors = service.the_ray().exceptions
         for member in self.members:
             member.stopping = member.stopping or member.ask("stop")
         until = time.monotonic() + seconds
@@ -203,7 +203,7 @@ class Crew:
         Raises:
             WorkerError: the worker's process is gone.
         """
-        errors = cluster.the_ray().exceptions
+        errors = service.the_ray().exceptions
         try:
             return calls.get(ref)
         except errors.RayError as error:

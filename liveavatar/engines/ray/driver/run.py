@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from ... import compiler
-from ...errors import LiveAvatarError
-from ...pipeline import task_count
-from ...planner import Plan
-from ...schedule import Schedule
-from ...session import Job, OnNotice, OnTask, TaskReport
-from . import calls
+from .... import compiler
+from ....errors import LiveAvatarError
+from ....pipeline import task_count
+from ....planner import Plan
+from ....schedule import Schedule
+from ....session import Job, OnNotice, OnTask, TaskReport
+from ..cluster import calls
+from ..plain import Fault, News, Orders, plain, plain_cut, task_of
 from .crew import Crew
 from .desk import SUSPICIOUS_SECONDS
 from .member import Member
 from .pause import Pause
-from .plain import Fault, News, Orders, plain, plain_cut, task_of
 
 _NEWS_SECONDS = 1.0
 """A worker with nothing to say answers after this time."""

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 import torch
 
-from ...planner import Plan
-from ...session import Job, OnNotice, OnTask
+from ....planner import Plan
+from ....session import Job, OnNotice, OnTask
+from ..plain import PlainModel
+from ..worker.snapshots import latest_common
 from .crew import Crew, Member
 from .faults import Restarts, WorkerError
 from .pause import Pause
-from .plain import PlainModel
 from .run import Beginning, Received, Run
-from .snapshots import latest_common
 
 _numbers = itertools.count(1)
 """Of videos and runs, in this process."""

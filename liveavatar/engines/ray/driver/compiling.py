@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ... import compiler
-from ...machines import DeviceName
-from ...planner import Plan
-from ...session import OnNotice
-from ..compiled import FORMS, compiling, was_compiled
+from .... import compiler
+from ....machines import DeviceName
+from ....planner import Plan
+from ....session import OnNotice
+from ...compiled import FORMS, compiling, was_compiled
 from .faults import WorkerError
 from .member import Member
 

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ...errors import PlanError
-from ...machines import Machine
+from ....errors import PlanError
+from ....machines import Machine
 from .calls import gate
 from .joining import LOCAL, join, machines_of, token_is_known
 from .keeper import Keeper

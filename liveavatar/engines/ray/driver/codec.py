@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...codec import Check, LatentScale, Place
-from ...components import Components
-from ...config import BLOCK_FRAMES
-from ...encoders.audio import Tail
-from ...encoders.features import AudioFeatures
-from ...session import OnNotice, unnoticed
-from ...spool import Rows
-from ...streams.frames import Decoder
-from ...vae.stream import MEMORY_BLOCKS
-from ...vae.tiling import WHOLE, Tiles
+from ....codec import Check, LatentScale, Place
+from ....components import Components
+from ....config import BLOCK_FRAMES
+from ....encoders.audio import Tail
+from ....encoders.features import AudioFeatures
+from ....session import OnNotice, unnoticed
+from ....spool import Rows
+from ....streams.frames import Decoder
+from ....vae.stream import MEMORY_BLOCKS
+from ....vae.tiling import WHOLE, Tiles
+from ..plain import plain_model
 from .desk import LOAD_SECONDS, Desk, nothing
 from .faults import Restarts, WorkerError
 from .member import Member
-from .plain import plain_model
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)

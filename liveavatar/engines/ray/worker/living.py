@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from . import cluster
-from .processes import last_lines
-from .plain import Greeting, plain
+from ..cluster import service
+from ..cluster.processes import last_lines
+from ..plain import Greeting, plain
 
 
 class Living:
@@ -23,7 +23,7 @@ class Living:
 
     def greet(self) -> tuple[Any, ...]:
         """See `Greeting`. Removes what workers that were killed have left on this machine."""
-        cluster.sweep()
+        service.sweep()
         return plain(Greeting.own())
 
     def last_lines(self) -> list[str]:

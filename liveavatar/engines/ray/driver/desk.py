@@ -7,18 +7,18 @@ import time
 import weakref
 from typing import Any
 
-from ...codec import Check, Place
-from ...errors import LiveAvatarError
-from ...machines import DeviceName
-from . import calls, cluster
+from ....codec import Check, Place
+from ....errors import LiveAvatarError
+from ....machines import DeviceName
+from ..cluster import calls, service
+from ..plain import Greeting, PlainModel
 from .faults import Limits, WorkerError, last_words
 from .hold import Hold
 from .member import Member
-from .plain import Greeting, PlainModel
 
 START_SECONDS = 180.0
 LOAD_SECONDS = 1800.0
-WORKS = "liveavatar.engines.ray.codec_worker:CodecWorker"
+WORKS = "liveavatar.engines.ray.worker.codec_worker:CodecWorker"
 SUSPICIOUS_SECONDS = 2.5
 """Silence after which it is asked whether a worker's machine is still there."""
 _PATIENCE = 0.5
@@ -92,7 +92,7 @@ class Desk:
             LiveAvatarError: the library refused in it.
             Whatever `check` raises.
         """
-        errors, member = cluster.the_ray().exceptions, self.member
+        errors, member = service.the_ray().exceptions, self.member
         if member is None:
             raise self._lost(place, "was given back")
         ref, since = member.ask(name, *given), time.monotonic()

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 
-from ...session import OnNotice, unnoticed
+from ....session import OnNotice, unnoticed
 
 NOTICE_SECONDS = 1.0
 """Whoever waits is told so about this often, and can be cancelled then."""

@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ...distance import SinkDistance
-from ...model.layer import AudioTokens, Work
-from ...model.transformer import CausalS2VTransformer, TimeVectors
-from ...pipeline import Cut, Denoise, Task, begins, ends_block, followers
-from ...planner import snapshot_due
-from ...schedule import Schedule
-from ...session import cpu_threads
-from ...stage import Conditions, Flow, Origin, Stage
-from ...storage import Storage
+from ....distance import SinkDistance
+from ....model.layer import AudioTokens, Work
+from ....model.transformer import CausalS2VTransformer, TimeVectors
+from ....pipeline import Cut, Denoise, Task, begins, ends_block, followers
+from ....planner import snapshot_due
+from ....schedule import Schedule
+from ....session import cpu_threads
+from ....stage import Conditions, Flow, Origin, Stage
+from ....storage import Storage
+from ..plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
+from ..routes import own_tasks
 from .links import ABORT, END, Incoming, Link, Outgoing
-from .plain import Duty, Fault, News, Orders, cut_of, plain, plain_task
-from .routes import own_tasks
 from .snapshots import Snapshots, stage_folder
 from .trouble import fault_of, first_line, out_of_memory
 

@@ -9,12 +9,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from ...machines import Machine
-from . import calls
-from .boot import start_worker
-from .processes import last_lines
-from .joining import PROBE_SECONDS, answers
-from .plain import Duty, Greeting
+from ....machines import Machine
+from ..cluster import calls
+from ..cluster.joining import PROBE_SECONDS, answers
+from ..cluster.processes import last_lines
+from ..plain import Duty, Greeting
+from ..worker.boot import start_worker
 
 _LINES_SECONDS = 1.0
 

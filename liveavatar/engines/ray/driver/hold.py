@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...machines import DeviceName, Machine, check_device, find_machine
-from . import cluster
-from .boot import STAGES
-from .joining import LOCAL, PROBE_SECONDS, answers
+from ....machines import DeviceName, Machine, check_device, find_machine
+from ..cluster import service
+from ..cluster.joining import LOCAL, PROBE_SECONDS, answers
+from ..cluster.register import Page
+from ..worker.boot import STAGES
+from ..worker.snapshots import remove
 from .member import Member, tidy
-from .register import Page
-from .snapshots import remove
 
 _numbers = itertools.count(1)
 """Of workers: all that a process hires write into one folder."""
@@ -47,7 +47,7 @@ class Hold:
             PlanError: the cluster cannot be joined.
         """
         if not self._inside:
-            self.folder = cluster.enter(self._address)
+            self.folder = service.enter(self._address)
             self._page = Page(self.folder)
             self._inside = True
 
@@ -58,7 +58,7 @@ class Hold:
             PlanError: a machine or a device that is not there; the cluster cannot be joined.
         """
         self.enter()
-        there, own = cluster.machines()
+        there, own = service.machines()
         if any(DeviceName.parse(device).machine for device in devices):
             # Ray counts a machine that has died for a while yet.
             there = [m for m in there if m.id == own.id or answers(m.address, m.port, PROBE_SECONDS)]
@@ -71,7 +71,7 @@ class Hold:
 
     def hire(self, machine: Machine, threads: int, works: str = STAGES) -> Member:
         """A new worker; see `start_worker`."""
-        folder = self.folder if machine.id == cluster.machines()[1].id else None
+        folder = self.folder if machine.id == service.machines()[1].id else None
         return Member.hire(next(_numbers), machine, folder, threads, self._address == LOCAL, works)
 
     def list(self, workers: Iterable[tuple[Member, int | None, str]]) -> None:
@@ -96,4 +96,4 @@ class Hold:
             if self._inside:
                 self._inside = False
                 self._page.remove()
-                cluster.leave()
+                service.leave()

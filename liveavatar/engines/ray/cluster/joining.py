@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...errors import PlanError
-from ...machines import Machine
+from ....errors import PlanError
+from ....machines import Machine
 
 LOCAL = "local"
 PROBE_SECONDS = 2.0

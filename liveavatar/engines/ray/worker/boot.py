@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-_PACK = Path(__file__).parents[3]
+_PACK = Path(__file__).parents[4]
 """The folder that holds `liveavatar`."""
-STAGES = "liveavatar.engines.ray.worker:Worker"
+STAGES = "liveavatar.engines.ray.worker.stage_worker:Worker"
 _CALLS = 16
 """Calls a worker answers side by side: one asks for news and waits, others allow blocks or stop."""
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -51,7 +51,7 @@ def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, wo
                 # Pickled by value, this class has no package of its own to import from relatively.
                 module, _, name = works.partition(":")
                 self._worker = getattr(importlib.import_module(module), name)(log)
-                self._fault_of = importlib.import_module("liveavatar.engines.ray.trouble").fault_of
+                self._fault_of = importlib.import_module("liveavatar.engines.ray.worker.trouble").fault_of
             except ImportError as error:
                 self._missing = str(error)
                 logging.exception("the library is missing")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from ...errors import LiveAvatarError
-from .plain import Fault
+from ....errors import LiveAvatarError
+from ..plain import Fault
 
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")
 """How libraries say it that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""

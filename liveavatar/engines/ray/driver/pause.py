@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ...session import OnNotice
+from ....session import OnNotice
 from .turns import NOTICE_SECONDS
 
 

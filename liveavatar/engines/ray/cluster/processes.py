@@ -1,4 +1,4 @@
-"""What the system tells of another process (outside of Linux nothing, and the answer is None), and what that said last."""
+"""What the system tells of another process (nothing outside of Linux: the answer is None), and what that said last."""
 
 from __future__ import annotations
 

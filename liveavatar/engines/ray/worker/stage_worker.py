@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from ...components import Components
-from ...config import SPATIAL_STRIDE
-from ...memory.cap import hold_to
-from ...model.layer import AS_WRITTEN, AudioTokens, Work
-from ...model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
-from ...session import cpu_threads
-from ...storage import Storage, embeddings_of
-from ..compiled import Compiled
-from ..nets import Nets
+from ....components import Components
+from ....config import SPATIAL_STRIDE
+from ....memory.cap import hold_to
+from ....model.layer import AS_WRITTEN, AudioTokens, Work
+from ....model.transformer import CONDITIONS, CausalS2VTransformer, Part, TimeVectors
+from ....session import cpu_threads
+from ....storage import Storage, embeddings_of
+from ...compiled import Compiled
+from ...nets import Nets
+from ..plain import Duty, Look, News, Orders, PlainModel, model_of, plain
+from ..routes import Route
 from .links import Link
 from .living import Living
-from .plain import Duty, Look, News, Orders, PlainModel, model_of, plain
-from .routes import Route
 from .shared import leave, stock_of
 from .shift import Shift
 from .snapshots import complete_in, remove, stage_folder

@@ -11,15 +11,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ...codec import LocalCodec, Place
-from ...encoders.audio import Tail
-from ...encoders.features import AudioFeatures
-from ...errors import Cancelled
-from ...spool import Spool
-from ...streams.frames import Decoder
-from ...vae.tiling import Tiles
+from ....codec import LocalCodec, Place
+from ....encoders.audio import Tail
+from ....encoders.features import AudioFeatures
+from ....errors import Cancelled
+from ....spool import Spool
+from ....streams.frames import Decoder
+from ....vae.tiling import Tiles
+from ..plain import PlainModel, model_of
 from .living import Living
-from .plain import PlainModel, model_of
 
 T = TypeVar("T")
 _log = logging.getLogger("liveavatar.worker")

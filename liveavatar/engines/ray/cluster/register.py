@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cluster import driver_of, lives, short_folder
 from .processes import Grip, birth, output_of, resident_bytes
+from .service import driver_of, lives, short_folder
 
 _log = logging.getLogger("liveavatar")
 _numbers = itertools.count(1)

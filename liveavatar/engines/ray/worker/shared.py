@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...memory.notice import clear
-from ...memory.stock import Stock
-from . import cluster
-from .plain import PlainModel
+from ....memory.notice import clear
+from ....memory.stock import Stock
+from ..cluster import service
+from ..plain import PlainModel
 
 _NAME = "weights"
 _READ = ("transformer", "config", "lora")
@@ -32,8 +32,8 @@ def folder_of(log: Path) -> Path:
 
     Where that is on another machine, a worker's log is in a folder of its own, and the one of all is of Ray's node.
     """
-    if cluster.driver_of(log.parent) == os.getpid():
-        return cluster.short_folder() / f"la-{os.getppid()}-{_NAME}"
+    if service.driver_of(log.parent) == os.getpid():
+        return service.short_folder() / f"la-{os.getppid()}-{_NAME}"
     return log.parent / _NAME
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from ...pipeline import Denoise, Prefill, Task
-from ...stage import Flow
+from ....pipeline import Denoise, Prefill, Task
+from ....stage import Flow
 from .payloads import FOREVER, RECEIVER, SENDER, ByNccl, Form, Payload, ThroughCpu
 
 FLOW, END, ABORT = range(3)

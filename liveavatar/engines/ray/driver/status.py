@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from ...planner import StagePlan
-from . import calls
+from ....planner import StagePlan
+from ..cluster import calls
+from ..cluster.processes import resident_bytes
+from ..plain import Look
 from .crew import Crew
 from .member import Member
 from .pause import Pause
-from .plain import Look
-from .processes import resident_bytes
 from .turns import Turns
 
 _ANSWER_SECONDS = 0.6
