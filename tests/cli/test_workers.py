@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,10 @@ class Sleeper:
             code = "import time; print(*range(70), sep='\\n', flush=True); time.sleep(100)"
             self.process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.DEVNULL)
         self.pid, self.log = self.process.pid, log
+        end = time.monotonic() + 60
+        while not log.read_bytes().endswith(b"69\n"):
+            assert self.sleeps and time.monotonic() < end, "it did not say what it has to say"
+            time.sleep(0.01)
 
     @property
     def sleeps(self) -> bool:
