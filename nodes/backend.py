@@ -83,8 +83,8 @@ class Backend(io.ComfyNode):
                         "compile",
                         default=False,
                         optional=True,
-                        tooltip="Compile the layers before the first block: faster afterwards, after a minute or more "
-                        "once per size. It needs Triton on GPUs and a C++ compiler on the CPU.",
+                        tooltip="Compile the layers before the first block: a minute or more once per size, for "
+                        "blocks that may be faster. It needs Triton on GPUs and a C++ compiler on the CPU.",
                     )
                 ),
             ],
