@@ -7,12 +7,9 @@ height, and at least `GAP` stays between any two in either.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .workflow_graphs import Graph, Item
-
-if TYPE_CHECKING:
-    from .workflows import Kind
+from .workflow_kinds import Kind
 
 GAP = 60
 MARGIN, CAPTION = 20, 40

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .workflow_drawing import Drawing
 from .workflow_layout import TITLE, Box
-
-if TYPE_CHECKING:
-    from .workflows import Drawing
 
 PORTRAIT = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets" / "portrait.png"
 SIZE = (768, 432)

@@ -9,7 +9,7 @@ import tomllib
 from fake_comfy import PROJECT
 from PIL import Image
 
-from tools import workflow_layout, workflows
+from tools import workflow_drawing, workflow_kinds, workflow_layout, workflows
 
 FOLDER = PROJECT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -58,8 +58,8 @@ def test_every_node_is_ours_or_cores_and_says_whose(name):
         if node["type"] in SERIALIZED_WITH_NOTES:
             continue
         properties = node["properties"]
-        owner = ("live-avatar", version) if node["type"] in NODES else ("comfy-core", workflows.CORE_VERSION)
-        assert node["type"] in NODES or node["type"] in workflows.CORE, f"{node['type']} is of another pack"
+        owner = ("live-avatar", version) if node["type"] in NODES else ("comfy-core", workflow_drawing.CORE_VERSION)
+        assert node["type"] in NODES or node["type"] in workflow_kinds.CORE, f"{node['type']} is of another pack"
         assert (properties["cnr_id"], properties["ver"]) == owner
         assert properties["Node name for S&R"] == node["type"]
 
@@ -99,7 +99,7 @@ def test_our_nodes_have_the_frozen_sockets_and_one_value_per_widget(name):
 def widget_names(kind: str) -> list[str]:
     """Names along widgets_values; "" for entries that are no inputs."""
     if kind not in NODES:
-        return [*dict(workflows.CORE[kind].widgets), *[""] * len(workflows.CORE[kind].extra)]
+        return [*dict(workflow_kinds.CORE[kind].widgets), *[""] * len(workflow_kinds.CORE[kind].extra)]
     names = []
     for widget in frozen.widgets(NODES[kind]):
         names += [widget["id"], ""] if widget.get("control_after_generate") else [widget["id"]]
@@ -116,7 +116,7 @@ def test_graph_and_api_twin_are_one_prompt(name):
             continue
         inputs = dict(zip(widget_names(node["type"]), node["widgets_values"], strict=True))
         inputs.pop("", None)
-        inputs |= workflows.API_ONLY.get(node["type"], {})
+        inputs |= workflow_kinds.API_ONLY.get(node["type"], {})
         inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         made[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
     assert twin == made

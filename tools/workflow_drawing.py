@@ -1,0 +1,162 @@
+"""An example graph with ids, links and places: as the browser saves it, and as the API takes it."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+from .workflow_graphs import Graph, Item
+from .workflow_kinds import API_ONLY, CORE, Kind, kinds
+from .workflow_layout import Box, Layout, lay_out
+
+PROJECT = Path(__file__).parents[1]
+CORE_VERSION = "0.3.64"
+"""The oldest ComfyUI the graphs are for, as pyproject.toml says."""
+
+
+def version() -> str:
+    """The pack's own version."""
+    return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+class Drawing:
+    """One description with ids, links and places."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.kinds = kinds()
+        self.items = [item for _, column in graph.columns for item in column]
+        self.ids = {item.key: number for number, item in enumerate(self.items, 1)}
+        self.by_key = {item.key: item for item in self.items}
+        self.layout: Layout = lay_out(graph, self.kinds)
+        self.links: list[list[Any]] = []
+        for item in self.items:
+            self._check(item)
+            for slot, (name, kind, _) in enumerate(self.kinds[item.type].sockets):
+                if name in item.wires:
+                    source, output = self._source(item, name, kind)
+                    self.links.append([len(self.links) + 1, self.ids[source], output, self.ids[item.key], slot, kind])
+
+    def _check(self, item: Item) -> None:
+        kind = self.kinds[item.type]
+        strangers = (item.wires.keys() - {s[0] for s in kind.sockets}) | (
+            item.values.keys() - dict(kind.widgets).keys()
+        )
+        unwired = {name for name, _, optional in kind.sockets if not optional} - item.wires.keys()
+        if strangers or unwired:
+            raise ValueError(f"{self.graph.name}: {item.key} has no {sorted(strangers)} and lacks {sorted(unwired)}")
+
+    def _source(self, item: Item, name: str, kind: str) -> tuple[str, int]:
+        """Key and output number of what feeds an input."""
+        key, _, output = item.wires[name].partition(".")
+        outputs = self.kinds[self.by_key[key].type].outputs
+        if (output, kind) not in outputs:
+            raise ValueError(f"{self.graph.name}: {key} has no output {output} of type {kind} for {item.key}.{name}")
+        return key, outputs.index((output, kind))
+
+    def values(self, item: Item) -> dict[str, Any]:
+        """All widgets of a node with their values."""
+        return {name: item.values.get(name, default) for name, default in self.kinds[item.type].widgets}
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph as the API takes it."""
+        nodes = {}
+        for item in self.items:
+            inputs: dict[str, Any] = self.values(item) | API_ONLY.get(item.type, {})
+            for link in self.links:
+                if link[3] == self.ids[item.key]:
+                    inputs[self.kinds[item.type].sockets[link[4]][0]] = [str(link[1]), link[2]]
+            nodes[str(self.ids[item.key])] = {
+                "class_type": item.type,
+                "inputs": inputs,
+                "_meta": {"title": item.title},
+            }
+        return nodes
+
+    def workflow(self) -> dict[str, Any]:
+        """The graph as the browser saves it."""
+        note = self._note(len(self.items) + 1)
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"live-avatar/{self.graph.name}")),
+            "revision": 0,
+            "last_node_id": note["id"],
+            "last_link_id": len(self.links),
+            "nodes": [*(self._node(item) for item in self.items), note],
+            "links": self.links,
+            "groups": [
+                {
+                    "id": n,
+                    "title": title,
+                    "bounding": box.bounding(),
+                    "color": "#3f789e",
+                    "font_size": 24,
+                    "flags": {},
+                }
+                for n, (title, box) in enumerate(self.layout.groups, 1)
+            ],
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [60, 120]}},
+            "version": 0.4,
+        }
+
+    def _node(self, item: Item) -> dict[str, Any]:
+        kind, number = self.kinds[item.type], self.ids[item.key]
+        into = {link[4]: link[0] for link in self.links if link[3] == number}
+        inputs = [
+            {"name": name, "type": type_, "link": into.get(slot), **({"shape": 7} if optional else {})}
+            for slot, (name, type_, optional) in enumerate(kind.sockets)
+        ]
+        outputs = []
+        for slot, (name, type_) in enumerate(kind.outputs):
+            feeds = [link[0] for link in self.links if (link[1], link[2]) == (number, slot)]
+            outputs.append({"name": name, "type": type_, "links": feeds or None})
+        ours = item.type not in CORE
+        properties: dict[str, Any] = {
+            "cnr_id": "live-avatar" if ours else "comfy-core",
+            "ver": version() if ours else CORE_VERSION,
+            "Node name for S&R": item.type,
+        }
+        if item.models:
+            properties["models"] = list(item.models)
+        box = self.layout.boxes[item.key]
+        return {
+            **_frame(number, item.type, box, order=number),
+            "title": item.title,
+            "inputs": inputs,
+            "outputs": outputs,
+            "properties": properties,
+            "widgets_values": self._widget_values(item, kind),
+        }
+
+    def _widget_values(self, item: Item, kind: Kind) -> list[Any]:
+        placed: list[Any] = []
+        for name, value in self.values(item).items():
+            placed += [value, "fixed"] if name == kind.seed else [value]
+        return [*placed, *kind.extra]
+
+    def _note(self, number: int) -> dict[str, Any]:
+        return {
+            **_frame(number, "MarkdownNote", self.layout.note, order=0),
+            "title": "Read me",
+            "inputs": [],
+            "outputs": [],
+            "properties": {},
+            "widgets_values": [self.graph.note],
+            "color": "#222",
+            "bgcolor": "#000",
+        }
+
+
+def _frame(number: int, kind: str, box: Box, order: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": kind,
+        "pos": [box.left, box.top],
+        "size": [box.width, box.height],
+        "flags": {},
+        "order": order,
+        "mode": 0,
+    }
