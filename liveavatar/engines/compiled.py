@@ -166,4 +166,6 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".") or type(error).__name__
+    """In one line: what failed, not that it failed while compiling."""
+    cause = getattr(error, "inner_exception", error)
+    return (str(cause).strip().splitlines() or [""])[0][:200].rstrip(".:") or type(cause).__name__

@@ -215,9 +215,8 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
     import torch._inductor.config as inductor
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/at/all",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
-    with pytest.raises(ModelError, match="cannot be compiled") as refused:
+    broken = inductor.patch({"cpp.cxx": ("/nowhere/at/all",), "force_disable_caches": True})
+    with broken, pytest.raises(ModelError, match="cannot be compiled") as refused:
         bench_model("untrained", dataclasses.replace(planned(), compiled=True), Asked(BLOCKS))
     assert "--compile" in refused.value.nearest
 

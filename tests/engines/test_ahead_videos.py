@@ -231,6 +231,7 @@ def test_many_videos_broken_off_anywhere_leave_nothing():
     until(lambda: set(threading.enumerate()) <= before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
     vae = build_vae(base_dim=4)

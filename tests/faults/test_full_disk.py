@@ -104,16 +104,16 @@ def test_the_receipt_does_not_fit_at_the_end(inputs, tmp_path, monkeypatch):
 
 
 def test_frames_that_are_no_numbers_end_the_run(inputs, tmp_path, monkeypatch):
-    from liveavatar import codec
+    from liveavatar.vae import tiles
 
-    decode = codec.decode_block
+    decode = tiles.decode_block
     calls = []
 
     def overflow(*arguments) -> torch.Tensor:
         calls.append(1)
         return decode(*arguments) * (torch.nan if len(calls) > 4 else 1)
 
-    monkeypatch.setattr(codec, "decode_block", overflow)
+    monkeypatch.setattr(tiles, "decode_block", overflow)
     ran = generate(inputs, out=tmp_path / "out.mp4")
     told = broken_off(ran, tmp_path, "NaN", "bfloat16")
     assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") > 0

@@ -7,7 +7,10 @@ from liveavatar.memory.landing import Aside, Landing
 
 DEVICES = [
     "cpu",
-    pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+    pytest.param(
+        "cuda:0",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
 ]
 
 

@@ -124,6 +124,7 @@ def test_the_watch_sees_what_waits() -> None:
         assert sent.copies == [(12, False), (12, True), (12, False), (6, False)]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "storage",
     [PLAIN, Storage("fp8", "fp8"), Storage(keys_home="host", prompt_weights="leave", streamed=3)],

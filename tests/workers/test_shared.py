@@ -68,8 +68,10 @@ def test_a_new_worker_finds_what_the_others_have(backend: RayBackend, video: Vid
 
 def test_nothing_stays_when_other_weights_are_loaded(backend: RayBackend, video: Video) -> None:
     engine(backend, video, "2x1").load()
-    folder = backend._crew._hold.folder / "weights"
-    assert all(map(memories, backend.worker_pids)) and len(list(folder.iterdir())) == 1
+    ((_, held),) = set.union(*map(memories, backend.worker_pids))
+    name = held.removeprefix("/memfd:").split()[0]
+    # Of memory that was let go by workers that were killed, a notice stays until the folder goes.
+    (notice,) = (path for path in (backend._crew._hold.folder / "weights").iterdir() if name in path.read_text())
     engine(backend, video, "2x1", PLAIN).load()
-    assert not any(map(memories, backend.worker_pids)) and list(folder.iterdir()) == []
+    assert not any(map(memories, backend.worker_pids)) and not notice.exists()
     assert {worker.shared for worker in backend.status().workers} == {0}

@@ -1,0 +1,45 @@
+"""The device that the tests of this folder run on: the first GPU.
+
+LIVEAVATAR_TEST_DEVICE=cpu tries the tests themselves where there is none; it says nothing about GPUs.
+"""
+
+import os
+
+import pytest
+import torch
+
+from liveavatar.config import ModelConfig
+
+DEVICE = os.environ.get("LIVEAVATAR_TEST_DEVICE", "cuda:0")
+ON_GPU = DEVICE.startswith("cuda")
+MISSING = ON_GPU and not torch.cuda.is_available()
+on_the_device = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(MISSING, reason="there is no GPU here (PyTorch sees no CUDA device)"),
+]
+CONFIG = ModelConfig(
+    dim=256,
+    ffn_dim=512,
+    freq_dim=64,
+    num_heads=4,
+    num_layers=6,
+    text_dim=64,
+    text_len=64,
+    audio_dim=32,
+    audio_layers=3,
+    audio_inject_layers=(0, 2, 5),
+)
+
+
+def psnr(made: torch.Tensor, true: torch.Tensor) -> float:
+    """Decibels against the largest number of the true one."""
+    error = (made.float() - true.float()).square().mean()
+    return float("inf") if error == 0 else float(10 * torch.log10(true.float().abs().max() ** 2 / error))
+
+
+def held() -> int:
+    """Bytes of tensors on the device; 0 on the CPU, which does not count them."""
+    if not ON_GPU:
+        return 0
+    torch.cuda.synchronize()
+    return torch.cuda.memory_allocated(DEVICE)

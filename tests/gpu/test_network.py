@@ -1,0 +1,131 @@
+"""On a GPU: however the network is kept, cut and driven, it makes the same latents, in the memory that was planned."""
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+from gpu.device import CONFIG, DEVICE, ON_GPU, held, on_the_device, psnr
+from session.tiny import TinyComponents, tiny_effective, tiny_job
+
+from liveavatar.compiler import check_compiler
+from liveavatar.engines.local import LocalEngine
+from liveavatar.engines.nets import Nets
+from liveavatar.errors import ModelError
+from liveavatar.planner import CONTEXT, LADDER, Plan, make_plan
+from liveavatar.storage import PLAIN, Storage
+
+pytestmark = on_the_device
+EFFECTIVE = tiny_effective(6, size="128x128")
+ROUNDED = {"plain": 0.0, "fp8": 25.0, "fp8-tensor": 20.0, "int8": 25.0}
+"""Least PSNR of latents against plain ones, for weights in a format."""
+
+
+@pytest.fixture(scope="module")
+def components() -> TinyComponents:
+    return TinyComponents(CONFIG)
+
+
+def planned(storage: Storage = PLAIN, stages: str = "1x1", dtype: str = "bfloat16", compiled: bool = False) -> Plan:
+    plan = make_plan(
+        EFFECTIVE, CONFIG, model="tiny", stages=stages, devices=(DEVICE,), dtype=dtype, storage=storage, threads=1
+    )
+    return dataclasses.replace(plan, compiled=compiled)
+
+
+def latents(components: TinyComponents, plan: Plan, ahead: bool | None = None) -> torch.Tensor:
+    engine = LocalEngine(components, plan, ahead=ahead)
+    made = torch.cat(list(engine.run(tiny_job(CONFIG, EFFECTIVE), lambda report: None)), 1)
+    engine.release()
+    assert made.isfinite().all()
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(components: TinyComponents) -> torch.Tensor:
+    return latents(components, planned())
+
+
+@pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor", "int8"])
+@pytest.mark.parametrize("keys", ["plain", "fp8"])
+def test_what_only_moves_changes_no_bit(components, weights, keys):
+    resident = latents(components, planned(Storage(weights, keys)))
+    for moved in (
+        {"keys_home": "host"},
+        {"streamed": 2},
+        {"streamed": 6, "prompt_weights": "leave"},
+        {"keys_home": "host", "prompt_weights": "leave", "streamed": 3},
+    ):
+        assert torch.equal(latents(components, planned(Storage(weights, keys, **moved))), resident), moved
+
+
+@pytest.mark.parametrize("weights", ["fp8", "fp8-tensor", "int8"])
+def test_rounded_weights_stay_near(components, plain, weights):
+    assert psnr(latents(components, planned(Storage(weights))), plain) > ROUNDED[weights]
+
+
+def test_rounded_keys_stay_near(components, plain):
+    assert psnr(latents(components, planned(Storage(keys="fp8"))), plain) > 30
+
+
+def test_the_working_dtype_stays_near_float32(components, plain):
+    assert psnr(plain, latents(components, planned(dtype="float32"))) > 30
+
+
+@pytest.mark.parametrize("stages", ["1x2", "2x1", "2x2", "4x1", "1x6"])
+def test_no_cut_changes_a_bit(components, plain, stages):
+    assert torch.equal(latents(components, planned(stages=stages)), plain)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_working_ahead_changes_no_bit(components, plain, ahead):
+    assert torch.equal(latents(components, planned(), ahead), plain)
+
+
+def test_the_same_again_is_the_same(components, plain):
+    assert torch.equal(latents(components, planned()), plain)
+
+
+@pytest.mark.parametrize("storage", [PLAIN, Storage("fp8", "fp8"), Storage(streamed=3, keys_home="host")], ids=str)
+def test_compiled_layers_stay_near(components, storage):
+    try:
+        check_compiler([DEVICE])
+    except ModelError as error:
+        pytest.skip(str(error))
+    written, compiled = (latents(components, planned(storage, compiled=c)) for c in (False, True))
+    assert psnr(compiled, written) > 30
+
+
+@pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
+def test_what_stays_takes_what_was_planned(components, rung):
+    if not ON_GPU:
+        pytest.skip("the CPU does not count what it allocates")
+    plan = planned(dataclasses.replace(rung.storage, streamed=3 if rung.streams else 0))
+    gc.collect()
+    before = held()
+    torch.cuda.reset_peak_memory_stats(DEVICE)
+    engine = LocalEngine(components, plan, Nets(), ahead=False)
+    stays = []
+    job = tiny_job(CONFIG, EFFECTIVE)
+    for number, _ in enumerate(engine.run(job, lambda report: None)):
+        if number:
+            stays.append(held() - before)
+    terms = plan.terms_by_device[DEVICE]
+    staying = sum(terms.values()) - terms["workspace"] - terms["VAE"] - terms["contexts"]
+    assert max(stays) == pytest.approx(staying, rel=0.05)
+    assert torch.cuda.max_memory_allocated(DEVICE) - before <= 1.03 * (sum(terms.values()) - terms["VAE"])
+    engine.release()
+    del engine
+    gc.collect()
+    assert held() == before, "nothing is left"
+
+
+def test_a_cap_is_kept_and_taken_away(components):
+    if not ON_GPU:
+        pytest.skip("the CPU has no cap")
+    plan = dataclasses.replace(planned(), cap=2_000_000_000 - CONTEXT)
+    latents(components, plan)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        torch.empty(2_000_000_000, dtype=torch.uint8, device=DEVICE)
+    latents(components, planned())
+    torch.empty(2_000_000_000, dtype=torch.uint8, device=DEVICE)

@@ -1,0 +1,70 @@
+"""On a GPU: the demo from end to end, in this process and in workers; and nothing of it is left."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from gpu.device import DEVICE, ON_GPU, held, on_the_device
+
+from liveavatar.api import generate, look_ahead
+from liveavatar.engines.backend import Backend
+from liveavatar.media.sound import read_sound
+from liveavatar.receipt import Receipt
+from liveavatar.request import Request
+
+pytestmark = on_the_device
+ASSETS = Path(__file__).parents[2] / "liveavatar/mini/assets"
+SECONDS = 2.6
+"""Six blocks: the sink is refreshed and the rings wrap."""
+
+
+def demo(out: Path, stages: str = "1x1", backend: Backend | None = None) -> Receipt:
+    request = Request(size="128x128", seed=11, seconds=SECONDS)
+    sound = read_sound(ASSETS / "voice.wav")
+    prospect = look_ahead(
+        ASSETS / "portrait.png",
+        sound,
+        request,
+        stages=stages,
+        devices=(DEVICE,),
+        dtype="bfloat16" if ON_GPU else "float32",
+        threads=1,
+        processes=backend is not None,
+    )
+    return generate(prospect, out, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Receipt:
+    return demo(tmp_path_factory.mktemp("one") / "a.mp4")
+
+
+def test_the_demo_is_made_and_leaves_nothing_on_the_device(made: Receipt, tmp_path: Path) -> None:
+    assert made.status == "complete" and made.frames_sha256
+    gc.collect()
+    before = held()
+    assert demo(tmp_path / "a.mp4").frames_sha256 == made.frames_sha256
+    gc.collect()
+    assert held() == before
+
+
+@pytest.mark.parametrize("stages", ["1x2", "2x2"])
+def test_stages_on_one_card_make_the_same_frames(made: Receipt, tmp_path: Path, stages: str) -> None:
+    assert demo(tmp_path / "a.mp4", stages).frames_sha256 == made.frames_sha256
+
+
+@pytest.mark.parametrize("stages", ["1x1", "1x2"])
+def test_workers_make_the_same_frames(made: Receipt, tmp_path: Path, stages: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+    from liveavatar.engines.ray import RayBackend
+    from liveavatar.placement import Placement
+
+    backend = RayBackend(Placement((DEVICE,), stages, threads=1))
+    try:
+        assert demo(tmp_path / "a.mp4", stages, backend).frames_sha256 == made.frames_sha256
+    finally:
+        backend.release()
+    if ON_GPU:
+        free, total = torch.cuda.mem_get_info(DEVICE)
+        assert total - free < 4e9, "the workers' memory is given back"
