@@ -70,8 +70,8 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _snapshot_lines(plan: Plan) -> list[str]:
-    """How much is lost with a worker process, and what that takes on disk."""
-    if not plan.snapshot_blocks:
+    """How much is lost with a worker process, where there are some, and what that takes on disk."""
+    if not plan.snapshot_blocks or not plan.processes:
         return []
     seconds, nbytes = plan.snapshot_blocks * BLOCK_FRAMES / FPS, sum(stage.snapshot for stage in plan.stages)
     every = f"every {plan.snapshot_blocks} blocks ({seconds:.0f} s of video)"
