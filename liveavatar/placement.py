@@ -148,12 +148,12 @@ class Placement:
         cards = self._cards(hardware)
         if cards is not None:
             wishes = Wishes(
-                self.prefer,
-                self.allow_smaller,
-                self.working_dtype,
-                self.working_threads,
-                self.processes,
-                self.tiles,
+                prefer=self.prefer,
+                allow_smaller=self.allow_smaller,
+                dtype=self.working_dtype,
+                threads=self.working_threads,
+                processes=self.processes,
+                vae_tiles=self.tiles,
             )
             chosen = choose_plan(effective, config, cards, wishes, model=model)
             return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)

@@ -68,7 +68,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the layers before the first block: faster, after a minute or more once per size",
+        help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster",
     )
     _add_memory_arguments(parser)
     parity = parser.add_argument_group("to repeat the published implementation exactly")

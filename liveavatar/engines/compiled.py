@@ -8,6 +8,7 @@ forms than PyTorch allows for one piece of code, and goes with all its graphs.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import weakref
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from ..compiler import cannot_compile
 from ..config import BLOCK_LATENTS, SPATIAL_STRIDE, WINDOW_BLOCKS
 from ..errors import LiveAvatarError
 from ..model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
-from ..model.layer import Attention, AudioAdaLN, AudioTokens, Layer, Memory, TextKV, Work, hear
+from ..model.layer import AS_WRITTEN, AudioTokens, Memory, TextKV, Work
 from ..model.linear import computes_float8
-from ..model.rope import Rope, RopeGrid, rotate
+from ..model.rope import RopeGrid
 from ..model.transformer import CausalS2VTransformer
 
 _PATCH = 2 * SPATIAL_STRIDE
@@ -54,7 +55,9 @@ class Compiled:
         try:
             # Whether a device multiplies e4m3 is tried on it, once: graphs know the answer and never ask.
             torch.compiler.assume_constant_result(computes_float8)
-            self.work = Work(compiled(_ask), compiled(_answer), compiled(_hear), compiled(_rotate))
+            self.work = Work(
+                **{part.name: compiled(getattr(AS_WRITTEN, part.name)) for part in dataclasses.fields(Work)}
+            )
         except (ImportError, RuntimeError) as error:
             raise cannot_compile(_reason(error)) from error
         self._warm: weakref.WeakKeyDictionary[CausalS2VTransformer, set[int]] = weakref.WeakKeyDictionary()
@@ -133,30 +136,6 @@ def _work_once(net: CausalS2VTransformer, grid: RopeGrid, form: int, dtype: torc
     )
     tokens = zeros(BLOCK_LATENTS * frame, config.dim)
     net.run_layers(tokens, time, grid.block(block), words, memories, audio, work)
-
-
-def _ask(layer: Layer, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> Any:
-    return layer.ask(x, time, rope)
-
-
-def _answer(
-    layer: Layer,
-    x: torch.Tensor,
-    time: torch.Tensor,
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    text: TextKV,
-) -> torch.Tensor:
-    return layer.answer(x, time, q, keys, values, text)
-
-
-def _hear(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
-    return hear(attend, norm, x, audio)
-
-
-def _rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    return rotate(x, rope)
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

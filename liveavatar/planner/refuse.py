@@ -19,7 +19,7 @@ from .search import Search, highest, searches
 from .wishes import Wishes
 
 _OFFERS = 3
-GB = 10**9
+_GB = 10**9
 """What caps are counted in."""
 
 
@@ -73,7 +73,7 @@ def _offers(
     largest, cap = max(card.total for card in hardware.cards), hardware.cap
     sizes = sorted(ASSUMED_SPEEDS)
     more_host = (dataclasses.replace(hardware, host=hardware.host * factor) for factor in (2, 4, 8))
-    higher_caps = (hardware.capped(size * GB) for size in sizes if cap and cap < size * GB < largest)
+    higher_caps = (hardware.capped(size * _GB) for size in sizes if cap and cap < size * _GB < largest)
     uncapped = [hardware.capped(None)] if cap else []
     count = len(hardware.cards)
     more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_CARDS) + 1))

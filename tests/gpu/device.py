@@ -8,8 +8,6 @@ import os
 import pytest
 import torch
 
-from liveavatar.config import ModelConfig
-
 DEVICE = os.environ.get("LIVEAVATAR_TEST_DEVICE", "cuda:0")
 ON_GPU = DEVICE.startswith("cuda")
 MISSING = ON_GPU and not torch.cuda.is_available()
@@ -17,18 +15,6 @@ on_the_device = [
     pytest.mark.gpu,
     pytest.mark.skipif(MISSING, reason="there is no GPU here (PyTorch sees no CUDA device)"),
 ]
-CONFIG = ModelConfig(
-    dim=256,
-    ffn_dim=512,
-    freq_dim=64,
-    num_heads=4,
-    num_layers=6,
-    text_dim=64,
-    text_len=64,
-    audio_dim=32,
-    audio_layers=3,
-    audio_inject_layers=(0, 2, 5),
-)
 
 
 def psnr(made: torch.Tensor, true: torch.Tensor) -> float:

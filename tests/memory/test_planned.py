@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 from memory.drive import Allocations, drive
+from session.tiny import ROUND_CONFIG as CONFIG
 from session.tiny import TinyComponents, tiny_effective, tiny_job
 
-from liveavatar.config import ModelConfig
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.nets import Nets
 from liveavatar.memory.rings import HostRing
@@ -17,19 +17,6 @@ from liveavatar.planner import LADDER, Plan, make_plan, workspace_bytes
 from liveavatar.stage import Stage
 from liveavatar.storage import Storage
 
-CONFIG = ModelConfig(
-    dim=256,
-    ffn_dim=512,
-    freq_dim=64,
-    num_heads=4,
-    num_layers=6,
-    text_dim=64,
-    text_len=64,
-    audio_dim=32,
-    audio_layers=3,
-    audio_inject_layers=(0, 2, 5),
-)
-"""Rows of every tensor take a multiple of 256 bytes, so that nothing lies unused between packed ones."""
 EFFECTIVE = tiny_effective(5, 2, "128x128")
 """Long enough for a refresh of the sink, when there are two."""
 DEVICE = "cpu:0"

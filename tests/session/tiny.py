@@ -36,6 +36,21 @@ def tiny_config(layers: int = 3) -> ModelConfig:
     )
 
 
+ROUND_CONFIG = ModelConfig(
+    dim=256,
+    ffn_dim=512,
+    freq_dim=64,
+    num_heads=4,
+    num_layers=6,
+    text_dim=64,
+    text_len=64,
+    audio_dim=32,
+    audio_layers=3,
+    audio_inject_layers=(0, 2, 5),
+)
+"""Small, and rows of every tensor take a multiple of 256 bytes, so that nothing lies unused between packed ones."""
+
+
 class TinyComponents:
     """The transformer only, with seeded weights; every part gets the numbers it has in the whole."""
 
