@@ -1,6 +1,7 @@
-"""What every test starts from: one thread, no network, reproducible examples."""
+"""What every test starts from: one thread, no network, reproducible examples, Ctrl-C as at a terminal."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -8,6 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+
+# What a script starts in the background ignores Ctrl-C, and so would all processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: bit equality holds at equal thread counts, and tiny tensors are quicker so.
 torch.set_num_threads(1)
