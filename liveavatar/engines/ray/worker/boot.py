@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,10 @@ def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, wo
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
-    variables = environment(dict(os.environ), threads, alone)
-    return ray.remote(StageWorker).options(runtime_env={"env_vars": variables}, **options).remote(log, works)
+    own: dict[str, Any] = {"env_vars": environment(dict(os.environ), threads, alone)}
+    if log and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
+        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    return ray.remote(StageWorker).options(runtime_env=own, **options).remote(log, works)
 
 
 def environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:
