@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
-from ..doctor.report import Compute
+from ..doctor.report import FLOAT8_ROWS, Compute
 from ..model.linear import computes_float8
 from ..pipeline import Denoise, Prefill
 from ..planner import Plan
@@ -73,10 +73,11 @@ def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device,
 
 
 def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
-    """What the large matrices are multiplied in."""
+    """What the large matrices are multiplied in, by its name in `Compute.matmul`."""
     formats = {stage.storage.weights for stage in plan.stages}
-    eight = {"fp8": True, "fp8-tensor": False}
-    if formats <= eight.keys() and all(computes_float8(device, eight[f]) for f in formats) and "float8" in can.matmul:
+    if formats == {"fp8"} and computes_float8(device, by_row=True) and FLOAT8_ROWS in can.matmul:
+        return FLOAT8_ROWS
+    if formats == {"fp8-tensor"} and computes_float8(device, by_row=False) and "float8" in can.matmul:
         return "float8"
     return plan.dtype
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ModelError
-from ..storage import WeightFormat
+from ..storage import FLOAT8_CAPABILITY, WeightFormat
 
 KEPT = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
 """Linear layers that stay in the working dtype, as published: small, and computed in float32."""
@@ -28,8 +28,6 @@ _SMALLEST = 1e-12
 """What counts as zero: rows of zeros get a scale too."""
 _PART = 2**16, 2**24
 """Numbers quantised at a time, on the CPU (they fit its cache, and leave no holes between what stays) and elsewhere."""
-FLOAT8_CAPABILITY = (8, 9)
-"""CUDA compute capability from which on cards multiply e4m3 themselves (Ada, Hopper, Blackwell)."""
 _trials: dict[tuple[torch.device, bool, bool], str] = {}
 """Why a device does not multiply e4m3 matrices, "" where it does; tried once."""
 
