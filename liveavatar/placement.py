@@ -254,7 +254,7 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
             continue
         by_row = any(s.storage.weights == "fp8" for s in plan.stages if s.device == device)
         if why := float8_failure(torch.device(device), by_row):
-            yield f"{device} widens fp8 weights to {plan.dtype} for each product, because it cannot multiply them: {why}"
+            yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
         else:
             yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
 from ..doctor.report import FLOAT8_ROWS, Compute
 from ..model.linear import computes_float8
 from ..pipeline import Denoise, Prefill
-from ..planner import Plan
+from ..planner import CONTEXT, Plan
 from ..planner.speed import layer_tflop
 from .found import Pace, Work
 from .watched import Run
@@ -85,3 +86,17 @@ def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
 def bytes_needed(plan: Plan, vae: bool) -> int:
     """Bytes on the plan's device, with those of the VAE only where it is there."""
     return sum(plan.total_by_device.values()) - (0 if vae else plan.vae)
+
+
+def free_bytes(device: torch.device, most: int | None = None) -> int:
+    """Bytes of a GPU that a plan may use; what this process holds there counts as free, because the plan counts it.
+
+    Args:
+        device: a CUDA device.
+        most: bytes that may be used at most, the driver's context among them; None: all that are free.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_allocated(device)
+    return free if most is None else min(free, most - CONTEXT)
