@@ -133,7 +133,7 @@ def compare_steps(
         ours, other: each with its window filled by `fill_window`.
         job: the same.
         rounds: at least 1.
-        seconds: for each of both in each round, about; at least 3 steps are made.
+        seconds: of steps for each of both in each round, about; one step where that takes much longer.
     """
     latent, device = _noise(ours, job, MEASURED_BLOCK), ours.device.type
     steps = [functools.partial(network.denoise, MEASURED_BLOCK, latent) for network in (ours, other)]
