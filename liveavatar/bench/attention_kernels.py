@@ -89,7 +89,7 @@ def time_kernels(device: torch.device, dtype: torch.dtype, seconds: float = 0.1)
             error = float((made - true).norm() / true.norm())
             taken = median_seconds(functools.partial(kernel, q, k, v), str(device), seconds)
         except Exception as failure:  # whatever a package raises says that it is not for this machine
-            why = (str(failure).strip().splitlines() or [""])[0][:160]
+            why = (str(failure).strip().splitlines() or [""])[0].split(". ")[0][:120]
             yield KernelTime(name, None, None, f"{type(failure).__name__}: {why}".rstrip(": "))
             continue
         yield KernelTime(name, work / taken, error)

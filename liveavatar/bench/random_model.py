@@ -55,13 +55,15 @@ class RandomComponents:
         net = empty_transformer(self.config, part, weights)
         return self._filled(net, device, dtype)
 
-    def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
+    def vae(self, device: torch.device | str, dtype: torch.dtype, suited: bool = True) -> AutoencoderKLWan:
+        """The VAE; `suited`: in the form that is fastest on the device."""
         from ..vae.suited import suit
         from ..vae.wan import build_vae
 
         with torch.device("meta"):
             vae = build_vae(**self._vae_settings())
-        return suit(self._filled(vae, device, dtype))
+        filled = self._filled(vae, device, dtype)
+        return suit(filled) if suited else filled
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()

@@ -19,6 +19,7 @@ from ..doctor.known import write_json
 from ..doctor.plain import from_plain, plain
 from ..errors import LiveAvatarError, OutputError
 from ..receipt import versions
+from ..session import cpu_threads
 from .time_limit import Overrun, time_limit
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _run_part(state: SuiteState, part: SuitePart, limit: float, show: Callable[[
         )
 
     try:
-        with time_limit(limit):
+        with time_limit(limit), cpu_threads(state.threads):
             for figure in part.run(state):
                 figures.append(figure)
                 show(ended("running"))

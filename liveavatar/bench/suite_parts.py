@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import compiler
-from ..config import MOTION_LATENTS, ModelConfig
+from ..config import BLOCK_LATENTS, MOTION_LATENTS, ModelConfig
 from ..doctor.devices import accelerators
 from ..doctor.report import FLOAT8_ROWS
 from ..engines.ahead import on_accelerators
@@ -24,13 +24,24 @@ from ..model.linear import check_float8, computes_float8
 from ..planner import Hardware, Plan, Speed, Wishes, choose_plan, fitted, make_plan
 from ..request import Effective
 from ..storage import PLAIN, Storage, WeightFormat
+from ..vae.suited import form_for
 from .attention_kernels import time_kernels
 from .decoding import decode_alone, side_by_side
+from .figures import bytes_needed, free_bytes
 from .found import ModelBench
 from .material import noise_effective, noise_job
 from .model import Asked, DeviceSpeeds, ModelMeasurement, cap_device, check_fit, device_name, device_speeds
+from .original import OriginalNetwork, original_bytes
 from .prediction import assumed_speed, block_seconds, frames_per_second, measured_speed, vae_seconds
 from .random_model import KeptComponents, RandomComponents
+from .step_comparison import (
+    MEASURED_BLOCK,
+    StepComparison,
+    StepEngine,
+    compare_steps,
+    fill_window,
+    relative_difference,
+)
 from .suite import Figure, SuitePart, free_memory
 from .watched import WatchedEngine
 
@@ -45,6 +56,7 @@ _FEWEST = 6
 """Of videos on capped cards, which are slow."""
 _PARITY_LAYERS = 2
 _KV_IN_FP8 = "KV cache in fp8: "
+_NO_CHECKOUT = "no checkout of the published code was named (--original DIR)"
 
 
 class SuiteState:
@@ -90,11 +102,11 @@ class SuiteState:
         self.latents: dict[Storage, torch.Tensor] = {}
         self.fastest: tuple[float, Storage, bool] | None = None
 
-    def plan(self, storage: Storage, compiled: bool = False, blocks: int = BLOCKS) -> Plan:
+    def plan(self, storage: Storage, compiled: bool = False, blocks: int = BLOCKS, steps: int = 4) -> Plan:
         """The plan of one stage on the device, kept as told."""
         size = f"{self.effective.width}x{self.effective.height}"
         made = make_plan(
-            noise_effective(blocks, size=size),
+            noise_effective(blocks, steps, size),
             self.config,
             model=self.components.name,
             devices=(str(self.device),),
@@ -175,10 +187,9 @@ def parity(state: SuiteState) -> Iterator[Figure]:
         engine = WatchedEngine(source, plan, Nets())
         with torch.inference_mode():
             made[dtype] = torch.cat(engine.watch(noise_job(few, BLOCKS // 2 + 1, size=size)).latents, 1)
-    error = float((made["bfloat16"] - made["float32"]).norm() / made["float32"].norm())
-    yield Figure(
-        "bfloat16 against float32", _decibels(made["bfloat16"], made["float32"]), "dB", note=f"error {error:.1e}"
-    )
+    narrow, wide = made["bfloat16"], made["float32"]
+    error = float((narrow - wide).norm() / wide.norm())
+    yield dataclasses.replace(_agreement("bfloat16 against float32", narrow, wide), note=f"error {error:.1e}")
 
 
 class _WidenedComponents(RandomComponents):
@@ -215,7 +226,7 @@ def pace(weights: WeightFormat, kv: str, compiled: bool, state: SuiteState) -> I
         how = "as they are" if computes_float8(state.device, by_row=True) else f"widened to {state.dtype}"
         yield Figure("fp8 matrices are multiplied", None, note=how)
     if compiled and storage in state.latents:
-        yield Figure("latents against layers as written", _decibels(latents, state.latents[storage]), "dB")
+        yield _agreement("latents against layers as written", latents, state.latents[storage])
     elif not compiled:
         state.latents[storage] = latents
     if state.fastest is None or found.pace.fps > state.fastest[0]:
@@ -272,13 +283,17 @@ def vae(state: SuiteState) -> Iterator[Figure]:
     yield Figure("pace, as written", frames_per_second(seconds), "frames/s", predicted, own)
     yield Figure("before the first block", before, "s")
     compiler.check_compiler([str(device)])
+    plain_form = form_for(device.type, dtype) == "quick"
+    if plain_form:  # what the CPU calls instead of convolutions cannot be compiled
+        module = state.components.vae(device, dtype, suited=False)
     module.decoder.compile(dynamic=False, backend=compiler.COMPILER)
     begun = time.perf_counter()
     decode_alone(module, motion, blocks[:2], state.threads)
     yield Figure("compiling", time.perf_counter() - begun, "s")
     seconds, _, compiled = decode_alone(module, motion, blocks, state.threads)
-    yield Figure("pace, compiled", frames_per_second(seconds), "frames/s", predicted)
-    yield Figure("pictures against those as written", _decibels(compiled, pictures), "dB")
+    note = "of the plain form, which a CPU does not use" * plain_form
+    yield Figure("pace, compiled", frames_per_second(seconds), "frames/s", predicted, note)
+    yield _agreement("pictures against those as written", compiled, pictures)
 
 
 def beside(state: SuiteState) -> Iterator[Figure]:
@@ -325,6 +340,58 @@ def capped(gigabytes: int, state: SuiteState) -> Iterator[Figure]:
         yield Figure("decoding a block", found.decoding.seconds_per_block, "s")
 
 
+def published(state: SuiteState) -> Iterator[Figure]:
+    """One step of a block on the published network, with our weights and our attention, in turns with ours."""
+    assert state.original is not None
+    job = noise_job(state.config, _FEWEST, 1, _size(state))
+    plan, compiled = (state.plan(PLAIN, way, _FEWEST, steps=1) for way in (False, True))
+    _check_room_for_both(state, plan)
+    with torch.inference_mode():
+        ours = StepEngine(state.components, plan, state.nets)
+        ours.load()
+        theirs = OriginalNetwork(state.original, ours.nets())
+        first = relative_difference(fill_window(ours, job), fill_window(theirs, job))
+        yield Figure("difference in block 0", first, "of the largest")
+        yield from _compared("as written", compare_steps(ours, theirs, job))
+        begun = time.perf_counter()
+        theirs.compile()
+        theirs.denoise(MEASURED_BLOCK, job.material.reference.expand(-1, BLOCK_LATENTS, -1, -1))
+        yield Figure("compiling theirs", time.perf_counter() - begun, "s")
+        del ours
+        free_memory(state.device)
+        ours = StepEngine(state.components, compiled, state.nets)
+        begun = time.perf_counter()
+        fill_window(ours, job)
+        yield Figure("compiling ours", time.perf_counter() - begun, "s")
+        yield from _compared("compiled", compare_steps(ours, theirs, job))
+
+
+def _check_room_for_both(state: SuiteState, plan: Plan) -> None:
+    """Refuse where the cache of the published network does not fit beside ours.
+
+    Raises:
+        PlanError: with the bytes.
+    """
+    check_fit(plan, Asked(_FEWEST))
+    if state.device.type == "cpu":
+        return
+    needed = bytes_needed(plan, False) + original_bytes(state.config, plan.size)
+    free = free_bytes(state.device)
+    if needed > free:
+        raise PlanError(
+            f"Both networks take {needed / 1e9:.1f} GB of {state.device}, and {free / 1e9:.1f} GB are free."
+        )
+
+
+def _compared(how: str, found: StepComparison) -> Iterator[Figure]:
+    """A step of ours, of theirs, and how many times longer theirs takes."""
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in found.ratios)
+    yield Figure(f"ours, {how}", 1000 * found.seconds, "ms")
+    yield Figure(f"theirs, {how}", 1000 * found.other_seconds, "ms")
+    yield Figure(f"theirs / ours, {how}", found.ratio, "times", note=f"in turns: {rounds}")
+    yield Figure(f"difference, {how}", found.difference, "of the largest")
+
+
 def _planned_for(state: SuiteState, most: int) -> tuple[Effective, Plan]:
     """What fits a card of so many bytes; a smaller video where nothing else does."""
     here = Hardware.here().only([str(state.device)]).capped(most)
@@ -351,10 +418,12 @@ def _kept(plan: Plan) -> str:
     return ", ".join(filter(None, (*words, f"{s.streamed} layers streamed" * (s.streamed > 0))))
 
 
-def _decibels(made: torch.Tensor, true: torch.Tensor) -> float | None:
-    """Peak signal against their difference; None where they are equal to the bit."""
+def _agreement(name: str, made: torch.Tensor, true: torch.Tensor) -> Figure:
+    """Peak signal against the difference, in decibels."""
     error = float((made.float() - true.float()).square().mean())
-    return 10 * math.log10(float(true.float().abs().max()) ** 2 / error) if error else None
+    if not error:
+        return Figure(name, None, "dB", note="equal to the bit")
+    return Figure(name, 10 * math.log10(float(true.float().abs().max()) ** 2 / error), "dB")
 
 
 PARTS = (
@@ -370,5 +439,6 @@ PARTS = (
     SuitePart("network and VAE", 25, beside),
     SuitePart("24 GB", 30, functools.partial(capped, 24)),
     SuitePart("16 GB", 30, functools.partial(capped, 16)),
+    SuitePart("published network", 75, published, wanted=lambda s: "" if s.original else _NO_CHECKOUT),
 )
 """Shares add up to about `BUDGET_SECONDS` with the published network."""
