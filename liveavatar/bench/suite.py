@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import gc
 import json
 import os
@@ -240,19 +241,30 @@ def _opened(state: SuiteState, budget: float, quick: bool) -> SuiteReport:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """Make sure of a folder for reports, before anything is measured.
+
+    Raises:
+        OutputError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OutputError(
+            f"The folder {folder} cannot be made or written ({error.strerror or error}).", "Choose another place."
+        ) from error
+
+
 def write_suite(folder: Path, report: SuiteReport) -> Path:
     """Write or replace the report in a folder, in one step; returns the file.
 
     Raises:
         OutputError: it cannot be written.
     """
+    make_folder(folder)
     path = folder / FILE_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"The folder {folder} cannot be made ({error.strerror or error}).", "Choose a place that can be written."
-        ) from error
     write_json(path, plain(report))
     return path
 

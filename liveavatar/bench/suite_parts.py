@@ -22,6 +22,7 @@ from ..engines.nets import Nets
 from ..errors import ModelError, PlanError
 from ..model.linear import check_float8, computes_float8
 from ..planner import Hardware, Plan, Speed, Wishes, choose_plan, fitted, make_plan
+from ..planner.checks import check_working
 from ..request import Effective
 from ..storage import PLAIN, Storage, WeightFormat
 from ..vae.suited import form_for
@@ -77,7 +78,7 @@ class SuiteState:
         fastest: the storage with the best pace so far, and whether it was compiled.
 
     Raises:
-        ModelError: no such preset. SizeError, RequestError: no such size.
+        ModelError: no such preset. PlanError: no such dtype or thread count. SizeError, RequestError: no such size.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class SuiteState:
         original: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ):
+        check_working(dtype, threads)
         self.components = KeptComponents(model, device)
         self.config: ModelConfig = self.components.config
         self.device, self.dtype, self.threads = torch.device(device), dtype, threads

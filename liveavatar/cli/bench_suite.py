@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 < budget < _LONGEST or not math.isfinite(budget):
         raise RequestError(f"A budget of {budget:g} s is not possible.", f"Give seconds above 0, such as {_BUDGET}.")
     original = _checkout(arguments.original)
-    from ..bench.suite import run_suite, write_suite
+    from ..bench.suite import make_folder, run_suite, write_suite
     from ..bench.suite_parts import PARTS, SuiteState
     from ..placement import Placement, default_devices
 
@@ -66,8 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     if model not in PRESETS:
         raise ModelError(f"The shapes of {model!r} are not known.", f"Use {', '.join(PRESETS)}.")
     size = arguments.size or _SIZES.get(model, _SIZE)
-    state = SuiteState(model, device, size, place.working_dtype, place.working_threads, original, _tell)
     folder = Path(arguments.json) if arguments.json else None
+    if folder:
+        make_folder(folder)
+    state = SuiteState(model, device, size, place.working_dtype, place.working_threads, original, _tell)
 
     def told(report: SuiteReport) -> None:
         if folder:
