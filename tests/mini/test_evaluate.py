@@ -80,6 +80,7 @@ def painted(block: np.ndarray, first: int) -> np.ndarray:
     return block
 
 
+@pytest.mark.usefixtures("speech")
 def test_the_truth_itself_is_as_good_as_the_vae() -> None:
     judged = people()
     judged.studio.knows(*judged.talkers, *judged.neutrals)
@@ -93,6 +94,7 @@ def test_the_truth_itself_is_as_good_as_the_vae() -> None:
     assert len(identity["at_2_s_by_person"]) == 2
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_late_video_shows_its_lag() -> None:
     """Blocks come in order, so that a video three frames late begins with three frames of the block before."""
     held: list[np.ndarray] = []
@@ -105,12 +107,14 @@ def test_a_late_video_shows_its_lag() -> None:
     assert exam(late).talking()["best_lag_frames"] == 3
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_repainted_wall_is_another_picture() -> None:
     judged = exam(painted)
     assert judged.identity()["at_2_s"] > 1.3
     assert judged.talking()["truth_ratio"] > 1.3
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_frozen_picture_keeps_its_likeness_but_is_not_the_truth() -> None:
     """Why identity alone is not enough to judge by."""
     first: list[np.ndarray] = []
@@ -127,6 +131,7 @@ def test_a_frozen_picture_keeps_its_likeness_but_is_not_the_truth() -> None:
     assert (talking["lip_correlation"], talking["best_lag_frames"]) == (0, None)
 
 
+@pytest.mark.usefixtures("speech")
 def test_faults_are_made_and_told_apart() -> None:
     judged = exam()
     for fault in FAULTS[1:]:
@@ -142,6 +147,7 @@ def test_faults_are_made_and_told_apart() -> None:
                 assert not np.array_equal(take.other_wave, take.wave)
 
 
+@pytest.mark.usefixtures("speech")
 def test_prompts_of_likeness_ask_for_nothing_new() -> None:
     example = exam().example(0, 1.0)
     look = plain(example).prompt.look(example.identity)
@@ -149,6 +155,7 @@ def test_prompts_of_likeness_ask_for_nothing_new() -> None:
     assert plain(example).prompt == plain(example).prompt
 
 
+@pytest.mark.usefixtures("speech")
 def test_every_wall_and_mood_is_asked_for_and_never_the_own_wall() -> None:
     tries = [asked(i) for i in range(9)]
     assert {a.prompt.background for a in tries} == set(BACKGROUNDS)
@@ -157,6 +164,7 @@ def test_every_wall_and_mood_is_asked_for_and_never_the_own_wall() -> None:
     assert all(a.prompt.background != a.identity.background_word for a in tries)
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_shut_mouth_passes_silence_and_an_open_one_does_not() -> None:
     assert exam().silence()["mean_opening"] < 0.05
 
@@ -168,6 +176,7 @@ def test_a_shut_mouth_passes_silence_and_an_open_one_does_not() -> None:
     assert exam(gaping).silence()["worst_person"] > 0.05
 
 
+@pytest.mark.usefixtures("speech")
 def test_obedience_tells_walls_from_moods() -> None:
     """A network that obeys in everything, and one that knows walls but no moods."""
     obeying, moodless = Pencil(), Pencil()
@@ -181,6 +190,7 @@ def test_obedience_tells_walls_from_moods() -> None:
     assert found["mood_asked_and_seen"] == {example.prompt.mood: {"neutral": 1}}
 
 
+@pytest.mark.usefixtures("speech")
 def test_drift_is_seen_at_the_end_of_a_long_video_and_not_before() -> None:
     def fading(block: np.ndarray, first: int) -> np.ndarray:
         return block if first < 100 else painted(block, first)
@@ -199,6 +209,7 @@ def test_drift_is_seen_at_the_end_of_a_long_video_and_not_before() -> None:
     assert tuple(made.pictures[-1][0, 0]) == (250, 20, 20)
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_long_video_is_let_go_while_it_is_watched() -> None:
     example = exam().neutrals[0]
     alive: list[weakref.ref[np.ndarray]] = []
@@ -217,6 +228,7 @@ def test_a_long_video_is_let_go_while_it_is_watched() -> None:
     assert all(picture.base is None for picture in watched.pictures.values())
 
 
+@pytest.mark.usefixtures("speech")
 def test_a_person_is_shown_once_a_second() -> None:
     judged = exam()
     judged.studio.knows(judged.example(0, 8.2))
@@ -227,6 +239,7 @@ def test_a_person_is_shown_once_a_second() -> None:
         assert np.array_equal(shown, vae(true))
 
 
+@pytest.mark.usefixtures("speech")
 def test_the_command_prints_every_figure(monkeypatch, capsys, tmp_path) -> None:
     sheet, out = tmp_path / "sheet.png", tmp_path / "figures.json"
     words = f"evaluate --people 1 --tries 1 --threads 1 --sheet-people 1 --sheet {sheet} --out {out}".split()

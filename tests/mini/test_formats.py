@@ -18,6 +18,7 @@ def video(weights: WeightFormat) -> np.ndarray:
     return exam.make(exam.example(0, 0.96)).astype(float)
 
 
+@pytest.mark.usefixtures("speech")
 @pytest.mark.parametrize(("weights", "decibels"), [("fp8", 43), ("fp8-tensor", 42), ("int8", 53)])
 def test_the_video_is_hardly_another_one(weights: WeightFormat, decibels: float) -> None:
     """Peak signal to noise of the worst frame against the plain weights; measured in longer videos of two people at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,9 +33,7 @@ TINY = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def clips() -> Clips:
-    if shutil.which("espeak-ng") is None:
-        pytest.skip("espeak-ng is not on this machine")
+def clips(speech: None) -> Clips:
     return draw_clips(2, print)
 
 

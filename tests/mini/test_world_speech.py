@@ -1,6 +1,9 @@
 """From sound to mouth and motion: silent when nothing is said, local in time, and nothing hidden."""
 
-import shutil
+import importlib.util
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,6 @@ from liveavatar.mini.world.sample import sample, track_of
 from liveavatar.mini.world.speech import Mouth, level, mouth
 
 RATE = 16_000
-needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not on this machine")
 
 
 def vowel(formants: tuple[float, ...], seconds: float = 1.0, pitch: float = 120) -> np.ndarray:
@@ -83,19 +85,48 @@ def test_resampling_keeps_a_tone():
         np.testing.assert_allclose(out, np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE), atol=1e-3)
 
 
+def install_program(folder: Path, *options: str) -> Path:
+    """A program espeak-ng in a folder, whose help lists these options."""
+    program = folder / "espeak-ng"
+    folder.mkdir()
+    program.write_text("#!/bin/sh\nprintf '%s\\n' Usage: " + " ".join(f"'{line}'" for line in options) + "\n")
+    program.chmod(0o755)
+    return program
+
+
 def test_without_espeak_the_error_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(voices.shutil, "which", lambda name: None)
-    with pytest.raises(MissingFilesError, match="apt-get install espeak-ng"):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(MissingFilesError, match=r"apt-get install espeak-ng.*pip install espeakng-loader"):
         voices.speak("hello")
 
 
-@needs_espeak
+def test_a_program_that_seeds_its_noise_by_the_clock_is_told_not_to(monkeypatch, tmp_path):
+    older = install_program(tmp_path / "1.51", "-z  No final pause")
+    newer = install_program(tmp_path / "1.52", "-z  No final pause", "-D  Enable deterministic random mode")
+    for program, options in ((older, []), (newer, ["-D"])):
+        monkeypatch.setenv("PATH", str(program.parent))
+        assert voices.espeak_command() == [str(program), "--stdout", *options]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed")
+def test_the_library_speaks_alike_whatever_was_said_before_and_when(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    first = voices.speak("hello, my friends", "en-us+f3")
+    time.sleep(1)  # a voice with breath has noise, which the engine alone seeds by the second
+    other = voices.speak("grün und blau", "de+klatt2", speed=120, pitch=20)
+    assert np.array_equal(voices.speak("hello, my friends", "en-us+f3"), first)
+    assert 0.5 * RATE < len(first) < 3 * RATE and np.abs(first).max() > 0.1
+    assert len(other) != len(first)
+
+
+@pytest.mark.usefixtures("speech")
 def test_an_unknown_voice_is_named():
     with pytest.raises(MissingFilesError, match="klingon-42"):
         voices.speak("hello", "klingon-42")
 
 
-@needs_espeak
+@pytest.mark.usefixtures("speech")
 def test_training_and_judging_share_no_voice_and_no_language():
     def used(held_out: bool) -> set[str]:
         said = (voices.utterance(seed, 1.0, held_out).description.split(" ")[0] for seed in range(25))
@@ -104,7 +135,7 @@ def test_training_and_judging_share_no_voice_and_no_language():
     assert not used(True) & used(False)
 
 
-@needs_espeak
+@pytest.mark.usefixtures("speech")
 def test_an_utterance_is_reproducible_and_its_speech_moves_the_mouth():
     a, b = voices.utterance(2), voices.utterance(2)
     assert np.array_equal(a.heard, b.heard) and 4 <= a.seconds <= 10
@@ -113,7 +144,7 @@ def test_an_utterance_is_reproducible_and_its_speech_moves_the_mouth():
     assert 0.2 < open_share < 0.95 and level(a.heard) > 0.01
 
 
-@needs_espeak
+@pytest.mark.usefixtures("speech")
 def test_a_sample_holds_everything_for_the_same_moment():
     s = sample(5, 1.0, held_out=True)
     assert s.frames is not None and len(s.frames) == len(s.track) == 25

@@ -24,8 +24,24 @@ def decoded(vae, latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([decode_block(vae, state, chunk) for chunk in latents.split(3, 1)], 1)
 
 
+def layout(x: torch.Tensor) -> torch.memory_format:
+    """Channels last, for pictures or for videos."""
+    return torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+
+
 def follows(x: torch.Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
+    return x.is_contiguous(memory_format=layout(x))
+
+
+def convolve_as_gpus_do(vae):
+    """Let each convolution return the layout of its weights, in place, as cuDNN and oneDNN do.
+
+    A CPU without 16-bit instructions has other convolutions, which return plain tensors whatever they are given.
+    """
+    for m in vae.modules():
+        if isinstance(m, nn.Conv3d | nn.Conv2d) and follows(m.weight):
+            m.register_forward_hook(lambda m, _, out: out.contiguous(memory_format=layout(out)))
+    return vae
 
 
 def passed(half: nn.Module, run) -> list[tuple[str, bool]]:
@@ -51,7 +67,7 @@ def test_pictures_and_latents_are_the_same_but_for_rounding():
 
 def test_the_trained_vae_decodes_alike_in_sixteen_bits():
     vaes = [open_components("mini").vae("cpu", torch.bfloat16) for _ in range(2)]
-    latents = noise(16, 6, 8, 8)
+    latents = noise(16, 4, 6, 4)
     plain, other = decoded(vaes[0], latents), decoded(lay_channels_last(vaes[1]), latents)
     exact = decoded(open_components("mini").vae("cpu", torch.float32), latents)
     assert (other - exact).square().mean() < 1.2 * (plain - exact).square().mean()
@@ -65,7 +81,7 @@ def test_blocks_of_any_length_are_bit_equal_to_the_whole():
 
 
 def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
-    vae, latents = lay_channels_last(made(torch.bfloat16)), noise(16, 3, 4, 6)
+    vae, latents = convolve_as_gpus_do(lay_channels_last(made(torch.bfloat16))), noise(16, 3, 4, 6)
     state = DecodeState.empty(vae)
     decode_block(vae, state, latents)
     seen = passed(vae.decoder, lambda: decode_block(vae, state, latents))
@@ -75,7 +91,7 @@ def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
 
 
 def test_only_the_padding_loses_it_on_the_way_through_the_encoder():
-    vae = lay_channels_last(made(torch.bfloat16))
+    vae = convolve_as_gpus_do(lay_channels_last(made(torch.bfloat16)))
     seen = passed(vae.encoder, lambda: encode(vae, noise(1, 3, 9, 32, 48)))
     assert {kind for kind, kept in seen if not kept} <= {"ZeroPad2d"}
     assert sum(not kept for _, kept in seen) < 0.02 * len(seen)

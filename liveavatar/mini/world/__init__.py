@@ -7,5 +7,5 @@ From a seed to a video:
 - `artist.Artist(identity, look).clip(poses)` draws it; `sample.sample(seed)` does all of this;
 - `measure`: from pixels back to opening, mood and wall; `portrait`: the demo's picture.
 
-Nothing here knows of networks: numpy, Pillow and, for speech, the program espeak-ng.
+Nothing here knows of networks: numpy, Pillow and, for speech, espeak-ng.
 """

@@ -56,7 +56,7 @@ def sample(
     width: int = 128,
     draw: bool = True,
 ) -> Sample:
-    """The example of a seed, the same on every machine with the same espeak-ng.
+    """The example of a seed, the same on every machine with the same version of espeak-ng.
 
     Args:
         seconds: length of the sound; None: 4 to 10 s.

@@ -1,13 +1,18 @@
 """Speech to train and to judge with: made by espeak-ng when it is needed, in many voices, and never kept.
 
-espeak-ng is a program, not a Python package; only making training data needs it.
+Only making training data needs espeak-ng. It is under the GPL and no part of this project: the program, or the library
+in the development package espeakng-loader, runs as a process of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +47,34 @@ class Utterance:
         return len(self.heard) / AUDIO_SAMPLE_RATE
 
 
+def espeak_command() -> list[str]:
+    """The command line of espeak-ng up to its options: the program on the PATH, else the library of espeakng-loader.
+
+    Raises:
+        MissingFilesError: neither is on this machine.
+    """
+    program = shutil.which("espeak-ng")
+    if program is not None:
+        return [program, "--stdout", *_seeded(program)]
+    if importlib.util.find_spec("espeakng_loader") is not None:
+        import espeakng_loader
+
+        library = espeakng_loader.get_library_path()
+        return [sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak.py")), library]
+    raise MissingFilesError(
+        "Speech for the drawn world is made by espeak-ng, which is not on this machine.",
+        "Install its program (on Debian and Ubuntu: apt-get install espeak-ng) "
+        "or its library (pip install espeakng-loader).",
+    )
+
+
+@functools.cache
+def _seeded(program: str) -> list[str]:
+    """The option of espeak-ng for the same noise each time: from version 1.52 on, which else seeds it by the clock."""
+    shown = subprocess.run([program, "--help"], capture_output=True, check=False, timeout=60).stdout
+    return ["-D"] if b"\n-D" in shown else []
+
+
 def speak(words: str, voice: str = "en-us+f3", speed: int = 165, pitch: int = 50) -> np.ndarray:
     """Let espeak-ng speak: float32 [n] at 16 kHz, as loud as the voice is.
 
@@ -51,18 +84,12 @@ def speak(words: str, voice: str = "en-us+f3", speed: int = 165, pitch: int = 50
     Raises:
         MissingFilesError: no espeak-ng on this machine, or not this voice.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise MissingFilesError(
-            "Speech for the drawn world is made by espeak-ng, which is not on this machine.",
-            "Install it, on Debian and Ubuntu with: apt-get install espeak-ng",
-        )
-    command = [program, "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", "--", words]
+    command = [*espeak_command(), "-v", voice, "-s", str(speed), "-p", str(pitch), "--", words]
     done = subprocess.run(command, capture_output=True, check=False, timeout=60)
     if done.returncode or len(done.stdout) <= 44:
         raise MissingFilesError(
             f"espeak-ng cannot speak with the voice {voice!r}: {done.stderr.decode(errors='replace').strip()}",
-            "`espeak-ng --voices` lists those it has.",
+            "A voice is a language and perhaps a variant, such as en-us or en-us+f3.",
         )
     # The header of a streamed file does not know its length, but is always 44 bytes; the rate stands at byte 24.
     rate = int.from_bytes(done.stdout[24:28], "little")
