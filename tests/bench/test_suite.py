@@ -28,6 +28,7 @@ from liveavatar.model.transformer import Part
 from liveavatar.planner import make_plan
 from liveavatar.request import Request, resolve
 from liveavatar.storage import Storage
+from tools import bench_table
 
 PROJECT = Path(__file__).parents[2]
 FOREIGN = ("av", "soxr", "ftfy", "wcwidth", "ray", "torchaudio")
@@ -205,6 +206,13 @@ def test_a_time_limit_leaves_other_timers_as_they_were():
         endless()
     with time_limit(5):
         pass
+
+
+def test_the_page_of_figures_has_those_of_the_files():
+    page = bench_table.PAGE.read_text(encoding="utf-8")
+    assert bench_table.rewritten(page) == page
+    for file in bench_table.FIGURES.glob("*.json"):
+        assert f"### {file.stem}" in page and read_suite(file).finished
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"schema": 1})])
