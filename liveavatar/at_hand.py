@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from .doctor import Device, known_speeds
+from .doctor.report import FLOAT8_ROWS
 from .model.linear import computes_float8
 from .planner import Hardware, Speed
 
@@ -39,7 +40,7 @@ def measured_speeds(devices: tuple[Device, ...]) -> dict[str, Speed]:
         if not device.is_gpu or device.compute is None or device.copies is None:
             continue
         plain, attention = (by.get("bfloat16") for by in (device.compute.matmul, device.compute.attention))
-        fp8, copy = device.compute.matmul.get("float8"), device.copies.pinned_in
+        fp8, copy = device.compute.matmul.get(FLOAT8_ROWS), device.copies.pinned_in
         if plain and attention and copy:
             found[device.id] = Speed(plain, fp8 or plain, attention, copy, computes_fp8=fp8 is not None)
     return found

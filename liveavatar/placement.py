@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from .compiler import check_compiler
 from .config import ModelConfig
 from .errors import PlanError
 from .machines import DeviceName
+from .model.linear import float8_failure
 from .planner import CONTEXT, GIB, Hardware, Plan, Preference, Wishes, choose_plan, fitted, make_plan
 from .request import Effective
 from .storage import PLAIN, Storage
@@ -146,6 +147,13 @@ class Placement:
         """
         self._check_memory()
         cards = self._cards(hardware)
+        plan = self._lay_out(effective, config, model, cards)
+        if cards is not None and cards.source == "asked":
+            return plan  # of cards that are not here nothing can be tried
+        return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan)))
+
+    def _lay_out(self, effective: Effective, config: ModelConfig, model: str, cards: Hardware | None) -> Plan:
+        """Chosen for cards, or as told where there are none."""
         if cards is not None:
             wishes = Wishes(
                 prefer=self.prefer,
@@ -236,6 +244,19 @@ class Placement:
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
         return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)
+
+
+def _float8_notes(plan: Plan) -> Iterator[str]:
+    """Of each device of this machine that holds fp8 weights: whether it multiplies them as they are."""
+    here = {"cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
+    for device in dict.fromkeys(s.device for s in plan.stages if s.storage.weights in ("fp8", "fp8-tensor")):
+        if device not in here:
+            continue
+        by_row = any(s.storage.weights == "fp8" for s in plan.stages if s.device == device)
+        if why := float8_failure(torch.device(device), by_row):
+            yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
+        else:
+            yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
 
 
 def default_devices() -> tuple[str, ...]:

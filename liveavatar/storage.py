@@ -13,6 +13,8 @@ from .config import ModelConfig
 WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8"]
 """The large matrices: in the working dtype; e4m3 with one scale per output row (or one per tensor, as the published
 implementation has it); int8 with one scale per output row, worked in the working dtype."""
+FLOAT8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which on cards multiply e4m3 themselves (Ada, Hopper, Blackwell)."""
 KeyFormat = Literal["plain", "fp8"]
 """Keys and values of blocks: in the working dtype, or e4m3 with one scale per token and head."""
 Home = Literal["device", "host"]

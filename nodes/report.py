@@ -61,7 +61,8 @@ def foresee(studio: Studio, request: Request, image: Any, audio: Any) -> Report:
         return Report(f"This cannot be made. {error}", draw([]), refused)
     expected = studio.expected_seconds(effective)
     time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
-    lines = [*effective_lines(effective), *plan_lines(plan), f"time    {time}", *note_lines(effective.notes)]
+    notes = note_lines([*effective.notes, *plan.notes])
+    lines = [*effective_lines(effective), *plan_lines(plan), f"time    {time}", *notes]
     devices = devices_of(plan)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
 

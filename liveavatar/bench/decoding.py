@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -14,10 +14,14 @@ from ..codec import vae_decoder
 from ..engines.ahead import on_accelerators
 from ..session import Engine, Job
 from ..streams.frames import Decoder
+from ..vae.tiling import WHOLE, Tiles
 from .figures import seconds_per_block
 from .found import Decoding
 from .random_model import RandomComponents
 from .watched import Run, WatchedEngine
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 T = TypeVar("T")
 
@@ -37,17 +41,34 @@ def decoding(
         first_block: seconds to the first finished latent.
         dtype: of the VAE.
     """
-    device = engine.device
-    vae = components.vae(device, dtype)
-    open_decoder = functools.partial(vae_decoder, vae, job.material.motion, engine.plan.threads, engine.plan.vae_tiles)
-    decode: Decoder
-    decode, warmup = _timed(open_decoder, device)
-    alone = statistics.median([_timed(functools.partial(decode, n), device)[1] for n in run.latents[: _BLOCKS + 1]][1:])
-    del decode  # what it remembers makes room for the next one
+    vae = components.vae(engine.device, dtype)
+    plan = engine.plan
+    alone, warmup, _ = decode_alone(vae, job.material.motion, run.latents, plan.threads, plan.vae_tiles)
     beside, meanwhile = None, None
-    if on_accelerators(engine.plan):
-        beside, meanwhile = side_by_side(engine.unwatched(), job, open_decoder())
+    if on_accelerators(plan):
+        decode = vae_decoder(vae, job.material.motion, plan.threads, plan.vae_tiles)
+        beside, meanwhile = side_by_side(engine.unwatched(), job, decode)
     return Decoding(alone, warmup, first_block + alone, beside, meanwhile)
+
+
+def decode_alone(
+    vae: AutoencoderKLWan, motion: torch.Tensor, latents: Sequence[torch.Tensor], threads: int, tiles: Tiles = WHOLE
+) -> tuple[float, float, torch.Tensor]:
+    """Seconds per block with nothing beside it, seconds before the first one, and the pictures of the last one.
+
+    Args:
+        vae: on its device.
+        motion: latents of what came before the video.
+        latents: of blocks [16, 3, h, w]; the first four at most are decoded, and the first of them warms up.
+        threads: CPU threads.
+        tiles: rows and columns.
+    """
+    decode: Decoder
+    decode, warmup = _timed(functools.partial(vae_decoder, vae, motion, threads, tiles), vae.device)
+    pictures, seconds = zip(
+        *(_timed(functools.partial(decode, block), vae.device) for block in latents[: _BLOCKS + 1]), strict=True
+    )
+    return statistics.median(seconds[1:]), warmup, pictures[-1]
 
 
 def side_by_side(engine: Engine, job: Job, decode: Decoder) -> tuple[float, float]:

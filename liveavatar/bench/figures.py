@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Sequence
 
 import torch
 
 from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
-from ..doctor.report import Compute
+from ..doctor.report import FLOAT8_ROWS, Compute
 from ..model.linear import computes_float8
 from ..pipeline import Denoise, Prefill
-from ..planner import Plan
+from ..planner import CONTEXT, Plan
 from ..planner.speed import layer_tflop
 from .found import Pace, Work
 from .watched import Run
@@ -73,10 +74,11 @@ def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device,
 
 
 def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
-    """What the large matrices are multiplied in."""
+    """What the large matrices are multiplied in, by its name in `Compute.matmul`."""
     formats = {stage.storage.weights for stage in plan.stages}
-    eight = {"fp8": True, "fp8-tensor": False}
-    if formats <= eight.keys() and all(computes_float8(device, eight[f]) for f in formats) and "float8" in can.matmul:
+    if formats == {"fp8"} and computes_float8(device, by_row=True) and FLOAT8_ROWS in can.matmul:
+        return FLOAT8_ROWS
+    if formats == {"fp8-tensor"} and computes_float8(device, by_row=False) and "float8" in can.matmul:
         return "float8"
     return plan.dtype
 
@@ -84,3 +86,17 @@ def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
 def bytes_needed(plan: Plan, vae: bool) -> int:
     """Bytes on the plan's device, with those of the VAE only where it is there."""
     return sum(plan.total_by_device.values()) - (0 if vae else plan.vae)
+
+
+def free_bytes(device: torch.device, most: int | None = None) -> int:
+    """Bytes of a GPU that a plan may use; what this process holds there counts as free, because the plan counts it.
+
+    Args:
+        device: a CUDA device.
+        most: bytes that may be used at most, the driver's context among them; None: all that are free.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_allocated(device)
+    return free if most is None else min(free, most - CONTEXT)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 
 import torch
 
-from ..doctor.host import host
 from ..memory.weights import bytes_held
 from ..planner import Plan
-from ..planner.hardware import CONTEXT
 from .figures import bytes_needed
 from .found import Amount, Memory
 from .tracked import Allocated
@@ -92,16 +89,6 @@ class Ledger:
             loading=self._loading,
             host=Amount(away, self._host),
         )
-
-    def room(self, most: int | None) -> int:
-        """Bytes of the device that may be used now, at most so many."""
-        gc.collect()
-        if self.device.type != "cuda":
-            free = host().ram_free
-            return most or free or 0
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return min(free, (most or free) - CONTEXT)
 
     def _peak(self) -> tuple[int, int | None]:
         if self._tracked is not None:

@@ -19,11 +19,11 @@ from ..doctor.report import Compute
 from ..engines.compiled import cache_folder
 from ..engines.nets import Nets
 from ..errors import PlanError, RequestError
-from ..planner import Plan, make_plan
+from ..planner import CONTEXT, Plan, make_plan
 from ..session import Job
 from ..storage import PLAIN
 from .decoding import decoding
-from .figures import bytes_needed, pace_of, seconds_per_block, work_of
+from .figures import bytes_needed, free_bytes, pace_of, seconds_per_block, work_of
 from .found import Compared, Decoding, Launching, ModelBench, Moved, Work
 from .launching import launching
 from .ledger import Ledger
@@ -50,12 +50,32 @@ class Asked:
         vae: whether the VAE is measured, too.
         baseline: whether the naive path is.
         most: bytes that may be used on the device; None: all that are free.
+        warm: whether a short video is made before the measured one. Without, the first block's figures are those of a
+            cold start; pace is told from the fifth block on and is the same.
+        launch: whether it is measured on a GPU what the host spends on launching.
+        resident: whether the same with nothing on the host is measured, where copies are made.
     """
 
     blocks: int = 8
     vae: bool = False
     baseline: bool = False
     most: int | None = None
+    warm: bool = True
+    launch: bool = True
+    resident: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSpeeds:
+    """What a device was measured to reach.
+
+    Attributes:
+        compute: TFLOP/s of matrix products and attention.
+        copy_gb: GB/s to the device from page-locked memory; on the CPU, of a memcpy.
+    """
+
+    compute: Compute
+    copy_gb: float
 
 
 def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: None) -> ModelBench:
@@ -73,20 +93,8 @@ def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: No
         ModelError: no such preset; the layers cannot be compiled.
         HostMemoryError: the host cannot hold or lock what was to lie there.
     """
-    device = torch.device(plan.stages[0].device)
-    components = RandomComponents(model, device)
-    check_asked(plan, asked)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    try:
-        with torch.inference_mode():
-            return _Bench(components, plan, asked, say).measured()
-    except torch.cuda.OutOfMemoryError as error:
-        needed = bytes_needed(plan, asked.vae)
-        raise PlanError(
-            f"The memory of {device} ran out; the plan sets {needed / 1e9:.1f} GB aside.",
-            "Keep more on the host or in eight bits, or let --plan auto choose.",
-        ) from error
+    components = RandomComponents(model, plan.stages[0].device)
+    return ModelMeasurement(components, plan, asked, say).measured()
 
 
 def check_asked(plan: Plan, asked: Asked) -> None:
@@ -109,36 +117,97 @@ def check_asked(plan: Plan, asked: Asked) -> None:
             "The naive path keeps all keys, values and weights on the device, and keys and values plain.",
             "Leave --baseline out, or the other storage.",
         )
-    if plan.stages[0].device == "cpu":
-        free, needed = host().ram_free, bytes_needed(plan, asked.vae) + sum(plan.host_bytes_by_machine.values())
+    check_fit(plan, asked)
+
+
+def check_fit(plan: Plan, asked: Asked) -> None:
+    """Refuse a plan that its device, or the host, has no room for now.
+
+    Raises:
+        PlanError: with the bytes that are needed and those that are free.
+    """
+    name, needed = plan.stages[0].device, bytes_needed(plan, asked.vae)
+    if name == "cpu":
+        free, needed = host().ram_free, needed + sum(plan.host_bytes_by_machine.values())
         if free is not None and needed > free:
             raise PlanError(
                 f"This takes {needed / 1e9:.1f} GB of host memory, and {free / 1e9:.1f} GB are free.",
                 "Measure mini or untrained on the CPU, or a smaller size.",
             )
+        return
+    room = free_bytes(torch.device(name), asked.most)
+    if needed > room:
+        raise PlanError(
+            f"This takes {needed / 1e9:.1f} GB of {name}, and {room / 1e9:.1f} GB may be used.",
+            "Keep keys and values in eight bits (--keys fp8) or on the host (--keys-home host), weights in fp8 "
+            "(--weights fp8), or let --plan auto choose.",
+        )
 
 
-class _Bench:
-    """One measurement, from empty memory to numbers."""
+class ModelMeasurement:
+    """One measurement, from empty memory to numbers.
 
-    def __init__(self, components: RandomComponents, plan: Plan, asked: Asked, say: Say):
+    Args:
+        components: whose networks are measured.
+        plan: of one device.
+        asked: what is measured.
+        say: told what is being done.
+        nets: loaded weights, shared with other measurements of the same components; None: its own.
+        speeds: of the device, where they are known; None: they are measured briefly.
+
+    Attributes:
+        latents: of every block of the measured video, once it was made.
+
+    Raises:
+        As `bench_model`.
+    """
+
+    def __init__(
+        self,
+        components: RandomComponents,
+        plan: Plan,
+        asked: Asked,
+        say: Say = lambda line: None,
+        nets: Nets | None = None,
+        speeds: DeviceSpeeds | None = None,
+    ):
+        check_asked(plan, asked)
         self.components, self.plan, self.asked, self.say = components, plan, asked, say
         self.device = torch.device(plan.stages[0].device)
-        self.nets = Nets()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.nets = nets or Nets()
         self.engine = WatchedEngine(components, plan, self.nets)
         self.job = self._job(asked.blocks)
         self.ledger = Ledger(plan, self.device, asked.vae)
+        self.latents: tuple[torch.Tensor, ...] = ()
+        self._known = speeds
 
     def measured(self) -> ModelBench:
+        """All figures.
+
+        Raises:
+            As `bench_model`.
+        """
+        try:
+            with torch.inference_mode():
+                return self._measured()
+        except torch.cuda.OutOfMemoryError as error:
+            needed = bytes_needed(self.plan, self.asked.vae)
+            raise PlanError(
+                f"The memory of {self.device} ran out; the plan sets {needed / 1e9:.1f} GB aside.",
+                "Keep more on the host or in eight bits, or let --plan auto choose.",
+            ) from error
+
+    def _measured(self) -> ModelBench:
         plan, e = self.plan, self.job.effective
-        self.say("what the device can")
         can, copy_gb = self._speeds()
         self.say("making weights")
         load = self._load()
-        self.say("warming up")
         warmup, compiling, cache = self._warm_up()
         self.say(f"{e.blocks} blocks")
-        run = self.engine.watch(self.job)
+        run = self.engine.watch(self.job, self._note)
+        self.latents = run.latents
         pace = pace_of(run, plan)
         vae = self._decode(pace.first_block_seconds, run) if self.asked.vae else None
         memory = self.ledger.memory()
@@ -176,24 +245,34 @@ class _Bench:
         return noise_job(self.components.config, blocks, steps, f"{width}x{height}")
 
     def _load(self) -> float:
-        """Seconds to make the weights. Where no allocator counts, they are made and used once to count tensors."""
+        """Seconds to make the weights; where no allocator counts, they are used once to count tensors."""
         start = time.perf_counter()
         as_written = WatchedEngine(self.components, dataclasses.replace(self.plan, compiled=False), self.nets)
         with self.ledger.loading():
             as_written.load()
             self._settle()
         seconds = time.perf_counter() - start
-        with self.ledger.working():
-            self.ledger.note_weights(as_written)
-            as_written.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(as_written))
+        self.ledger.note_weights(as_written)
+        if self.device.type != "cuda":
+            with self.ledger.working():
+                as_written.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(as_written))
         return seconds
+
+    def _note(self) -> None:
+        """Count what stays between tasks, where the timed run is the one that is counted."""
+        if self.device.type == "cuda":
+            self.ledger.note(self.engine)
 
     def _warm_up(self) -> tuple[float, float | None, str | None]:
         """Seconds of a warm run, and of compiling where that was asked, with the cache."""
+        if self.plan.compiled:
+            self.say("compiling")
         start = time.perf_counter()
         self.engine.load()
         compiled = time.perf_counter()
-        self.engine.watch(self._job(_WARMUP_BLOCKS))
+        if self.asked.warm:
+            self.say("warming up")
+            self.engine.watch(self._job(_WARMUP_BLOCKS))
         self._settle()
         warm = time.perf_counter() - compiled
         return (warm, compiled - start, cache_folder()) if self.plan.compiled else (warm, None, None)
@@ -203,7 +282,7 @@ class _Bench:
         return decoding(self.components, self.engine, self.job, run, first_block, getattr(torch, self.plan.dtype))
 
     def _launching(self, seconds: float) -> Launching | None:
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or not self.asked.launch:
             return None
         self.say("what the host spends on launching")
         return launching(self.engine, self._job(_WARMUP_BLOCKS), seconds)
@@ -213,18 +292,17 @@ class _Bench:
 
     def _speeds(self) -> tuple[Compute, float]:
         """What the device computes, and GB/s to it."""
-        try:
-            can, moves = compute(str(self.device), True), copies(str(self.device), True)
-        except MemoryError as error:
-            raise PlanError(f"The speed of {self.device} cannot be measured: {error}.", "Free its memory.") from error
-        return can, moves.memory if moves.pinned_in is None else moves.pinned_in
+        if self._known is None:
+            self.say("what the device can")
+            self._known = device_speeds(self.device)
+        return self._known.compute, self._known.copy_gb
 
     def _moved(self, run: Run, seconds: float, copy_gb: float) -> Moved:
         blocks = len(run.ends) - WINDOW_BLOCKS
         to_device, to_host = (
             (counts[-1] - counts[WINDOW_BLOCKS - 1]) // blocks for counts in (run.to_device, run.to_host)
         )
-        resident = self._resident() if to_device else None
+        resident = self._resident() if to_device and self.asked.resident else None
         return Moved(
             to_device=to_device,
             to_host=to_host,
@@ -252,7 +330,9 @@ class _Bench:
         )
         near = dataclasses.replace(near, compiled=plan.compiled)
         self.nets.release()
-        if bytes_needed(near, False) > self.ledger.room(self.asked.most):
+        try:
+            check_fit(near, dataclasses.replace(self.asked, vae=False))
+        except PlanError:
             return None
         self.say("the same with nothing on the host")
         engine = WatchedEngine(self.components, near, self.nets)
@@ -277,6 +357,27 @@ class _Bench:
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def device_speeds(device: torch.device, quick: bool = True) -> DeviceSpeeds:
+    """Measure what a device reaches, for a second or two.
+
+    Raises:
+        PlanError: it has no memory free for that.
+    """
+    try:
+        can, moves = compute(str(device), quick), copies(str(device), quick)
+    except MemoryError as error:
+        raise PlanError(f"The speed of {device} cannot be measured: {error}.", "Free its memory.") from error
+    return DeviceSpeeds(can, moves.memory if moves.pinned_in is None else moves.pinned_in)
+
+
+def cap_device(name: str, most: int | None) -> None:
+    """Let this process allocate at most so many bytes of a GPU, the driver's context among them; None: all of it."""
+    device = torch.device(name)
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = 1.0 if most is None else min(1.0, (most - CONTEXT) / total)
+    torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def device_name(device: torch.device) -> str:

@@ -16,6 +16,7 @@ from ..config import PRESETS
 from ..errors import ModelError
 from ..mini.seeded import SeededSource
 from ..mini.untrained import VAE
+from ..model.linear import quantize_linears
 from ..model.transformer import CausalS2VTransformer, Part, empty_transformer
 from ..storage import WeightFormat
 from ..weights.fill import DType, Where, fill
@@ -54,13 +55,15 @@ class RandomComponents:
         net = empty_transformer(self.config, part, weights)
         return self._filled(net, device, dtype)
 
-    def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
+    def vae(self, device: torch.device | str, dtype: torch.dtype, suited: bool = True) -> AutoencoderKLWan:
+        """The VAE; `suited`: in the form that is fastest on the device."""
         from ..vae.suited import suit
         from ..vae.wan import build_vae
 
         with torch.device("meta"):
             vae = build_vae(**self._vae_settings())
-        return suit(self._filled(vae, device, dtype))
+        filled = self._filled(vae, device, dtype)
+        return suit(filled) if suited else filled
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()
@@ -84,3 +87,35 @@ class RandomComponents:
 
     def _no_encoders(self) -> ModelError:
         return ModelError("Random networks have no encoders.", "Give the material, or use mini or untrained.")
+
+
+class KeptComponents(RandomComponents):
+    """Random networks that stay on their device from one measurement to the next: their weights are made once.
+
+    Asked for in fp8 or int8 after plain, the same matrices are brought into that format in place, so that never both
+    are there. Only networks that lie on one device as a whole are kept; what is partly on the host is made anew.
+    """
+
+    def __init__(self, name: str, maker: torch.device | str):
+        super().__init__(name, maker)
+        self._kept: dict[tuple[Part, str, DType], tuple[CausalS2VTransformer, WeightFormat]] = {}
+
+    def transformer(
+        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+    ) -> CausalS2VTransformer:
+        if callable(device):
+            self.forget()
+            return super().transformer(part, device, dtype, weights)
+        key = (part, str(device), dtype)
+        net, has = self._kept.pop(key, (None, weights))  # a conversion that breaks off leaves nothing half done
+        if net is not None and has == "plain" != weights:
+            quantize_linears(net, weights)
+        elif net is None or has != weights:
+            net = None  # freed before the new one is made
+            net = super().transformer(part, device, dtype, weights)
+        self._kept[key] = net, weights
+        return net
+
+    def forget(self) -> None:
+        """Give the weights back."""
+        self._kept.clear()

@@ -54,12 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vae-tiles", metavar="RxC", help="let the VAE work in tiles, such as 2x2 (default: as planned)"
     )
     parser.add_argument("--baseline", action="store_true", help="measure a naive path in turns with ours")
+    parser.add_argument("--no-warm", action="store_true", help="begin cold: no short video before the measured one")
+    parser.add_argument("--no-launch", action="store_true", help="leave out what launching costs the host (GPUs)")
     parser.add_argument("--json", metavar="FILE", help="write it down for machines, with versions and the date")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show a table, and write it down where that was asked."""
-    from ..bench.model import Asked, bench_model, check_asked
+    from ..bench.model import Asked, bench_model, cap_device, check_asked
     from ..bench.report import check_report, write_report
     from .model_lines import model_lines
 
@@ -68,10 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
         check_report(Path(arguments.json))
     model, plan = _planned(arguments, most)
     plan = dataclasses.replace(plan, compiled=arguments.compile)
-    asked = Asked(arguments.blocks, arguments.vae, arguments.baseline, most)
+    asked = Asked(
+        arguments.blocks,
+        arguments.vae,
+        arguments.baseline,
+        most,
+        warm=not arguments.no_warm,
+        launch=not arguments.no_launch,
+    )
     check_asked(plan, asked)
     if most is not None:
-        _cap(plan, most)
+        cap_device(plan.stages[0].device, most)
     found = bench_model(model, plan, asked, _tell)
     say(model_lines(found))
     if arguments.json:
@@ -152,17 +161,6 @@ def _check_cap(gigabytes: float | None) -> int | None:
     if not _LEAST_CAP <= gigabytes < _MOST_CAP:
         raise RequestError(f"--vram-cap {gigabytes:g} is not possible.", f"Give {_LEAST_CAP} GB or more.")
     return int(gigabytes * 1e9)
-
-
-def _cap(plan: Plan, most: int) -> None:
-    """Let this process allocate no more; what the driver takes counts, too."""
-    import torch
-
-    from ..planner.hardware import CONTEXT
-
-    device = torch.device(plan.stages[0].device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (most - CONTEXT) / total), device)
 
 
 def _tell(line: str) -> None:

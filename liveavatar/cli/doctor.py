@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LABELS = {"problem": "PROBLEM", "note": "note", "good": "good"}
 _PROBLEMS = 1
-_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8": "fp8"}
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8": "fp8", "float8 rows": "fp8 rows"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from ..config import BLOCK_LATENTS, CLIP_BLOCKS, WAN2_2_S2V_14B
 from .host import host
-from .report import Accelerators, Compute, Copies, Device, Peer
+from .report import FLOAT8_ROWS, Accelerators, Compute, Copies, Device, Peer
 
 _TOKENS = 1056
 """Tokens of a latent frame at 704x384."""
@@ -23,6 +23,8 @@ _QUERIES = BLOCK_LATENTS * _TOKENS
 _KEYS = CLIP_BLOCKS * _QUERIES + 5 * _TOKENS // 2
 """The window of blocks and the sink."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SLOW_FLOAT8 = 64, 256, 64
+"""Shape of a product in fp8 with one scale on a CPU, which needs seconds for larger ones."""
 _LEAST_FREE = 2 * 10**9
 """Bytes free on a GPU that the measurements need."""
 
@@ -106,7 +108,8 @@ def compute(device: str, quick: bool) -> Compute:
         _try(matmul, failed, name, functools.partial(_matmul, device, dtype, seconds))
         if (dtype is torch.float32) == (device == "cpu"):
             _try(attention, failed, name, functools.partial(_attention, device, dtype, seconds))
-    _try(matmul, failed, "float8", functools.partial(_float8, device, seconds))
+    for name, by_row in (("float8", False), (FLOAT8_ROWS, True)):
+        _try(matmul, failed, name, functools.partial(_float8, device, seconds, by_row))
     return Compute(matmul, attention, failed)
 
 
@@ -125,16 +128,16 @@ def _matmul(device: str, dtype: torch.dtype, seconds: float) -> float:
     return 2 * m * k * n / median_seconds(lambda: a @ b, device, seconds) / 1e12
 
 
-def _float8(device: str, seconds: float) -> float:
-    """The product of e4m3 matrices, one scale per tensor; checked, because a wrong kernel is worse than none."""
-    m, k, n = _matrix(device)
+def _float8(device: str, seconds: float, by_row: bool) -> float:
+    """The product of e4m3 matrices, one scale per tensor or per row; checked: a wrong kernel is worse than none."""
+    m, k, n = _SLOW_FLOAT8 if device == "cpu" and not by_row else _matrix(device)
     a = torch.randint(-4, 5, (m, k), device=device, dtype=torch.float32).to(torch.float8_e4m3fn)
     b = torch.randint(-4, 5, (n, k), device=device, dtype=torch.float32).to(torch.float8_e4m3fn).t()
-    one = torch.ones((), device=device)
+    scale_a, scale_b = (torch.ones(shape if by_row else (), device=device) for shape in ((m, 1), (1, n)))
     scaled_mm: Any = torch._scaled_mm
 
     def product() -> torch.Tensor:
-        return scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+        return scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     expected = a[:16].float() @ b[:, :16].float()
     if not torch.allclose(product()[:16, :16].float(), expected, rtol=0.02, atol=1.0):
@@ -142,9 +145,14 @@ def _float8(device: str, seconds: float) -> float:
     return 2 * m * k * n / median_seconds(product, device, seconds) / 1e12
 
 
-def _attention(device: str, dtype: torch.dtype, seconds: float) -> float:
-    heads, queries, keys = (2, _QUERIES // 12, _KEYS // 12) if device == "cpu" else (40, _QUERIES, _KEYS)
+def attention_shape(device: str) -> tuple[int, int, int, int]:
+    """Heads, queries, keys and head width of one task of the 14B model at 704x384; a twelfth of the tokens on a CPU."""
     width = WAN2_2_S2V_14B.head_dim
+    return (2, _QUERIES // 12, _KEYS // 12, width) if device == "cpu" else (40, _QUERIES, _KEYS, width)
+
+
+def _attention(device: str, dtype: torch.dtype, seconds: float) -> float:
+    heads, queries, keys, width = attention_shape(device)
     q = torch.randn(1, heads, queries, width, device=device).to(dtype)
     k, v = (torch.randn(1, heads, keys, width, device=device).to(dtype) for _ in range(2))
     attend = torch.nn.functional.scaled_dot_product_attention

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..config import BLOCK_LATENTS, WAN2_2_S2V_14B, WINDOW_BLOCKS
-from .report import Device, Finding, Level, Report
+from ..storage import FLOAT8_CAPABILITY
+from .report import FLOAT8_ROWS, Device, Finding, Level, Report
 
 _LEAST_VRAM = 15e9
 """Bytes of the smallest card for the whole 14B model, with fp8 weights of which some are streamed."""
@@ -133,14 +134,27 @@ def _dtypes(r: Report) -> Iterator[Finding]:
             if speed
             else Finding("problem", f"{of} multiplies no matrices: {_first(d)}", "Update the driver and PyTorch.")
         )
-        if speed and "float8" not in speed:
-            yield Finding(
-                "note",
-                f"{of} does not compute in fp8 (compute capability {d.capability}): fp8 saves memory there, no time.",
-                "Nothing to do: fp8 weights are widened where they are used.",
-            )
+        if speed and FLOAT8_ROWS not in speed:
+            yield _without_float8(d)
         if speed and speed.get("bfloat16", 0.0) < 0.5 * speed.get("float16", 0.0):
             yield Finding("note", f"{of} is much slower in bfloat16 than in float16.", "Use --dtype float16.")
+
+
+def _without_float8(d: Device) -> Finding:
+    """A card whose fp8 weights are widened: an old one cannot do otherwise, a new one should."""
+    of = f"{d.id} ({d.name})"
+    if d.capability and tuple(map(int, d.capability.split("."))) >= FLOAT8_CAPABILITY:
+        why = d.compute.failed.get(FLOAT8_ROWS, "no reason was given") if d.compute else ""
+        return Finding(
+            "problem",
+            f"{of} has compute capability {d.capability} and does not multiply fp8 matrices: {_sentence(why)}",
+            "Update PyTorch; until then fp8 weights save memory there and no time.",
+        )
+    return Finding(
+        "note",
+        f"{of} does not compute in fp8 (compute capability {d.capability}): fp8 saves memory there, no time.",
+        "Nothing to do: fp8 weights are widened where they are used.",
+    )
 
 
 def _links(r: Report) -> Iterator[Finding]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 Level = Literal["good", "note", "problem"]
-SCHEMA = 1
+SCHEMA = 2
 """Rises when a field changes its meaning."""
+FLOAT8_ROWS = "float8 rows"
+"""Name of the product of e4m3 matrices with a scale per row and column, as fp8 weights are worked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Compute:
     """Speeds of a device, in TFLOP/s.
 
     Attributes:
-        matmul: by dtype: "float32", "bfloat16", "float16", and "float8" where it works.
+        matmul: by dtype: "float32", "bfloat16", "float16", and where they work "float8" (one scale per tensor) and
+            `FLOAT8_ROWS`.
         attention: by dtype, queries of one block over the window and the sink.
         failed: what does not work here and why, by dtype.
     """

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..storage import WeightFormat
+from ..errors import ModelError
+from ..storage import FLOAT8_CAPABILITY, WeightFormat
 
 KEPT = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
 """Linear layers that stay in the working dtype, as published: small, and computed in float32."""
@@ -27,7 +28,8 @@ _SMALLEST = 1e-12
 """What counts as zero: rows of zeros get a scale too."""
 _PART = 2**16, 2**24
 """Numbers quantised at a time, on the CPU (they fit its cache, and leave no holes between what stays) and elsewhere."""
-_trials: dict[tuple[torch.device, bool, bool], bool] = {}
+_trials: dict[tuple[torch.device, bool, bool], str] = {}
+"""Why a device does not multiply e4m3 matrices, "" where it does; tried once."""
 
 Quantised = tuple[torch.Tensor, torch.Tensor]
 """Eight-bit numbers, and what to multiply them with."""
@@ -76,8 +78,36 @@ def float8_cast(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x * scale).clamp(-_LARGEST, _LARGEST).to(_E4M3)
 
 
+def quantize_linears(net: nn.Module, weights: WeightFormat) -> None:
+    """Bring the large matrices of a filled part of the transformer into a format, in place, one matrix at a time.
+
+    The result is what `weights.fill` makes of the same matrices. Peak memory is the network and one matrix more.
+
+    Args:
+        net: with `nn.Linear` layers, on the device where they work.
+        weights: format; "plain" changes nothing.
+    """
+    if weights == "plain":
+        return
+    for path, linear in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
+        if not is_quantised(path):
+            continue
+        parent, _, name = path.rpartition(".")
+        with torch.device("meta"):
+            packed = _KINDS[weights](linear.in_features, linear.out_features, linear.bias is not None)
+        for slot, tensor in packed.pack(linear.weight.detach()).items():
+            packed._parameters[slot] = nn.Parameter(tensor, requires_grad=False)
+        packed.bias = linear.bias
+        setattr(net.get_submodule(parent), name, packed.eval())
+
+
 def computes_float8(device: torch.device, by_row: bool, aligned: bool = True) -> bool:
-    """Whether a device multiplies e4m3 matrices; tried once, with a wait, and remembered.
+    """Whether a device multiplies e4m3 matrices (see `float8_failure`)."""
+    return not float8_failure(device, by_row, aligned)
+
+
+def float8_failure(device: torch.device, by_row: bool, aligned: bool = True) -> str:
+    """Why a device does not multiply e4m3 matrices, one line; "" where it does. Tried once, with a wait, and kept.
 
     Args:
         device: of the numbers.
@@ -86,8 +116,25 @@ def computes_float8(device: torch.device, by_row: bool, aligned: bool = True) ->
     """
     key = (device, by_row, aligned)
     if key not in _trials:
-        _trials[key] = _tried(device, by_row, 32 if aligned else 23)
+        _trials[key] = _float8_trial(device, by_row, 32 if aligned else 23)
     return _trials[key]
+
+
+def check_float8(device: torch.device, by_row: bool) -> None:
+    """Refuse a card that should multiply e4m3 matrices by its capability and does not.
+
+    Raises:
+        ModelError: with the reason; measurements of fp8 would be those of widened matrices.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        return
+    if why := float8_failure(device, by_row):
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise ModelError(
+            f"{device} has compute capability {capability} and does not multiply fp8 matrices "
+            f"with a scale per {'row' if by_row else 'tensor'}: {why}.",
+            "Update PyTorch; until then weights in fp8 save memory and no time.",
+        )
 
 
 class EightBitLinear(nn.Module):
@@ -214,13 +261,13 @@ def _multiply(
     )
 
 
-def _tried(device: torch.device, by_row: bool, width: int) -> bool:
-    """Whether a small product comes out right."""
+def _float8_trial(device: torch.device, by_row: bool, width: int) -> str:
+    """Multiply a small matrix of ones; why that failed, or ""."""
     ones = torch.ones(width, width, device=device)
     scale = torch.ones((width, 1) if by_row else (), device=device)
     try:
         numbers = ones.to(_E4M3)
         product = _multiply(numbers, scale, numbers, scale, ones[0].to(torch.bfloat16))
-        return bool((product == width + 1).all())
-    except RuntimeError:  # also where the operation does not exist
-        return False
+        return "" if bool((product == width + 1).all()) else "a product came out wrong"
+    except (RuntimeError, AttributeError) as error:  # also where the operation does not exist
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

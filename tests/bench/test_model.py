@@ -24,6 +24,7 @@ from liveavatar.doctor.report import Compute
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.nets import Nets
 from liveavatar.errors import ModelError, PlanError, RequestError
+from liveavatar.model import linear
 from liveavatar.model.transformer import Part
 from liveavatar.pipeline import Denoise
 from liveavatar.planner import Plan, make_plan
@@ -144,7 +145,9 @@ def test_watching_changes_nothing_and_sees_every_task():
     ],
     ids=str,
 )
-def test_every_format_takes_what_was_planned(storage):
+def test_every_format_takes_what_was_planned(storage, monkeypatch):
+    # What stays is the same where matrices are widened, and products with one scale take a CPU minutes.
+    monkeypatch.setitem(linear._trials, (torch.device("cpu"), False, True), "too slow for a test")
     memory = bench_model("mini", planned(storage, "mini"), Asked(BLOCKS)).memory
     assert abs(memory.held_difference_percent) < 3
     assert memory.parts["KV rings"].found == memory.parts["KV rings"].planned

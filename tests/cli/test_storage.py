@@ -58,6 +58,8 @@ def test_what_moves_changes_no_frame(inputs, plain, options, storage, kept):
 )
 def test_what_rounds_changes_frames(inputs, plain, options, storage):
     told, said = made(inputs, "rounded", *options)
+    in_fp8 = [note for note in told["plan"]["notes"] if "cpu multiplies fp8 weights as they are" in note]
+    assert len(in_fp8) == ("fp8" in storage.get("weights", "")) and all(note in said for note in in_fp8)
     assert told["frames_sha256"] != plain["frames_sha256"]
     assert told["plan"]["stages"][0]["storage"] == plain["plan"]["stages"][0]["storage"] | storage
     assert "kept    stage 0" in said

@@ -21,7 +21,11 @@ from liveavatar.doctor.report import (
 )
 
 CPU = Device("cpu", "A Processor", 64 * 10**9, 50 * 10**9, "")
-FAST = Compute({"float32": 60.0, "bfloat16": 150.0, "float16": 150.0, "float8": 290.0}, {"bfloat16": 130.0}, {})
+FAST = Compute(
+    {"float32": 60.0, "bfloat16": 150.0, "float16": 150.0, "float8": 290.0, "float8 rows": 270.0},
+    {"bfloat16": 130.0},
+    {},
+)
 
 
 def card(index: int = 0, **changed: Any) -> Device:

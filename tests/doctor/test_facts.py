@@ -48,7 +48,7 @@ def test_a_disk_is_measured_and_left_as_it_was(tmp_path):
 
 def test_the_cpu_is_measured():
     found = compute("cpu", True)
-    assert set(found.matmul) | set(found.failed) == {"float32", "bfloat16", "float16", "float8"}
+    assert set(found.matmul) | set(found.failed) == {"float32", "bfloat16", "float16", "float8", "float8 rows"}
     assert 0 < found.matmul["float32"] < 1000 and 0 < found.attention["float32"] < 1000
     moved = copies("cpu", True)
     assert moved.memory > 0 and moved.pinned_in is None
@@ -134,6 +134,6 @@ def test_people_read_a_table():
     report = machine(card(0), card(1, copies=None, compute=None))
     lines = list(report_lines(dataclasses.replace(report, findings=findings(report))))
     rows = {line.split()[0]: line.split() for line in lines if line.startswith(" ") and "(" not in line}
-    assert rows["cuda:0"] == ["cuda:0", *MEMORY, "60", "150", "150", "290", "130", "25", "25.5", "900"]
+    assert rows["cuda:0"] == ["cuda:0", *MEMORY, "60", "150", "150", "290", "270", "130", "25", "25.5", "900"]
     assert rows["cuda:1"][-8:] == ["-"] * 8 and rows["cpu"]
     assert lines[-1] == "No problem found." and any("cuda:0 to cuda:1: 20.0 GB/s, direct" in line for line in lines)

@@ -15,7 +15,8 @@ from liveavatar.doctor.report import Copies, Disk, Failure, Handshake, Model, Ne
 CARD = ("NVIDIA GeForce RTX 4090",)
 HIDDEN = Network(True, "", ("CUDA_VISIBLE_DEVICES",))
 NO_FP8 = dataclasses.replace(FAST, matmul={"float32": 20.0, "bfloat16": 70.0, "float16": 70.0})
-OLD = dataclasses.replace(FAST, matmul={"float32": 10.0, "bfloat16": 6.0, "float16": 60.0, "float8": 1.0})
+BROKEN_FP8 = dataclasses.replace(NO_FP8, failed={"float8 rows": "no kernel"})
+OLD = dataclasses.replace(FAST, matmul={"float32": 10.0, "bfloat16": 6.0, "float16": 60.0, "float8 rows": 1.0})
 NONE = dataclasses.replace(FAST, matmul={}, failed={"float32": "RuntimeError: no kernel image"})
 HOST = machine().host
 TWO = (card(0), card(1))
@@ -53,7 +54,8 @@ RULES = {
     "a small card": (machine(card(total=8 * 10**9, free=7 * 10**9)), "note", "8.0 GB, too little", "several cards"),
     "a card in use": (machine(card(free=9 * 10**9)), "problem", "9.0 of 25.4 GB", "End them"),
     "a card partly in use": (machine(card(free=22 * 10**9)), "note", "22.0 of 25.4 GB", "End them"),
-    "no fp8": (machine(card(compute=NO_FP8)), "note", "does not compute in fp8", "widened"),
+    "no fp8": (machine(card(compute=NO_FP8, capability="8.6")), "note", "does not compute in fp8", "widened"),
+    "fp8 that fails": (machine(card(compute=BROKEN_FP8)), "problem", "fp8 matrices: no kernel.", "Update PyTorch"),
     "slow bfloat16": (machine(card(compute=OLD)), "note", "slower in bfloat16", "--dtype float16"),
     "no kernels": (machine(card(compute=NONE)), "problem", "no kernel image", "Update"),
     "four lanes": (machine(card(copies=Copies(3.1, 3.2, 2.0, 2.0, 900.0))), "note", "3.1 GB/s", "16 lanes"),

@@ -1,4 +1,5 @@
 """On a GPU: the demo from end to end, in this process and in workers; and nothing of it is left."""
+# ruff: noqa: E402  (what is imported below needs the libraries that are asked for first)
 
 import gc
 from pathlib import Path
@@ -6,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from gpu.device import DEVICE, ON_GPU, held, on_the_device
+
+for library in ("av", "soxr", "ftfy"):
+    pytest.importorskip(library, reason=f"whole videos need {library}, which is not installed")
 
 from liveavatar.api import generate, look_ahead
 from liveavatar.engines.backend import Backend

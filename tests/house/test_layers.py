@@ -52,7 +52,7 @@ LAYERS = (
     {"cli", "__main__", "__init__"},
 )
 """Lowest first; a part imports its own layer and those below."""
-LONGEST_FILE = 300
+LONGEST_FILE = 600
 LONGEST_FUNCTION = 60
 SOURCES = sorted(LIBRARY.rglob("*.py"))
 WRITTEN = [*SOURCES, *sorted((PROJECT / "tools").glob("*.py")), *sorted((PROJECT / "tests").rglob("*.py"))]

@@ -1,13 +1,29 @@
 """Layers in eight bits: how far they are from the plain ones, that nothing finite breaks them, and where they work."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from liveavatar.config import MINI
+from liveavatar.errors import ModelError
+from liveavatar.mini.seeded import SeededSource
 from liveavatar.model import linear
-from liveavatar.model.linear import EightBitLinear, Float8Linear, TensorFloat8Linear, float8_rows, int8_rows
+from liveavatar.model.linear import (
+    EightBitLinear,
+    Float8Linear,
+    TensorFloat8Linear,
+    check_float8,
+    float8_failure,
+    float8_rows,
+    int8_rows,
+    quantize_linears,
+)
+from liveavatar.model.transformer import Part, empty_transformer
+from liveavatar.storage import WeightFormat
 from liveavatar.weights.fill import fill
 from liveavatar.weights.source import DictSource
 
@@ -92,13 +108,23 @@ def test_zeros_and_huge_rows_give_finite_numbers(kind) -> None:
     assert filled(kind, torch.zeros(32, 32))(x).eq(0).all()
 
 
+def without_the_kernel(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (0, 0)) -> None:
+    """Let no device multiply e4m3 matrices, and forget what was tried."""
+
+    def missing(*operands: object, **options: object) -> torch.Tensor:
+        raise RuntimeError("no kernel for this card.\nSecond line")
+
+    monkeypatch.setattr(torch, "_scaled_mm", missing)
+    monkeypatch.setattr(linear, "_trials", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
 @pytest.mark.parametrize("kind", [Float8Linear, TensorFloat8Linear])
 def test_where_a_device_does_not_multiply_in_eight_bits_the_weights_alone_are_small(kind, monkeypatch) -> None:
     weight, bias, x = normal(48, 32), normal(48, seed=1), normal(5, 32, seed=2)
     layer = filled(kind, weight, bias)
     in_eight_bits = layer(x)
-    monkeypatch.setattr(linear, "_tried", lambda device, by_row, width: False)
-    monkeypatch.setattr(linear, "_trials", {})
+    without_the_kernel(monkeypatch)
     y = layer(x)
     unpacked = layer.weight.float() * layer.weight_scale
     assert torch.allclose(y, x @ unpacked.t() + bias, atol=1e-5)
@@ -108,17 +134,54 @@ def test_where_a_device_does_not_multiply_in_eight_bits_the_weights_alone_are_sm
 
 def test_a_device_without_numbers_does_not_multiply() -> None:
     """The trial tells failure from success; this CPU build has the operation, whatever the width."""
-    assert not linear._tried(torch.device("meta"), True, 32)
-    assert linear._tried(torch.device("cpu"), True, 32) and linear._tried(torch.device("cpu"), False, 32)
+    assert float8_failure(torch.device("meta"), True)
+    assert [float8_failure(torch.device("cpu"), by_row) for by_row in (True, False)] == ["", ""]
 
 
 def test_a_trial_is_made_once_and_at_loading(monkeypatch) -> None:
-    tried = []
-    monkeypatch.setattr(linear, "_tried", lambda device, by_row, width: tried.append((device, by_row, width)) or True)
+    tried, real = [], torch._scaled_mm
+    monkeypatch.setattr(torch, "_scaled_mm", lambda x, *rest, **named: tried.append(x.shape) or real(x, *rest, **named))
     monkeypatch.setattr(linear, "_trials", {})
     for shape in ((32, 32), (16, 48), (24, 32)):
         filled(Float8Linear, normal(*shape))
-    assert tried == [(torch.device("cpu"), True, 32), (torch.device("cpu"), True, 23)]
+    assert tried == [(32, 32), (23, 23)]
+
+
+def test_the_reason_of_a_failed_trial_is_one_line(monkeypatch) -> None:
+    without_the_kernel(monkeypatch)
+    assert float8_failure(torch.device("cpu"), True) == "no kernel for this card"
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_a_card_that_should_multiply_in_eight_bits_and_does_not_is_refused(capability, refused, monkeypatch) -> None:
+    without_the_kernel(monkeypatch, capability)
+    card = torch.device("cuda:0")
+    monkeypatch.setitem(linear._trials, (card, True, True), "no kernel for this card")
+    if refused:
+        with pytest.raises(ModelError, match=f"{capability[0]}.{capability[1]}.* no kernel for this card"):
+            check_float8(card, by_row=True)
+    else:
+        check_float8(card, by_row=True)
+    check_float8(torch.device("cpu"), by_row=True)
+
+
+@pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor", "int8"])
+def test_matrices_quantised_in_place_are_those_that_were_filled_so(weights) -> None:
+    config = dataclasses.replace(MINI, num_layers=2, audio_inject_layers=(1,))
+
+    def made(form: WeightFormat) -> nn.Module:
+        net = empty_transformer(config, Part(range(2)), form)
+        plain = empty_transformer(config, Part(range(2)))
+        shapes = {key: tuple(tensor.shape) for key, tensor in plain.state_dict().items()}
+        fill(net, SeededSource(shapes, 5), dtype=torch.float32, device="cpu")
+        return net
+
+    plain, wanted = made("plain"), made(weights)
+    quantize_linears(plain, weights)
+    found, named = plain.state_dict(), wanted.state_dict()
+    assert found.keys() == named.keys()
+    assert all(found[k].dtype == named[k].dtype and torch.equal(found[k], named[k]) for k in named)
+    assert not any(p.requires_grad for p in plain.parameters() if p.dtype != torch.float32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

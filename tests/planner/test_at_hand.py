@@ -18,7 +18,7 @@ def device(name: str = "cuda:0", copies: Copies | None = COPIES, **matmul: float
 
 
 def test_measured_speeds_replace_assumed_ones():
-    speeds = measured_speeds((device(), device("cuda:1", float8=190.0), device("cpu")))
+    speeds = measured_speeds((device(), device("cuda:1", **{"float8 rows": 190.0}), device("cpu")))
     assert speeds == {"cuda:0": Speed(100, 100, 90, 20, False), "cuda:1": Speed(100, 190, 90, 20, True)}
     hardware = Hardware.parse("2x24").as_fast_as(speeds)
     assert all(card.measured for card in hardware.cards) and hardware.cards[1].speed == speeds["cuda:1"]
