@@ -36,7 +36,7 @@ class Request:
 
     Attributes:
         size: "704x384" and its like; an area, because width and height follow the picture's aspect.
-        prompt: what the video shows, in words.
+        prompt: what the video shows, in words. None: it comes already encoded, and its text is not known.
         steps: denoising steps per block.
         seed: 0..2^64-1; the same seed gives the same video. -1 draws one, which the receipt then names.
         seconds: stop after so much sound; None for all of it.
@@ -50,7 +50,7 @@ class Request:
     """
 
     size: str = "704x384"
-    prompt: str = DEFAULT_PROMPT
+    prompt: str | None = DEFAULT_PROMPT
     steps: int = 4
     seed: int = 420
     seconds: float | None = None
@@ -84,7 +84,7 @@ class Effective:
     drop: int
     steps: int
     seed: int
-    prompt: str
+    prompt: str | None
     seconds: float
     samples: int
     notes: tuple[str, ...]
@@ -160,12 +160,23 @@ def check_request(request: Request) -> None:
             f"{seconds} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt):  # what Python makes of undecodable bytes
+    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
             raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def prompt_to_encode(prompt: str | None) -> str:
+    """The text of a prompt, for whoever has to encode it.
+
+    Raises:
+        RequestError: it is not known.
+    """
+    if prompt is None:
+        raise RequestError("The text of the prompt is not known.", f"Give a prompt, for example: {DEFAULT_PROMPT}")
+    return prompt
 
 
 def clip_blocks_of(frames: int) -> int:
@@ -233,6 +244,8 @@ def _notes(
         )
     if request.seconds is not None and request.seconds > sound_seconds:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
+    if request.prompt is None:
+        notes.append("the prompt came already encoded; its text is not known")
     if request.steps != 4:
         notes.append(f"{request.steps} steps; the 4-step LoRA was trained for 4, other counts are less sharp")
     if request.clip_blocks != CLIP_BLOCKS:

@@ -144,7 +144,7 @@ class Studio:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
-            request: its prompt and seconds are not looked at, because they were read and heard before.
+            request: its prompt tells what `context` was read from (None: not known); its seconds are not looked at.
             picture: uint8 [H, W, 3].
             voice: from `listen` or `heard`.
             context: from `read` [n, text_dim].

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from liveavatar.config import BLOCK_FRAMES, FPS
 from liveavatar.errors import AudioError, RequestError
 from liveavatar.receipt import json_ready
-from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, clip_blocks_of, resolve
+from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, clip_blocks_of, prompt_to_encode, resolve
 
 RATES = st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000])
 
@@ -111,3 +111,12 @@ def test_what_was_written_before_clips_had_a_length_means_four_blocks() -> None:
     effective = of(Request())
     written = {name: value for name, value in json_ready(effective).items() if name != "clip_blocks"}
     assert Effective(**{**written, "notes": tuple(written["notes"])}) == effective
+
+
+def test_a_prompt_whose_text_is_not_known_is_told_and_cannot_be_encoded() -> None:
+    unknown = of(Request(prompt=None), 4.8)
+    assert unknown.prompt is None
+    assert unknown.notes == ("the prompt came already encoded; its text is not known",)
+    assert prompt_to_encode("A man sings.") == "A man sings." and prompt_to_encode("") == ""
+    with pytest.raises(RequestError, match="Give a prompt"):
+        prompt_to_encode(unknown.prompt)
