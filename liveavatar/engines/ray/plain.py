@@ -99,7 +99,7 @@ class Orders:
         run: number of the run; what is sent for another run is ignored.
         stage: its own number.
         cut: of all stages.
-        blocks, seed: of the video.
+        blocks, clip_blocks, seed: of the video.
         first: the block to begin with: 0, or one of which all stages have kept a snapshot.
         snapshot_blocks: as in the plan.
         folder: where all stages keep their snapshots.
@@ -114,6 +114,7 @@ class Orders:
     stage: int
     cut: PlainCut
     blocks: int
+    clip_blocks: int
     first: int
     snapshot_blocks: int
     folder: str
