@@ -1,4 +1,4 @@
-"""The front door from Python: `generate` makes a video, `look_ahead` says what it would be."""
+"""The front door from Python: `generate` makes a video, `describe_video` says what it would be."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pathlib import Path
 
 import numpy as np
 
-from .at_hand import Cards, hardware_here
 from .components import open_components
 from .config import PRESETS
-from .engines.backend import Backend
+from .engine.backend import Backend
 from .errors import OutputError
-from .media.picture import check_picture, read_picture
-from .media.sound import Sound, read_sound
+from .hardware_cache import DetectHardware, detect_hardware
+from .media.audio import AudioClip, read_audio
+from .media.image import check_image, read_image
 from .media.video import check_writable
-from .opening import Prospect, fresh_session
+from .opening import VideoSpec, open_video
 from .placement import Placement, default_devices
 from .planner import Hardware, Plan
 from .receipt import Receipt
-from .recording import OnProgress, Progress, Recording
-from .request import Effective, Request, check_request, prompt_to_encode, resolve
+from .recorder import OnProgress, Progress, VideoRecorder
+from .request import Request, ResolvedRequest, check_request, prompt_to_encode, resolve
 
 __all__ = [
     "OnProgress",
     "Progress",
-    "Prospect",
+    "VideoSpec",
     "check_outputs",
     "default_devices",
-    "foresee",
+    "describe_video",
     "generate",
-    "look_ahead",
+    "plan_request",
 ]
 
 
-def look_ahead(
+def describe_video(
     image: str | os.PathLike[str] | np.ndarray,
-    audio: str | os.PathLike[str] | Sound,
+    audio: str | os.PathLike[str] | AudioClip,
     request: Request,
     *,
     model: str = "mini",
@@ -49,9 +49,9 @@ def look_ahead(
     dtype: str | None = None,
     threads: int | None = None,
     placement: Placement | None = None,
-    cards: Cards = hardware_here,
+    detect: DetectHardware = detect_hardware,
     processes: bool = False,
-) -> Prospect:
+) -> VideoSpec:
     """Read the inputs, understand the request and lay out the work; loads no weights.
 
     Args:
@@ -65,7 +65,7 @@ def look_ahead(
         dtype: of the network; by default bfloat16 on a GPU and float32 on the CPU.
         threads: CPU threads per task; by default all there are, at most 8.
         placement: all that can be wished of the place, instead of `stages`, `devices`, `dtype` and `threads`.
-        cards: looks at the GPUs that a plan is chosen for, where it is.
+        detect: looks at the GPUs that a plan is chosen for, where it is.
         processes: whether worker processes will run the stages, which take more memory than this one alone.
 
     Raises:
@@ -75,20 +75,20 @@ def look_ahead(
     prompt_to_encode(request.prompt)
     placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     placement.check_devices(elsewhere=True)
-    picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)
-    sound = audio if isinstance(audio, Sound) else read_sound(audio)
-    size = (picture.shape[1], picture.shape[0])
-    effective = resolve(request, size, len(sound.samples), sound.rate)
+    image_array = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
+    audio_data = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    size = (image_array.shape[1], image_array.shape[0])
+    resolved = resolve(request, size, len(audio_data.samples), audio_data.rate)
     components = open_components(model)
-    looked = functools.partial(cards, {})
-    effective, plan = placement.foresee(effective, components.config, components.name, looked)
+    hardware = functools.partial(detect, {})
+    resolved, plan = placement.plan(resolved, components.config, components.name, hardware)
     inputs = tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
-    return Prospect(components, request, effective, plan, picture, sound, inputs)
+    return VideoSpec(components, request, resolved, plan, image_array, audio_data, inputs)
 
 
-def foresee(
+def plan_request(
     request: Request,
-    picture: tuple[int, int],
+    image_size: tuple[int, int],
     samples: int,
     rate: int,
     *,
@@ -100,30 +100,31 @@ def foresee(
     placement: Placement | None = None,
     processes: bool = False,
     hardware: Hardware | None = None,
-) -> tuple[Effective, Plan]:
+) -> tuple[ResolvedRequest, Plan]:
     """What a request would make, without inputs at hand; the model may be one of `PRESETS` that is not there.
 
     Args:
         request: what to make.
-        picture: width and height of the picture.
-        samples, rate: length of the sound.
-        model, stages, devices, dtype, threads, placement, processes: as in `look_ahead`; the devices need not be here.
-        hardware: choose stages and storage for all of these cards, whatever devices the placement names.
+        image_size: width and height of the image.
+        samples, rate: length of the audio.
+        model, stages, devices, dtype, threads, placement, processes: as in `describe_video`; the devices need not be
+            here.
+        hardware: choose stages and storage for all of these devices, whatever devices the placement names.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     config = PRESETS[model] if model in PRESETS else open_components(model).config
-    effective = resolve(request, picture, samples, rate)
+    resolved = resolve(request, image_size, samples, rate)
     placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     if hardware is None:
-        return placement.foresee(effective, config, model, functools.partial(hardware_here, {}))
-    placement = dataclasses.replace(placement, devices=tuple(card.name for card in hardware.cards), fit=True)
-    return placement.foresee(effective, config, model, lambda: hardware)
+        return placement.plan(resolved, config, model, functools.partial(detect_hardware, {}))
+    placement = dataclasses.replace(placement, devices=tuple(device.name for device in hardware.devices), fit=True)
+    return placement.plan(resolved, config, model, lambda: hardware)
 
 
 def generate(
-    prospect: Prospect,
+    spec: VideoSpec,
     out: str | os.PathLike[str],
     *,
     receipt: str | os.PathLike[str] | None = None,
@@ -133,10 +134,10 @@ def generate(
     """Make the video and write its receipt beside it.
 
     Args:
-        prospect: from `look_ahead`.
+        spec: from `describe_video`.
         out: the MP4; it grows while frames are made and plays at any moment.
         receipt: the JSON; by default the video's name with `.json`.
-        on_progress: hears of the progress; may raise `Cancelled`.
+        on_progress: is called with the progress; may raise `Cancelled`.
         backend: who runs the stages, for example `engines.ray.RayBackend`; None: this process.
 
     Returns:
@@ -149,10 +150,10 @@ def generate(
     """
     out = Path(out)
     if backend is None:
-        plan = prospect.plan
+        plan = spec.plan
         Placement(tuple(stage.device for stage in plan.stages), compile=plan.compiled).check_devices()
-    opening = functools.partial(fresh_session, backend=backend)
-    return Recording(prospect, out, check_outputs(out, receipt, prospect.inputs), on_progress, opening).run()
+    opener = functools.partial(open_video, backend=backend)
+    return VideoRecorder(spec, out, check_outputs(out, receipt, spec.inputs), on_progress, opener).run()
 
 
 def check_outputs(

@@ -1,16 +1,16 @@
-"""Small pictures of plans: which stage works when, and what takes memory where."""
+"""Small images of plans: which stage works when, and what takes memory where."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .pipeline import Denoise
+from .task_graph import Denoise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .simulate import Simulation
+    from .task_graph import Simulation
 
 _COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#e15759", "#9c755f", "#bab0ac")
 _SINK = "#555555"
@@ -29,8 +29,8 @@ def draw_timeline(simulation: Simulation, until: float | None = None, width: int
 
     stages = len(simulation.busy)
     seconds = min(until or simulation.seconds, simulation.seconds)
-    picture = Image.new("RGB", (width, 2 * _MARGIN + stages * _ROW + _FOOT), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, 2 * _MARGIN + stages * _ROW + _FOOT), "white")
+    pen = ImageDraw.Draw(image)
     scale = (width - _LABEL - _MARGIN) / seconds
     for stage in range(stages):
         y = _MARGIN + stage * _ROW
@@ -44,8 +44,8 @@ def draw_timeline(simulation: Simulation, until: float | None = None, width: int
         pen.rectangle((left, y + 3, max(left, right - 1), y + _ROW - 5), fill=colour)
         if isinstance(task, Denoise) and right - left > 22:
             pen.text((left + 3, y + 8), f"{task.block}.{task.step}", fill="white")
-    pen.text((_LABEL, picture.height - _FOOT), f"0 to {seconds:.2f} s; block.step", fill="black")
-    return picture
+    pen.text((_LABEL, image.height - _FOOT), f"0 to {seconds:.2f} s; block.step", fill="black")
+    return image
 
 
 def draw_memory(terms: Mapping[str, Mapping[str, int]], usable: Mapping[str, int], width: int = 900) -> Image:
@@ -59,8 +59,8 @@ def draw_memory(terms: Mapping[str, Mapping[str, int]], usable: Mapping[str, int
     from PIL import Image, ImageDraw
 
     totals = {device: sum(held.values()) for device, held in terms.items()}
-    picture = Image.new("RGB", (width, 2 * _MARGIN + (len(terms) + 1) * _ROW), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, 2 * _MARGIN + (len(terms) + 1) * _ROW), "white")
+    pen = ImageDraw.Draw(image)
     scale = (width - _LABEL - _TOTAL) / max([1, *totals.values(), *usable.values()])
     for row, (device, held) in enumerate(terms.items()):
         y, x = _MARGIN + row * _ROW, float(_LABEL)
@@ -74,9 +74,9 @@ def draw_memory(terms: Mapping[str, Mapping[str, int]], usable: Mapping[str, int
             pen.line((edge, y, edge, y + _ROW - 2), fill="black", width=2)
         end = max(x, _LABEL + usable.get(device, 0) * scale)
         pen.text((end + 8, y + 8), f"{totals[device] / 1e9:.1f} GB", fill="black")
-    x, y = float(_LABEL), picture.height - _ROW + 4
+    x, y = float(_LABEL), image.height - _ROW + 4
     for colour, name in zip(_COLOURS, next(iter(terms.values())), strict=True):
         pen.rectangle((x, y + 2, x + 10, y + 12), fill=colour)
         pen.text((x + 14, y), name, fill="black")
         x += 95
-    return picture
+    return image

@@ -1,4 +1,4 @@
-"""Who turns words, sound and a picture into numbers, and latents into pictures.
+"""The encoders of prompt, audio and image, and the decoder of latents.
 
 The encoders of words and sound are loaded, used and let go; the VAE stays, because it is needed at both ends.
 """
@@ -18,31 +18,27 @@ import torch
 
 from .components import Components
 from .config import MOTION_FRAMES
-from .encoders.audio import Tail, encode_audio
-from .encoders.features import AudioFeatures
+from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
-from .memory.berth import berth_of
-from .memory.cap import hold_to
-from .memory.landing import Aside, Landing
-from .session import OnNotice, cpu_threads, unnoticed
+from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
+from .session import OnNotice, cpu_threads, ignore_notice
 from .spool import Rows
-from .streams.frames import Decoder
-from .vae.tiles import encode_tiles, open_tiled
-from .vae.tiling import WHOLE, Tiles
+from .streams import Decoder
+from .vae.tiling import WHOLE, Tiles, encode_tiles, open_decoder
 from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-Check = Callable[[], None]
+CheckCancelled = Callable[[], None]
 """Called while something takes long; what it raises ends the wait."""
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where and in what encoders and the VAE run.
+class ExecConfig:
+    """Device, dtype and threads of encoders and VAE.
 
     Attributes:
         device, dtype: names.
@@ -56,36 +52,43 @@ class Place:
     cap: int = 0
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[tuple[torch.device, torch.dtype]]:
+    def active(self) -> Iterator[tuple[torch.device, torch.dtype]]:
         """Inside, nothing records gradients and the CPU has its threads."""
-        hold_to(self.device, self.cap)
+        limit_device_memory(self.device, self.cap)
         with torch.inference_mode(), cpu_threads(self.threads):
             yield torch.device(self.device), getattr(torch, self.dtype)
 
 
-class Codec(Protocol):
+class Encoders(Protocol):
     """The encoders and the VAE of one model at one place."""
 
-    def read(self, prompt: str, check: Check) -> torch.Tensor:
+    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
         """Prompt features [n, text_dim] on the CPU; the text encoder comes and goes."""
         ...
 
-    def hear(
-        self, wave: np.ndarray | Rows, frames: int, tail: Tail, progress: Callable[[float], None], check: Check
+    def encode_audio(
+        self,
+        audio: np.ndarray | Rows,
+        frames: int,
+        tail: Tail,
+        progress: Callable[[float], None],
+        check: CheckCancelled,
     ) -> AudioFeatures:
         """What so many video frames hear; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
         ...
 
-    def load_vae(self, check: Check) -> None:
+    def load_vae(self, check: CheckCancelled) -> None:
         """Have the VAE; otherwise whatever needs it first loads it."""
         ...
 
-    def look(self, pixels: torch.Tensor, check: Check, tiles: Tiles = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
-        """A picture [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
+    def encode_image(
+        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
         for 73 frames [16, 19, h, w]; encoded in so many tiles."""
         ...
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed, tiles: Tiles = WHOLE) -> Decoder:
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own."""
         ...
 
@@ -103,77 +106,84 @@ class Codec(Protocol):
         ...
 
 
-class LocalCodec:
-    """The encoders and the VAE of a model, in this process (see `Codec`)."""
+class LocalEncoders:
+    """The encoders and the VAE of a model, in this process (see `Encoders`)."""
 
-    def __init__(self, components: Components, place: Place):
-        self.components, self.place = components, place
+    def __init__(self, components: Components, exec_config: ExecConfig):
+        self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
 
-    def read(self, prompt: str, check: Check) -> torch.Tensor:
-        """See `Codec`."""
-        with self.place.working() as where:
+    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
+        """See `Encoders`."""
+        with self.exec_config.active() as where:
             model, tokenizer = self.components.text_encoder(*where)
             context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
             gone = weakref.ref(model)
             del model
-        self._let_go(gone)
+        self._release_encoder(gone)
         return context
 
-    def hear(
-        self, wave: np.ndarray | Rows, frames: int, tail: Tail, progress: Callable[[float], None], check: Check
+    def encode_audio(
+        self,
+        audio: np.ndarray | Rows,
+        frames: int,
+        tail: Tail,
+        progress: Callable[[float], None],
+        check: CheckCancelled,
     ) -> AudioFeatures:
-        """See `Codec`."""
-        with self.place.working() as where:
+        """See `Encoders`."""
+        with self.exec_config.active() as where:
             model = self.components.audio_encoder(*where)
-            features = encode_audio(model, wave, frames, tail=tail, progress=progress, check=check)
+            features = encode_audio(model, audio, frames, tail=tail, progress=progress, check=check)
             gone = weakref.ref(model)
             del model
-        self._let_go(gone)
+        self._release_encoder(gone)
         return features
 
-    def load_vae(self, check: Check) -> None:
-        """See `Codec`."""
+    def load_vae(self, check: CheckCancelled) -> None:
+        """See `Encoders`."""
         _ = self.vae
 
-    def look(self, pixels: torch.Tensor, check: Check, tiles: Tiles = WHOLE) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Codec`."""
+    def encode_image(
+        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Encoders`."""
         vae = self.vae
-        with self.place.working():
+        with self.exec_config.active():
             reference = encode_tiles(vae, pixels, tiles)[0].cpu()
             return reference, encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = unnoticed, tiles: Tiles = WHOLE) -> Decoder:
-        """See `Codec`; there are no notices."""
-        return vae_decoder(self.vae, motion, self.place.threads, tiles)
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
+        """See `Encoders`; there are no notices."""
+        return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
 
     def latent_scale(self) -> LatentScale:
-        """See `Codec`."""
+        """See `Encoders`."""
         mean, inverse_std = (v.cpu().float() for v in latent_scale(self.vae))
         return mean, inverse_std
 
     @property
     def nbytes(self) -> int:
-        """See `Codec`."""
+        """See `Encoders`."""
         return sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
 
     def release(self) -> None:
-        """See `Codec`."""
+        """See `Encoders`."""
         self._vae = None
 
     @property
     def vae(self) -> AutoencoderKLWan:
         """The VAE, loaded when first asked for."""
         if self._vae is None:
-            with self.place.working() as where:
+            with self.exec_config.active() as where:
                 self._vae = self.components.vae(*where)
         return self._vae
 
-    def _let_go(self, encoder: weakref.ref[Any]) -> None:
+    def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""
         if encoder() is not None:
             gc.collect()
-        if torch.device(self.place.device).type == "cuda":
+        if torch.device(self.exec_config.device).type == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -187,12 +197,12 @@ def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
     """
-    aside = Aside(vae.device)
-    with torch.inference_mode(), cpu_threads(threads), aside.working():
-        pictures = open_tiled(vae, motion[None], tiles, functools.partial(berth_of, vae.device))
+    stream = SideStream(vae.device)
+    with torch.inference_mode(), cpu_threads(threads), stream.active():
+        decode_tiles = open_decoder(vae, motion[None], tiles, functools.partial(offload_slot, vae.device))
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), cpu_threads(threads), aside.working():
-            return Landing.of(pictures(latents)).wait()
+        with torch.inference_mode(), cpu_threads(threads), stream.active():
+            return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
 
     return decode

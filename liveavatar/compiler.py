@@ -14,7 +14,7 @@ from .errors import ModelError
 
 COMPILER = "inductor"
 """Name of the backend of `torch.compile` that layers are compiled with."""
-WITHOUT = "Run without --compile (in ComfyUI: the Backend node without compile)."
+WITHOUT_COMPILE = "Run without --compile (in ComfyUI: the Backend node without compile)."
 _CPU_COMPILERS = ("c++", "g++", "clang++")
 _LAUNCHERS = ("cc", "gcc", "clang")
 """Any of them builds what starts a GPU's kernels."""
@@ -29,12 +29,12 @@ def check_compiler(devices: Iterable[str]) -> None:
     Raises:
         ModelError: naming what is missing.
     """
-    missing = sorted({what for device in devices for what in missing_for(device.partition(":")[0])})
+    missing = sorted({what for device in devices for what in missing_requirements(device.partition(":")[0])})
     if missing:
-        raise cannot_compile(f"{', '.join(missing)} missing on this machine")
+        raise compile_error(f"{', '.join(missing)} missing on this machine")
 
 
-def missing_for(kind: str) -> list[str]:
+def missing_requirements(kind: str) -> list[str]:
     """What is not there of all that compiling for "cpu" or "cuda" takes."""
     if COMPILER != "inductor":
         return []
@@ -52,6 +52,6 @@ def missing_for(kind: str) -> list[str]:
     return missing
 
 
-def cannot_compile(why: str) -> ModelError:
+def compile_error(why: str) -> ModelError:
     """What is said where it cannot be done, or fails."""
-    return ModelError(f"The layers cannot be compiled here: {why}.", WITHOUT)
+    return ModelError(f"The layers cannot be compiled here: {why}.", WITHOUT_COMPILE)

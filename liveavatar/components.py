@@ -18,26 +18,29 @@ from torch import nn
 from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
 from .storage import WeightFormat
-from .weights.core_files import open_transformer
-from .weights.fill import DType, Where, check, fill
 from .weights.folder import ModelFiles, find_model
-from .weights.lora import LoRASource, lora_targets, open_lora
-from .weights.parts import (
+from .weights.formats import open_transformer
+from .weights.load import (
+    DType,
+    TensorDevice,
     audio_settings,
     audio_weights,
+    check,
     check_encoders,
     config_of_single_file,
+    fill,
     text_settings,
     text_weights,
     vae_weights,
 )
+from .weights.lora import LoRASource, lora_targets, open_lora
 from .weights.source import TensorSource
-from .weights.spiece import read_tokenizer
+from .weights.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    from .model.transformer import CausalS2VTransformer, Part
+    from .model.transformer import CausalS2VTransformer, ModelSlice
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,7 +64,7 @@ class Components(Protocol):
     trained: bool
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         """A part of the network, with the distillation LoRA merged; reads only what the part owns.
 
@@ -110,11 +113,10 @@ def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan
     Raises:
         MissingFilesError, ModelError: it is not there, damaged, or another network.
     """
-    from .vae.suited import suit
-    from .vae.wan import build_vae
+    from .vae.wan import build_vae, optimize_layout
 
     source, settings = vae_weights(path)
-    return suit(_filled(lambda: build_vae(**settings), source, device, dtype))
+    return optimize_layout(_filled(lambda: build_vae(**settings), source, device, dtype))
 
 
 class FolderComponents:
@@ -139,11 +141,11 @@ class FolderComponents:
         self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         from .model.transformer import empty_transformer
 
-        net = empty_transformer(self.config, part, weights)
+        net = empty_transformer(self.config, model_slice, weights)
         fill(net, self._weights, dtype=dtype, device=device)
         return net
 
@@ -182,12 +184,12 @@ class FolderComponents:
 
 def _whole(config: ModelConfig) -> CausalS2VTransformer:
     """The network without memory."""
-    from .model.transformer import Part, empty_transformer
+    from .model.transformer import ModelSlice, empty_transformer
 
-    return empty_transformer(config, Part.whole(config))
+    return empty_transformer(config, ModelSlice.whole(config))
 
 
-def _filled(build: Callable[[], M], source: TensorSource, device: Where, dtype: DType) -> M:
+def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, dtype: DType) -> M:
     """A module built without memory, then filled."""
     with torch.device("meta"):
         module = build()

@@ -25,9 +25,9 @@ BLOCK_FRAMES = BLOCK_LATENTS * FRAMES_PER_LATENT
 CLIP_BLOCKS = 4
 """Blocks of one clip, by default: the length the model was trained with (see `Request.clip_blocks`)."""
 MAX_CLIP_BLOCKS = 20
-"""Most blocks of a clip: 240 frames, whose KV rings take five times what those of the trained length take."""
+"""Most blocks of a clip: 240 frames, whose KV cache take five times what those of the trained length take."""
 WINDOW_BLOCKS = CLIP_BLOCKS
-"""Blocks a KV ring holds, by default: the block itself and the three before it. It is always as many as a clip has."""
+"""Blocks a KV cache holds, by default: the block itself and the three before it. It is always as many as a clip has."""
 MOTION_LATENTS = 19
 """Latent frames of motion context in the sink: 16 + 2 + 1, packed 4x, 2x and 1x."""
 MOTION_FRAMES = 73
@@ -43,9 +43,9 @@ AUDIO_FEATURE_RATE = 30
 AUDIO_SAMPLE_RATE = 16_000
 """Samples per second that wav2vec2 hears."""
 REFERENCE_TIME_ID = 30
-"""Rotary time position of the reference picture while the sink is prefilled."""
+"""Rotary time position of the reference image while the sink is prefilled."""
 MIN_SINK_DISTANCE, MAX_SINK_DISTANCE = 4, 30
-"""Range of the distance, in latent frames, at which the reference picture stands ahead of the block."""
+"""Range of the distance, in latent frames, at which the reference image stands ahead of the block."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ class SizeError(RequestError):
 
 
 class ImageError(RequestError):
-    """The reference picture cannot be read or used."""
+    """The reference image cannot be read or used."""
 
 
 class AudioError(RequestError):

@@ -1,4 +1,4 @@
-"""What a video will be, and what makes it ready to be filmed."""
+"""The spec of a video, and what makes it ready to be recorded."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from pathlib import Path
 
 import numpy as np
 
-from .codec import Place
+from .codec import ExecConfig
 from .components import Components
-from .engines.backend import Backend, LocalBackend
-from .media.sound import Sound
+from .engine.backend import Backend, LocalBackend
+from .media.audio import AudioClip
 from .planner import Plan
 from .prepare import Phase, prepare
-from .request import Effective, Request
-from .session import Job, Session
+from .request import Request, ResolvedRequest
+from .session import Session, VideoTask
 from .streams import FrameStream
 
 
 @dataclasses.dataclass(frozen=True)
-class Prospect:
-    """What a request would make, known before anything heavy is loaded.
+class VideoSpec:
+    """The spec of a video, known before anything heavy is loaded.
 
     Attributes:
         components: where the weights would come from.
-        request, effective: what was asked, and what that means.
+        request, resolved: what was asked, and what that means.
         plan: where it would run.
-        picture: uint8 [H, W, 3].
-        sound: as read.
+        image: uint8 [H, W, 3].
+        audio: as read.
         inputs: the files they were read from, which no output may replace.
     """
 
     components: Components
     request: Request
-    effective: Effective
+    resolved: ResolvedRequest
     plan: Plan
-    picture: np.ndarray
-    sound: Sound
+    image: np.ndarray
+    audio: AudioClip
     inputs: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Filmed:
-    """What is recorded.
+class OpenVideo:
+    """A video ready to be recorded.
 
     Attributes:
         session: makes the latents.
@@ -57,26 +57,26 @@ class Filmed:
     frames: FrameStream
 
 
-Opening = Callable[[Prospect, Phase], AbstractContextManager[Filmed]]
+OpenVideoFactory = Callable[[VideoSpec, Phase], AbstractContextManager[OpenVideo]]
 """Makes ready what is filmed, and gives it back at the end."""
 
 
 @contextlib.contextmanager
-def fresh_session(prospect: Prospect, phase: Phase, backend: Backend | None = None) -> Iterator[Filmed]:
+def open_video(spec: VideoSpec, phase: Phase, backend: Backend | None = None) -> Iterator[OpenVideo]:
     """A session of its own: everything is loaded for it and let go after it.
 
     Args:
-        prospect: what is made.
-        phase: hears of the progress.
+        spec: what is made.
+        phase: is called with the progress.
         backend: lends the engine, and keeps what it holds; None: this process.
     """
-    p = prospect
+    p = spec
     lender = backend or LocalBackend()
-    codec = lender.codec(p.components, Place(p.plan.vae_device, p.plan.dtype, p.plan.threads, p.plan.cap))
+    encoders = lender.codec(p.components, ExecConfig(p.plan.vae_device, p.plan.dtype, p.plan.threads, p.plan.cap))
     phase("loading the VAE", 0.0)
-    codec.load_vae(lambda: phase("loading the VAE", 0.0))
-    material = prepare(codec, p.request, p.effective, p.picture, p.sound, phase, p.plan.vae_tiles)
-    job = Job(p.effective, material, p.request.sink_distance)
-    open_decoder = functools.partial(codec.decoder, tiles=p.plan.vae_tiles)
+    encoders.load_vae(lambda: phase("loading the VAE", 0.0))
+    conditioning = prepare(encoders, p.request, p.resolved, p.image, p.audio, phase, p.plan.vae_tiles)
+    job = VideoTask(p.resolved, conditioning, p.request.sink_distance)
+    open_decoder = functools.partial(encoders.decoder, tiles=p.plan.vae_tiles)
     with Session(lender.engine(p.components, p.plan), job, open_decoder) as session:
-        yield Filmed(session, session.frames)
+        yield OpenVideo(session, session.frames)

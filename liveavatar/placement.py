@@ -12,12 +12,22 @@ import torch
 
 from .compiler import check_compiler
 from .config import ModelConfig
+from .device_names import DeviceName
 from .errors import PlanError
-from .machines import DeviceName
-from .model.linear import float8_failure
-from .planner import CONTEXT, GIB, Hardware, Plan, Preference, Wishes, choose_plan, fitted, make_plan
-from .request import Effective
-from .storage import PLAIN, Storage
+from .model.quantize import fp8_matmul_failure
+from .planner import (
+    CUDA_CONTEXT_BYTES,
+    GIB,
+    Hardware,
+    Plan,
+    PlanOptions,
+    Preference,
+    apply_plan_size,
+    choose_plan,
+    make_plan,
+)
+from .request import ResolvedRequest
+from .storage import PLAIN, StorageConfig
 from .vae.tiling import WHOLE, Tiles
 
 _MOST_THREADS = 8
@@ -39,7 +49,7 @@ class Placement:
         storage: how all stages keep what they hold; None: plain, or as it is chosen.
         fit: whether stages and storage are chosen so that they fit the devices; None: where these are GPUs that are
             here, and neither `stages` nor `storage` was named.
-        prefer: what is chosen: see `Wishes`.
+        prefer: what is chosen: see `PlanOptions`.
         allow_smaller: whether a smaller video may be chosen where nothing else fits.
         vram_cap: GB (10^9 bytes) of each GPU that are used at most, by the plan and by every single process.
         host_ram: GiB of the host's memory that are reckoned with; None: all there is.
@@ -53,7 +63,7 @@ class Placement:
     dtype: str | None = None
     threads: int | None = None
     keep_loaded: bool = True
-    storage: Storage | None = None
+    storage: StorageConfig | None = None
     fit: bool | None = None
     prefer: Preference = "quality"
     allow_smaller: bool = False
@@ -69,7 +79,7 @@ class Placement:
         return (self.devices or default_devices())[-1]
 
     @property
-    def working_dtype(self) -> str:
+    def resolved_dtype(self) -> str:
         """The dtype that will be used."""
         first = DeviceName.parse((self.devices or default_devices())[0])
         return self.dtype or ("float32" if first.device == "cpu" else "bfloat16")
@@ -77,10 +87,10 @@ class Placement:
     @property
     def cap(self) -> int:
         """Bytes that the tensors of one process may take on a GPU; 0: as many as there are."""
-        return 0 if self.vram_cap is None else int(self.vram_cap * 1e9) - CONTEXT
+        return 0 if self.vram_cap is None else int(self.vram_cap * 1e9) - CUDA_CONTEXT_BYTES
 
     @property
-    def working_threads(self) -> int:
+    def resolved_threads(self) -> int:
         """The CPU threads that will be used."""
         return min(os.cpu_count() or 1, _MOST_THREADS) if self.threads is None else self.threads
 
@@ -108,7 +118,7 @@ class Placement:
             PlanError: naming those that are.
             ModelError: naming what is missing.
         """
-        refuse_windows(sys.platform, self.devices)
+        refuse_multi_gpu_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         for device in self.devices:
             if DeviceName.parse(device).machine is not None:
@@ -123,47 +133,57 @@ class Placement:
             names = map(DeviceName.parse, self.devices or default_devices())
             check_compiler(name.device for name in names if name.machine is None)
 
-    def foresee(
-        self, effective: Effective, config: ModelConfig, model: str, hardware: Callable[[], Hardware] = Hardware.here
-    ) -> tuple[Effective, Plan]:
-        """The plan of one video, and what it will be by that plan; as `lay_out`."""
-        plan = self.lay_out(effective, config, model, hardware)
-        return fitted(effective, plan), plan
+    def plan(
+        self,
+        resolved: ResolvedRequest,
+        config: ModelConfig,
+        model: str,
+        hardware: Callable[[], Hardware] = Hardware.detect,
+    ) -> tuple[ResolvedRequest, Plan]:
+        """The plan of one video, and what it will be by that plan; as `make_plan`."""
+        plan = self.make_plan(resolved, config, model, hardware)
+        return apply_plan_size(resolved, plan), plan
 
-    def lay_out(
-        self, effective: Effective, config: ModelConfig, model: str, hardware: Callable[[], Hardware] = Hardware.here
+    def make_plan(
+        self,
+        resolved: ResolvedRequest,
+        config: ModelConfig,
+        model: str,
+        hardware: Callable[[], Hardware] = Hardware.detect,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
 
         Args:
-            effective: what will be made, or something smaller where that is allowed: see `fitted`.
+            resolved: what will be made, or something smaller where that is allowed: see `apply_plan_size`.
             config: of the network.
             model: its name, for the reader.
-            hardware: the cards at hand; asked only where something is chosen for them.
+            hardware: the devices at hand; asked only where something is chosen for them.
 
         Raises:
-            PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; wishes that
+            PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
                 nobody would heed.
         """
         self._check_memory()
-        cards = self._cards(hardware)
-        plan = self._lay_out(effective, config, model, cards)
-        if cards is not None and cards.source == "asked":
-            return plan  # of cards that are not here nothing can be tried
+        available = self._chosen_hardware(hardware)
+        plan = self._make_plan(resolved, config, model, available)
+        if available is not None and available.source == "asked":
+            return plan  # of devices that are not here nothing can be tried
         return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan)))
 
-    def _lay_out(self, effective: Effective, config: ModelConfig, model: str, cards: Hardware | None) -> Plan:
-        """Chosen for cards, or as told where there are none."""
-        if cards is not None:
-            wishes = Wishes(
+    def _make_plan(
+        self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None
+    ) -> Plan:
+        """Chosen for devices, or as told where there are none."""
+        if available is not None:
+            options = PlanOptions(
                 prefer=self.prefer,
                 allow_smaller=self.allow_smaller,
-                dtype=self.working_dtype,
-                threads=self.working_threads,
+                dtype=self.resolved_dtype,
+                threads=self.resolved_threads,
                 processes=self.processes,
                 vae_tiles=self.tiles,
             )
-            chosen = choose_plan(effective, config, cards, wishes, model=model)
+            chosen = choose_plan(resolved, config, available, options, model=model)
             return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
@@ -174,34 +194,34 @@ class Placement:
         devices = self.devices or default_devices()
         parts = min(len(devices), config.num_layers)
         plan = make_plan(
-            effective,
+            resolved,
             config,
             model=model,
             stages=f"1x{parts}" if self.stages == "auto" else self.stages,
             devices=devices,
-            dtype=self.working_dtype,
-            threads=self.working_threads,
+            dtype=self.resolved_dtype,
+            threads=self.resolved_threads,
             storage=self.storage or PLAIN,
             processes=self.processes,
             vae_tiles=self.tiles or WHOLE,
         )
         return self._capped(plan)
 
-    def _cards(self, hardware: Callable[[], Hardware]) -> Hardware | None:
-        """The cards that a plan is chosen for; None where it is laid out as told."""
+    def _chosen_hardware(self, hardware: Callable[[], Hardware]) -> Hardware | None:
+        """The devices that a plan is chosen for; None where it is laid out as told."""
         devices = tuple(map(DeviceName.parse, self.devices or default_devices()))
-        told = self.stages != "auto" or self.storage is not None
-        if self.fit and (told or any(d.machine for d in devices)):
+        explicit = self.stages != "auto" or self.storage is not None
+        if self.fit and (explicit or any(d.machine for d in devices)):
             raise PlanError(
                 "A plan is chosen for GPUs of this machine, and then nobody else names its stages or its storage.",
                 "Leave stages, storage and other machines out, or let nothing be chosen.",
             )
-        if not self.fit and (self.fit is False or told or any(d.machine or d.device == "cpu" for d in devices)):
+        if not self.fit and (self.fit is False or explicit or any(d.machine or d.device == "cpu" for d in devices)):
             return None
         names = [d.device for d in devices]
         try:
-            cards = hardware().only(names)
-            missing = set(names) - {card.name for card in cards.cards}
+            available = hardware().restricted_to(names)
+            missing = set(names) - {spec.name for spec in available.devices}
             if missing:
                 raise PlanError(f"Nothing is known of {', '.join(sorted(missing))}.", "Name GPUs that are here.")
         except PlanError:
@@ -209,8 +229,8 @@ class Placement:
                 raise
             return None  # a plan for devices that are not here
         if self.host_ram is not None:
-            cards = dataclasses.replace(cards, host=int(self.host_ram * GIB))
-        return cards if self.vram_cap is None else cards.capped(int(self.vram_cap * 1e9))
+            available = dataclasses.replace(available, host=int(self.host_ram * GIB))
+        return available if self.vram_cap is None else available.with_cap(int(self.vram_cap * 1e9))
 
     def _check_memory(self) -> None:
         """Refuse amounts that make no sense, and a cap where there is nothing to cap."""
@@ -229,7 +249,8 @@ class Placement:
             )
         if self.cap <= 0:
             raise PlanError(
-                f"A cap of {self.vram_cap:g} GB leaves nothing: a GPU's driver alone takes {CONTEXT / 1e9:g} GB.",
+                f"A cap of {self.vram_cap:g} GB leaves nothing: a GPU's driver alone takes "
+                f"{CUDA_CONTEXT_BYTES / 1e9:g} GB.",
                 "Allow at least 1 GB.",
             )
 
@@ -253,7 +274,7 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
         if device not in here:
             continue
         by_row = any(s.storage.weights == "fp8" for s in plan.stages if s.device == device)
-        if why := float8_failure(torch.device(device), by_row):
+        if why := fp8_matmul_failure(torch.device(device), by_row):
             yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
         else:
             yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
@@ -264,7 +285,7 @@ def default_devices() -> tuple[str, ...]:
     return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
 
 
-def refuse_windows(system: str, devices: Sequence[str]) -> None:
+def refuse_multi_gpu_windows(system: str, devices: Sequence[str]) -> None:
     """Refuse several GPUs on native Windows, where there is no NCCL.
 
     Args:
@@ -274,9 +295,9 @@ def refuse_windows(system: str, devices: Sequence[str]) -> None:
     Raises:
         PlanError: naming the way that works.
     """
-    cards = {d for d in devices if DeviceName.parse(d).device.startswith("cuda")}
-    if system == "win32" and len(cards) > 1:
+    gpus = {d for d in devices if DeviceName.parse(d).device.startswith("cuda")}
+    if system == "win32" and len(gpus) > 1:
         raise PlanError(
-            f"Several GPUs ({', '.join(sorted(cards))}) cannot work together on native Windows, which has no NCCL.",
+            f"Several GPUs ({', '.join(sorted(gpus))}) cannot work together on native Windows, which has no NCCL.",
             "Run it in WSL2 (Linux on the same machine), or use one GPU.",
         )

@@ -1,4 +1,4 @@
-"""Picture, sound and prompt become material, each by the codec that lasts as long as it is needed."""
+"""Image, audio and prompt are encoded into the conditioning, each by an encoder that stays as long as it is needed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .codec import Codec
+from .codec import Encoders
 from .config import BLOCK_FRAMES
-from .encoders.audio import Tail, encode_audio
-from .encoders.features import AudioFeatures
-from .encoders.listener import Listener
-from .media.picture import fit_picture, to_pixels
-from .media.sound import Sound, mono_16k
-from .request import Effective, Request, prompt_to_encode
-from .session import Material
+from .encoders.audio import AudioEncoder, AudioFeatures, Tail, encode_audio
+from .media.audio import AudioClip, mono_16k
+from .media.image import fit_image, to_pixels
+from .request import Request, ResolvedRequest, prompt_to_encode
+from .session import Conditioning
 from .vae.tiling import WHOLE, Tiles
 
 Phase = Callable[[str, float], None]
@@ -23,55 +21,55 @@ Phase = Callable[[str, float], None]
 
 
 def prepare(
-    codec: Codec,
+    encoders: Encoders,
     request: Request,
-    effective: Effective,
-    picture: np.ndarray,
-    sound: Sound,
+    resolved: ResolvedRequest,
+    image: np.ndarray,
+    audio_input: AudioClip,
     phase: Phase = lambda name, share: None,
     tiles: Tiles = WHOLE,
-) -> Material:
-    """Encode everything the network is told.
+) -> Conditioning:
+    """Encode the conditioning of a video.
 
     Args:
-        codec: who encodes.
-        request, effective: what was asked, and what that means.
-        picture: uint8 [H, W, 3].
-        sound: at any rate; only what `effective` uses is encoded.
-        phase: hears of the progress.
+        encoders: who encodes.
+        request, resolved: what was asked, and what that means.
+        image: uint8 [H, W, 3].
+        audio_input: at any rate; only what `resolved` uses is encoded.
+        phase: is called with the progress.
         tiles: see `Plan.vae_tiles`.
     """
-    context = read_prompt(codec, prompt_to_encode(effective.prompt), phase)
-    used = sound.limited(effective.samples / sound.rate)
-    audio = hear_sound(codec, used, effective.blocks, tail=request.tail, phase=phase)
+    context = encode_prompt(encoders, prompt_to_encode(resolved.prompt), phase)
+    used = audio_input.limited(resolved.samples / audio_input.rate)
+    features = encode_sound(encoders, used, resolved.blocks, tail=request.tail, phase=phase)
     try:
-        reference, motion = look_at_picture(codec, request, effective, picture, phase, tiles)
+        reference, motion = encode_picture(encoders, request, resolved, image, phase, tiles)
     except BaseException:
-        audio.close()
+        features.close()
         raise
-    return Material(reference, motion, context, audio)
+    return Conditioning(reference, motion, context, features)
 
 
-def read_prompt(codec: Codec, prompt: str, phase: Phase) -> torch.Tensor:
+def encode_prompt(encoders: Encoders, prompt: str, phase: Phase) -> torch.Tensor:
     """Prompt features [n, text_dim] on the CPU."""
     name = "reading the prompt"
     phase(name, 0.0)
-    return codec.read(prompt, lambda: phase(name, 0.0))
+    return encoders.encode_prompt(prompt, lambda: phase(name, 0.0))
 
 
-def hear_sound(
-    codec: Codec,
-    sound: Sound,
+def encode_sound(
+    encoders: Encoders,
+    audio: AudioClip,
     blocks: int,
     *,
     tail: Tail = "silence",
     phase: Phase = lambda name, share: None,
-    listener: Listener | None = None,
+    audio_encoder: AudioEncoder | None = None,
 ) -> AudioFeatures:
-    """Features of all of a sound for so many blocks, heard by the codec or by the `listener` given."""
+    """Features of all of audio for so many blocks, encoded by the model's encoders or by the `audio_encoder` given."""
     name = "listening to the sound"
     phase(name, 0.0)
-    wave = mono_16k(sound)
+    samples = mono_16k(audio)
 
     def progress(share: float) -> None:
         phase(name, share)
@@ -80,18 +78,23 @@ def hear_sound(
         phase(name, 0.0)
 
     frames = blocks * BLOCK_FRAMES
-    if listener is not None:
-        return encode_audio(listener, wave, frames, tail=tail, progress=progress, check=check)
-    return codec.hear(wave, frames, tail, progress, check)
+    if audio_encoder is not None:
+        return encode_audio(audio_encoder, samples, frames, tail=tail, progress=progress, check=check)
+    return encoders.encode_audio(samples, frames, tail, progress, check)
 
 
-def look_at_picture(
-    codec: Codec, request: Request, effective: Effective, picture: np.ndarray, phase: Phase, tiles: Tiles = WHOLE
+def encode_picture(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    image: np.ndarray,
+    phase: Phase,
+    tiles: Tiles = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of the picture [16, 1, h, w], and of it standing still for 73 frames [16, 19, h, w], on the CPU."""
+    """Latents of the image [16, 1, h, w], and of it standing still for 73 frames [16, 19, h, w], on the CPU."""
     name = "encoding the picture"
     phase(name, 0.0)
-    pixels = to_pixels(fit_picture(picture, effective.width, effective.height, request.fit))
-    latents = codec.look(pixels, lambda: phase(name, 0.0), tiles)
+    pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
+    latents = encoders.encode_image(pixels, lambda: phase(name, 0.0), tiles)
     phase(name, 1.0)
     return latents

@@ -20,10 +20,26 @@ import torch
 
 from . import __version__
 from .errors import OutputError
-from .media.probe import Probed
+from .media.video import Probed
 
 Status = Literal["running", "complete", "cancelled", "failed"]
 LIBRARIES = ("torch", "diffusers", "transformers", "av")
+
+
+SAVED_NAMES: Mapping[str, Mapping[str, str]] = {
+    "StagePlan": {"kv_cache": "rings", "offload_slots": "slots", "host_kv_cache": "host_rings", "hop_bytes": "handed"},
+    "Plan": {"partition": "cut", "embedders": "conditions"},
+    "Partition": {"step_groups": "steps", "layer_shards": "layers"},
+    "StorageConfig": {
+        "kv_dtype": "keys",
+        "kv_offload": "keys_home",
+        "offload_text_kv": "prompt_weights",
+        "offload_layers": "streamed",
+    },
+}
+"""Class -> field -> its key in JSON, where files that users keep have an older word for it."""
+SAVED_WORDS = {"keys_home": ("device", "host"), "prompt_weights": ("stay", "leave")}
+"""Key in JSON -> the words for False and True."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +133,7 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: json_ready(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dict(_saved_field(value, field.name) for field in dataclasses.fields(value))
     if isinstance(value, Mapping):
         return {str(json_ready(k)): json_ready(v) for k, v in value.items()}
     if isinstance(value, range):
@@ -131,6 +147,12 @@ def json_ready(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a scalar of numpy or torch
         return json_ready(value.item())
     raise TypeError(f"A receipt has no form for {type(value).__name__}: {value!r}")
+
+
+def _saved_field(value: Any, name: str) -> tuple[str, Any]:
+    """Key and value in JSON of a dataclass's field."""
+    key, content = SAVED_NAMES.get(type(value).__name__, {}).get(name, name), getattr(value, name)
+    return key, SAVED_WORDS[key][content] if key in SAVED_WORDS else json_ready(content)
 
 
 def peak_memory() -> PeakMemory:

@@ -1,20 +1,176 @@
-"""What the user asked for, and what that really means.
-
-`resolve` is the only way from one to the other: it needs the size of the picture and the length of the sound, touches
-no file and loads nothing.
-"""
+"""What the user asked for, and what that really means."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import secrets
 from typing import Literal
 
-from .config import BLOCK_FRAMES, CLIP_BLOCKS, FPS, MAX_CLIP_BLOCKS, SPATIAL_STRIDE
-from .distance import SinkDistance
-from .errors import AudioError, RequestError
-from .size import effective_size, parse_size
+from .config import (
+    BLOCK_FRAMES,
+    BLOCK_LATENTS,
+    CLIP_BLOCKS,
+    FPS,
+    MAX_CLIP_BLOCKS,
+    MAX_SINK_DISTANCE,
+    MIN_SINK_DISTANCE,
+    REFERENCE_TIME_ID,
+    SIZE_MULTIPLE,
+    SPATIAL_STRIDE,
+)
+from .errors import AudioError, RequestError, SizeError
+
+_MASK64 = (1 << 64) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkDistance:
+    """How many latent frames ahead of a block the reference image stands.
+
+    Attributes:
+        kind: "seeded" (a hash of seed and block, uniform in 4..30, the same for all steps), "fixed", or "replay"
+            (a recorded list per block and step, to repeat a run of the published implementation, which draws anew
+            at every call).
+        value: the distance when fixed.
+        recorded: [blocks][steps] when replayed.
+    """
+
+    kind: str = "seeded"
+    value: int = MAX_SINK_DISTANCE
+    recorded: tuple[tuple[int, ...], ...] = ()
+
+    def at(self, seed: int, block: int, step: int) -> int:
+        """The distance of one task."""
+        if self.kind == "fixed":
+            return self.value
+        if self.kind == "replay":
+            return self.recorded[block][step]
+        return MIN_SINK_DISTANCE + _hash(seed, block) % (MAX_SINK_DISTANCE - MIN_SINK_DISTANCE + 1)
+
+    def reference_time_id(self, seed: int, block: int, step: int) -> int:
+        """Time id of the reference: 30 until the block comes within the distance, then always that far ahead."""
+        near = REFERENCE_TIME_ID - self.at(seed, block, step)
+        return REFERENCE_TIME_ID + max(0, block * BLOCK_LATENTS - near)
+
+
+def _hash(seed: int, block: int) -> int:
+    """A counter-based 64-bit hash (the finaliser of SplitMix64, Steele et al. 2014)."""
+    z = (seed + (block + 1) * 0x9E3779B97F4A7C15) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+MAX_AREA = 1920 * 1088
+"""Pixels of the largest frame; nothing above has ever been tried."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a size: 704*384, 704x384, 704X384, 704×384, 704,384 or 704 384, with spaces anywhere.
+
+    Returns:
+        Width and height as written.
+
+    Raises:
+        SizeError: not two whole numbers, or an area out of range.
+    """
+    numbers = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×*,;]|\s)\s*(\d{1,6})\s*", str(text))
+    if not numbers:
+        raise SizeError(f"The size {text!r} is not understood.", f"Write width x height, for example {_guess(text)}.")
+    width, height = int(numbers[1]), int(numbers[2])
+    if width * height < SIZE_MULTIPLE**2:
+        raise SizeError(f"The size {width}x{height} is too small.", "The smallest is 64x64.")
+    if width * height > MAX_AREA:
+        nearest = "x".join(map(str, _largest_like(width, height)))
+        raise SizeError(f"The size {width}x{height} is too large.", f"The nearest that works is {nearest}.")
+    return width, height
+
+
+def resolve_size(image_size: tuple[int, int], area: int) -> tuple[int, int]:
+    """Width and height, multiples of 64, of at most `area`, in the image's aspect; never larger than needed.
+
+    The search of the published implementation: scales are tried from large to small in a hundred steps, both sides
+    rounded up, and the first product that fits wins. Small pictures are not enlarged.
+
+    Args:
+        image_size: width and height of the image.
+        area: largest product of the result.
+
+    Raises:
+        SizeError: the image is too elongated for the area.
+    """
+    image_width, image_height = image_size
+    found = _search_size(image_height, image_width, area) or _fallback_size(image_height, image_width, area)
+    height, width = found
+    if min(height, width) < SIZE_MULTIPLE:
+        longest = max(image_size) / min(image_size)
+        needed = SIZE_MULTIPLE * SIZE_MULTIPLE * math.ceil(longest)
+        side = SIZE_MULTIPLE * math.ceil(longest)
+        raise SizeError(
+            f"A picture of {image_width}x{image_height} is too elongated for an area of {area} pixels.",
+            f"Crop the picture, or ask for at least {side}x64." if needed <= MAX_AREA else "Crop the picture.",
+        )
+    return width, height
+
+
+def image_size_for(size: str) -> tuple[int, int]:
+    """Width and height of an image of the asked aspect, large enough that nothing of the area is lost.
+
+    Raises:
+        SizeError: as `parse_size`.
+    """
+    width, height = parse_size(size)
+    factor = -(-1920 // min(width, height))
+    return width * factor, height * factor
+
+
+def _largest_like(width: int, height: int) -> tuple[int, int]:
+    """The largest size in about this aspect."""
+    scale = math.sqrt(MAX_AREA / (width * height))
+    short = max(SIZE_MULTIPLE, int(min(width, height) * scale) // SIZE_MULTIPLE * SIZE_MULTIPLE)
+    long = min(int(max(width, height) * scale), MAX_AREA // short) // SIZE_MULTIPLE * SIZE_MULTIPLE
+    return (long, short) if width >= height else (short, long)
+
+
+def _search_size(image_height: int, image_width: int, area: int) -> tuple[int, int] | None:
+    pixels, margin = image_height * image_width, SIZE_MULTIPLE - 1
+    if pixels <= area:
+        low, high = 0.1, 1.0
+    else:
+        high = math.sqrt(area / pixels)
+        b, c = margin * (image_height + image_width), margin**2 - area
+        # Only a bound of the search; the factor 2 (not 4) under the root is how it was published.
+        low = (-b + math.sqrt(b * b - 2 * pixels * c)) / (2 * pixels)
+    for i in range(100):
+        scale = high - (high - low) * i / 100
+        sides = [_round_up(int(n * scale)) for n in (image_height, image_width)]
+        if sides[0] * sides[1] <= area:
+            return sides[0], sides[1]
+    return None
+
+
+def _fallback_size(image_height: int, image_width: int, area: int) -> tuple[int, int]:
+    ratio = image_width / image_height
+    height, width = (int(math.sqrt(x) // SIZE_MULTIPLE * SIZE_MULTIPLE) for x in (area / ratio, area * ratio))
+    if width >= image_width or height >= image_height:
+        height, width = (n // SIZE_MULTIPLE * SIZE_MULTIPLE for n in (image_height, image_width))
+    return height, width
+
+
+def _round_up(n: int) -> int:
+    return -(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE
+
+
+def _guess(text: str) -> str:
+    """A size near what was probably meant."""
+    numbers = [int(n) for n in re.findall(r"\d{1,6}", str(text))]
+    sides = [min(1920, max(SIZE_MULTIPLE, round(n / SIZE_MULTIPLE) * SIZE_MULTIPLE)) for n in numbers[:2]]
+    if len(sides) == 2:
+        return f"{sides[0]}x{sides[1]}"
+    return f"{sides[0]}x{max(SIZE_MULTIPLE, sides[0] * 9 // 16 // 64 * 64)}" if sides else "704x384"
+
 
 Fit = Literal["cover", "pad"]
 Tail = Literal["silence", "zeros"]
@@ -23,11 +179,11 @@ Lead = Literal["sync", "original"]
 MAX_STEPS = 100
 MIN_SOUND_SECONDS = 0.025
 _MIN_SECONDS_WITHOUT_SILENCE = 0.045
-"""Two features of the audio encoder: without silence after it, the sound itself has to make them."""
+"""Two features of the audio encoder: without silence after it, the audio itself has to make them."""
 MAX_SEED = 2**64 - 1
 DEFAULT_PROMPT = "A person looks at the camera and talks."
 _ORIGINAL_DROP = 3
-"""Frames of block 0 the published implementation drops, which puts its picture 120 ms ahead of the sound."""
+"""Frames of block 0 the published implementation drops, which puts its picture 120 ms ahead of the audio."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +191,15 @@ class Request:
     """What was asked for.
 
     Attributes:
-        size: "704x384" and its like; an area, because width and height follow the picture's aspect.
+        size: "704x384" and its like; an area, because width and height follow the image's aspect.
         prompt: what the video shows, in words. None: it comes already encoded, and its text is not known.
         steps: denoising steps per block.
         seed: 0..2^64-1; the same seed gives the same video. -1 draws one, which the receipt then names.
         seconds: stop after so much sound; None for all of it.
         fit: "cover" fills the frame and crops; "pad" is the published black padding, for parity.
-        tail: what is heard after the sound ends: "silence" as it is encoded, or "zeros" as published, for parity.
+        tail: what is heard after the audio ends: "silence" as it is encoded, or "zeros" as published, for parity.
         lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
-        sink_distance: how far ahead of a block the reference picture stands.
+        sink_distance: how far ahead of a block the reference image stands.
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
             clip, a block attends to the last `clip_blocks` blocks including itself, and after the first clip the sink
             is renewed from the first generated latent frame. The model was trained with 4.
@@ -62,7 +218,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Effective:
+class ResolvedRequest:
     """What will really happen.
 
     Attributes:
@@ -72,7 +228,7 @@ class Effective:
         drop: frames of block 0 that are thrown away.
         steps, seed, prompt: as they will be used.
         seconds: of sound that is used, and so of video.
-        samples: of sound that are used, at the sound's own rate.
+        samples: of sound that are used, at the audio's own rate.
         notes: every difference between what was asked and this, one sentence each.
         clip_blocks: as in `Request`.
     """
@@ -106,25 +262,25 @@ class Effective:
         return -(-self.blocks // self.clip_blocks)
 
 
-def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int) -> Effective:
+def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: int) -> ResolvedRequest:
     """Understand a request or refuse it.
 
     Args:
         request: what was asked.
-        picture: width and height of the reference picture in pixels.
-        samples, rate: length of the sound and its samples per second.
+        image_size: width and height of the reference image in pixels.
+        samples, rate: length of the audio and its samples per second.
 
     Raises:
         RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
     """
     check_request(request)
     asked = parse_size(request.size)
-    width, height = effective_size(picture, asked[0] * asked[1])
-    used = used_samples(request, samples, rate)
-    frames = frames_of(used, rate)
+    width, height = resolve_size(image_size, asked[0] * asked[1])
+    used = sample_count(request, samples, rate)
+    frames = frame_count(used, rate)
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
     seed = secrets.randbits(63) if request.seed == -1 else request.seed
-    effective = Effective(
+    resolved = ResolvedRequest(
         width=width,
         height=height,
         frames=frames,
@@ -138,7 +294,7 @@ def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int)
         notes=(),
         clip_blocks=request.clip_blocks,
     )
-    return dataclasses.replace(effective, notes=tuple(_notes(request, effective, asked, picture, samples / rate)))
+    return dataclasses.replace(resolved, notes=tuple(_notes(request, resolved, asked, image_size, samples / rate)))
 
 
 def check_request(request: Request) -> None:
@@ -204,13 +360,13 @@ def _check_clip(blocks: int) -> None:
         )
 
 
-def frames_of(samples: int, rate: int) -> int:
+def frame_count(samples: int, rate: int) -> int:
     """Video frames that cover so much sound, at least 1."""
     return max(1, math.ceil(samples * FPS / rate))
 
 
-def used_samples(request: Request, samples: int, rate: int) -> int:
-    """How much of a sound is used.
+def sample_count(request: Request, samples: int, rate: int) -> int:
+    """How much of audio is used.
 
     Raises:
         AudioError: too little.
@@ -229,18 +385,22 @@ def used_samples(request: Request, samples: int, rate: int) -> int:
 
 
 def _notes(
-    request: Request, effective: Effective, asked: tuple[int, int], picture: tuple[int, int], sound_seconds: float
+    request: Request,
+    resolved: ResolvedRequest,
+    asked: tuple[int, int],
+    image_size: tuple[int, int],
+    sound_seconds: float,
 ) -> list[str]:
     notes = []
-    if (effective.width, effective.height) != asked:
+    if (resolved.width, resolved.height) != asked:
         notes.append(
-            f"size {asked[0]}x{asked[1]} is an area; a {picture[0]}x{picture[1]} picture makes it "
-            f"{effective.width}x{effective.height}"
+            f"size {asked[0]}x{asked[1]} is an area; a {image_size[0]}x{image_size[1]} picture makes it "
+            f"{resolved.width}x{resolved.height}"
         )
-    made = effective.blocks * BLOCK_FRAMES
-    if made != effective.frames:
+    made = resolved.blocks * BLOCK_FRAMES
+    if made != resolved.frames:
         notes.append(
-            f"{effective.blocks} whole blocks make {made} frames; {effective.frames} are kept, as long as the sound"
+            f"{resolved.blocks} whole blocks make {made} frames; {resolved.frames} are kept, as long as the sound"
         )
     if request.seconds is not None and request.seconds > sound_seconds:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
@@ -254,7 +414,7 @@ def _notes(
             f"{CLIP_BLOCKS * BLOCK_FRAMES}, and other lengths change how far back a block attends"
         )
     if request.seed == -1:
-        notes.append(f"seed {effective.seed} was drawn")
+        notes.append(f"seed {resolved.seed} was drawn")
     if request.lead == "original":
         notes.append("the first 3 frames are dropped as published, so the picture runs 120 ms ahead of the sound")
     return notes

@@ -17,44 +17,42 @@ from typing import Protocol
 
 import torch
 
-from .distance import SinkDistance
-from .encoders.features import AudioFeatures
-from .pipeline import Task
+from .encoders.audio import AudioFeatures
 from .planner import Plan
-from .request import Effective
-from .streams import FrameStream, LatentStream
-from .streams.frames import Decoder
+from .request import ResolvedRequest, SinkDistance
+from .streams import Decoder, FrameStream, LatentStream
+from .task_graph import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """What the encoders made of the picture, the sound and the prompt.
+class Conditioning:
+    """The conditioning of a video: encoded image, audio and prompt.
 
     Attributes:
-        reference: latent of the picture [16, 1, h, w].
-        motion: latents of the picture standing still for 73 frames [16, 19, h, w].
-        context: prompt features [n, text_dim].
+        reference: latent of the image [16, 1, h, w].
+        motion: latents of the image standing still for 73 frames [16, 19, h, w].
+        prompt: prompt features [n, text_dim].
         audio: features of every block.
     """
 
     reference: torch.Tensor
     motion: torch.Tensor
-    context: torch.Tensor
+    prompt: torch.Tensor
     audio: AudioFeatures
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class VideoTask:
     """Everything an engine needs to make the latents of one video.
 
     Attributes:
-        effective: what will be made.
-        material: of what.
+        resolved: what will be made.
+        conditioning: of what.
         distance: where the reference stands at each block.
     """
 
-    effective: Effective
-    material: Material
+    resolved: ResolvedRequest
+    conditioning: Conditioning
     distance: SinkDistance
 
 
@@ -81,7 +79,7 @@ OnNotice = Callable[[str], None]
 again and again meanwhile, with what the run waits for; what it raises stops the run."""
 
 
-def unnoticed(text: str) -> None:
+def ignore_notice(text: str) -> None:
     """For callers that want no notices."""
 
 
@@ -90,7 +88,7 @@ class Engine(Protocol):
 
     plan: Plan
 
-    def run(self, job: Job, on_task: OnTask, on_notice: OnNotice = unnoticed) -> Iterator[torch.Tensor]:
+    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
         """Finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
         The work begins with the first pull and may then go on by itself, but only so far (`LocalEngine`: a block).
@@ -103,7 +101,7 @@ class Engine(Protocol):
         """Whether the next run begins without loading weights."""
         ...
 
-    def load(self, on_notice: OnNotice = unnoticed) -> None:
+    def load(self, on_notice: OnNotice = ignore_notice) -> None:
         """Load the weights now; otherwise the first run does."""
         ...
 
@@ -117,7 +115,8 @@ class Engine(Protocol):
 
 
 OpenDecoder = Callable[[torch.Tensor, OnNotice], Decoder]
-"""Motion latents [16, 19, h, w], and who hears of what is out of the ordinary -> a decoder of the video to come."""
+"""Motion latents [16, 19, h, w], and who is called with what is out of the ordinary -> a decoder of the video to
+come."""
 
 
 class Session:
@@ -126,7 +125,7 @@ class Session:
     Args:
         engine: runs the stages.
         job: what is made.
-        open_decoder: who makes pictures of the latents. None where every consumer brings its own.
+        open_decoder: who makes images of the latents. None where every consumer brings its own.
         on_task: called after every task; what it raises stops the run. May be exchanged at any time.
         on_notice: called with what else is worth telling; likewise.
         spool_dir: where finished latents are kept while the session lives; the system's temporary folder by default.
@@ -135,16 +134,16 @@ class Session:
     def __init__(
         self,
         engine: Engine,
-        job: Job,
+        job: VideoTask,
         open_decoder: OpenDecoder | None = None,
         on_task: OnTask = lambda report: None,
         spool_dir: Path | None = None,
-        on_notice: OnNotice = unnoticed,
+        on_notice: OnNotice = ignore_notice,
     ):
         self.engine, self.job, self.open_decoder = engine, job, open_decoder
         self.on_task, self.on_notice = on_task, on_notice
         self.decode_seconds = 0.0
-        self.latents = LatentStream(job.effective.blocks, self._run, spool_dir)
+        self.latents = LatentStream(job.resolved.blocks, self._run, spool_dir)
 
     @property
     def frames(self) -> FrameStream:
@@ -155,13 +154,13 @@ class Session:
 
     def frames_through(self, open_decoder: OpenDecoder) -> FrameStream:
         """The video, decoded by somebody else."""
-        effective = self.job.effective
-        return FrameStream(self.latents, lambda: self._decoder(open_decoder), effective.frames, effective.drop)
+        resolved = self.job.resolved
+        return FrameStream(self.latents, lambda: self._decoder(open_decoder), resolved.frames, resolved.drop)
 
     def close(self) -> None:
         """Stop the work and remove what was spooled."""
         self.latents.close()
-        self.job.material.audio.close()
+        self.job.conditioning.audio.close()
 
     def __enter__(self) -> Session:
         return self
@@ -176,7 +175,7 @@ class Session:
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""
-        decode = open_decoder(self.job.material.motion, lambda text: self.on_notice(text))
+        decode = open_decoder(self.job.conditioning.motion, lambda text: self.on_notice(text))
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()

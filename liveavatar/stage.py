@@ -1,7 +1,7 @@
-"""The heart: a slice of layers, for some steps, with its keys and values.
+"""A stage: a slice of layers, for some steps, with its KV caches.
 
-A stage runs tasks. What travels between stages is a `Flow`: the tokens on their way through the layers, and the latent
-they came from. Everything else a stage knows from the task and from the conditions of the session.
+A stage runs tasks. What travels between stages is a `StageInput`: the tokens on their way through the layers, and the
+latent they came from. Everything else a stage knows from the task and from the conditioning of the session.
 """
 
 from __future__ import annotations
@@ -12,48 +12,48 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .config import CLIP_BLOCKS
-from .distance import SinkDistance
-from .memory.rings import RingShape, make_rings
-from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
-from .model.layer import AS_WRITTEN, AudioTokens, Memory, Work
+from .model.kv_cache import BlockCache, SinkKV, SinkRecorder, Window, window_tokens
+from .model.layer import EAGER, AudioTokens, KVCache, LayerOps
 from .model.rope import RopeGrid
-from .model.sending import sent
-from .model.transformer import CausalS2VTransformer, TimeVectors
-from .pipeline import Denoise, Prefill, Task, sink_version
-from .schedule import Schedule, block_noise
-from .storage import PLAIN, Storage
+from .model.transformer import CausalS2VTransformer, TimestepEmbedding
+from .noise_schedule import NoiseSchedule, block_noise
+from .offload.kv_cache import KVCacheShape, allocate_kv_caches
+from .request import SinkDistance
+from .storage import PLAIN, StorageConfig
+from .task_graph import Denoise, Prefill, Task, sink_version
+from .utils import to_device_async
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditions:
-    """What every stage knows of a session; constant while it lasts.
+class StageConditioning:
+    """The conditioning of a session, the same for all its stages and tasks.
 
     Attributes:
         rows, columns: patch grid of a latent frame (height and width in pixels / 16).
         schedule: the denoising steps.
         seed, distance: where the reference stands at each block.
-        text: embedded prompt [text_len, dim].
+        prompt: embedded prompt [text_len, dim].
         time: embedded timesteps, one row per step and a last one for t = 0.
         motion: motion latents of the sink [16, 19, h, w].
         audio: block -> what it hears.
-        clip_blocks: blocks of a clip: so many a KV ring holds, and after the first clip the second sink is in use.
+        clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
     """
 
     rows: int
     columns: int
-    schedule: Schedule
+    schedule: NoiseSchedule
     seed: int
     distance: SinkDistance
-    text: torch.Tensor
-    time: TimeVectors
+    prompt: torch.Tensor
+    time: TimestepEmbedding
     motion: torch.Tensor
     audio: Callable[[int], AudioTokens]
     clip_blocks: int = CLIP_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
-    """What one task hands to the next.
+class StageInput:
+    """The input of a task: what the task before it made.
 
     Attributes:
         latent: the block's latent [16, 3, h, w], or the reference's [16, 1, h, w] while the sink is prefilled.
@@ -63,23 +63,23 @@ class Flow:
     latent: torch.Tensor
     tokens: torch.Tensor | None = None
 
-    def handed(self, task: Task, follower: Task) -> Flow:
+    def for_follower(self, task: Task, follower: Task) -> StageInput:
         """What `follower` takes up of what `task` left: a refreshed sink begins with the first latent frame alone."""
         refresh = isinstance(task, Denoise) and isinstance(follower, Prefill)
-        return Flow(self.latent[:, :1]) if refresh else self
+        return StageInput(self.latent[:, :1]) if refresh else self
 
-    def to(self, device: torch.device) -> Flow:
+    def to(self, device: torch.device) -> StageInput:
         """On another device, without waiting for it."""
-        tokens = None if self.tokens is None else sent(self.tokens, device)
-        return Flow(sent(self.latent, device), tokens)
+        tokens = None if self.tokens is None else to_device_async(self.tokens, device)
+        return StageInput(to_device_async(self.latent, device), tokens)
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """What the tasks begin with that no other task comes before.
+class InitialInputs:
+    """The inputs of tasks that come first: noise, or the reference.
 
     Attributes:
-        reference: latent of the picture [16, 1, h, w].
+        reference: latent of the image [16, 1, h, w].
         seed: of the noise.
         size: height and width of a latent frame.
         dtype: of the noise's latent.
@@ -92,12 +92,12 @@ class Origin:
     dtype: torch.dtype
     clip_blocks: int = CLIP_BLOCKS
 
-    def flow(self, task: Task) -> Flow:
+    def stage_input(self, task: Task) -> StageInput:
         """Of a task that `pipeline.begins`."""
         if isinstance(task, Prefill):
-            return Flow(self.reference)
+            return StageInput(self.reference)
         noise = block_noise(self.seed, task.block, self.reference.shape[0], *self.size, self.clip_blocks)
-        return Flow(noise.to(self.dtype))
+        return StageInput(noise.to(self.dtype))
 
 
 class Stage:
@@ -105,11 +105,11 @@ class Stage:
 
     Args:
         net: the part of the network; shared with other sessions and with stages of other steps.
-        steps: the denoising steps this stage runs; one KV ring each.
-        conditions: of the session, moved to the stage's device as needed.
+        steps: the denoising steps this stage runs; one KV cache each.
+        conditioning: of the session, moved to the stage's device as needed.
         device, dtype: where and in what the stage works.
         storage: how the keys and values of blocks are kept; the weights are kept as the net was loaded.
-        work: how layers do what they do.
+        ops: eager or compiled functions of the layers.
 
     Raises:
         HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
@@ -119,90 +119,94 @@ class Stage:
         self,
         net: CausalS2VTransformer,
         steps: range,
-        conditions: Conditions,
+        conditioning: StageConditioning,
         device: torch.device,
         dtype: torch.dtype,
-        storage: Storage = PLAIN,
-        work: Work = AS_WRITTEN,
+        storage: StorageConfig = PLAIN,
+        ops: LayerOps = EAGER,
     ):
-        self.net, self.conditions, self.device, self.dtype, self.work = net, conditions, device, dtype, work
+        self.net, self.conditioning, self.device, self.dtype, self.ops = net, conditioning, device, dtype, ops
         config = net.config
-        self.grid = RopeGrid(conditions.rows, conditions.columns, config.head_dim, device)
-        self.time = TimeVectors(_own(conditions.time.head.to(device)), _own(conditions.time.layers.to(device)))
-        self.text = net.text_kv(conditions.text.to(device, dtype))
+        self.grid = RopeGrid(conditioning.rows, conditioning.columns, config.head_dim, device)
+        self.timestep_embedding = TimestepEmbedding(
+            _own(conditioning.time.head.to(device)), _own(conditioning.time.layers.to(device))
+        )
+        self.text_kv = net.text_kv(conditioning.prompt.to(device, dtype))
         self._motion_rope = self.grid.motion()
-        window = window_tokens(self.grid.tokens, conditions.clip_blocks)
-        shape = RingShape(window, config.num_heads, config.head_dim, dtype)
-        made = make_rings(storage, steps, len(net.part.layers), shape, device)
-        self.rings, self.traffic = made.by_step, made.traffic
+        window = window_tokens(self.grid.tokens, conditioning.clip_blocks)
+        shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
+        caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device)
+        self.kv_caches, self.traffic = caches.by_step, caches.transfer_stats
         """One ring per layer for each step, and what they copied between host and device."""
         self.sinks: dict[int, list[SinkKV]] = {}
         """By version; at most two are kept, the one in use and the one to come."""
 
-    def run(self, task: Task, flow: Flow) -> Flow:
+    def run(self, task: Task, inputs: StageInput) -> StageInput:
         """Run one task on what the task before it left."""
-        flow = flow.to(self.device)
-        if flow.tokens is not None:
-            flow = dataclasses.replace(flow, tokens=_own(flow.tokens))
-        return self._prefill(task, flow) if isinstance(task, Prefill) else self._denoise(task, flow)
+        inputs = inputs.to(self.device)
+        if inputs.tokens is not None:
+            inputs = dataclasses.replace(inputs, tokens=_own(inputs.tokens))
+        return self._prefill(task, inputs) if isinstance(task, Prefill) else self._denoise(task, inputs)
 
-    def _prefill(self, task: Prefill, flow: Flow) -> Flow:
-        tokens = flow.tokens
+    def _prefill(self, task: Prefill, inputs: StageInput) -> StageInput:
+        tokens = inputs.tokens
         if tokens is None:
-            tokens = self.net.embed_sink(flow.latent, sent(self.conditions.motion, self.device))
-        memories = [SinkMemory(self.grid.tokens) for _ in self.net.part.layers]
+            tokens = self.net.embed_sink(inputs.latent, to_device_async(self.conditioning.motion, self.device))
+        recorders = [SinkRecorder(self.grid.tokens) for _ in self.net.slice.layers]
         rope = self.grid.reference() + self._motion_rope
-        tokens = self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None, self.work)
-        self.sinks[task.version] = [m.sink for m in memories if m.sink is not None]
-        return Flow(flow.latent, tokens)
+        tokens = self.net.run_layers(
+            tokens, self.timestep_embedding.layers[-1], rope, self.text_kv, recorders, None, self.ops
+        )
+        self.sinks[task.version] = [m.sink for m in recorders if m.sink is not None]
+        return StageInput(inputs.latent, tokens)
 
-    def _denoise(self, task: Denoise, flow: Flow) -> Flow:
+    def _denoise(self, task: Denoise, inputs: StageInput) -> StageInput:
         step = task.step
-        memories = self._memories(task)
-        tokens = self.net.embed_block(flow.latent) if flow.tokens is None else flow.tokens
-        audio = self.conditions.audio(task.block).to(self.device)
+        caches = self._block_caches(task)
+        tokens = self.net.embed_block(inputs.latent) if inputs.tokens is None else inputs.tokens
+        audio = self.conditioning.audio(task.block).to(self.device)
         audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
-        rope, time = self.grid.block(task.block), self.time.layers[step]
-        tokens = self.net.run_layers(tokens, time, rope, self.text, memories, audio, self.work)
-        if not self.net.part.head:
-            return Flow(flow.latent, tokens)
-        velocity = self.net.velocity(tokens, self.time.head[step], self.grid.rows, self.grid.columns)
-        return Flow(self.conditions.schedule.euler(step, flow.latent, velocity))
+        rope, time = self.grid.block(task.block), self.timestep_embedding.layers[step]
+        tokens = self.net.run_layers(tokens, time, rope, self.text_kv, caches, audio, self.ops)
+        if not self.net.slice.head:
+            return StageInput(inputs.latent, tokens)
+        velocity = self.net.velocity(tokens, self.timestep_embedding.head[step], self.grid.rows, self.grid.columns)
+        return StageInput(self.conditioning.schedule.euler(step, inputs.latent, velocity))
 
-    def _memories(self, task: Denoise) -> Sequence[Memory]:
-        clip_blocks = self.conditions.clip_blocks
+    def _block_caches(self, task: Denoise) -> Sequence[KVCache]:
+        clip_blocks = self.conditioning.clip_blocks
         version = sink_version(task.block, clip_blocks)
         for old in [v for v in self.sinks if v < version and task.step == self._last_step]:
             del self.sinks[old]
-        time_id = self.conditions.distance.reference_time_id(self.conditions.seed, task.block, task.step)
+        time_id = self.conditioning.distance.reference_time_id(self.conditioning.seed, task.block, task.step)
         window, reference = Window.of(task.block, self.grid.tokens, clip_blocks), self.grid.reference(time_id)
-        rings = self.rings[task.step]
-        for ring in rings[:1]:  # the others are fetched while the one before them works
-            ring.fetch(window)
+        kv_caches = self.kv_caches[task.step]
+        for kv_cache in kv_caches[:1]:  # the others are fetched while the one before them works
+            kv_cache.prefetch(window)
         return [
-            BlockMemory(ring, window, sink, reference, self.work.rotate)
-            for ring, sink in zip(rings, self.sinks[version], strict=True)
+            BlockCache(kv_cache, window, sink, reference, self.ops.apply_rope)
+            for kv_cache, sink in zip(kv_caches, self.sinks[version], strict=True)
         ]
 
-    def saved_rings(self, step: int) -> tuple[torch.Tensor, ...]:
-        """The keys and values of a step as they are now: as many tensors as a ring has (see `BlockRing.tensors`), each
-        [layers, rows, heads, ...], copies on the CPU."""
-        held = [ring.tensors() for ring in self.rings[step]]
-        return tuple(_copied(kind) for kind in zip(*held, strict=True))
+    def save_kv_caches(self, step: int) -> tuple[torch.Tensor, ...]:
+        """The keys and values of a step as they are now: as many tensors as a KV cache has (see
+        `KVCacheLayer.tensors`), each [layers, rows, heads, ...], copies on the CPU."""
+        tensors = [kv_cache.tensors() for kv_cache in self.kv_caches[step]]
+        return tuple(_copied(kind) for kind in zip(*tensors, strict=True))
 
-    def saved_sink(self, version: int) -> tuple[torch.Tensor, ...]:
+    def save_sink(self, version: int) -> tuple[torch.Tensor, ...]:
         """A version of the sink: its keys and its values, [layers, 2.5 S, heads, head_dim] each, copies on the CPU."""
         sinks = self.sinks[version]
         return _copied([torch.cat((s.reference_k, s.motion_k)) for s in sinks]), _copied([s.v for s in sinks])
 
-    def restore_rings(self, step: int, saved: Sequence[torch.Tensor]) -> None:
-        """Take back what `saved_rings` gave."""
-        for ring, *kept in zip(self.rings[step], *saved, strict=True):
-            for tensor, value in zip(ring.tensors(), kept, strict=True):
+    def restore_kv_caches(self, step: int, saved: Sequence[torch.Tensor]) -> None:
+        """Take back what `save_kv_caches` gave."""
+        for kv_cache, *kept in zip(self.kv_caches[step], *saved, strict=True):
+            for tensor, value in zip(kv_cache.tensors(), kept, strict=True):
                 tensor.copy_(value)
 
     def restore_sink(self, version: int, saved: Sequence[torch.Tensor]) -> None:
-        """Take back what `saved_sink` gave."""
+        """Take back what `save_sink` gave."""
         frame, (keys, values) = self.grid.tokens, (t.to(self.device) for t in saved)
         self.sinks[version] = [
             SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone()) for k, v in zip(keys, values, strict=True)
@@ -210,7 +214,7 @@ class Stage:
 
     @property
     def _last_step(self) -> int:
-        return max(self.rings)
+        return max(self.kv_caches)
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from . import bridge
-from .host import Watch
-from .schema import CATEGORY, AudioSocket, ModelSocket, newer, seconds_input
+from . import convert
+from .host import NodeProgress
+from .schema import CATEGORY, AudioSocket, ModelSocket, seconds_input, supported
 
 
 class AudioFeatures(io.ComfyNode):
@@ -39,7 +39,7 @@ class AudioFeatures(io.ComfyNode):
                 ),
             ],
             outputs=[AudioSocket.Output(display_name="audio", tooltip="For the Sampler.")],
-            **newer(search_aliases=["live avatar voice", "wav2vec2", "speech"]),
+            **supported(search_aliases=["live avatar voice", "wav2vec2", "speech"]),
         )
 
     @classmethod
@@ -52,10 +52,10 @@ class AudioFeatures(io.ComfyNode):
         audio_encoder_output: Any = None,
     ) -> io.NodeOutput:
         """The voice, with its sound."""
-        sound = bridge.sound_of(audio)
-        with Watch.now() as watch:
+        clip = convert.audio_clip(audio)
+        with NodeProgress.current() as watch:
             if audio_encoder_output is not None:
-                states = bridge.states_of(audio_encoder_output)
-                return io.NodeOutput(model.heard(sound, states, seconds or None))
-            listener = bridge.listener_of(audio_encoder) if audio_encoder is not None else None
-            return io.NodeOutput(model.listen(sound, seconds or None, watch.phase, listener))
+                states = convert.audio_states(audio_encoder_output)
+                return io.NodeOutput(model.from_audio_states(clip, states, seconds or None))
+            encoder = convert.core_audio_encoder(audio_encoder) if audio_encoder is not None else None
+            return io.NodeOutput(model.encode_audio(clip, seconds or None, watch.phase, encoder))

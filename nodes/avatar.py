@@ -7,18 +7,18 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.request import Request
-from . import bridge, paths
-from .host import Watch, record
+from . import convert, paths
+from .host import NodeProgress, save
 from .schema import (
     CATEGORY,
     ModelSocket,
-    newer,
     prompt_input,
     seconds_input,
     seed_input,
     size_fault,
     size_input,
     steps_input,
+    supported,
 )
 
 
@@ -53,7 +53,7 @@ class Avatar(io.ComfyNode):
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
                 io.String.Output(display_name="receipt", tooltip="What was really made and what it cost, as JSON."),
             ],
-            **newer(search_aliases=["talking head", "lip sync", "s2v", "talking avatar"]),
+            **supported(search_aliases=["talking head", "lip sync", "s2v", "talking avatar"]),
         )
 
     @classmethod
@@ -76,10 +76,10 @@ class Avatar(io.ComfyNode):
     ) -> io.NodeOutput:
         """The same as the modular graph."""
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
-        picture, sound = bridge.picture_of(image), bridge.sound_of(audio)
-        model.look_ahead(request, (picture.shape[1], picture.shape[0]), len(sound.samples), sound.rate)
-        with Watch.now() as watch:
-            context = model.read(prompt, watch.phase)
-            voice = model.listen(sound, request.seconds, watch.phase)
-            take = model.take(request, picture, voice, context)
-            return record(watch, take, filename_prefix, paths.AUTOMATIC)
+        pixels, clip = convert.image_array(image), convert.audio_clip(audio)
+        model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        with NodeProgress.current() as watch:
+            context = model.encode_prompt(prompt, watch.phase)
+            voice = model.encode_audio(clip, request.seconds, watch.phase)
+            take = model.prepare(request, pixels, voice, context)
+            return save(watch, take, filename_prefix, paths.AUTOMATIC)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.engines.backend import LocalBackend
+from ..liveavatar.engine.backend import LocalBackend
 from ..liveavatar.placement import Placement
 from .host import with_devices
-from .schema import CATEGORY, BackendSocket, advanced, newer
+from .schema import CATEGORY, BackendSocket, advanced, supported
 
 IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
@@ -89,7 +89,7 @@ class Backend(io.ComfyNode):
                 ),
             ],
             outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
-            **newer(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
+            **supported(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
         )
 
     @classmethod
@@ -109,7 +109,7 @@ class Backend(io.ComfyNode):
         kept = memory == KEEP
         placement = Placement(named, stages.strip() or "auto", None, threads or None, kept, compile=compile)
         if engine == WORKERS:
-            from ..liveavatar.engines.ray import RayBackend
+            from ..liveavatar.distributed import RayBackend
 
             where = address.strip() or "local"
             return io.NodeOutput(RayBackend(with_devices(placement), where, restarts=restarts))

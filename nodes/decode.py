@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from . import paths
-from .host import Watch, record
-from .schema import CATEGORY, LatentsSocket, advanced, newer
+from .host import NodeProgress, save
+from .schema import CATEGORY, LatentsSocket, advanced, supported
 
 
 class Decode(io.ComfyNode):
@@ -46,11 +46,11 @@ class Decode(io.ComfyNode):
                 ),
                 io.String.Output(display_name="receipt", tooltip="What was really made and what it cost, as JSON."),
             ],
-            **newer(search_aliases=["live avatar video", "vae decode"]),
+            **supported(search_aliases=["live avatar video", "vae decode"]),
         )
 
     @classmethod
     def execute(cls, latents: Any, vae: str, filename_prefix: str) -> io.NodeOutput:
         """The file and its receipt."""
-        with Watch.now() as watch:
-            return record(watch, latents, filename_prefix, vae)
+        with NodeProgress.current() as watch:
+            return save(watch, latents, filename_prefix, vae)

@@ -20,12 +20,12 @@ from server import PromptServer
 
 from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
-from ..liveavatar.engines.backend import Backend, LocalBackend
+from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled
-from ..liveavatar.pipeline import Denoise
 from ..liveavatar.placement import Placement
-from ..liveavatar.recording import GENERATING, Progress
-from ..liveavatar.studio import Studio, Take, receipt_text
+from ..liveavatar.recorder import GENERATING, Progress
+from ..liveavatar.studio import LiveAvatarPipeline, VideoJob, receipt_text
+from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
 
@@ -36,39 +36,39 @@ _PREVIEW_SIDE = 512
 _MESSAGE_SECONDS = 0.1
 
 
-def device() -> str:
+def default_device() -> str:
     """ComfyUI's own device, where this library knows it, else the CPU."""
     own = mm.get_torch_device()
     return str(own) if own.type == "cuda" else "cpu"
 
 
-def capacity(name: str) -> int | None:
+def device_memory(name: str) -> int | None:
     """Bytes of memory of a GPU; None of the CPU."""
     own = torch.device(name)
     return None if own.type == "cpu" else int(mm.get_total_memory(own))
 
 
-def open_studio(components: Components, backend: Backend | None, dtype: str | None) -> Studio:
+def open_pipeline(components: Components, backend: Backend | None, dtype: str | None) -> LiveAvatarPipeline:
     """A studio that ComfyUI may evict."""
-    studio = Studio(components, backend or LocalBackend(Placement((device(),))), dtype=dtype)
-    manage(studio)
-    return studio
+    pipeline = LiveAvatarPipeline(components, backend or LocalBackend(Placement((default_device(),))), dtype=dtype)
+    manage(pipeline)
+    return pipeline
 
 
-class Watch:
+class NodeProgress:
     """What the user sees of one node's work, and how they stop it.
 
     Args:
         node: execution id of the node.
 
     Attributes:
-        take: what is filmed, for the numbers in the messages; None before that.
+        job: what is filmed, for the numbers in the messages; None before that.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
     def __init__(self, node: str):
         self.node = node
-        self.take: Take | None = None
+        self.job: VideoJob | None = None
         self.out: Path | None = None
         self.subfolder = ""
         self._bar = comfy.utils.ProgressBar(_UNITS)
@@ -82,20 +82,20 @@ class Watch:
 
     @classmethod
     @contextlib.contextmanager
-    def now(cls) -> Iterator[Watch]:
+    def current(cls) -> Iterator[NodeProgress]:
         """The watch of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
         watch = cls(context.node_id if context else "")
         try:
             yield watch
         except Cancelled:
-            watch.tell("cancelled", 1.0)
+            watch.send("cancelled", 1.0)
             mm.interrupt_current_processing(False)  # core's own check may have taken the wish already, or not
             raise mm.InterruptProcessingException from None
         except BaseException:
-            watch.tell("failed", 1.0)
+            watch.send("failed", 1.0)
             raise
-        watch.tell("done", 1.0)
+        watch.send("done", 1.0)
 
     @property
     def file(self) -> dict[str, str] | None:
@@ -110,7 +110,7 @@ class Watch:
         """A task, a block, or something before."""
         self._show(progress)
 
-    def picture(self, frames: np.ndarray) -> None:
+    def on_frames(self, frames: np.ndarray) -> None:
         """A finished block, uint8 [n, H, W, 3]; its last frame goes with the next message.
 
         Not through the progress bar: the frontend takes a node's preview for its video, and then plays neither.
@@ -119,22 +119,22 @@ class Watch:
 
         if self.out is None:
             return
-        picture = Image.fromarray(frames[-1])
-        picture.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+        pixels = Image.fromarray(frames[-1])
+        pixels.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
         beside = self.out.with_suffix(".part")
-        picture.save(beside, "JPEG", quality=80)
+        pixels.save(beside, "JPEG", quality=80)
         beside.replace(self.out.with_suffix(".jpg"))  # a browser may be reading the old one
         self._shown += len(frames)
         self._preview = {**(self.file or {}), "filename": self.out.with_suffix(".jpg").name, "frames": self._shown}
 
-    def tell(self, phase: str, share: float, progress: Progress | None = None) -> None:
+    def send(self, phase: str, share: float, progress: Progress | None = None) -> None:
         """A message to the browser that asked for the run."""
         server = PromptServer.instance
         if server is None:
             return
         message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
-        if self.take is not None:
-            message |= self._numbers(self.take, progress) | {
+        if self.job is not None:
+            message |= self._numbers(self.job, progress) | {
                 "elapsed": time.monotonic() - self._began,
                 "file": self.file,
             }
@@ -149,8 +149,8 @@ class Watch:
         now = time.monotonic()
         if progress.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
             self._phase, self._sent = progress.phase, now
-            self.tell(progress.phase, share, progress)
-        if self.take is None or progress.phase == GENERATING:
+            self.send(progress.phase, share, progress)
+        if self.job is None or progress.phase == GENERATING:
             try:
                 self._bar.update_absolute(round(_UNITS * share), _UNITS)
             except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
@@ -158,13 +158,13 @@ class Watch:
                     raise Cancelled("Cancelled.") from error
                 raise
 
-    def _numbers(self, take: Take, progress: Progress | None) -> dict[str, Any]:
-        effective, plan = take.prospect.effective, take.prospect.plan
+    def _numbers(self, take: VideoJob, progress: Progress | None) -> dict[str, Any]:
+        resolved, plan = take.spec.resolved, take.spec.plan
         numbers: dict[str, Any] = {
-            "blocks": effective.blocks,
-            "steps": effective.steps,
-            "total_frames": effective.frames,
-            "seconds": effective.seconds,
+            "blocks": resolved.blocks,
+            "steps": resolved.steps,
+            "total_frames": resolved.frames,
+            "seconds": resolved.seconds,
         }
         if progress is None or progress.phase != GENERATING:
             return numbers
@@ -185,20 +185,20 @@ class Watch:
         }
 
 
-def record(watch: Watch, take: Take, prefix: str, vae: str) -> io.NodeOutput:
-    """Film a take into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
-    effective, plan = take.prospect.effective, take.prospect.plan
+def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
+    """Film a video job into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
+    resolved, plan = job.spec.resolved, job.spec.plan
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_temp_directory(), effective.width, effective.height
+        prefix, folder_paths.get_temp_directory(), resolved.width, resolved.height
     )
     out = Path(folder) / f"{name}_{counter:05}_.mp4"
     receipt = out.with_suffix(".json")
-    watch.take, watch.out, watch.subfolder = take, out, subfolder
+    progress.job, progress.out, progress.subfolder = job, out, subfolder
     other = None
     if vae != paths.AUTOMATIC:
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
     try:
-        take.record(out, receipt, watch, vae=other, on_block=watch.picture)
+        job.save(out, receipt, progress, vae=other, on_block=progress.on_frames)
     finally:
         out.with_suffix(".jpg").unlink(missing_ok=True)
     shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])
@@ -207,4 +207,4 @@ def record(watch: Watch, take: Take, prefix: str, vae: str) -> io.NodeOutput:
 
 def with_devices(placement: Placement) -> Placement:
     """A placement whose devices are named."""
-    return placement if placement.devices else dataclasses.replace(placement, devices=(device(),))
+    return placement if placement.devices else dataclasses.replace(placement, devices=(default_device(),))

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from .host import Watch
-from .schema import CATEGORY, LatentsSocket, newer
+from .host import NodeProgress
+from .schema import CATEGORY, LatentsSocket, supported
 
 
 class Latent(io.ComfyNode):
@@ -24,12 +24,12 @@ class Latent(io.ComfyNode):
             "those who decode or process them with other nodes. Core decodes 4 n - 3 frames of n latents.",
             inputs=[LatentsSocket.Input("latents", tooltip="From the Sampler.")],
             outputs=[io.Latent.Output(display_name="latent", tooltip="samples [1, 16, n, H/8, W/8].")],
-            **newer(search_aliases=["live avatar latent"]),
+            **supported(search_aliases=["live avatar latent"]),
         )
 
     @classmethod
     def execute(cls, latents: Any) -> io.NodeOutput:
         """{"samples": [1, 16, n, h, w]}, not normalised, as core keeps them."""
-        with Watch.now() as watch:
-            watch.take = latents
-            return io.NodeOutput({"samples": latents.collect(watch)})
+        with NodeProgress.current() as watch:
+            watch.job = latents
+            return io.NodeOutput({"samples": latents.latents(watch)})

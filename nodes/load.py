@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from . import paths
-from .host import open_studio
-from .schema import CATEGORY, BackendSocket, ModelSocket, advanced, newer
+from .host import open_pipeline
+from .schema import CATEGORY, BackendSocket, ModelSocket, advanced, supported
 
 PRECISIONS = ("automatic", "bfloat16", "float16", "float32")
 
@@ -78,7 +78,7 @@ class LoadModel(io.ComfyNode):
                 ),
             ],
             outputs=[ModelSocket.Output(display_name="model", tooltip="For all other nodes of this pack.")],
-            **newer(search_aliases=["live avatar loader", "wan s2v", "talking head model"]),
+            **supported(search_aliases=["live avatar loader", "wan s2v", "talking head model"]),
         )
 
     @classmethod
@@ -99,4 +99,4 @@ class LoadModel(io.ComfyNode):
     ) -> io.NodeOutput:
         """The model, checked but not loaded."""
         components = paths.open_model(model, lora, text_encoder, audio_encoder, vae)
-        return io.NodeOutput(open_studio(components, backend, None if precision == PRECISIONS[0] else precision))
+        return io.NodeOutput(open_pipeline(components, backend, None if precision == PRECISIONS[0] else precision))

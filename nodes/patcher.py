@@ -1,4 +1,4 @@
-"""Lets ComfyUI's model management see a studio and take its memory back."""
+"""Lets ComfyUI's model management see a pipeline and take its memory back."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..liveavatar.planner import Plan
-from ..liveavatar.studio import Studio
+from ..liveavatar.studio import LiveAvatarPipeline
 
 
-class Resident(torch.nn.Module):
-    """What core keeps books about in place of a studio that manages its own weights."""
+class ModelStub(torch.nn.Module):
+    """What core keeps books about in place of a pipeline that manages its own weights."""
 
-    def __init__(self, studio: Studio):
+    def __init__(self, pipeline: LiveAvatarPipeline):
         super().__init__()
-        self.studio = weakref.ref(studio)
+        self.pipeline = weakref.ref(pipeline)
         self.device: Any = None
 
 
-class StudioPatcher(ModelPatcher):
+class PipelinePatcher(ModelPatcher):
     """A studio as a model: loading only books it in, because engines load what they own; evicting releases it."""
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -42,9 +42,9 @@ class StudioPatcher(ModelPatcher):
     def detach(self, unpatch_all: bool = True) -> Any:
         """Core wants the memory back; without `unpatch_all` it only changes its books."""
         if unpatch_all:
-            studio = self.model.studio()
-            if studio is not None:
-                studio.release()
+            pipeline = self.model.pipeline()
+            if pipeline is not None:
+                pipeline.release()
             self.model.device = self.offload_device
             self.model.model_loaded_weight_memory = 0
         return self.model
@@ -55,14 +55,14 @@ def load_core_model(patcher: Any) -> None:
     mm.load_models_gpu([patcher])
 
 
-def manage(studio: Studio) -> None:
-    """From now on ask core for room before the studio loads, and let core evict it."""
+def manage(pipeline: LiveAvatarPipeline) -> None:
+    """From now on ask core for room before the pipeline loads, and let core evict it."""
     device = mm.get_torch_device()
-    patcher = StudioPatcher(Resident(studio), load_device=device, offload_device=torch.device("cpu"), size=1)
+    patcher = PipelinePatcher(ModelStub(pipeline), load_device=device, offload_device=torch.device("cpu"), size=1)
 
     def make_room(plan: Plan) -> None:
         weights = plan.weights_by_device.get(plan.stages[0].device, 0)
         patcher.size = max(1, weights)
         mm.load_models_gpu([patcher], memory_required=plan.total_by_device[plan.stages[0].device] - weights)
 
-    studio.make_room = make_room
+    pipeline.make_room = make_room

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.v0_0_2 import io, ui
 
 from ..liveavatar.request import Request
-from .report import foresee
-from .schema import CATEGORY, ModelSocket, newer, seconds_input, size_fault, size_input, steps_input
+from .report import make_report
+from .schema import CATEGORY, ModelSocket, seconds_input, size_fault, size_input, steps_input, supported
 
 
 class Plan(io.ComfyNode):
@@ -37,7 +37,7 @@ class Plan(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="The plan in words."),
                 io.Image.Output(display_name="bars", tooltip="Memory per device as a small picture."),
             ],
-            **newer(search_aliases=["live avatar memory", "vram"]),
+            **supported(search_aliases=["live avatar memory", "vram"]),
         )
 
     @classmethod
@@ -51,6 +51,6 @@ class Plan(io.ComfyNode):
     ) -> io.NodeOutput:
         """The report and the bars; a refusal is a report too."""
         request = Request(size=size, steps=steps, seconds=seconds or None)
-        report = foresee(model, request, image, audio)
+        report = make_report(model, request, image, audio)
         shown = {**ui.PreviewText(report.text).as_dict(), "liveavatar_plan": [report.data]}
         return io.NodeOutput(report.text, report.bars, ui=shown)

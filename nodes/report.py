@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..liveavatar.cli.tables import effective_lines, note_lines, plan_lines
+from ..liveavatar.cli.tables import note_lines, plan_lines, resolved_lines
 from ..liveavatar.errors import LiveAvatarError
 from ..liveavatar.planner import Plan
-from ..liveavatar.request import Request
-from ..liveavatar.size import picture_for
-from ..liveavatar.studio import Studio
-from . import bridge
-from .host import capacity
+from ..liveavatar.request import Request, image_size_for
+from ..liveavatar.studio import LiveAvatarPipeline
+from . import convert
+from .host import device_memory
 
 PARTS = {
     "weights": "#4e79a7",
@@ -48,21 +47,21 @@ class Report:
     data: dict[str, Any]
 
 
-def foresee(studio: Studio, request: Request, image: Any, audio: Any) -> Report:
+def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audio: Any) -> Report:
     """The report of a request; a refusal is a report, too."""
     try:
-        picture = bridge.picture_of(image).shape[1::-1] if image is not None else picture_for(request.size)
-        sound = bridge.sound_of(audio) if audio is not None else None
+        image_size = convert.image_array(image).shape[1::-1] if image is not None else image_size_for(request.size)
+        clip = convert.audio_clip(audio) if audio is not None else None
         seconds = request.seconds or _ASSUMED_SECONDS
-        length = (len(sound.samples), sound.rate) if sound else (round(seconds * 16_000), 16_000)
-        effective, plan = studio.look_ahead(request, (picture[0], picture[1]), *length)
+        length = (len(clip.samples), clip.rate) if clip else (round(seconds * 16_000), 16_000)
+        resolved, plan = pipeline.plan(request, (image_size[0], image_size[1]), *length)
     except LiveAvatarError as error:
         refused = {"refused": str(error), "devices": []}
         return Report(f"This cannot be made. {error}", draw([]), refused)
-    expected = studio.expected_seconds(effective)
+    expected = pipeline.expected_seconds(resolved)
     time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
-    notes = note_lines([*effective.notes, *plan.notes])
-    lines = [*effective_lines(effective), *plan_lines(plan), f"time    {time}", *notes]
+    notes = note_lines([*resolved.notes, *plan.notes])
+    lines = [*resolved_lines(resolved), *plan_lines(plan), f"time    {time}", *notes]
     devices = devices_of(plan)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
 
@@ -72,7 +71,7 @@ def devices_of(plan: Plan) -> list[dict[str, Any]]:
     rows = []
     for device, sizes in plan.terms_by_device.items():
         parts = [{"name": name, "bytes": size} for name, size in sizes.items() if size]
-        rows.append({"name": device, "parts": parts, "total": sum(sizes.values()), "capacity": capacity(device)})
+        rows.append({"name": device, "parts": parts, "total": sum(sizes.values()), "capacity": device_memory(device)})
     return rows
 
 
@@ -81,8 +80,8 @@ def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
     from PIL import Image, ImageDraw
 
     height = 2 * _MARGIN + _ROW * (len(devices) + 1)
-    picture = Image.new("RGB", (_WIDTH, height), "#202020")
-    pen = ImageDraw.Draw(picture)
+    image_size = Image.new("RGB", (_WIDTH, height), "#202020")
+    pen = ImageDraw.Draw(image_size)
     most = max([1, *(max(d["total"], d["capacity"] or 0) for d in devices)])
     scale = (_WIDTH - _LABEL - 120) / most
     for row, device in enumerate(devices):
@@ -101,4 +100,4 @@ def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
         pen.rectangle((x, height - _ROW + 6, x + 10, height - _ROW + 16), fill=colour)
         pen.text((x + 14, height - _ROW + 4), name, fill="white")
         x += 85
-    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)[None]
+    return torch.from_numpy(np.asarray(image_size).astype(np.float32) / 255)[None]

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.media.picture import read_picture
-from ..liveavatar.media.sound import read_sound
+from ..liveavatar.media.audio import read_audio
+from ..liveavatar.media.image import read_image
 from .paths import SAMPLES
-from .schema import CATEGORY, newer
+from .schema import CATEGORY, supported
 
 
 class Sample(io.ComfyNode):
@@ -29,14 +29,14 @@ class Sample(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="A cartoon portrait, 512x512."),
                 io.Audio.Output(display_name="audio", tooltip="A few seconds of speech."),
             ],
-            **newer(search_aliases=["live avatar example", "demo portrait"]),
+            **supported(search_aliases=["live avatar example", "demo portrait"]),
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """IMAGE [1, H, W, 3] and AUDIO."""
-        picture = read_picture(SAMPLES / "portrait.png")
-        sound = read_sound(SAMPLES / "voice.wav")
-        waveform = torch.from_numpy(np.array(sound.samples[:]).T.copy())[None]
-        image = torch.from_numpy(picture.astype(np.float32) / 255)[None]
-        return io.NodeOutput(image, {"waveform": waveform, "sample_rate": sound.rate})
+        pixels = read_image(SAMPLES / "portrait.png")
+        clip = read_audio(SAMPLES / "voice.wav")
+        waveform = torch.from_numpy(np.array(clip.samples[:]).T.copy())[None]
+        image = torch.from_numpy(pixels.astype(np.float32) / 255)[None]
+        return io.NodeOutput(image, {"waveform": waveform, "sample_rate": clip.rate})

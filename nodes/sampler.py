@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.distance import SinkDistance
-from ..liveavatar.request import Request
-from . import bridge
+from ..liveavatar.request import Request, SinkDistance
+from . import convert
 from .schema import (
     CATEGORY,
     SINKS,
@@ -16,11 +15,11 @@ from .schema import (
     LatentsSocket,
     ModelSocket,
     advanced,
-    newer,
     seed_input,
     size_fault,
     size_input,
     steps_input,
+    supported,
 )
 
 
@@ -78,7 +77,7 @@ class Sampler(io.ComfyNode):
                     display_name="latents", tooltip="A stream for Streaming VAE Decode, or for Latents to LATENT."
                 )
             ],
-            **newer(search_aliases=["talking head", "lip sync", "s2v", "avatar", "live avatar sampler"]),
+            **supported(search_aliases=["talking head", "lip sync", "s2v", "avatar", "live avatar sampler"]),
         )
 
     @classmethod
@@ -102,6 +101,6 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
-        context, prompt = bridge.context_of(positive, model.config), bridge.prompt_of(positive)
+        context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
-        return io.NodeOutput(model.take(request, bridge.picture_of(image), audio, context))
+        return io.NodeOutput(model.prepare(request, convert.image_array(image), audio, context))

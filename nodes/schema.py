@@ -8,8 +8,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.errors import LiveAvatarError
-from ..liveavatar.request import DEFAULT_PROMPT, MAX_SEED, MAX_STEPS
-from ..liveavatar.size import parse_size
+from ..liveavatar.request import DEFAULT_PROMPT, MAX_SEED, MAX_STEPS, parse_size
 
 CATEGORY = "Live Avatar"
 
@@ -23,7 +22,7 @@ SINKS = ("drawn from the seed", "fixed")
 _KNOWN = {field.name for field in dataclasses.fields(io.Schema)}
 
 
-def newer(**keys: Any) -> dict[str, Any]:
+def supported(**keys: Any) -> dict[str, Any]:
     """Those schema keys that this core knows."""
     return {name: value for name, value in keys.items() if name in _KNOWN}
 
@@ -85,7 +84,7 @@ def prompt_input() -> Any:
 
 
 def seconds_input() -> Any:
-    """How much of the sound is used."""
+    """How much of the audio is used."""
     return io.Float.Input(
         "seconds",
         default=0.0,

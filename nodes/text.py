@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from . import bridge
-from .host import Watch
-from .schema import CATEGORY, ModelSocket, newer, prompt_input
+from . import convert
+from .host import NodeProgress
+from .schema import CATEGORY, ModelSocket, prompt_input, supported
 
 
 class TextEncode(io.ComfyNode):
@@ -28,11 +28,11 @@ class TextEncode(io.ComfyNode):
                 prompt_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive", tooltip="For the Sampler.")],
-            **newer(search_aliases=["live avatar prompt", "umt5"]),
+            **supported(search_aliases=["live avatar prompt", "umt5"]),
         )
 
     @classmethod
     def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
         """CONDITIONING that knows its prompt."""
-        with Watch.now() as watch:
-            return io.NodeOutput(bridge.conditioning_of(prompt, model.read(prompt, watch.phase)))
+        with NodeProgress.current() as watch:
+            return io.NodeOutput(convert.conditioning_of(prompt, model.encode_prompt(prompt, watch.phase)))

@@ -14,7 +14,7 @@ from liveavatar.errors import ModelError
 from liveavatar.mini.seeded import SeededSource
 from liveavatar.mini.untrained import UMT5, WAV2VEC2
 from liveavatar.weights import folder as names
-from liveavatar.weights.keymaps import umt5_to_transformers, vae_to_diffusers
+from liveavatar.weights.formats import umt5_to_transformers, vae_to_diffusers
 from liveavatar.weights.lora import lora_targets
 
 VAE_BASE_DIM = 4
@@ -47,9 +47,9 @@ def write_official_folder(path: Path, config: ModelConfig = UNTRAINED, seed: int
 
 
 def transformer_tensors(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:
-    from liveavatar.model.transformer import CausalS2VTransformer, Part
+    from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 
-    return random_tensors(lambda: CausalS2VTransformer(config, Part.whole(config)), seed, torch.bfloat16)
+    return random_tensors(lambda: CausalS2VTransformer(config, ModelSlice.whole(config)), seed, torch.bfloat16)
 
 
 def write_transformer(path: Path, config: ModelConfig, seed: int) -> None:

@@ -1,6 +1,6 @@
 """Rewrite the tables of figures in docs/bench.md from docs/figures/*.json: `python -m tools.bench_table`.
 
-Each file is the suite.json of one card, as `bench suite --json` and tools/gpu_trial.sh leave it.
+Each file is the suite.json of one device, as `bench suite --json` and tools/gpu_trial.sh leave it.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.planner import LADDER, Hardware, Plan, Wishes, choose_plan, rung_of
-from liveavatar.request import Request, resolve
-from liveavatar.size import picture_for
+from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, choose_plan, level_of
+from liveavatar.request import Request, image_size_for, resolve
 
 README = Path(__file__).parents[1] / "README.md"
 CARDS = ("1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
@@ -21,12 +20,12 @@ _HEAD = (
 
 def table() -> str:
     """The table, for 704x384 and 4 steps; where both preferences give the same plan it stands once."""
-    effective = resolve(Request(size=SIZE), picture_for(SIZE), 160_000, 16_000)
+    effective = resolve(Request(size=SIZE), image_size_for(SIZE), 160_000, 16_000)
     rows = list(_HEAD)
     for cards in CARDS:
         hardware = Hardware.parse(cards)
         quality, speed = (
-            choose_plan(effective, WAN2_2_S2V_14B, hardware, Wishes(prefer=prefer), model="wan2.2-s2v-14b")
+            choose_plan(effective, WAN2_2_S2V_14B, hardware, PlanOptions(prefer=prefer), model="wan2.2-s2v-14b")
             for prefer in ("quality", "speed")
         )
         same = quality == speed
@@ -47,13 +46,13 @@ def _row(cards: str, prefer: str, plan: Plan) -> str:
     usable, used = dict(plan.usable), plan.total_by_device
     fullest = max(used, key=lambda name: used[name] / usable[name])
     alone = plan.vae_device not in {stage.device for stage in plan.stages}
-    kept = LADDER[rung_of(tuple(stage.storage for stage in plan.stages))].name
-    streamed = sum(stage.storage.streamed for stage in plan.stages)
+    kept = FIDELITY_LEVELS[level_of(tuple(stage.storage for stage in plan.stages))].name
+    streamed = sum(stage.storage.offload_layers for stage in plan.stages)
     cells = (
         cards,
         prefer,
-        f"{plan.cut}{' + VAE' * alone}",
-        kept + (f" ({streamed} of {plan.cut.layers[-1].stop})" if streamed else ""),
+        f"{plan.partition}{' + VAE' * alone}",
+        kept + (f" ({streamed} of {plan.partition.layer_shards[-1].stop})" if streamed else ""),
         f"{used[fullest] / 1e9:.1f} of {usable[fullest] / 1e9:.1f} GB",
         f"{sum(plan.host_bytes_by_machine.values()) / 1e9:.1f} GB",
         f"{plan.forecast.fps:.1f}" if plan.forecast else "",

@@ -122,7 +122,7 @@ _REAL_PROMPT = "A person sits in a bright room, looks at the camera and talks wi
 
 
 def _real(name: str, **backend: str) -> Graph:
-    """The 14B model on cards of some kind."""
+    """The 14B model on devices of some kind."""
     return _modular(name, name, "plan", "files", given=_OWN, model=REAL, prompt=_REAL_PROMPT, size="704x384", **backend)
 
 

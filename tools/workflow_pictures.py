@@ -19,7 +19,7 @@ WIRE = "#7a8fb5"
 
 
 class _Canvas:
-    """Maps the graph's coordinates to the picture's."""
+    """Maps the graph's coordinates to the image's."""
 
     def __init__(self, drawing: Drawing) -> None:
         self.image = Image.new("RGB", (SIZE[0] * FINE, SIZE[1] * FINE), BACK)

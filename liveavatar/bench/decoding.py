@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ..codec import vae_decoder
-from ..engines.ahead import on_accelerators
-from ..session import Engine, Job
-from ..streams.frames import Decoder
+from ..engine.prefetch import all_on_accelerators
+from ..session import Engine, VideoTask
+from ..streams import Decoder
 from ..vae.tiling import WHOLE, Tiles
 from .figures import seconds_per_block
 from .found import Decoding
@@ -30,7 +30,12 @@ _BLOCKS = 3
 
 
 def decoding(
-    components: RandomComponents, engine: WatchedEngine, job: Job, run: Run, first_block: float, dtype: torch.dtype
+    components: RandomComponents,
+    engine: WatchedEngine,
+    job: VideoTask,
+    run: Run,
+    first_block: float,
+    dtype: torch.dtype,
 ) -> Decoding:
     """Measure it.
 
@@ -43,10 +48,10 @@ def decoding(
     """
     vae = components.vae(engine.device, dtype)
     plan = engine.plan
-    alone, warmup, _ = decode_alone(vae, job.material.motion, run.latents, plan.threads, plan.vae_tiles)
+    alone, warmup, _ = decode_alone(vae, job.conditioning.motion, run.latents, plan.threads, plan.vae_tiles)
     beside, meanwhile = None, None
-    if on_accelerators(plan):
-        decode = vae_decoder(vae, job.material.motion, plan.threads, plan.vae_tiles)
+    if all_on_accelerators(plan):
+        decode = vae_decoder(vae, job.conditioning.motion, plan.threads, plan.vae_tiles)
         beside, meanwhile = side_by_side(engine.unwatched(), job, decode)
     return Decoding(alone, warmup, first_block + alone, beside, meanwhile)
 
@@ -54,7 +59,7 @@ def decoding(
 def decode_alone(
     vae: AutoencoderKLWan, motion: torch.Tensor, latents: Sequence[torch.Tensor], threads: int, tiles: Tiles = WHOLE
 ) -> tuple[float, float, torch.Tensor]:
-    """Seconds per block with nothing beside it, seconds before the first one, and the pictures of the last one.
+    """Seconds per block with nothing beside it, seconds before the first one, and the images of the last one.
 
     Args:
         vae: on its device.
@@ -71,7 +76,7 @@ def decode_alone(
     return statistics.median(seconds[1:]), warmup, pictures[-1]
 
 
-def side_by_side(engine: Engine, job: Job, decode: Decoder) -> tuple[float, float]:
+def side_by_side(engine: Engine, job: VideoTask, decode: Decoder) -> tuple[float, float]:
     """Seconds per block of a video that is made and decoded, and of the decoder in it."""
     ends, times = [], []
     for latents in engine.run(job, lambda report: None):

@@ -10,10 +10,10 @@ import torch
 
 from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
 from ..doctor.report import FLOAT8_ROWS, Compute
-from ..model.linear import computes_float8
-from ..pipeline import Denoise, Prefill
-from ..planner import CONTEXT, Plan
-from ..planner.speed import layer_tflop
+from ..model.quantize import supports_fp8_matmul
+from ..planner import CUDA_CONTEXT_BYTES, Plan
+from ..planner.hardware import layer_tflop
+from ..task_graph import Denoise, Prefill
 from .found import Pace, Work
 from .watched import Run
 
@@ -54,7 +54,7 @@ def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device,
         seconds: per block.
     """
     width, height = plan.size
-    frame_tokens, steps = width // _PATCH * (height // _PATCH), plan.cut.last_step + 1
+    frame_tokens, steps = width // _PATCH * (height // _PATCH), plan.partition.last_step + 1
     each = [layer_tflop(config, frame_tokens, layer) for layer in range(config.num_layers)]
     matrices, attended = (steps * sum(part) for part in zip(*each, strict=True))
     worked_in = _matrix_dtype(plan, can, device)
@@ -76,9 +76,9 @@ def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device,
 def _matrix_dtype(plan: Plan, can: Compute, device: torch.device) -> str:
     """What the large matrices are multiplied in, by its name in `Compute.matmul`."""
     formats = {stage.storage.weights for stage in plan.stages}
-    if formats == {"fp8"} and computes_float8(device, by_row=True) and FLOAT8_ROWS in can.matmul:
+    if formats == {"fp8"} and supports_fp8_matmul(device, by_row=True) and FLOAT8_ROWS in can.matmul:
         return FLOAT8_ROWS
-    if formats == {"fp8-tensor"} and computes_float8(device, by_row=False) and "float8" in can.matmul:
+    if formats == {"fp8-tensor"} and supports_fp8_matmul(device, by_row=False) and "float8" in can.matmul:
         return "float8"
     return plan.dtype
 
@@ -99,4 +99,4 @@ def free_bytes(device: torch.device, most: int | None = None) -> int:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_allocated(device)
-    return free if most is None else min(free, most - CONTEXT)
+    return free if most is None else min(free, most - CUDA_CONTEXT_BYTES)

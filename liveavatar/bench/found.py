@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..storage import Storage
+from ..storage import StorageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ class ModelBench:
     steps: int
     blocks: int
     stages: str
-    storages: tuple[Storage, ...]
+    storages: tuple[StorageConfig, ...]
     threads: int
     load_seconds: float
     warmup_seconds: float

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..memory.weights import bytes_held
+from ..offload.layers import resident_bytes
 from ..planner import Plan
 from .figures import bytes_needed
 from .found import Amount, Memory
@@ -55,15 +55,15 @@ class Ledger:
 
     def note_weights(self, engine: WatchedEngine) -> None:
         """Count what is loaded."""
-        conditions = engine._conditioner()
-        layers = [bytes_held(net) for net in engine.nets() if net is not conditions]
+        conditions = engine._embedders()
+        layers = [resident_bytes(net) for net in engine.models() if net is not conditions]
         self._most["weights"] = sum(held.device for held in layers)
-        self._most["conditions"] = bytes_held(conditions).device
+        self._most["conditions"] = resident_bytes(conditions).device
         self._weights_away = self._host = sum(held.host for held in layers)
 
     def note(self, engine: WatchedEngine) -> None:
         """Count what stays between two tasks."""
-        held = engine.held()
+        held = engine.resident()
         for name, part in held.items():
             self._most[name] = max(self._most.get(name, 0), part.device)
         self._host = max(self._host, self._weights_away + sum(part.host for part in held.values()))

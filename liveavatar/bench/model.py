@@ -16,11 +16,11 @@ from ..config import WINDOW_BLOCKS
 from ..doctor.devices import compute, copies
 from ..doctor.host import host
 from ..doctor.report import Compute
-from ..engines.compiled import cache_folder
-from ..engines.nets import Nets
+from ..engine.compile import cache_folder
+from ..engine.local import ModelCache
 from ..errors import PlanError, RequestError
-from ..planner import CONTEXT, Plan, make_plan
-from ..session import Job
+from ..planner import CUDA_CONTEXT_BYTES, Plan, make_plan
+from ..session import VideoTask
 from ..storage import PLAIN
 from .decoding import decoding
 from .figures import bytes_needed, free_bytes, pace_of, seconds_per_block, work_of
@@ -168,7 +168,7 @@ class ModelMeasurement:
         plan: Plan,
         asked: Asked,
         say: Say = lambda line: None,
-        nets: Nets | None = None,
+        nets: ModelCache | None = None,
         speeds: DeviceSpeeds | None = None,
     ):
         check_asked(plan, asked)
@@ -176,7 +176,7 @@ class ModelMeasurement:
         self.device = torch.device(plan.stages[0].device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.nets = nets or Nets()
+        self.nets = nets or ModelCache()
         self.engine = WatchedEngine(components, plan, self.nets)
         self.job = self._job(asked.blocks)
         self.ledger = Ledger(plan, self.device, asked.vae)
@@ -200,7 +200,7 @@ class ModelMeasurement:
             ) from error
 
     def _measured(self) -> ModelBench:
-        plan, e = self.plan, self.job.effective
+        plan, e = self.plan, self.job.resolved
         can, copy_gb = self._speeds()
         self.say("making weights")
         load = self._load()
@@ -222,7 +222,7 @@ class ModelMeasurement:
             size=(e.width, e.height),
             steps=e.steps,
             blocks=e.blocks,
-            stages=str(plan.cut),
+            stages=str(plan.partition),
             storages=tuple(stage.storage for stage in plan.stages),
             threads=plan.threads,
             load_seconds=load,
@@ -239,9 +239,9 @@ class ModelMeasurement:
             compared=compared,
         )
 
-    def _job(self, blocks: int) -> Job:
+    def _job(self, blocks: int) -> VideoTask:
         width, height = self.plan.size
-        steps = self.plan.cut.last_step + 1
+        steps = self.plan.partition.last_step + 1
         return noise_job(self.components.config, blocks, steps, f"{width}x{height}")
 
     def _load(self) -> float:
@@ -315,14 +315,14 @@ class ModelMeasurement:
     def _resident(self) -> float | None:
         """Seconds per block with nothing on the host; None where that does not fit."""
         plan = self.plan
-        storages = {dataclasses.replace(s.storage, keys_home="device", streamed=0) for s in plan.stages}
+        storages = {dataclasses.replace(s.storage, kv_offload=False, offload_layers=0) for s in plan.stages}
         if len(storages) > 1:
             return None
         near = make_plan(
-            self.job.effective,
+            self.job.resolved,
             self.components.config,
             model=plan.model,
-            stages=str(plan.cut),
+            stages=str(plan.partition),
             devices=(str(self.device),),
             dtype=plan.dtype,
             threads=plan.threads,
@@ -376,10 +376,10 @@ def cap_device(name: str, most: int | None) -> None:
     """Let this process allocate at most so many bytes of a GPU, the driver's context among them; None: all of it."""
     device = torch.device(name)
     total = torch.cuda.get_device_properties(device).total_memory
-    share = 1.0 if most is None else min(1.0, (most - CONTEXT) / total)
+    share = 1.0 if most is None else min(1.0, (most - CUDA_CONTEXT_BYTES) / total)
     torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def device_name(device: torch.device) -> str:
-    """Of the card or processor."""
+    """Of the device or processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else host().cpu

@@ -10,7 +10,7 @@ What is naive about it:
 
 What is not: matrices, norms and the attention kernel are the very same, so the ratio to ours shows what is gained by
 keeping and moving keys and values, and nothing else. Latents differ in rounding only: a window in the order of time and
-a ring add the same products in another order.
+a KV cache add the same products in another order.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from collections.abc import Sequence
 import torch
 
 from ..config import WINDOW_BLOCKS
-from ..model.kv import SinkKV
-from ..model.layer import AS_WRITTEN, Memory, Work
+from ..model.kv_cache import SinkKV
+from ..model.layer import EAGER, KVCache, LayerOps
 from ..model.rope import Rope
 from ..model.transformer import CausalS2VTransformer
-from ..pipeline import Denoise, Task, sink_version
-from ..stage import Conditions, Flow, Stage
+from ..stage import Stage, StageConditioning, StageInput
+from ..task_graph import Denoise, Task, sink_version
 
 _Blocks = collections.deque[tuple[torch.Tensor, torch.Tensor]]
 """Keys, not rotated, and values of the last blocks, oldest first."""
 
 
 @dataclasses.dataclass(frozen=True)
-class NaiveMemory:
+class NaiveKVCache:
     """Memory of a noise pass in one layer (see `liveavatar.model.layer.Memory`).
 
     Attributes:
         blocks: of this layer and step; the block itself is added.
         window: rotations of all tokens of the window, oldest first.
-        sink, reference: as in `liveavatar.model.kv.BlockMemory`.
+        sink, reference: as in `liveavatar.model.kv_cache.BlockCache`.
     """
 
     blocks: _Blocks
@@ -48,7 +48,7 @@ class NaiveMemory:
     sink: SinkKV
     reference: Rope
 
-    def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         """Remember, rotate everything, put it side by side."""
         self.blocks.append((k, v))
         keys = _turned(torch.cat([old for old, _ in self.blocks]), self.window)
@@ -64,29 +64,29 @@ class NaiveStage(Stage):
         self,
         net: CausalS2VTransformer,
         steps: range,
-        conditions: Conditions,
+        conditions: StageConditioning,
         device: torch.device,
         dtype: torch.dtype,
-        work: Work = AS_WRITTEN,
+        work: LayerOps = EAGER,
     ):
-        super().__init__(net, steps[:0], conditions, device, dtype, work=work)  # it has no rings
+        super().__init__(net, steps[:0], conditions, device, dtype, ops=work)  # it has no KV caches
         self._blocks: dict[int, list[_Blocks]] = {
-            step: [collections.deque(maxlen=WINDOW_BLOCKS) for _ in net.part.layers] for step in steps
+            step: [collections.deque(maxlen=WINDOW_BLOCKS) for _ in net.slice.layers] for step in steps
         }
 
-    def run(self, task: Task, flow: Flow) -> Flow:
-        self.text = self.net.text_kv(self.conditions.text.to(self.device, self.dtype))
-        return super().run(task, flow)
+    def run(self, task: Task, stage_input: StageInput) -> StageInput:
+        self.text = self.net.text_kv(self.conditioning.prompt.to(self.device, self.dtype))
+        return super().run(task, stage_input)
 
-    def _memories(self, task: Denoise) -> Sequence[Memory]:
+    def _kv_caches(self, task: Denoise) -> Sequence[KVCache]:
         version = sink_version(task.block)
         for old in [v for v in self.sinks if v < version and task.step == max(self._blocks)]:
             del self.sinks[old]
-        time_id = self.conditions.distance.reference_time_id(self.conditions.seed, task.block, task.step)
+        time_id = self.conditioning.distance.reference_time_id(self.conditioning.seed, task.block, task.step)
         first, *later = (self.grid.block(b) for b in range(max(0, task.block - WINDOW_BLOCKS + 1), task.block + 1))
         window, reference = sum(later, first), self.grid.reference(time_id)
         return [
-            NaiveMemory(blocks, window, sink, reference)
+            NaiveKVCache(blocks, window, sink, reference)
             for blocks, sink in zip(self._blocks[task.step], self.sinks[version], strict=True)
         ]
 

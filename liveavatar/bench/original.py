@@ -27,8 +27,8 @@ from ..config import (
 )
 from ..errors import LiveAvatarError, ModelError
 from ..model.transformer import CausalS2VTransformer
-from ..schedule import Schedule
-from ..session import Job
+from ..noise_schedule import NoiseSchedule
+from ..session import VideoTask
 from .original_source import OriginalSource, import_original, reason_of, recompile_limit
 
 _SINK_FRAMES = 2.5
@@ -75,7 +75,7 @@ class OriginalNetwork:
         self.network = self._filled(self._source)
         self.network.rope_cache = begun  # where the sink stands, which its prefill noted
 
-    def begin(self, job: Job, step: int = 0) -> None:
+    def begin(self, job: VideoTask, step: int = 0) -> None:
         """An empty KV cache and a sink of the job's reference.
 
         Args:
@@ -83,21 +83,21 @@ class OriginalNetwork:
             step: the denoising step at which every block is worked on.
         """
         self._given.clear()  # the KV cache of another job
-        height, width = job.effective.latent_size
+        height, width = job.resolved.latent_size
         self._job, self._step, self._frame_tokens = job, step, height * width // 4
-        timestep = Schedule.of(job.effective.steps).timesteps[step]
+        timestep = NoiseSchedule.flow_matching(job.resolved.steps).timesteps[step]
         self._timestep = torch.full((1, BLOCK_LATENTS), timestep, device=self.device)
         self._audio: dict[int, torch.Tensor] = {}
         self._given |= {
-            "context": [self._put(job.material.context)],
+            "context": [self._put(job.conditioning.prompt)],
             "seq_len": None,
-            "motion_latents": self._put(job.material.motion)[None],
+            "motion_latents": self._put(job.conditioning.motion)[None],
             "cond_states": self._zeros(1, self.config.cond_dim, BLOCK_LATENTS, height, width),
             "motion_frames": [MOTION_FRAMES, MOTION_LATENTS],
             "kv_cache": self._empty_cache(),
             "crossattn_cache": [None] * self.config.num_layers,
         }
-        self.renew_sink(job.material.reference)
+        self.renew_sink(job.conditioning.reference)
 
     def renew_sink(self, reference: torch.Tensor) -> None:
         """A sink of another reference latent [16, 1, h, w], as before block 4."""
@@ -114,9 +114,9 @@ class OriginalNetwork:
             ModelError: it was to be compiled, and cannot be.
         """
         if block not in self._audio:
-            self._audio = {block: self._put(self._job.material.audio.block(block))[None]}
+            self._audio = {block: self._put(self._job.conditioning.audio.block(block))[None]}
         start = block * BLOCK_LATENTS * self._frame_tokens
-        distance = self._job.distance.at(self._job.effective.seed, block, self._step)
+        distance = self._job.distance.at(self._job.resolved.seed, block, self._step)
         with _drawn(distance):
             return self._run([latent], self._timestep, audio_input=self._audio[block], current_start=start)[0]
 

@@ -11,13 +11,12 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
-from ..engines.backend import Backend
+from ..engine.backend import Backend
 from ..errors import RequestError
 from ..mini.slow import SlowComponents
-from ..pipeline import Cut, ends_block, task_count
 from ..planner import make_plan
 from ..session import TaskReport
-from ..simulate import StageSpeed, simulate, steady
+from ..task_graph import Partition, StageSpeed, ends_block, simulate, steady, task_count
 from .material import noise_job
 
 STEPS = 4
@@ -89,14 +88,14 @@ class PipelineBench:
 class _Timed:
     """One run: when each block had ended, in seconds from the start, and how long each stage was busy."""
 
-    cut: Cut
+    partition: Partition
     ends: tuple[float, ...]
     stage_seconds: tuple[float, ...]
 
     @property
     def gaps(self) -> list[float]:
         """Seconds between blocks in the full pipeline."""
-        return [after - before for before, after in itertools.pairwise(steady(self.ends, self.cut.stages))]
+        return [after - before for before, after in itertools.pairwise(steady(self.ends, self.partition.stages))]
 
     @property
     def pace(self) -> Pace:
@@ -128,12 +127,12 @@ def bench_pipeline(
     """
     components = SlowComponents(layer_seconds)
     layers = components.config.num_layers
-    cuts = list(dict.fromkeys(Cut.parse(text, STEPS, layers) for text in (ONE_STAGE, *stages)))
+    cuts = list(dict.fromkeys(Partition.parse(text, STEPS, layers) for text in (ONE_STAGE, *stages)))
     _check_blocks(blocks, cuts)
     timed = []
-    for cut in cuts:
-        say(f"{cut}: {blocks} blocks")
-        timed.append(_time(backend, components, cut, blocks))
+    for partition in cuts:
+        say(f"{partition}: {blocks} blocks")
+        timed.append(_time(backend, components, partition, blocks))
     speed = _speed(timed[0])
     return PipelineBench(
         blocks, STEPS, layer_seconds, *speed, tuple(_beside(run, timed[0].pace.period, *speed) for run in timed)
@@ -145,18 +144,18 @@ def fewest_blocks(stages: int) -> int:
     return next(n for n in itertools.count(1) if len(steady([0.0] * n, stages)) > _LEAST_GAPS)
 
 
-def _check_blocks(blocks: int, cuts: Sequence[Cut]) -> None:
-    most = max(cuts, key=lambda cut: cut.stages)
+def _check_blocks(blocks: int, cuts: Sequence[Partition]) -> None:
+    most = max(cuts, key=lambda partition: partition.stages)
     if blocks < (fewest := fewest_blocks(most.stages)):
         raise RequestError(
             f"{blocks} blocks are too few to see {most} stages at their full pace.", f"Give at least {fewest}."
         )
 
 
-def _time(backend: Backend, components: SlowComponents, cut: Cut, blocks: int) -> _Timed:
+def _time(backend: Backend, components: SlowComponents, partition: Partition, blocks: int) -> _Timed:
     """Make the video with one cut, by stages that have worked before."""
     job = noise_job(components.config, blocks, STEPS)
-    plan = make_plan(job.effective, components.config, model=components.name, stages=str(cut))
+    plan = make_plan(job.resolved, components.config, model=components.name, stages=str(partition))
     engine = backend.engine(components, plan)
     for _ in engine.run(noise_job(components.config, 1, STEPS), lambda report: None):
         pass
@@ -164,31 +163,31 @@ def _time(backend: Backend, components: SlowComponents, cut: Cut, blocks: int) -
     start = time.perf_counter()
 
     def note(report: TaskReport) -> None:
-        if ends_block(cut, report.task):
+        if ends_block(partition, report.task):
             ends.append(time.perf_counter() - start)
 
     for _ in engine.run(job, note):
         pass
-    return _Timed(cut, tuple(ends), engine.stage_seconds())
+    return _Timed(partition, tuple(ends), engine.stage_seconds())
 
 
 def _speed(one: _Timed) -> tuple[float, float]:
     """What one stage shows: seconds per layer, and seconds that pass between its tasks."""
-    task = one.stage_seconds[0] / task_count(one.cut, len(one.ends))
-    return task / len(one.cut.layers[0]), max(0.0, one.pace.period / STEPS - task)
+    task = one.stage_seconds[0] / task_count(one.partition, len(one.ends))
+    return task / len(one.partition.layer_shards[0]), max(0.0, one.pace.period / STEPS - task)
 
 
 def _beside(run: _Timed, one: float, seconds_per_layer: float, seconds_per_task: float) -> CutPace:
     """What was measured beside what the simulator says; `one`: the period of one stage."""
-    cut = run.cut
-    said = simulate(cut, len(run.ends), StageSpeed((seconds_per_layer,) * cut.stages, seconds_per_task))
+    partition = run.partition
+    said = simulate(partition, len(run.ends), StageSpeed((seconds_per_layer,) * partition.stages, seconds_per_task))
     return CutPace(
-        cut=str(cut),
-        stages=cut.stages,
+        cut=str(partition),
+        stages=partition.stages,
         measured=run.pace,
         predicted=Pace(said.period, said.first_block, said.start_bubble),
         longest_gap=max(run.gaps),
         multiple=one / run.pace.period,
-        efficiency=one / run.pace.period / cut.stages,
+        efficiency=one / run.pace.period / partition.stages,
         busy=tuple(seconds / run.ends[-1] for seconds in run.stage_seconds),
     )

@@ -1,7 +1,7 @@
 """Networks of the real shapes with random weights, made on the device they work on.
 
 Every tensor is drawn where the network computes, in the working dtype, one at a time: no host ever holds a model. What
-lives on the host is carried there, and what is kept in eight bits is packed as weights from files are.
+lives on the host is transferred there, and what is kept in eight bits is packed as weights from files are.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from ..config import PRESETS
 from ..errors import ModelError
 from ..mini.seeded import SeededSource
 from ..mini.untrained import VAE
-from ..model.linear import quantize_linears
-from ..model.transformer import CausalS2VTransformer, Part, empty_transformer
+from ..model.quantize import quantize_linears
+from ..model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from ..storage import WeightFormat
-from ..weights.fill import DType, Where, fill
-from ..weights.parts import vae_weights
+from ..weights.load import DType, TensorDevice, fill, vae_weights
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -50,20 +49,19 @@ class RandomComponents:
         self.name, self.config, self.maker = name, PRESETS[name], torch.device(maker)
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
-        net = empty_transformer(self.config, part, weights)
+        net = empty_transformer(self.config, model_slice, weights)
         return self._filled(net, device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype, suited: bool = True) -> AutoencoderKLWan:
         """The VAE; `suited`: in the form that is fastest on the device."""
-        from ..vae.suited import suit
-        from ..vae.wan import build_vae
+        from ..vae.wan import build_vae, optimize_layout
 
         with torch.device("meta"):
             vae = build_vae(**self._vae_settings())
         filled = self._filled(vae, device, dtype)
-        return suit(filled) if suited else filled
+        return optimize_layout(filled) if suited else filled
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()
@@ -79,7 +77,7 @@ class RandomComponents:
             return dict(vae_weights(MINI_FOLDER / "vae")[1])
         return VAE if self.name == "untrained" else {}
 
-    def _filled(self, module: M, device: Where, dtype: DType) -> M:
+    def _filled(self, module: M, device: TensorDevice, dtype: DType) -> M:
         shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         made = dtype if isinstance(dtype, torch.dtype) else torch.float32
         fill(module, SeededSource(shapes, SEED, None, self.maker, made), dtype=dtype, device=device)
@@ -98,21 +96,21 @@ class KeptComponents(RandomComponents):
 
     def __init__(self, name: str, maker: torch.device | str):
         super().__init__(name, maker)
-        self._kept: dict[tuple[Part, str, DType], tuple[CausalS2VTransformer, WeightFormat]] = {}
+        self._kept: dict[tuple[ModelSlice, str, DType], tuple[CausalS2VTransformer, WeightFormat]] = {}
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         if callable(device):
             self.forget()
-            return super().transformer(part, device, dtype, weights)
-        key = (part, str(device), dtype)
+            return super().transformer(model_slice, device, dtype, weights)
+        key = (model_slice, str(device), dtype)
         net, has = self._kept.pop(key, (None, weights))  # a conversion that breaks off leaves nothing half done
         if net is not None and has == "plain" != weights:
             quantize_linears(net, weights)
         elif net is None or has != weights:
             net = None  # freed before the new one is made
-            net = super().transformer(part, device, dtype, weights)
+            net = super().transformer(model_slice, device, dtype, weights)
         self._kept[key] = net, weights
         return net
 

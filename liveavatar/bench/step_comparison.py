@@ -11,12 +11,12 @@ import torch
 
 from ..config import WINDOW_BLOCKS
 from ..doctor.devices import median_seconds
-from ..engines.local import LocalEngine
+from ..engine.local import LocalEngine
 from ..model.transformer import CausalS2VTransformer
-from ..pipeline import Denoise, Prefill
-from ..schedule import block_noise
-from ..session import Job
-from ..stage import Flow, Stage
+from ..noise_schedule import block_noise
+from ..session import VideoTask
+from ..stage import Stage, StageInput
+from ..task_graph import Denoise, Prefill
 
 MEASURED_BLOCK = WINDOW_BLOCKS
 """The first block that overwrites the oldest in its window: every later one takes as long."""
@@ -28,7 +28,7 @@ class StepNetwork(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: VideoTask) -> None:
         """An empty KV cache and a sink of the job's reference."""
 
     def renew_sink(self, reference: torch.Tensor) -> None:
@@ -68,31 +68,31 @@ class StepEngine(LocalEngine):
     _running: Stage
     _tapped: _Tapped
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: VideoTask) -> None:
         vars(self).pop("_running", None)  # the KV cache of another job
         self.load()
-        with self._working():
+        with self._inference():
             (stage,) = self._stages(job)
         self.device, self.dtype = stage.device, stage.dtype
         self._running, self._tapped = stage, _Tapped(stage.net)
         stage.net = cast(CausalS2VTransformer, self._tapped)
-        self._prefill(0, job.material.reference)
+        self._prefill(0, job.conditioning.reference)
 
     def renew_sink(self, reference: torch.Tensor) -> None:
         self._prefill(1, reference)
 
     def denoise(self, block: int, latent: torch.Tensor) -> torch.Tensor:
-        with self._working():
-            self._running.run(Denoise(block, 0, 0), Flow(latent))
+        with self._inference():
+            self._running.run(Denoise(block, 0, 0), StageInput(latent))
         return self._tapped.latest
 
     def nets(self) -> list[CausalS2VTransformer]:
         """Every loaded part, once."""
-        return list(dict.fromkeys(self._net(*where) for where in self._parts()))
+        return list(dict.fromkeys(self._network(*where) for where in self._slices()))
 
     def _prefill(self, version: int, reference: torch.Tensor) -> None:
-        with self._working():
-            self._running.run(Prefill(version, 0, 0), Flow(reference))
+        with self._inference():
+            self._running.run(Prefill(version, 0, 0), StageInput(reference))
 
 
 class _Tapped:
@@ -111,7 +111,7 @@ class _Tapped:
         return self.latest
 
 
-def fill_window(network: StepNetwork, job: Job) -> torch.Tensor:
+def fill_window(network: StepNetwork, job: VideoTask) -> torch.Tensor:
     """Blocks 0 to 3 and a renewed sink, so that `MEASURED_BLOCK` comes next; the velocity of block 0.
 
     Args:
@@ -125,7 +125,7 @@ def fill_window(network: StepNetwork, job: Job) -> torch.Tensor:
 
 
 def compare_steps(
-    ours: StepNetwork, other: StepNetwork, job: Job, rounds: int = 3, seconds: float = 1.0
+    ours: StepNetwork, other: StepNetwork, job: VideoTask, rounds: int = 3, seconds: float = 1.0
 ) -> StepComparison:
     """Both on `MEASURED_BLOCK`, in turns; what has to be compiled is compiled before.
 
@@ -150,7 +150,7 @@ def relative_difference(ours: torch.Tensor, other: torch.Tensor) -> float:
     return float((ours.double() - expected).abs().max() / expected.abs().max())
 
 
-def _noise(network: StepNetwork, job: Job, block: int) -> torch.Tensor:
-    channels, effective = job.material.reference.shape[0], job.effective
-    noise = block_noise(effective.seed, block, channels, *effective.latent_size)
+def _noise(network: StepNetwork, job: VideoTask, block: int) -> torch.Tensor:
+    channels, resolved = job.conditioning.reference.shape[0], job.resolved
+    noise = block_noise(resolved.seed, block, channels, *resolved.latent_size)
     return noise.to(network.device, network.dtype)

@@ -90,7 +90,7 @@ class SuiteReport:
         model, size, steps, dtype: of the network.
         device, device_name: which.
         memory: bytes of the device; None on the CPU.
-        driver: of the card; "" on the CPU.
+        driver: of the device; "" on the CPU.
         versions: of the libraries.
         cores: of the host.
         date: ISO 8601.
@@ -222,18 +222,18 @@ def _reason(error: Exception) -> str:
 
 def _opened(state: SuiteState, budget: float, quick: bool) -> SuiteReport:
     """A report without parts."""
-    card = state.device.type == "cuda"
+    device = state.device.type == "cuda"
     return SuiteReport(
         schema=SCHEMA,
         model=state.components.name,
-        size=(state.effective.width, state.effective.height),
-        steps=state.effective.steps,
+        size=(state.resolved.width, state.resolved.height),
+        steps=state.resolved.steps,
         dtype=state.dtype,
         device=str(state.device),
         device_name=state.device_name,
-        memory=torch.cuda.get_device_properties(state.device).total_memory if card else None,
+        memory=torch.cuda.get_device_properties(state.device).total_memory if device else None,
         driver=state.driver,
-        versions=versions() | ({"cuda": str(torch.version.cuda)} if card else {}),
+        versions=versions() | ({"cuda": str(torch.version.cuda)} if device else {}),
         cores=os.cpu_count() or 1,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         quick=quick,

@@ -1,4 +1,5 @@
-"""The parts of the suite, in their order: peaks, kernels, parity, pace, VAE, small cards, and the published network."""
+"""The parts of the suite, in their order: peaks, kernels, parity, pace, VAE, small devices, and the published
+network."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from .. import compiler
 from ..config import BLOCK_LATENTS, MOTION_LATENTS, ModelConfig
 from ..doctor.devices import accelerators
 from ..doctor.report import FLOAT8_ROWS
-from ..engines.ahead import on_accelerators
-from ..engines.nets import Nets
+from ..engine.local import ModelCache
+from ..engine.prefetch import all_on_accelerators
 from ..errors import ModelError, PlanError
-from ..model.linear import check_float8, computes_float8
-from ..planner import Hardware, Plan, Speed, Wishes, choose_plan, fitted, make_plan
-from ..planner.checks import check_working
-from ..request import Effective
-from ..storage import PLAIN, Storage, WeightFormat
-from ..vae.suited import form_for
+from ..model.quantize import check_fp8_matmul, supports_fp8_matmul
+from ..planner import DeviceSpeed, Hardware, Plan, PlanOptions, apply_plan_size, choose_plan, make_plan
+from ..planner.plan import check_dtype_and_threads
+from ..request import ResolvedRequest
+from ..storage import PLAIN, StorageConfig, WeightFormat
+from ..vae.wan import layout_for
 from .attention_kernels import time_kernels
 from .decoding import decode_alone, side_by_side
 from .figures import bytes_needed, free_bytes
@@ -35,26 +36,19 @@ from .model import Asked, DeviceSpeeds, ModelMeasurement, cap_device, check_fit,
 from .original import OriginalNetwork, original_bytes
 from .prediction import assumed_speed, block_seconds, frames_per_second, measured_speed, vae_seconds
 from .random_model import KeptComponents, RandomComponents
-from .step_comparison import (
-    MEASURED_BLOCK,
-    StepComparison,
-    StepEngine,
-    compare_steps,
-    fill_window,
-    relative_difference,
-)
+from .step_comparison import MEASURED_BLOCK, StepComparison, StepEngine, compare_steps, fill_window, relative_difference
 from .suite import Figure, SuitePart, free_memory
 from .watched import WatchedEngine
 
 if TYPE_CHECKING:
     from ..codec import Decoder
-    from ..model.transformer import CausalS2VTransformer, Part
-    from ..weights.fill import DType, Where
+    from ..model.transformer import CausalS2VTransformer, ModelSlice
+    from ..weights.load import DType, TensorDevice
 
 BLOCKS = 8
 """Of each measured video: four fill the window, four are timed."""
 _FEWEST = 6
-"""Of videos on capped cards, which are slow."""
+"""Of videos on capped devices, which are slow."""
 _PARITY_LAYERS = 2
 _KV_IN_FP8 = "KV cache in fp8: "
 _NO_CHECKOUT = "no checkout of the published code was named (--original DIR)"
@@ -91,22 +85,22 @@ class SuiteState:
         original: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ):
-        check_working(dtype, threads)
+        check_dtype_and_threads(dtype, threads)
         self.components = KeptComponents(model, device)
         self.config: ModelConfig = self.components.config
         self.device, self.dtype, self.threads = torch.device(device), dtype, threads
         self.original, self.say = original, say
-        self.effective: Effective = noise_effective(BLOCKS, size=size)
+        self.resolved: ResolvedRequest = noise_effective(BLOCKS, size=size)
         self.device_name = device_name(self.device)
         self.driver = accelerators().driver if self.device.type == "cuda" else ""
-        self.nets = Nets()
+        self.nets = ModelCache()
         self.speeds: DeviceSpeeds | None = None
-        self.latents: dict[Storage, torch.Tensor] = {}
-        self.fastest: tuple[float, Storage, bool] | None = None
+        self.latents: dict[StorageConfig, torch.Tensor] = {}
+        self.fastest: tuple[float, StorageConfig, bool] | None = None
 
-    def plan(self, storage: Storage, compiled: bool = False, blocks: int = BLOCKS, steps: int = 4) -> Plan:
+    def plan(self, storage: StorageConfig, compiled: bool = False, blocks: int = BLOCKS, steps: int = 4) -> Plan:
         """The plan of one stage on the device, kept as told."""
-        size = f"{self.effective.width}x{self.effective.height}"
+        size = f"{self.resolved.width}x{self.resolved.height}"
         made = make_plan(
             noise_effective(blocks, steps, size),
             self.config,
@@ -127,8 +121,8 @@ class SuiteState:
             raise ModelError("Some latents are not finite: nothing measured here is to be trusted.")
         return found, torch.cat(measurement.latents, 1)
 
-    def predicted(self, seconds: Callable[[Speed], float]) -> tuple[float | None, str]:
-        """Frames per second by the assumed speeds of such a card (on a CPU, by its measured ones), and by its own."""
+    def predicted(self, seconds: Callable[[DeviceSpeed], float]) -> tuple[float | None, str]:
+        """Frames per second by the assumed speeds of such a device (on a CPU, by its measured ones), and by its own."""
         measured = measured_speed(self.speeds, self.dtype) if self.speeds else None
         assumed = assumed_speed(self.device) or measured
         own = f"{frames_per_second(seconds(measured)):.1f} foreseen from its own peaks" if measured else ""
@@ -149,7 +143,7 @@ class SuiteState:
 
 
 def peaks(state: SuiteState) -> Iterator[Figure]:
-    """What the device reaches in matrices, attention and copies, beside what the planner assumes of such a card."""
+    """What the device reaches in matrices, attention and copies, beside what the planner assumes of such a device."""
     state.speeds = found = device_speeds(state.device, quick=True)
     assumed = assumed_speed(state.device)
     expected = {} if assumed is None else {state.dtype: assumed.plain, FLOAT8_ROWS: assumed.fp8}
@@ -173,7 +167,7 @@ def attention_kernels(state: SuiteState) -> Iterator[Figure]:
 def parity(state: SuiteState) -> Iterator[Figure]:
     """Two layers in bfloat16 against the same weights in float32, over the blocks that fill the window."""
     few = dataclasses.replace(state.config, num_layers=_PARITY_LAYERS, audio_inject_layers=(0,))
-    size = f"{state.effective.width}x{state.effective.height}"
+    size = f"{state.resolved.width}x{state.resolved.height}"
     components = KeptComponents(state.components.name, state.device)
     components.config = few
     made = {}
@@ -186,7 +180,7 @@ def parity(state: SuiteState) -> Iterator[Figure]:
             dtype=dtype,
             threads=state.threads,
         )
-        engine = WatchedEngine(source, plan, Nets())
+        engine = WatchedEngine(source, plan, ModelCache())
         with torch.inference_mode():
             made[dtype] = torch.cat(engine.watch(noise_job(few, BLOCKS // 2 + 1, size=size)).latents, 1)
     narrow, wide = made["bfloat16"], made["float32"]
@@ -202,9 +196,9 @@ class _WidenedComponents(RandomComponents):
         self.config, self._narrow = narrow.config, narrow
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
-        return copy.deepcopy(self._narrow.transformer(part, device, torch.bfloat16)).float()
+        return copy.deepcopy(self._narrow.transformer(model_slice, device, torch.bfloat16)).float()
 
 
 def pace(weights: WeightFormat, kv: str, compiled: bool, state: SuiteState) -> Iterator[Figure]:
@@ -217,15 +211,15 @@ def pace(weights: WeightFormat, kv: str, compiled: bool, state: SuiteState) -> I
         state: of the suite.
     """
     if weights == "fp8":
-        check_float8(state.device, by_row=True)
-    plan, note = _fitting(state, Storage(weights=weights, keys="fp8" if kv == "fp8" else "plain"), compiled)
+        check_fp8_matmul(state.device, by_row=True)
+    plan, note = _fitting(state, StorageConfig(weights=weights, kv_dtype="fp8" if kv == "fp8" else "plain"), compiled)
     storage = plan.stages[0].storage
     found, latents = state.measure(plan, Asked(BLOCKS, warm=False, launch=not compiled))
     predicted, own = state.predicted(lambda speed: block_seconds(state.config, plan, speed))
     yield Figure("pace", found.pace.fps, "frames/s", predicted, "; ".join(filter(None, (note, own))))
     yield from _details(found)
     if weights == "fp8":
-        how = "as they are" if computes_float8(state.device, by_row=True) else f"widened to {state.dtype}"
+        how = "as they are" if supports_fp8_matmul(state.device, by_row=True) else f"widened to {state.dtype}"
         yield Figure("fp8 matrices are multiplied", None, note=how)
     if compiled and storage in state.latents:
         yield _agreement("latents against layers as written", latents, state.latents[storage])
@@ -235,16 +229,16 @@ def pace(weights: WeightFormat, kv: str, compiled: bool, state: SuiteState) -> I
         state.fastest = found.pace.fps, storage, compiled
 
 
-def _fitting(state: SuiteState, storage: Storage, compiled: bool) -> tuple[Plan, str]:
+def _fitting(state: SuiteState, storage: StorageConfig, compiled: bool) -> tuple[Plan, str]:
     """A plan that fits the device now, and what had to change for that."""
     plan = state.plan(storage, compiled)
     try:
         check_fit(plan, Asked(BLOCKS))
         return plan, ""
     except PlanError as error:
-        if storage.keys == "fp8":
+        if storage.kv_dtype == "fp8":
             raise
-        plan = state.plan(dataclasses.replace(storage, keys="fp8"), compiled)
+        plan = state.plan(dataclasses.replace(storage, kv_dtype="fp8"), compiled)
         check_fit(plan, Asked(BLOCKS))
         return plan, f"{_KV_IN_FP8}{error.what}"
 
@@ -275,17 +269,17 @@ def _details(found: ModelBench) -> Iterator[Figure]:
 def vae(state: SuiteState) -> Iterator[Figure]:
     """Decoding a block with nothing beside it: as it is written, and compiled."""
     device, dtype = state.device, getattr(torch, state.dtype)
-    height, width = state.effective.latent_size
+    height, width = state.resolved.latent_size
     generator = torch.Generator().manual_seed(7)
     motion = torch.randn((16, MOTION_LATENTS, height, width), generator=generator)
     blocks = torch.randn((4, 16, 3, height, width), generator=generator).unbind(0)
     module = state.components.vae(device, dtype)
-    predicted, own = state.predicted(functools.partial(vae_seconds, state.config, state.effective, state.plan(PLAIN)))
+    predicted, own = state.predicted(functools.partial(vae_seconds, state.config, state.resolved, state.plan(PLAIN)))
     seconds, before, pictures = decode_alone(module, motion, blocks, state.threads)
     yield Figure("pace, as written", frames_per_second(seconds), "frames/s", predicted, own)
     yield Figure("before the first block", before, "s")
     compiler.check_compiler([str(device)])
-    plain_form = form_for(device.type, dtype) == "quick"
+    plain_form = layout_for(device.type, dtype) == "quick"
     if plain_form:  # what the CPU calls instead of convolutions cannot be compiled
         module = state.components.vae(device, dtype, suited=False)
     module.decoder.compile(dynamic=False, backend=compiler.COMPILER)
@@ -300,7 +294,7 @@ def vae(state: SuiteState) -> Iterator[Figure]:
 
 def beside(state: SuiteState) -> Iterator[Figure]:
     """A video as users get it: the network up to a block ahead, the VAE in a stream of its own."""
-    _, storage, compiled = state.fastest or (0.0, Storage(weights="fp8"), False)
+    _, storage, compiled = state.fastest or (0.0, StorageConfig(weights="fp8"), False)
     plan = state.plan(storage, compiled)
     check_fit(plan, Asked(BLOCKS, vae=True))
     engine = WatchedEngine(state.components, plan, state.nets).unwatched()
@@ -308,10 +302,10 @@ def beside(state: SuiteState) -> Iterator[Figure]:
     with torch.inference_mode():
         seconds, decoding = side_by_side(engine, noise_job(state.config, BLOCKS, size=_size(state)), decode)
     predicted, own = state.predicted(
-        lambda speed: block_seconds(state.config, plan, speed) + vae_seconds(state.config, state.effective, plan, speed)
+        lambda speed: block_seconds(state.config, plan, speed) + vae_seconds(state.config, state.resolved, plan, speed)
     )
-    kept = f"{storage.weights} weights, {storage.keys} KV{', compiled' * compiled}"
-    in_turn = "" if on_accelerators(plan) else "in turn, on a CPU"
+    kept = f"{storage.weights} weights, {storage.kv_dtype} KV{', compiled' * compiled}"
+    in_turn = "" if all_on_accelerators(plan) else "in turn, on a CPU"
     note = "; ".join(filter(None, (kept, in_turn, own)))
     yield Figure("pace", frames_per_second(seconds), "frames/s", predicted, note)
     yield Figure("decoding a block meanwhile", decoding, "s")
@@ -323,11 +317,11 @@ def capped(gigabytes: int, state: SuiteState) -> Iterator[Figure]:
     if state.device.type == "cuda":
         most = gigabytes * 10**9
         cap_device(str(state.device), most)
-        effective, plan = _planned_for(state, most)
-        note = f"{effective.width}x{effective.height}, {_kept(plan)}"
+        resolved, plan = _planned_for(state, most)
+        note = f"{resolved.width}x{resolved.height}, {_kept(plan)}"
         asked = Asked(_FEWEST, vae=True, most=most, warm=False, launch=False, resident=False)
     else:  # the path that copies take, with nothing to cap
-        storage = Storage("fp8", keys_home="host", streamed=state.config.num_layers // 2)
+        storage = StorageConfig("fp8", kv_offload=True, offload_layers=state.config.num_layers // 2)
         plan = state.plan(storage, blocks=_FEWEST)
         note = f"the memory of a CPU is not capped; {_kept(plan)}"
         asked = Asked(_FEWEST, warm=False, resident=False)
@@ -357,7 +351,7 @@ def published(state: SuiteState) -> Iterator[Figure]:
         yield from _compared("as written", compare_steps(ours, theirs, job))
         begun = time.perf_counter()
         theirs.compile()
-        theirs.denoise(MEASURED_BLOCK, job.material.reference.expand(-1, BLOCK_LATENTS, -1, -1))
+        theirs.denoise(MEASURED_BLOCK, job.conditioning.reference.expand(-1, BLOCK_LATENTS, -1, -1))
         yield Figure("compiling theirs", time.perf_counter() - begun, "s")
         del ours
         free_memory(state.device)
@@ -394,30 +388,30 @@ def _compared(how: str, found: StepComparison) -> Iterator[Figure]:
     yield Figure(f"difference, {how}", found.difference, "of the largest")
 
 
-def _planned_for(state: SuiteState, most: int) -> tuple[Effective, Plan]:
-    """What fits a card of so many bytes; a smaller video where nothing else does."""
-    here = Hardware.here().only([str(state.device)]).capped(most)
-    wishes = Wishes(dtype=state.dtype, threads=state.threads, allow_smaller=True)
-    effective = noise_effective(_FEWEST, size=_size(state))
-    plan = choose_plan(effective, state.config, here, wishes, model=state.components.name)
-    return fitted(effective, plan), plan
+def _planned_for(state: SuiteState, most: int) -> tuple[ResolvedRequest, Plan]:
+    """What fits a device of so many bytes; a smaller video where nothing else does."""
+    here = Hardware.detect().restricted_to([str(state.device)]).with_cap(most)
+    options = PlanOptions(dtype=state.dtype, threads=state.threads, allow_smaller=True)
+    resolved = noise_effective(_FEWEST, size=_size(state))
+    plan = choose_plan(resolved, state.config, here, options, model=state.components.name)
+    return apply_plan_size(resolved, plan), plan
 
 
 def _decoder(state: SuiteState, plan: Plan) -> Decoder:
     from ..codec import vae_decoder
 
-    motion = noise_job(state.config, 1, size=_size(state)).material.motion
+    motion = noise_job(state.config, 1, size=_size(state)).conditioning.motion
     return vae_decoder(state.components.vae(state.device, getattr(torch, state.dtype)), motion, state.threads)
 
 
 def _size(state: SuiteState) -> str:
-    return f"{state.effective.width}x{state.effective.height}"
+    return f"{state.resolved.width}x{state.resolved.height}"
 
 
 def _kept(plan: Plan) -> str:
     s = plan.stages[0].storage
-    words = (f"{s.weights} weights", f"{s.keys} KV", "KV on the host" * (s.keys_home == "host"))
-    return ", ".join(filter(None, (*words, f"{s.streamed} layers streamed" * (s.streamed > 0))))
+    words = (f"{s.weights} weights", f"{s.kv_dtype} KV", "KV on the host" * (s.kv_offload))
+    return ", ".join(filter(None, (*words, f"{s.offload_layers} layers streamed" * (s.offload_layers > 0))))
 
 
 def _agreement(name: str, made: torch.Tensor, true: torch.Tensor) -> Figure:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..pipeline import Task
+from ..task_graph import Task
 
 T = TypeVar("T")
 

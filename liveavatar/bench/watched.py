@@ -8,17 +8,16 @@ from typing import Any, cast
 
 import torch
 
-from ..engines.local import LocalEngine
-from ..engines.nets import Nets
-from ..memory.copies import Traffic
-from ..memory.passage import Passage
-from ..memory.rings import HostRing
+from ..engine.local import LocalEngine, ModelCache
 from ..model.transformer import CausalS2VTransformer
-from ..pipeline import Task, ends_block
+from ..offload.kv_cache import OffloadedKVCache
+from ..offload.layers import LayerPrefetcher
+from ..offload.streams import TransferStats
 from ..planner import Plan, StagePlan
-from ..session import Job, TaskReport
-from ..stage import Conditions, Flow, Stage
-from ..storage import Held
+from ..session import TaskReport, VideoTask
+from ..stage import Stage, StageConditioning, StageInput
+from ..storage import MemoryUse
+from ..task_graph import Task, ends_block
 from .naive import NaiveStage
 from .random_model import RandomComponents
 from .timeline import TaskTime, TimedNet, Timeline
@@ -50,26 +49,26 @@ class WatchedEngine(LocalEngine):
         naive: whether stages are those of `liveavatar.bench.naive`.
     """
 
-    def __init__(self, components: RandomComponents, plan: Plan, nets: Nets, naive: bool = False):
-        super().__init__(components, plan, nets, ahead=False)  # what is noted is noted between the tasks
+    def __init__(self, components: RandomComponents, plan: Plan, nets: ModelCache, naive: bool = False):
+        super().__init__(components, plan, nets, prefetch=False)  # what is noted is noted between the tasks
         self.naive, self.device = naive, torch.device(plan.stages[0].device)
         self.stages: list[Stage] = []
         self._timeline = Timeline(self.device)
 
     def watch(
         self,
-        job: Job,
+        job: VideoTask,
         on_task: Callable[[], None] = lambda: None,
         on_block: Callable[[torch.Tensor], None] = lambda latents: None,
     ) -> Run:
         """Make a video and note everything; `on_task` and `on_block` are not part of what is timed on CUDA."""
         self._timeline = timeline = Timeline(self.device)
-        moved: list[Traffic] = []
+        moved: list[TransferStats] = []
 
         def note(report: TaskReport) -> None:
-            if ends_block(self.plan.cut, report.task):
+            if ends_block(self.plan.partition, report.task):
                 timeline.end_block()
-                moved.append(self.traffic())
+                moved.append(self.transfer_bytes())
             on_task()
 
         latents = []
@@ -85,38 +84,45 @@ class WatchedEngine(LocalEngine):
             tuple(latents),
         )
 
-    def unwatched(self, ahead: bool | None = None) -> LocalEngine:
-        """An engine as users have it, with the same weights; `ahead` as of `LocalEngine`."""
-        return LocalEngine(self.components, self.plan, self._nets, ahead)
+    def unwatched(self, prefetch: bool | None = None) -> LocalEngine:
+        """An engine as users have it, with the same weights; `prefetch` as of `LocalEngine`."""
+        return LocalEngine(self.components, self.plan, self._models, prefetch)
 
-    def nets(self) -> list[CausalS2VTransformer]:
+    def models(self) -> list[CausalS2VTransformer]:
         """Every loaded part, once."""
-        return list(dict.fromkeys(self._net(*where) for where in self._parts()))
+        return list(dict.fromkeys(self._network(*where) for where in self._slices()))
 
-    def traffic(self) -> Traffic:
-        """Bytes copied between host and device: of the present run's rings, and of the weights since they are there."""
-        leads = [net.lead for net in self.nets()]
-        counted = [s.traffic for s in self.stages] + [p.copies.traffic for p in leads if isinstance(p, Passage)]
-        return Traffic(sum(t.to_device for t in counted), sum(t.to_host for t in counted))
+    def transfer_bytes(self) -> TransferStats:
+        """Bytes copied between host and device: of the present run's KV caches, and of the weights since they are
+        there."""
+        leads = [net.layers_on_device for net in self.models()]
+        counted = [s.traffic for s in self.stages] + [
+            p.streams.transfer_stats for p in leads if isinstance(p, LayerPrefetcher)
+        ]
+        return TransferStats(sum(t.to_device for t in counted), sum(t.to_host for t in counted))
 
-    def held(self) -> dict[str, Held]:
+    def resident(self) -> dict[str, MemoryUse]:
         """What stays between two tasks of the present run, counted tensor by tensor."""
-        rings = [ring for stage in self.stages for step in stage.rings.values() for ring in step]
-        near = _bytes(t for ring in rings if not isinstance(ring, HostRing) for t in ring.tensors())
-        far = _bytes(t for ring in rings if isinstance(ring, HostRing) for t in ring.kept.tensors())
+        kv_caches = [kv_cache for stage in self.stages for step in stage.kv_caches.values() for kv_cache in step]
+        near = _bytes(
+            t for kv_cache in kv_caches if not isinstance(kv_cache, OffloadedKVCache) for t in kv_cache.tensors()
+        )
+        far = _bytes(
+            t for kv_cache in kv_caches if isinstance(kv_cache, OffloadedKVCache) for t in kv_cache.host_cache.tensors()
+        )
         slots = 0
         for stage in self.stages:
-            first = next(iter(stage.rings.values()))[0]
-            slots += 2 * _bytes(first.kept.tensors()) if isinstance(first, HostRing) else 0
+            first = next(iter(stage.kv_caches.values()))[0]
+            slots += 2 * _bytes(first.host_cache.tensors()) if isinstance(first, OffloadedKVCache) else 0
         sinks = [sink for stage in self.stages for version in stage.sinks.values() for sink in version]
         return {
-            "KV rings": Held(near, far),
-            "slots": Held(slots),
-            "sink": Held(_bytes(t for sink in sinks for t in vars(sink).values())),
-            "text": Held(_bytes(t for stage in self.stages for kv in stage.text for t in vars(kv).values())),
+            "KV rings": MemoryUse(near, far),
+            "slots": MemoryUse(slots),
+            "sink": MemoryUse(_bytes(t for sink in sinks for t in vars(sink).values())),
+            "text": MemoryUse(_bytes(t for stage in self.stages for kv in stage.text_kv for t in vars(kv).values())),
         }
 
-    def _stages(self, job: Job) -> list[Stage]:
+    def _stages(self, job: VideoTask) -> list[Stage]:
         self.stages = super()._stages(job)
         timeline = self._timeline
         for stage in self.stages:
@@ -124,11 +130,11 @@ class WatchedEngine(LocalEngine):
         timeline.restart()
         return [cast(Stage, _TimedStage(stage, timeline)) for stage in self.stages]
 
-    def _stage(self, planned: StagePlan, conditions: Conditions) -> Stage:
+    def _stage(self, planned: StagePlan, conditions: StageConditioning) -> Stage:
         if not self.naive:
             return super()._stage(planned, conditions)
-        net = self._net(planned.device, self._part(planned.layers), planned.storage)
-        return NaiveStage(net, planned.steps, conditions, self.device, self._dtype, self._work(planned))
+        net = self._network(planned.device, self._slice(planned.layers), planned.storage)
+        return NaiveStage(net, planned.steps, conditions, self.device, self._dtype, self._ops(planned))
 
 
 class _TimedStage:
@@ -137,9 +143,9 @@ class _TimedStage:
     def __init__(self, stage: Stage, timeline: Timeline):
         self._stage, self._timeline = stage, timeline
 
-    def run(self, task: Task, flow: Flow) -> Flow:
+    def run(self, task: Task, stage_input: StageInput) -> StageInput:
         with self._timeline.task(task):
-            return self._stage.run(task, flow)
+            return self._stage.run(task, stage_input)
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from ..config import PRESETS, ModelConfig
 from ..errors import ModelError, PlanError, RequestError
-from ..storage import PLAIN, Storage
+from ..storage import PLAIN, StorageConfig
 from ..vae.tiling import WHOLE
+from .options import add_storage_arguments, storage_of
 from .parser import number, whole_number
 from .terminal import say
 
 if TYPE_CHECKING:
     from ..placement import Placement
     from ..planner import Plan
-    from ..request import Effective
+    from ..request import ResolvedRequest
 
 _BIG, _SMALL = "wan2.2-s2v-14b", "mini"
 _SIZES = {_BIG: "704x384"}
@@ -42,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", default="1x1", metavar="SxP", help="all on the one device (default: 1x1)")
     parser.add_argument("--plan", choices=["auto"], help="let the storage be chosen for the device and --vram-cap")
     parser.add_argument("--vram-cap", type=number(24), metavar="GB", help="use no more of the GPU")
-    kept = parser.add_argument_group("how a stage keeps what it holds")
-    kept.add_argument("--weights", choices=["plain", "fp8", "fp8-tensor", "int8"], default=PLAIN.weights)
-    kept.add_argument("--keys", choices=["plain", "fp8"], default=PLAIN.keys, help="keys and values of blocks")
-    kept.add_argument("--keys-home", choices=["device", "host"], default=PLAIN.keys_home, help="where they lie")
-    kept.add_argument("--prompt-weights", choices=["stay", "leave"], default=PLAIN.prompt_weights)
-    kept.add_argument("--stream", type=whole_number(8), default=0, metavar="N", help="layers that live on the host")
+    add_storage_arguments(parser.add_argument_group("how a stage stores its weights and KV cache"))
     parser.add_argument("--compile", action="store_true", help="compile the layers")
     parser.add_argument("--vae", action="store_true", help="measure the VAE, too, alone and beside the network")
     parser.add_argument(
@@ -118,20 +114,18 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
     if model not in PRESETS:
         raise ModelError(f"The shapes of {model!r} are not known.", f"Use {', '.join(PRESETS)}.")
     config, size = PRESETS[model], arguments.size or _SIZES.get(model, _SIZE)
-    storage = Storage(
-        arguments.weights, arguments.keys, arguments.keys_home, arguments.prompt_weights, arguments.stream
-    )
-    effective = noise_effective(max(1, arguments.blocks), arguments.steps, size)
+    storage = storage_of(arguments) or PLAIN
+    resolved = noise_effective(max(1, arguments.blocks), arguments.steps, size)
     if arguments.plan:
-        return model, _chosen(place, effective, config, storage, most, model)
+        return model, _chosen(place, resolved, config, storage, most, model)
     return model, make_plan(
-        effective,
+        resolved,
         config,
         model=model,
         stages=arguments.stages,
         devices=(device,),
-        dtype=place.working_dtype,
-        threads=place.working_threads,
+        dtype=place.resolved_dtype,
+        threads=place.resolved_threads,
         storage=storage,
         snapshot_blocks=0,
         vae_tiles=place.tiles or WHOLE,
@@ -139,20 +133,25 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
 
 
 def _chosen(
-    place: Placement, effective: Effective, config: ModelConfig, storage: Storage, most: int | None, model: str
+    place: Placement,
+    resolved: ResolvedRequest,
+    config: ModelConfig,
+    storage: StorageConfig,
+    most: int | None,
+    model: str,
 ) -> Plan:
-    """By the planner, for the one card."""
-    from ..planner import Hardware, Wishes, choose_plan
+    """By the planner, for the one device."""
+    from ..planner import Hardware, PlanOptions, choose_plan
 
     if storage != PLAIN or place.stages != "1x1":
         raise RequestError("--plan auto chooses stages and storage itself.", "Leave out what it is to choose.")
     (device,) = place.devices
     if device == "cpu":
         raise PlanError("There is nothing to choose on the CPU.", "Leave --plan out, or give --device cuda:0.")
-    here = Hardware.here()
-    card = dataclasses.replace(here, cards=tuple(c for c in here.cards if c.name == device))
-    wishes = Wishes(dtype=place.working_dtype, threads=place.working_threads, vae_tiles=place.tiles)
-    return choose_plan(effective, config, card if most is None else card.capped(most), wishes, model=model)
+    here = Hardware.detect()
+    hardware = dataclasses.replace(here, devices=tuple(c for c in here.devices if c.name == device))
+    options = PlanOptions(dtype=place.resolved_dtype, threads=place.resolved_threads, vae_tiles=place.tiles)
+    return choose_plan(resolved, config, hardware if most is None else hardware.with_cap(most), options, model=model)
 
 
 def _check_cap(gigabytes: float | None) -> int | None:

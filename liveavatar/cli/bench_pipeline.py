@@ -16,7 +16,7 @@ from .terminal import say
 
 if TYPE_CHECKING:
     from ..bench.pipeline import PipelineBench
-    from ..engines.backend import Backend
+    from ..engine.backend import Backend
 
 _STAGES = "1x1,1x2,1x4,4x1,2x2"
 _BLOCKS = 40
@@ -101,11 +101,11 @@ def _backend(engine: str) -> Iterator[Backend]:
 
     placement = Placement(("cpu",), threads=1)
     if engine == "local":
-        from ..engines.backend import LocalBackend
+        from ..engine.backend import LocalBackend
 
         yield LocalBackend(placement)
         return
-    from ..engines.ray import RayBackend
+    from ..distributed import RayBackend
 
     backend = RayBackend(placement)
     try:

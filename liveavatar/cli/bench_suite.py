@@ -1,4 +1,4 @@
-"""Measure everything about one device in one go: peaks, kernels, pace, VAE, small cards; with random weights."""
+"""Measure everything about one device in one go: peaks, kernels, pace, VAE, small devices; with random weights."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.json) if arguments.json else None
     if folder:
         make_folder(folder)
-    state = SuiteState(model, device, size, place.working_dtype, place.working_threads, original, _tell)
+    state = SuiteState(model, device, size, place.resolved_dtype, place.resolved_threads, original, _tell)
 
     def told(report: SuiteReport) -> None:
         if folder:

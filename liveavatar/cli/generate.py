@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_place, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, placement_of, request_of
 from .parser import whole_number
-from .tables import effective_lines, note_lines, plan_lines, receipt_lines
+from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
 if TYPE_CHECKING:
-    from ..engines.backend import Backend
+    from ..engine.backend import Backend
 
 OUTPUT = Path("output")
 """Where videos go that were given no name; made when needed."""
@@ -60,33 +60,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate; 0 only when the file is complete."""
     request = request_of(arguments)
-    check_place(arguments)
+    check_placement_options(arguments)
     check_request(request)
     _check_workers(arguments)
-    from ..api import check_outputs, generate, look_ahead
+    from ..api import check_outputs, describe_video, generate
 
     out = Path(arguments.out)
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
-    prospect = look_ahead(
+    spec = describe_video(
         arguments.image, arguments.audio, request, model=arguments.model, placement=placement_of(arguments)
     )
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
-    notes += [*prospect.effective.notes, *([_ABOUT[arguments.model]] if arguments.model in _ABOUT else [])]
+    notes += [*spec.resolved.notes, *([_ABOUT[arguments.model]] if arguments.model in _ABOUT else [])]
     if not arguments.quiet:
         say(
             [
-                *effective_lines(prospect.effective),
-                *plan_lines(prospect.plan),
-                *note_lines([*notes, *prospect.plan.notes]),
+                *resolved_lines(spec.resolved),
+                *plan_lines(spec.plan),
+                *note_lines([*notes, *spec.plan.notes]),
             ]
         )
     progress = ProgressLine(arguments.quiet)
     try:
         with _backend(arguments) as backend:
-            receipt = generate(prospect, out, receipt=receipt_path, on_progress=progress, backend=backend)
+            receipt = generate(spec, out, receipt=receipt_path, on_progress=progress, backend=backend)
     except LiveAvatarError as error:
         progress.end()
         say_error(error)
@@ -119,8 +119,8 @@ def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
     if arguments.engine == "local":
         yield None
         return
-    from ..engines.ray import RayBackend, read_token
-    from ..engines.ray.backend import RESTARTS
+    from ..distributed import RayBackend, read_token
+    from ..distributed.backend import RESTARTS
 
     token = read_token(Path(arguments.token_file)) if arguments.token_file else None
     restarts = RESTARTS if arguments.restarts is None else arguments.restarts

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, get_args
 
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
-from ..distance import SinkDistance
 from ..errors import RequestError
-from ..request import DEFAULT_PROMPT, Request, clip_blocks_of
-from ..storage import PLAIN, Storage
+from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
+from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
 from .parser import number, whole_number
 
 if TYPE_CHECKING:
@@ -21,10 +20,8 @@ _DEFAULT_SIZES = {"mini": "128x128", "untrained": "128x128"}
 _DEFAULT_SIZE = "704x384"
 ENGINES = ("local", "ray")
 PREFERENCES = ("quality", "speed")
-WAYS: Mapping[str, tuple[str, ...]] = {
-    name: get_args(hint) for name, hint in get_type_hints(Storage).items() if get_args(hint)
-}
-"""What each field of a storage may be."""
+STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightFormat), "kv_dtype": get_args(KVDtype)}
+"""What the fields of a storage may be that are told in words."""
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,15 +113,8 @@ def request_of(arguments: argparse.Namespace) -> Request:
 
 
 def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    """How stages keep what they hold: as told, or as it is chosen on GPUs where nothing of it is told."""
-    kept = parser.add_argument_group("to keep stages as you say (else GPUs are given what fits them best)")
-    kept.add_argument("--weights", metavar="F", help="plain, fp8, fp8-tensor (as published) or int8")
-    kept.add_argument("--keys", metavar="F", help="keys and values: plain or fp8")
-    kept.add_argument("--keys-home", metavar="H", help="where keys and values lie: device or host")
-    kept.add_argument("--prompt-weights", metavar="W", help="what only the prompt needs: stay, or leave after it")
-    kept.add_argument(
-        "--stream", type=whole_number(5), metavar="N", help="layers of each stage that pass through from the host"
-    )
+    """How stages store weights and KV caches: as told, or as it is chosen on GPUs where nothing of it is told."""
+    add_storage_arguments(parser.add_argument_group("storage of the stages (default: what fits the GPUs best)"))
     chosen = parser.add_argument_group("to choose for GPUs")
     chosen.add_argument("--prefer", default="quality", metavar="W", help="quality (default), or speed")
     chosen.add_argument("--vram-cap", type=number(20), metavar="GB", help="use no more of each GPU")
@@ -139,11 +129,42 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--allow-smaller", action="store_true", help="make a smaller video where nothing else fits")
 
 
+def add_storage_arguments(group: argparse._ArgumentGroup) -> None:
+    """The options of a `StorageConfig`, and the names they had before, which mean the same and are not listed."""
+    group.add_argument("--weights", metavar="F", help="plain, fp8, fp8-tensor (as published) or int8")
+    group.add_argument("--kv-dtype", metavar="F", help="KV cache: plain or fp8")
+    group.add_argument("--kv-offload", action="store_true", default=None, help="keep the KV cache in host memory")
+    group.add_argument(
+        "--offload-text-kv",
+        action="store_true",
+        default=None,
+        help="move the weights that only encode the prompt to host memory once it is encoded",
+    )
+    group.add_argument(
+        "--offload-layers", type=whole_number(5), metavar="N", help="layers of each stage kept in host memory"
+    )
+    group.add_argument("--keys", dest="kv_dtype", help=argparse.SUPPRESS)
+    group.add_argument("--keys-home", dest="kv_offload", type=_older("device", "host"), help=argparse.SUPPRESS)
+    group.add_argument("--prompt-weights", dest="offload_text_kv", type=_older("stay", "leave"), help=argparse.SUPPRESS)
+    group.add_argument("--stream", dest="offload_layers", type=whole_number(5), help=argparse.SUPPRESS)
+
+
+def _older(off: str, on: str) -> Callable[[str], bool]:
+    """A `type` for an older option that named two ways; now one of them is a flag."""
+
+    def parse(text: str) -> bool:
+        if text not in (off, on):
+            raise argparse.ArgumentTypeError(f"{text} is not known; use {off} or {on}")
+        return text == on
+
+    return parse
+
+
 def placement_of(arguments: argparse.Namespace) -> Placement:
-    """Where and how it runs; as `check_place`."""
+    """Where and how it runs; as `check_placement_options`."""
     from ..placement import Placement
 
-    check_place(arguments)
+    check_placement_options(arguments)
     return Placement(
         devices=tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else (),
         stages=arguments.stages.strip(),
@@ -160,7 +181,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
     )
 
 
-def check_place(arguments: argparse.Namespace) -> None:
+def check_placement_options(arguments: argparse.Namespace) -> None:
     """Refuse words that are not known; loads nothing for it.
 
     Raises:
@@ -172,19 +193,18 @@ def check_place(arguments: argparse.Namespace) -> None:
     storage_of(arguments)
 
 
-def storage_of(arguments: argparse.Namespace) -> Storage | None:
+def storage_of(arguments: argparse.Namespace) -> StorageConfig | None:
     """How stages keep what they hold; None where nothing of it was said.
 
     Raises:
         RequestError: a way that is not known.
     """
-    given = {name: getattr(arguments, name) for name in WAYS if getattr(arguments, name) is not None}
-    for name, way in given.items():
-        if way not in WAYS[name]:
+    for name, ways in STORAGE_CHOICES.items():
+        if getattr(arguments, name) not in (None, *ways):
             option = "--" + name.replace("_", "-")
-            raise RequestError(f"{option} {way} is not known.", f"Use {_one_of(WAYS[name])}.")
-    if arguments.stream is not None:
-        given["streamed"] = arguments.stream
+            raise RequestError(f"{option} {getattr(arguments, name)} is not known.", f"Use {_one_of(ways)}.")
+    fields = (field.name for field in dataclasses.fields(StorageConfig))
+    given = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
     return dataclasses.replace(PLAIN, **given) if given else None
 
 

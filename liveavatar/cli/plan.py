@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_place, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, placement_of, request_of
 from .parser import number
-from .tables import effective_lines, note_lines, plan_lines, simulation_lines
+from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..planner import Plan
-    from ..request import Effective
-    from ..simulate import Simulation
+    from ..request import ResolvedRequest
+    from ..task_graph import Simulation
 
 _ASSUMED_SECONDS = 10.0
 _MOST_SECONDS = 1e9
@@ -46,40 +46,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE.png", help="stages over time, of the simulation; with --gpus alone: memory per card"
     )
     add_request_arguments(parser)
-    cards = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
-    cards.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
+    devices = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
+    devices.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan; a model may be named (wan2.2-s2v-14b) without being there."""
     request = request_of(arguments)
-    check_place(arguments)
+    check_placement_options(arguments)
     check_request(request)
-    from ..api import foresee
+    from ..api import plan_request
     from ..charts import draw_memory
-    from ..media.picture import read_picture
-    from ..media.sound import read_sound
+    from ..media.audio import read_audio
+    from ..media.image import read_image
     from ..receipt import json_ready
-    from ..size import picture_for
+    from ..request import image_size_for
 
-    picture, length = None, None
+    image, length = None, None
     if arguments.image:
-        height, width = read_picture(arguments.image).shape[:2]
-        picture = (width, height)
+        height, width = read_image(arguments.image).shape[:2]
+        image = (width, height)
     if arguments.audio:
-        sound = read_sound(arguments.audio)
-        length = (len(sound.samples), sound.rate)
-    picture = picture or picture_for(request.size)
+        audio = read_audio(arguments.audio)
+        length = (len(audio.samples), audio.rate)
+    image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    effective, plan = foresee(request, picture, *length, model=arguments.model, **_where(arguments))
+    resolved, plan = plan_request(request, image, *length, model=arguments.model, **_where(arguments))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
-    simulation = (
-        _simulation(arguments, effective, plan) if arguments.simulate or (arguments.plot and not bars) else None
-    )
+    simulation = _simulation(arguments, resolved, plan) if arguments.simulate or (arguments.plot and not bars) else None
     if arguments.json:
-        known = {"effective": effective, "plan": plan, "total_by_device": plan.total_by_device}
+        known = {"effective": resolved, "plan": plan, "total_by_device": plan.total_by_device}
         known["host_bytes_by_machine"] = plan.host_bytes_by_machine
         if simulation:
             known["simulation"] = dataclasses.replace(simulation, starts=())
@@ -88,34 +86,34 @@ def run(arguments: argparse.Namespace) -> int:
         played = simulation_lines(simulation) if simulation else []
         print(
             "\n".join(
-                [*effective_lines(effective), *plan_lines(plan), *played, *note_lines([*effective.notes, *plan.notes])]
+                [*resolved_lines(resolved), *plan_lines(plan), *played, *note_lines([*resolved.notes, *plan.notes])]
             )
         )
     return 0
 
 
-def _simulation(arguments: argparse.Namespace, effective: Effective, plan: Plan) -> Simulation:
+def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: Plan) -> Simulation:
     """The pipeline played, and drawn where that was asked."""
     from ..charts import draw_timeline
-    from ..simulate import StageSpeed, simulate
+    from ..task_graph import StageSpeed, simulate
 
     if not 0 < arguments.step_seconds < math.inf:
         raise RequestError(f"A step cannot take {arguments.step_seconds} s.", "Give seconds above 0, such as 0.5.")
-    blocks = min(effective.blocks, _MOST_SIMULATED)
-    speed = StageSpeed.even(plan.cut, arguments.step_seconds)
-    found = simulate(plan.cut, blocks, speed, effective.clip_blocks)
+    blocks = min(resolved.blocks, _MOST_SIMULATED)
+    speed = StageSpeed.even(plan.partition, arguments.step_seconds)
+    found = simulate(plan.partition, blocks, speed, resolved.clip_blocks)
     if arguments.plot:
         _write(draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block), arguments.plot)
     return found
 
 
 def _where(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `foresee`: where it runs as told, or cards to choose for.
+    """Keyword arguments of `plan_request`: where it runs as told, or devices to choose for.
 
     Raises:
         RequestError: options that make no sense, or not together.
     """
-    from ..at_hand import hardware_here
+    from ..hardware_cache import detect_hardware
     from ..planner import Hardware
 
     placement = placement_of(arguments)
@@ -126,13 +124,13 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
             "With --gpus, stages, devices and storage are chosen.",
             "Leave out --stages, --devices and the ways to keep stages, or leave out --gpus.",
         )
-    hardware = hardware_here({}) if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
+    hardware = detect_hardware({}) if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
     return {"placement": placement, "hardware": hardware}
 
 
-def _write(picture: Image, path: str) -> None:
+def _write(image: Image, path: str) -> None:
     try:
-        picture.save(path)
+        image.save(path)
     except (OSError, ValueError) as error:
         raise OutputError(
             f"The picture {path} cannot be written ({error}).", "Give a name that ends in .png."

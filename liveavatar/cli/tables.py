@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from ..config import BLOCK_FRAMES, FPS
 
 if TYPE_CHECKING:
-    from ..engines.ray.cluster.register import Driver
+    from ..distributed.registry import Driver
     from ..planner import Plan
     from ..receipt import Receipt
-    from ..request import Effective
-    from ..simulate import Simulation
+    from ..request import ResolvedRequest
+    from ..task_graph import Simulation
 
 _WORKER_COLUMNS = ("worker", "stage", "device", "state", "memory", "age")
-_PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV rings", "sink", "text", "slots", "work", "sum")
+_PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV cache", "sink", "text", "slots", "work", "sum")
 _BESIDE = ("conditions", "VAE", "contexts")
 
 
-def effective_lines(effective: Effective) -> list[str]:
+def resolved_lines(resolved: ResolvedRequest) -> list[str]:
     """What will be made."""
-    e = effective
+    e = resolved
     return [
         f"video   {e.width}x{e.height}, {counted(e.frames, 'frame')} at 25 fps, {e.seconds:.2f} s",
         f"work    {counted(e.blocks, 'block')} of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
@@ -36,10 +36,10 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 def plan_lines(plan: Plan) -> list[str]:
     """Which stage runs where, how it is kept, the bytes per device, and the speed where it is foreseen."""
     worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
-    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.cut}, {worked}"]
+    lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.partition}, {worked}"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):
-        sizes = (s.weights, s.rings, s.sink, s.text, s.slots, s.workspace, s.total)
+        sizes = (s.weights, s.kv_cache, s.sink, s.text, s.offload_slots, s.workspace, s.total)
         rows.append((str(number), s.device, _span(s.steps), _span(s.layers), *map(gigabytes, sizes)))
     lines += aligned(rows)
     usable = dict(plan.usable)
@@ -73,7 +73,7 @@ def _snapshot_lines(plan: Plan) -> list[str]:
     """How much is lost with a worker process, where there are some, and what that takes on disk."""
     if not plan.snapshot_blocks or not plan.processes:
         return []
-    seconds, nbytes = plan.snapshot_blocks * BLOCK_FRAMES / FPS, sum(stage.snapshot for stage in plan.stages)
+    seconds, nbytes = plan.snapshot_blocks * BLOCK_FRAMES / FPS, sum(stage.snapshot_bytes for stage in plan.stages)
     every = f"every {plan.snapshot_blocks} blocks ({seconds:.0f} s of video)"
     return [f"resume  worker processes keep a snapshot {every}, {gigabytes(nbytes)} on disk, the latest two"]
 
@@ -85,10 +85,10 @@ def _kept(plan: Plan) -> list[str]:
         s = stage.storage
         words = [
             f"{s.weights} weights" * (s.weights != "plain"),
-            f"{s.keys} keys and values" * (s.keys != "plain"),
-            "keys and values on the host" * (s.keys_home == "host"),
-            "prompt weights leave" * (s.prompt_weights == "leave"),
-            f"{s.streamed} of {len(stage.layers)} layers streamed" * (s.streamed > 0),
+            f"{s.kv_dtype} KV cache" * (s.kv_dtype != "plain"),
+            "KV cache offloaded" * s.kv_offload,
+            "text KV weights offloaded" * s.offload_text_kv,
+            f"{s.offload_layers} of {len(stage.layers)} layers offloaded" * (s.offload_layers > 0),
         ]
         alike.setdefault(", ".join(filter(None, words)), []).append(str(number))
     return [f"stage {', '.join(numbers)}: {how}" for how, numbers in alike.items() if how]
@@ -178,7 +178,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ending(difference: float) -> str:
-    """End of the sound against the end of the picture, in words."""
+    """End of the audio against the end of the image, in words."""
     ms = round(1000 * difference)
     return "with the picture" if ms == 0 else f"{abs(ms)} ms {'after' if ms > 0 else 'before'} the picture"
 

@@ -14,7 +14,7 @@ from ..errors import LiveAvatarError
 from .tables import clock
 
 if TYPE_CHECKING:
-    from ..recording import Progress
+    from ..recorder import Progress
 
 BROKEN_OFF, REFUSED, CANCELLED = 1, 2, 130
 """Exit codes besides 0, which means that the work is complete."""
@@ -39,7 +39,7 @@ class ProgressLine:
         self._phase = ""
 
     def __call__(self, progress: Progress) -> None:
-        from ..recording import GENERATING
+        from ..recorder import GENERATING
 
         self.generating = self.generating or progress.phase == GENERATING
         self.show(progress.phase, progress_text(progress))

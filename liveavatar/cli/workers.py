@@ -14,7 +14,7 @@ from .tables import worker_lines
 from .terminal import BROKEN_OFF, say
 
 if TYPE_CHECKING:
-    from ..engines.ray.cluster.register import Driver, Listed
+    from ..distributed.registry import Driver, WorkerRecord
 
 _LINES = 50
 _ALL = -1
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List, show or end; 1 when something was to be ended and is still there."""
-    from ..engines.ray.cluster.register import drivers
+    from ..distributed.registry import drivers
 
     if arguments.lines < 1:
         raise RequestError(f"A log has no last {arguments.lines} lines.", "Give a number from 1.")
@@ -82,7 +82,7 @@ def _chosen(found: list[Driver], pid: int) -> list[Driver]:
 
 
 def _show_logs(chosen: list[Driver], count: int, as_json: bool) -> None:
-    from ..engines.ray.cluster.processes import last_lines
+    from ..distributed.registry import last_lines
 
     logs = [(worker, last_lines(worker.log, count)) for driver in chosen for worker in driver.workers]
     if as_json:
@@ -95,7 +95,7 @@ def _show_logs(chosen: list[Driver], count: int, as_json: bool) -> None:
 
 
 def _stop(chosen: list[Driver], as_json: bool) -> int:
-    from ..engines.ray.cluster.register import stop
+    from ..distributed.registry import stop
 
     if not as_json:
         say(worker_lines(chosen, time.time()))
@@ -114,7 +114,7 @@ def _stop(chosen: list[Driver], as_json: bool) -> int:
     return BROKEN_OFF if refused else 0
 
 
-def _outcome(worker: Listed, is_gone: bool) -> str:
+def _outcome(worker: WorkerRecord, is_gone: bool) -> str:
     if is_gone:
         return "ended"
     return {

@@ -69,14 +69,14 @@ class Child:
         self._listener = threading.Thread(target=self._listen, name="liveavatar-doctor", daemon=True)
         self._listener.start()
 
-    def say(self, data: Any) -> None:
-        """Send one line. Whether it still listens is told by `hear`."""
+    def send(self, data: Any) -> None:
+        """Send one line. Whether it still listens is told by `receive`."""
         assert self._process.stdin
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(data) + "\n")
             self._process.stdin.flush()
 
-    def hear(self, seconds: float) -> Any:
+    def receive(self, seconds: float) -> Any:
         """The next answer.
 
         Raises:

@@ -133,8 +133,8 @@ class _Probes:
 
     def _ask(self, probe: tuple[Any, ...]) -> Any:
         self._child = self._child or Child(self._command, group=True)
-        self._child.say(probe)
-        answered = self._child.hear(self._seconds)
+        self._child.send(probe)
+        answered = self._child.receive(self._seconds)
         if "error" in answered:
             raise ChildLost(answered["error"])
         return answered["found"]

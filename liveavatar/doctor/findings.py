@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from ..config import BLOCK_LATENTS, WAN2_2_S2V_14B, WINDOW_BLOCKS
-from ..storage import FLOAT8_CAPABILITY
+from ..storage import FP8_CAPABILITY
 from .report import FLOAT8_ROWS, Device, Finding, Level, Report
 
 _LEAST_VRAM = 15e9
@@ -143,7 +143,7 @@ def _dtypes(r: Report) -> Iterator[Finding]:
 def _without_float8(d: Device) -> Finding:
     """A card whose fp8 weights are widened: an old one cannot do otherwise, a new one should."""
     of = f"{d.id} ({d.name})"
-    if d.capability and tuple(map(int, d.capability.split("."))) >= FLOAT8_CAPABILITY:
+    if d.capability and tuple(map(int, d.capability.split("."))) >= FP8_CAPABILITY:
         why = d.compute.failed.get(FLOAT8_ROWS, "no reason was given") if d.compute else ""
         return Finding(
             "problem",

@@ -57,10 +57,10 @@ def meet(backend: str, first: Child, second: Child, seconds: float) -> Handshake
     """
     deadline = time.monotonic() + seconds
     try:
-        ready = first.hear(deadline - time.monotonic())
+        ready = first.receive(deadline - time.monotonic())
         if "port" in ready:
-            second.say(ready["port"])
-            ready = second.hear(deadline - time.monotonic())
+            second.send(ready["port"])
+            ready = second.receive(deadline - time.monotonic())
     except ChildLost as error:
         return Handshake(backend, False, error.what.rstrip("."))
     finally:

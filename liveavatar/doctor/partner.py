@@ -45,18 +45,18 @@ def _meeting_point(rank: str) -> Any:
 
 def _gloo(rank: str) -> dict[str, Any] | None:
     """Over the same links that worker processes use."""
-    from ..engines.ray.worker.links import Link
-    from ..pipeline import Denoise
-    from ..stage import Flow
+    from ..distributed.links import Link
+    from ..stage import StageInput
+    from ..task_graph import Denoise
 
     sent = _message("cpu")
     latent = torch.zeros(16, BLOCK_LATENTS, 2, 2)
     store = _meeting_point(rank)
     start = time.perf_counter()
-    link = Link.meet(store, "handshake", sends=rank == "0", host=_LOOPBACK)
+    link = Link.connect(store, "handshake", sends=rank == "0", host=_LOOPBACK)
     if rank == "0":
         for step in range(_ROUNDS):
-            link.send(Denoise(0, step, 0), Flow(latent, sent))
+            link.send(Denoise(0, step, 0), StageInput(latent, sent))
         _stay(store)
         return None
 

@@ -1,1 +1,1 @@
-"""Prompt and sound as the network hears them: pure functions over transformers modules."""
+"""Encoding prompt and audio for the network: pure functions over transformers modules."""

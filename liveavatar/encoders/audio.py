@@ -1,32 +1,205 @@
-"""The voice as the network hears it: for every video frame, all hidden states of wav2vec2.
-
-The published implementation encodes the whole sound at once, which takes memory quadratic in its length. Here that is
-done up to 60 s; a longer sound is encoded in windows of 30 s that hear 5 s more on each side, and features go to a
-spool, so memory does not grow with the sound.
-"""
+"""Audio features for the network: for every video frame, all hidden states of wav2vec2."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
-from ..errors import AudioError
-from ..spool import MEMORY_BYTES, Rows
-from . import timing
-from .features import AudioFeatures
-from .listener import Listener, listener_of
-from .timing import resampled_count
+from ..config import AUDIO_FEATURE_RATE, AUDIO_SAMPLE_RATE, BLOCK_FRAMES, CLIP_BLOCKS, FPS
+from ..errors import AudioError, ModelError
+from ..spool import MEMORY_BYTES, Rows, Spool
+
+CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
+CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+"""wav2vec2's convolutions over the 16 kHz samples."""
+HOP = 320
+"""Samples between features: the product of the strides."""
+FIELD = 400
+"""Samples one feature is made of: 25 ms."""
+FEATURE_RATE = 50
+"""Features per second (of 16,000 / 320 samples)."""
+
+
+def feature_count(samples: int) -> int:
+    """Features the convolutions make of 16 kHz samples; 0 under 400 samples."""
+    for kernel, stride in zip(CONV_KERNELS, CONV_STRIDES, strict=True):
+        samples = max(0, (samples - kernel) // stride + 1)
+    return samples
+
+
+def samples_of(features: int) -> int:
+    """The fewest samples that make so many features (at least 1)."""
+    return FIELD + HOP * (features - 1)
+
+
+def resampled_count(features: int) -> int:
+    """Steps left of so many features at 30 a second.
+
+    Not floor(3 n / 5): the published float formula gives one less for some n (205 is the first).
+    """
+    return int(features / FEATURE_RATE * AUDIO_FEATURE_RATE)
+
+
+def feature_indices(frames: int) -> np.ndarray:
+    """int64 [frames]: the step at 30 a second that video frame i hears, round(i / 25 * 30).
+
+    Sixths of a frame never fall on a half, so whole numbers give what rounded floats do, for any i.
+    """
+    i = np.arange(frames, dtype=np.int64)
+    return (2 * AUDIO_FEATURE_RATE * i + FPS) // (2 * FPS)
+
+
+def features_needed(frames: int) -> int:
+    """The fewest features with which every one of `frames` (>= 1) video frames hears one."""
+    steps = int(feature_indices(frames)[-1]) + 1
+    features = steps * FEATURE_RATE // AUDIO_FEATURE_RATE
+    while resampled_count(features) < steps:
+        features += 1
+    return features
+
+
+def published_clips(steps: int, clip_frames: int = CLIP_BLOCKS * BLOCK_FRAMES) -> int:
+    """Clips the published implementation makes of so many steps at 30 a second; the last may be all silence."""
+    return int(steps / (clip_frames * (AUDIO_FEATURE_RATE / FPS))) + 1
+
+
+def interpolation(features: int, steps: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where step j of `steps` lies among `features` when both ends meet: j * (features - 1) / (steps - 1).
+
+    Returns:
+        int64 left neighbours and float32 weights (0 <= w < 1) of the right ones, exact for any length.
+    """
+    over = max(steps - 1, 1)
+    left, rest = np.divmod(indices * (features - 1), over)
+    return left, (rest / over).astype(np.float32)
+
+
+class AudioFeatures:
+    """Hidden states per video frame, handed out by block. Blocks may be read in any order and from several threads.
+
+    float32 takes 4 x layers x channels bytes per frame: 102 kB (2.6 MB a second) for 25 x 1024. Beyond `memory_bytes`
+    they lie in a temporary file that disappears with the object.
+
+    Attributes:
+        frames: video frames, a multiple of 12.
+        layers, channels: hidden states per frame and their width.
+    """
+
+    def __init__(self, layers: int, channels: int, memory_bytes: int = MEMORY_BYTES):
+        self.layers, self.channels = layers, channels
+        self._spool = Spool(layers * channels, memory_bytes)
+
+    @property
+    def frames(self) -> int:
+        """Video frames held."""
+        return len(self._spool)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 12 frames held."""
+        return self.frames // BLOCK_FRAMES
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether they lie in a temporary file."""
+        return self._spool.on_disk
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add frames: [n, layers, channels]."""
+        self._spool.append(rows.reshape(len(rows), -1))
+
+    def block(self, b: int) -> torch.Tensor:
+        """Block b as float32 [layers, channels, 12] on the CPU.
+
+        Raises:
+            IndexError: no such block.
+        """
+        if not 0 <= b < self.blocks:
+            raise IndexError(f"block {b} of {self.blocks}")
+        rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
+        return rows.reshape(BLOCK_FRAMES, self.layers, self.channels).permute(1, 2, 0).contiguous()
+
+    def close(self) -> None:
+        """Let memory and file go now instead of with the object."""
+        self._spool.close()
+
+
+class AudioEncoder(Protocol):
+    """A wav2vec2 model, wherever it comes from.
+
+    Attributes:
+        layers, channels: hidden states it makes, the input of the first layer included, and their width.
+    """
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
+        """Normalised 16 kHz samples [n] -> `layers` tensors [feature_count(n), channels]; see `hidden_states`."""
+        ...
+
+
+class TransformersAudioEncoder:
+    """A `transformers.Wav2Vec2Model` in eval mode.
+
+    Raises:
+        ModelError: a model in training mode or with other convolutions.
+    """
+
+    def __init__(self, model: Any):
+        _check_model(model)
+        self.model = model
+        self.layers: int = model.config.num_hidden_layers + 1
+        self.channels: int = model.config.hidden_size
+
+    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
+        """See `hidden_states`."""
+        return hidden_states(self.model, samples)
+
+
+def as_audio_encoder(model: Any) -> AudioEncoder:
+    """The audio encoder itself, or a model of transformers as one."""
+    return model if hasattr(model, "states") else TransformersAudioEncoder(model)
+
+
+def hidden_states(model: Any, samples: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
+    """All hidden states of `transformers.Wav2Vec2Model` for normalised 16 kHz samples [n].
+
+    Returns:
+        layers + 1 tensors [feature_count(n), C] in the model's dtype and on its device: the input of layer 1, the
+        outputs of all layers but the last, and the last one's after the final layer norm. (Versions of transformers
+        disagree whether their own last entry is normed, so it is taken from `last_hidden_state`, which always is.)
+    """
+    weight = next(model.parameters())
+    values = torch.as_tensor(samples).to(device=weight.device, dtype=weight.dtype)
+    with torch.inference_mode():
+        out = model(values[None], output_hidden_states=True)
+    return [state[0] for state in (*out.hidden_states[:-1], out.last_hidden_state)]
+
+
+def _check_model(model: Any) -> None:
+    if model.training:
+        raise ModelError("The audio encoder is in training mode, where it drops layers at random.", "Call .eval().")
+    found = (tuple(model.config.conv_kernel), tuple(model.config.conv_stride))
+    if found != (CONV_KERNELS, CONV_STRIDES):
+        raise ModelError(
+            f"The audio encoder has convolutions {found[0]} with strides {found[1]}.",
+            "Use a wav2vec2 model of 50 features a second, such as wav2vec2-large-xlsr-53.",
+        )
+
 
 WHOLE_SECONDS = 60
 """Sounds up to this long are encoded in one piece."""
-WINDOW_FEATURES = 30 * timing.FEATURE_RATE
-CONTEXT_FEATURES = 5 * timing.FEATURE_RATE
+WINDOW_FEATURES = 30 * FEATURE_RATE
+CONTEXT_FEATURES = 5 * FEATURE_RATE
 """What a window of a longer sound keeps, and what it hears besides on each side."""
 
 _CHUNK_FRAMES = 4 * BLOCK_FRAMES
@@ -35,14 +208,14 @@ Tail = Literal["silence", "zeros"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Loudness:
+class WaveformStats:
     """Mean and standard deviation that wav2vec2 expects to be taken out: sqrt(population variance + 1e-7)."""
 
     mean: float
     deviation: float
 
     @classmethod
-    def of(cls, wave: np.ndarray | Rows) -> Loudness:
+    def of(cls, wave: np.ndarray | Rows) -> WaveformStats:
         """Measure samples [n], in pieces and in float64.
 
         Raises:
@@ -56,23 +229,23 @@ class Loudness:
         variance = sum(float(np.square(p - mean, dtype=np.float64).sum()) for p in pieces()) / len(wave)
         return cls(mean, float(np.sqrt(variance + 1e-7)))
 
-    def normalised(self, values: np.ndarray) -> np.ndarray:
+    def normalized(self, values: np.ndarray) -> np.ndarray:
         """(values - mean) / deviation, float32."""
         return ((values - np.float32(self.mean)) / np.float32(self.deviation)).astype(np.float32, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class _EncodeJob:
     """One sound to encode: what is heard, how much of it, and where each video frame's feature lies.
 
     Attributes:
-        wave: 16 kHz samples [n]; heard as if zeros followed up to `total`.
+        samples_16k: 16 kHz samples [n]; heard as if zeros followed up to `total`.
         features: rows of wav2vec2 for all of it; steps: rows at 30 a second.
         indices: int64, the step each frame hears; frames whose step does not exist get zeros.
     """
 
-    wave: np.ndarray | Rows
-    loudness: Loudness
+    samples_16k: np.ndarray | Rows
+    stats: WaveformStats
     total: int
     features: int
     steps: int
@@ -84,11 +257,11 @@ class _Work:
         return int(np.searchsorted(self.indices, self.steps))
 
     def samples(self, start: int, stop: int) -> np.ndarray:
-        """Normalised samples [start, stop), zeros past the end of the sound normalised like it."""
+        """Normalised samples [start, stop), zeros past the end of the audio normalised like it."""
         heard = np.zeros(stop - start, np.float32)
-        real = np.asarray(self.wave[start : min(stop, len(self.wave))])
+        real = np.asarray(self.samples_16k[start : min(stop, len(self.samples_16k))])
         heard[: len(real)] = real
-        return self.loudness.normalised(heard)
+        return self.stats.normalized(heard)
 
 
 def encode_audio(
@@ -101,17 +274,17 @@ def encode_audio(
     check: Callable[[], None] | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> AudioFeatures:
-    """Encode a sound for so many video frames at 25 a second.
+    """Encode audio for so many video frames at 25 a second.
 
     Samples are normalised to zero mean and unit variance over the real sound. Features are interpolated from 50 to 30
     a second over the whole length (linear, ends meeting), and each frame takes the nearest.
 
     Args:
-        model: `transformers.Wav2Vec2Model` in eval mode, which runs in its dtype, on its device; or any `Listener`.
+        model: `transformers.Wav2Vec2Model` in eval mode, which runs in its dtype, on its device; or any `AudioEncoder`.
         wave16k: [n] mono samples at 16 kHz, n >= 400 (25 ms); read by stretches where it lies in a file.
         frames: video frames, a positive multiple of 12.
-        tail: what frames past the end of the sound hear. "silence": zeros are heard and encoded with the sound.
-            "zeros": nothing is encoded and their features are zeros, as in the published implementation; the sound
+        tail: what frames past the end of the audio hear. "silence": zeros are heard and encoded with the audio.
+            "zeros": nothing is encoded and their features are zeros, as in the published implementation; the audio
             then needs 720 samples (45 ms) for a first step at 30 a second.
         progress: called with the finished share, 0 to 1, after every window.
         check: called before every window; what it raises ends the encoding and leaves nothing behind.
@@ -122,23 +295,25 @@ def encode_audio(
         ModelError: a model in training mode or with other convolutions.
         OutputError: the temporary folder cannot take the features.
     """
-    listener = listener_of(model)
-    work = _plan(wave16k, frames, tail)
+    encoder = as_audio_encoder(model)
+    work = _encode_job(wave16k, frames, tail)
     report, check = progress or (lambda share: None), check or (lambda: None)
-    short = len(work.wave) <= WHOLE_SECONDS * AUDIO_SAMPLE_RATE
+    short = len(work.samples_16k) <= WHOLE_SECONDS * AUDIO_SAMPLE_RATE
     if short and work.total <= (WHOLE_SECONDS + 1) * AUDIO_SAMPLE_RATE:
-        parts = _encode_whole(listener, work, check)
+        parts = _encode_whole(encoder, work, check)
     else:
-        parts = _encode_windows(listener, work, check, report)
-    features = _collect(AudioFeatures(listener.layers, listener.channels, memory_bytes), parts, frames)
+        parts = _encode_windows(encoder, work, check, report)
+    features = _assemble(AudioFeatures(encoder.layers, encoder.channels, memory_bytes), parts, frames)
     report(1.0)
     return features
 
 
-def pick_audio(states: Sequence[torch.Tensor], frames: int, *, memory_bytes: int = MEMORY_BYTES) -> AudioFeatures:
-    """What video frames hear of hidden states that somebody else made of the whole sound.
+def gather_frame_features(
+    states: Sequence[torch.Tensor], frames: int, *, memory_bytes: int = MEMORY_BYTES
+) -> AudioFeatures:
+    """Features of video frames from hidden states that somebody else made of the whole sound.
 
-    Frames past the end of the sound hear zeros, as in the published implementation.
+    Frames past the end of the audio hear zeros, as in the published implementation.
 
     Args:
         states: one [n, channels] per layer, n features at 50 a second; the last one after the final norm.
@@ -156,10 +331,10 @@ def pick_audio(states: Sequence[torch.Tensor], frames: int, *, memory_bytes: int
             "Encode at least 0.045 s of sound with a wav2vec2 model.",
         )
     _check_frames(frames)
-    indices = timing.feature_indices(frames)
+    indices = feature_indices(frames)
     steps = resampled_count(shape[0])
     audible = indices[: int(np.searchsorted(indices, steps))]
-    left, weight = timing.interpolation(shape[0], steps, audible)
+    left, weight = interpolation(shape[0], steps, audible)
     right = np.minimum(left + 1, shape[0] - 1)
 
     def parts() -> Iterator[np.ndarray]:
@@ -172,10 +347,10 @@ def pick_audio(states: Sequence[torch.Tensor], frames: int, *, memory_bytes: int
             )
             yield (1 - w) * before + w * after
 
-    return _collect(AudioFeatures(len(states), shape[1], memory_bytes), parts(), frames)
+    return _assemble(AudioFeatures(len(states), shape[1], memory_bytes), parts(), frames)
 
 
-def _collect(features: AudioFeatures, parts: Iterable[np.ndarray], frames: int) -> AudioFeatures:
+def _assemble(features: AudioFeatures, parts: Iterable[np.ndarray], frames: int) -> AudioFeatures:
     """All parts, then zeros up to `frames`; nothing is left behind when a part fails."""
     try:
         for part in parts:
@@ -189,24 +364,24 @@ def _collect(features: AudioFeatures, parts: Iterable[np.ndarray], frames: int) 
     return features
 
 
-def _plan(wave: np.ndarray | Rows, frames: int, tail: Tail) -> _Work:
+def _encode_job(wave: np.ndarray | Rows, frames: int, tail: Tail) -> _EncodeJob:
     if wave.ndim != 1 or wave.dtype.kind != "f":
         raise AudioError(f"Samples of type {wave.dtype} and shape {list(wave.shape)} are not mono.", "Give float [n].")
     _check_frames(frames)
     if tail not in ("silence", "zeros"):
         raise AudioError(f"There is no tail named {tail!r}.", "Choose silence or zeros.")
-    total, features = len(wave), timing.feature_count(len(wave))
+    total, features = len(wave), feature_count(len(wave))
     least = 1 if tail == "silence" else 2
     if features < least:
         raise AudioError(
             f"The sound is too short: {len(wave) / AUDIO_SAMPLE_RATE:.3f} s.",
-            f"The shortest usable one has {timing.samples_of(least) / AUDIO_SAMPLE_RATE:.3f} s.",
+            f"The shortest usable one has {samples_of(least) / AUDIO_SAMPLE_RATE:.3f} s.",
         )
     if tail == "silence":
-        features = max(features, timing.features_needed(frames))
-        total = max(total, timing.samples_of(features))
-    steps = timing.resampled_count(features)
-    return _Work(wave, Loudness.of(wave), total, features, steps, timing.feature_indices(frames))
+        features = max(features, features_needed(frames))
+        total = max(total, samples_of(features))
+    steps = resampled_count(features)
+    return _EncodeJob(wave, WaveformStats.of(wave), total, features, steps, feature_indices(frames))
 
 
 def _check_frames(frames: int) -> None:
@@ -214,11 +389,11 @@ def _check_frames(frames: int) -> None:
         raise AudioError(f"{frames} video frames are no whole blocks.", f"Use a multiple of {BLOCK_FRAMES}.")
 
 
-def _encode_whole(listener: Listener, work: _Work, check: Callable[[], None]) -> Iterator[np.ndarray]:
+def _encode_whole(encoder: AudioEncoder, work: _EncodeJob, check: Callable[[], None]) -> Iterator[np.ndarray]:
     """Frames [n, layers, C] of all audible frames, with the published arithmetic."""
     check()
     indices = torch.from_numpy(work.indices[: work.audible])
-    states = listener.states(work.samples(0, work.total))
+    states = encoder.states(work.samples(0, work.total))
     picked = torch.empty(len(indices), len(states), states[0].shape[1])
     for layer, state in enumerate(states):
         columns = state.float().cpu().T[None]
@@ -228,17 +403,18 @@ def _encode_whole(listener: Listener, work: _Work, check: Callable[[], None]) ->
 
 
 def _encode_windows(
-    listener: Listener, work: _Work, check: Callable[[], None], report: Callable[[float], None]
+    encoder: AudioEncoder, work: _EncodeJob, check: Callable[[], None], report: Callable[[float], None]
 ) -> Iterator[np.ndarray]:
-    """Frames [n, layers, C], in order, as far as the features at hand reach; one feature is carried across borders."""
-    left, weight = timing.interpolation(work.features, work.steps, work.indices[: work.audible])
+    """Frames [n, layers, C], in order, as far as the features at hand reach; one feature is transferred across
+    borders."""
+    left, weight = interpolation(work.features, work.steps, work.indices[: work.audible])
     right = np.minimum(left + 1, work.features - 1)
     done = 0
     carried: np.ndarray | None = None
     for start in range(0, work.features, WINDOW_FEATURES):
         check()
         stop = min(start + WINDOW_FEATURES, work.features)
-        rows = _window(listener, work, start, stop, carried)
+        rows = _window(encoder, work, start, stop, carried)
         base = stop - len(rows)
         reach = int(np.searchsorted(right, stop))
         for lo in range(done, reach, _CHUNK_FRAMES):
@@ -251,12 +427,12 @@ def _encode_windows(
             return
 
 
-def _window(listener: Listener, work: _Work, start: int, stop: int, carried: np.ndarray | None) -> np.ndarray:
-    """float32 features [start, stop) as [n, layers, C], encoded with their context, after the carried one."""
+def _window(encoder: AudioEncoder, work: _EncodeJob, start: int, stop: int, carried: np.ndarray | None) -> np.ndarray:
+    """float32 features [start, stop) as [n, layers, C], encoded with their context, after the transferred one."""
     first = max(0, start - CONTEXT_FEATURES)
     last = min(work.features, stop + CONTEXT_FEATURES)
-    begin = first * timing.HOP
-    states = listener.states(work.samples(begin, begin + timing.samples_of(last - first)))
+    begin = first * HOP
+    states = encoder.states(work.samples(begin, begin + samples_of(last - first)))
     extra = 0 if carried is None else 1
     rows = np.empty((extra + stop - start, len(states), states[0].shape[1]), np.float32)
     if carried is not None:

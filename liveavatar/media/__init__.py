@@ -1,1 +1,1 @@
-"""Pictures and sounds of the user, read and checked; videos, written and probed."""
+"""Images and audio of the user, read and checked; videos, written and probed."""

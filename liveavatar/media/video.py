@@ -1,13 +1,17 @@
-"""The video file, written while frames are made and playable at any moment."""
+"""The video file, written while frames are made and playable at any moment; and what a written file holds."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import logging
+import math
 import os
+import struct
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -17,14 +21,199 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import BLOCK_FRAMES, FPS
-from ..errors import LiveAvatarError, OutputError, SizeError
-from .fragments import cut_to_whole_fragments
-from .soundtrack import Soundtrack, check_channels
+from ..errors import AudioError, LiveAvatarError, OutputError, SizeError
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
+    from av.container import OutputContainer
 
-    from .sound import Sound
+    from .audio import AudioClip
+
+
+def cut_to_whole_fragments(path: Path) -> None:
+    """Cut off what a failed write left behind the last whole fragment, so that strict players accept the file.
+
+    Where not even the first fragment is whole, the file is removed. Cutting needs no disk space.
+    """
+    keep = end_of_whole_fragments(path)
+    if keep:
+        os.truncate(path, keep)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def end_of_whole_fragments(path: Path) -> int:
+    """The byte behind the last fragment (`moof` and its `mdat`) that is there in full; 0 if none is."""
+    size = path.stat().st_size
+    position = end = 0
+    with path.open("rb") as file:
+        while len(head := file.read(16)) >= 8:
+            length, kind = struct.unpack(">I4s", head[:8])
+            if length == 1 and len(head) == 16:
+                length = struct.unpack(">Q", head[8:])[0]
+            position += length
+            if length < 8 or position > size:
+                break
+            if kind == b"mdat":
+                end = position
+            file.seek(position)
+    return end
+
+
+RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+"""Samples per second that are kept: AAC has them and every player plays them."""
+BIT_RATE = 192_000
+"""Bits per second, less where AAC's limit per channel is lower."""
+CHUNK = 16_384
+"""Samples per channel handed to the encoder at a time."""
+
+_LAYOUTS = ("mono", "stereo", "2.1", "4.0", "5.0", "5.1", "6.1", "7.1")
+_BITS_PER_SAMPLE = 6  # what AAC can spend at most, per channel
+
+
+def check_channels(audio: AudioClip) -> None:
+    """Make sure that audio can be encoded.
+
+    Raises:
+        AudioError: more than 8 channels, for which no mixing to stereo is known.
+    """
+    if (channels := audio.samples.shape[1]) > len(_LAYOUTS):
+        raise AudioError(
+            f"The sound has {channels} channels, and how to mix them is not known.", "Mix it down to mono or stereo."
+        )
+
+
+class Soundtrack:
+    """Encodes audio into a stream of an open container.
+
+    Mono and stereo stay what they are, more channels are mixed down to stereo. Rates that `RATES` does not have become
+    the next higher one, or 48 kHz.
+
+    Args:
+        container: a PyAV container to which no packet has been written.
+        audio: samples float32 [n, channels], perhaps in a file: read once, from front to back. See `check_channels`.
+    """
+
+    def __init__(self, container: OutputContainer, audio: AudioClip):
+        channels = audio.samples.shape[1]
+        self._audio = audio
+        self._layout = _LAYOUTS[channels - 1]
+        self._position = 0
+        rate = next((r for r in RATES if r >= audio.rate), RATES[-1])
+        out_channels = min(channels, 2)
+        stream: Any = container.add_stream("aac", rate=rate)
+        stream.codec_context.layout = _LAYOUTS[out_channels - 1]
+        stream.codec_context.format = "fltp"
+        stream.codec_context.bit_rate = min(BIT_RATE, _BITS_PER_SAMPLE * rate * out_channels)
+        self._stream = stream
+
+    def until(self, seconds: Fraction) -> Iterator[Packet]:
+        """Packets of the audio from where the last call stopped to this time, as far as the encoder gives them."""
+        import av
+
+        end = min(len(self._audio.samples), int(seconds * self._audio.rate))
+        while self._position < end:
+            piece = np.asarray(self._audio.samples[self._position : min(end, self._position + CHUNK)], np.float32)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece.T), "fltp", self._layout)
+            frame.sample_rate = self._audio.rate
+            frame.time_base = Fraction(1, self._audio.rate)
+            frame.pts = self._position
+            self._position += len(piece)
+            yield from self._stream.encode(frame)
+
+    def rest(self) -> Iterator[Packet]:
+        """What the encoder still holds; to be called once, at the end."""
+        end = Fraction(self._position, self._audio.rate)
+        for packet in self._stream.encode(None):
+            # Encoders before FFmpeg 8 count the zeros that fill the last packet as sound.
+            left = math.ceil(end / packet.time_base) - packet.pts
+            if 0 < left < packet.duration:
+                packet.duration = left
+            yield packet
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """The streams of a video file. What concerns audio is None where there is none.
+
+    Attributes:
+        width, height: pixels.
+        frames: packets of the image, counted; none is decoded.
+        fps: frames per second.
+        video_start, audio_start: when the first picture is shown and the first sample heard, seconds.
+        video_seconds, audio_seconds: from there to the end of the last one.
+        audio_rate: samples per second.
+        audio_channels: 1 or 2.
+        av_difference: end of the audio minus end of the image, seconds.
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: float
+    video_start: float
+    video_seconds: float
+    audio_rate: int | None
+    audio_channels: int | None
+    audio_start: float | None
+    audio_seconds: float | None
+    av_difference: float | None
+
+
+def probe(path: Path) -> Probed:
+    """Read a video's packets.
+
+    Raises:
+        OutputError: not a file that can be read, or no picture in it.
+    """
+    import av
+
+    try:
+        with av.open(f"file:{Path(path).absolute()}") as container:
+            if not container.streams.video:
+                raise OutputError(f"{path} holds no picture.", "Write it again.")
+            return _probed(container)
+    except (OSError, av.error.FFmpegError) as error:
+        raise OutputError(f"{path} is not a video that can be read ({error}).", "Write it again.") from error
+
+
+def _probed(container: Any) -> Probed:
+    video: Any = container.streams.video[0]
+    audio: Any = next(iter(container.streams.audio), None)
+    counts: defaultdict[str, int] = defaultdict(int)
+    ends: defaultdict[str, Fraction] = defaultdict(Fraction)
+    first: dict[str, int] = {}
+    for packet in container.demux([s for s in (video, audio) if s is not None]):
+        if packet.pts is not None and packet.size:
+            kind = packet.stream.type
+            counts[kind] += 1
+            first.setdefault(kind, packet.pts)
+            ends[kind] = max(ends[kind], (packet.pts + (packet.duration or 0)) * packet.time_base)
+    if counts["audio"] and audio.duration:
+        # FFmpeg before 8 takes every packet of sound for a whole one; the fragments say how much of the last counts.
+        ends["audio"] = min(ends["audio"], (first["audio"] + audio.duration) * audio.time_base)
+    start = _start(video)
+    seconds = ends["video"] - start
+    track = audio if counts["audio"] else None
+    return Probed(
+        width=video.codec_context.width,
+        height=video.codec_context.height,
+        frames=counts["video"],
+        fps=float(counts["video"] / seconds) if seconds else 0.0,
+        video_start=float(start),
+        video_seconds=float(seconds),
+        audio_rate=track and track.codec_context.sample_rate,
+        audio_channels=track and track.codec_context.layout.nb_channels,
+        audio_start=track and float(_start(track)),
+        audio_seconds=track and float(ends["audio"] - _start(track)),
+        av_difference=track and float(ends["audio"] - ends["video"]),
+    )
+
+
+def _start(stream: Any) -> Fraction:
+    """When the stream is first presented. Not the first packet's time: AAC's start-up samples lie before it."""
+    return (stream.start_time or 0) * stream.time_base
+
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +228,7 @@ _BT709 = 1  # the number H.264 and FFmpeg give to the primaries, the transfer cu
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers for luma 16..235 and 0..255
 _CONTAINER = {
     # A fragment per block, each complete in itself. Delaying the header until the first packets are known lets it say
-    # how many samples of AAC's start-up to skip: without that, the sound begins 1024 samples before the picture.
+    # how many samples of AAC's start-up to skip: without that, the audio begins 1024 samples before the image.
     "movflags": "frag_keyframe+empty_moov+default_base_moof+delay_moov",
     "flush_packets": "1",
 }
@@ -47,7 +236,7 @@ _ENCODER = {
     "preset": "veryfast",
     "g": str(BLOCK_FRAMES),
     "sc_threshold": "0",  # key frames, and so fragments, at every block and nowhere else
-    "bf": "0",  # B-frames would delay the picture's first time stamp
+    "bf": "0",  # B-frames would delay the image's first time stamp
     "rc-lookahead": "4",  # frames the file lags behind; without any, files are more than twice as large
     "threads": "1",  # every further one would add a frame of lag, and one is ten times faster than real time
 }
@@ -91,11 +280,11 @@ def check_writable(path: Path) -> None:
 
 
 class VideoWriter:
-    """Writes frames and their sound to a fragmented MP4: H.264 (yuv420p, BT.709, limited range) and AAC.
+    """Writes frames and their audio to a fragmented MP4: H.264 (yuv420p, BT.709, limited range) and AAC.
 
     The file is created by the first frame; until then an earlier file of that name stays untouched. From the second
     block on it plays at any moment, and lags at most two blocks behind what was written, also if the process is
-    killed. Sound is written as far as the picture goes, and never beyond its end; a sound that is shorter than the
+    killed. Sound is written as far as the image goes, and never beyond its end; audio that is shorter than the
     picture just ends. Picture and sound both start at 0.000. Memory does not grow with the length.
 
     As a context manager it closes the file however the block is left, so Ctrl-C and Cancel leave a playable file too.
@@ -103,7 +292,7 @@ class VideoWriter:
     Args:
         path: where to; see `check_writable`, which belongs before the heavy work.
         width, height: pixels, even.
-        sound: the whole sound, or None for a silent film.
+        audio: the whole sound, or None for a silent film.
         frames: how many frames the whole video has; more are refused.
         metadata: for the file's header; keys of `METADATA_KEYS`.
         fps: frames per second.
@@ -111,7 +300,7 @@ class VideoWriter:
 
     Raises:
         SizeError: an odd width or height.
-        AudioError: a sound of more than 8 channels.
+        AudioError: audio of more than 8 channels.
         ValueError: metadata that an MP4 would silently lose.
     """
 
@@ -120,7 +309,7 @@ class VideoWriter:
         path: Path,
         width: int,
         height: int,
-        sound: Sound | None,
+        audio: AudioClip | None,
         frames: int,
         metadata: Mapping[str, str],
         fps: int = FPS,
@@ -128,16 +317,16 @@ class VideoWriter:
     ):
         if width < 2 or height < 2 or width % 2 or height % 2:
             raise SizeError(f"H.264 cannot hold {width}x{height} pixels.", "Use an even width and an even height.")
-        if sound is not None:
-            check_channels(sound)
+        if audio is not None:
+            check_channels(audio)
         if lost := sorted(set(metadata) - METADATA_KEYS):
             raise ValueError(f"MP4 has no place for {lost}; it has {sorted(METADATA_KEYS)}.")
         self.path = Path(path)
         self.width, self.height, self.frames, self.fps, self.crf = width, height, frames, fps, crf
         self.frames_written = 0
         self.packets_written = 0
-        """Packets of the picture handed to the file."""
-        self._sound, self._metadata = sound, dict(metadata)
+        """Packets of the image handed to the file."""
+        self._sound, self._metadata = audio, dict(metadata)
         self._sha = hashlib.sha256()
         self._container: Any = None
         self._closed = False
@@ -153,7 +342,7 @@ class VideoWriter:
         return self._closed and self.frames_written == self.frames
 
     def write(self, rgb: np.ndarray) -> None:
-        """Append frames uint8 [n, height, width, 3] and the sound that belongs to them.
+        """Append frames uint8 [n, height, width, 3] and the audio that belongs to them.
 
         Raises:
             OutputError: the file cannot be created or continued, for example because the disk is full. What was written
@@ -172,9 +361,9 @@ class VideoWriter:
         with self._failing():
             if self._container is None:
                 self._open()
-            for picture in rgb:
-                self._mux_picture(self._stream.encode(self._frame(picture)))
-                self._sha.update(picture.data)
+            for image in rgb:
+                self._mux_picture(self._stream.encode(self._frame(image)))
+                self._sha.update(image.data)
                 self.frames_written += 1
             if self._track is not None:
                 self._container.mux(list(self._track.until(self._time)))
@@ -231,11 +420,11 @@ class VideoWriter:
         self._track = None if self._sound is None else Soundtrack(container, self._sound)
         self._stream, self._container = stream, container
 
-    def _frame(self, picture: np.ndarray) -> VideoFrame:
+    def _frame(self, image: np.ndarray) -> VideoFrame:
         import av
 
         frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(picture, "rgb24"),
+            av.VideoFrame.from_ndarray(image, "rgb24"),
             format="yuv420p",
             dst_colorspace=_BT709,
             src_color_range=_FULL,

@@ -19,7 +19,7 @@ from ..session import cpu_threads
 from ..storage import WeightFormat
 from .exam import Exam, Log
 from .figures import passes
-from .judge import FAULTS, Studio
+from .judge import FAULTS, ExamEngine
 from .sheet import Row, contact_sheet
 from .showing import SHORTEST_LONG_RUN, endurance, people_sheet
 
@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     components = open_components(arguments.model)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
-    exam = Exam(Studio(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
+    exam = Exam(ExamEngine(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
     text = json.dumps(_judge(exam, arguments), indent=2)
     print(text, flush=True)
     if arguments.out:

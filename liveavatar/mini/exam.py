@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import AUDIO_SAMPLE_RATE, FPS
 from .figures import distance, hits, lips, table
-from .judge import Maker, Take
+from .judge import Maker, VideoRequest
 from .world import measure
 from .world.artist import artist
 from .world.looks import Prompt
@@ -38,14 +38,14 @@ class Exam:
     """Everything one model is asked.
 
     Args:
-        studio: makes the videos.
+        engine: makes the videos.
         people: how many held-out people are judged, the same ones in every part.
         size: pixels of the square pictures.
         log: hears of the progress.
     """
 
-    def __init__(self, studio: Maker, people: int, size: int = 128, log: Log = lambda text: None):
-        self.studio, self.people, self.size, self.log = studio, people, size, log
+    def __init__(self, engine: Maker, people: int, size: int = 128, log: Log = lambda text: None):
+        self.engine, self.people, self.size, self.log = engine, people, size, log
 
     @functools.cached_property
     def talkers(self) -> list[Sample]:
@@ -61,15 +61,15 @@ class Exam:
         """A person, a prompt of any kind and a sound of this length."""
         return sample(SEED + index, seconds, held_out=True, height=self.size, width=self.size, draw=draw)
 
-    def take(self, example: Sample, fault: str = "", index: int = 0) -> Take:
+    def request(self, example: Sample, fault: str = "", index: int = 0) -> VideoRequest:
         """What is asked of the studio; the fault "other sound" takes that of the next person."""
         wave = example.sound.heard
         other = np.resize(self.talkers[index + 1].sound.heard, len(wave)) if fault == "other sound" else None
-        return Take(example.reference, wave, example.prompt.text, fault=fault, other_wave=other)
+        return VideoRequest(example.reference, wave, example.prompt.text, fault=fault, other_wave=other)
 
     def make(self, example: Sample, fault: str = "", index: int = 0) -> np.ndarray:
         """The whole video of an example: uint8 [n, H, W, 3]."""
-        return np.concatenate(list(self.studio.frames(self.take(example, fault, index))))
+        return np.concatenate(list(self.engine.frames(self.request(example, fault, index))))
 
     def talking(self, fault: str = "") -> dict[str, object]:
         """Lips over all people, and the distance to the true video outside mouth and eyes against the VAE's own."""
@@ -96,7 +96,7 @@ class Exam:
         """Lip correlation of the true videos when they only went through the VAE, and their distance to themselves."""
         seen, true, off = [], [], []
         for _, example in self._each("the VAE alone", self.talkers[: self.people]):
-            rebuilt = self.studio.rebuilt(example.reference, example.drawn)
+            rebuilt = self.engine.rebuilt(example.reference, example.drawn)
             n = len(rebuilt)
             seen.append(measure.opening(rebuilt, example.identity))
             true.append(example.track.opening[:n])
@@ -130,7 +130,7 @@ class Exam:
     def own_distance(self, example: Sample, stop: int) -> float:
         """Distance to the reference of the true second that ends before frame `stop`, when the VAE has rebuilt it."""
         truth = drawn(example, range(stop - _REBUILT, stop))
-        window = self.studio.rebuilt(example.reference, truth)[-WINDOW:]
+        window = self.engine.rebuilt(example.reference, truth)[-WINDOW:]
         return distance(window, example.reference, mask_of(example))
 
     def fault(self, name: str) -> dict[str, object]:
@@ -144,7 +144,7 @@ class Exam:
         quiet = np.zeros(int(QUIET_SECONDS * AUDIO_SAMPLE_RATE), np.float32)
         openings = []
         for _, example in self._each("silence", self.talkers[: self.people]):
-            blocks = self.studio.frames(Take(example.reference, quiet, example.prompt.text))
+            blocks = self.engine.frames(VideoRequest(example.reference, quiet, example.prompt.text))
             openings.append(float(measure.opening(np.concatenate(list(blocks)), example.identity).mean()))
         return {"mean_opening": round(float(np.mean(openings)), 4), "worst_person": round(max(openings), 4)}
 
@@ -162,10 +162,10 @@ class Exam:
         """Seconds to the first frames, encoders read anew from their files, and frames per second from then on."""
         self.log("speed")
         example = self.talkers[0]
-        wanted = self.take(example)
-        list(self.studio.frames(dataclasses.replace(wanted, wave=wanted.wave[:AUDIO_SAMPLE_RATE])))
+        wanted = self.request(example)
+        list(self.engine.frames(dataclasses.replace(wanted, wave=wanted.wave[:AUDIO_SAMPLE_RATE])))
         start = time.perf_counter()
-        stream = iter(self.studio.frames(wanted))
+        stream = iter(self.engine.frames(wanted))
         next(stream)
         first = time.perf_counter()
         rest = sum(len(block) for block in stream)

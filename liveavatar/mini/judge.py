@@ -9,23 +9,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..codec import LocalCodec, Place
+from ..codec import ExecConfig, LocalEncoders
 from ..components import Components, FolderComponents
 from ..config import BLOCK_FRAMES
-from ..engines.local import LocalEngine
-from ..media.picture import fit_picture, to_pixels
-from ..media.sound import Sound
+from ..engine.local import LocalEngine
+from ..media.audio import AudioClip
+from ..media.image import fit_image, to_pixels
 from ..model.transformer import CausalS2VTransformer, empty_transformer
 from ..planner import make_plan
 from ..prepare import prepare
 from ..request import Request, resolve
-from ..session import Job, Session, cpu_threads
+from ..session import Session, VideoTask, cpu_threads
 from ..storage import WeightFormat
 from ..streams import to_rgb24
-from ..vae.stream import decode_block, open_decode
-from ..vae.wan import encode
-from ..weights.fill import fill
+from ..vae.wan import decode_block, encode, open_decode
 from ..weights.folder import ModelFiles
+from ..weights.load import fill
 from ..weights.source import SafetensorsSource
 
 FAULTS = ("", "no LoRA", "no sink", "other sound")
@@ -33,7 +32,7 @@ FAULTS = ("", "no LoRA", "no sink", "other sound")
 
 
 @dataclasses.dataclass(frozen=True)
-class Take:
+class VideoRequest:
     """One video to make.
 
     Attributes:
@@ -56,14 +55,14 @@ class Take:
 class Maker(Protocol):
     """Who makes videos to judge."""
 
-    def frames(self, take: Take) -> Iterator[np.ndarray]:
+    def frames(self, take: VideoRequest) -> Iterator[np.ndarray]:
         """The video, uint8 [n, H, W, 3] block by block."""
 
     def rebuilt(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """What a perfect network would show: the frames as the VAE alone renders them, whole blocks only."""
 
 
-class Studio:
+class ExamEngine:
     """Makes takes with one model, by the real engine.
 
     Args:
@@ -76,32 +75,32 @@ class Studio:
         self.components, self.threads = components, threads
         self._with_lora = InFormat(components.files, weights)
         self._without_lora = WithoutLoRA(components.files, weights)
-        self.codec = LocalCodec(components, Place("cpu", "float32", threads))
+        self.encoders = LocalEncoders(components, ExecConfig("cpu", "float32", threads))
 
-    def frames(self, take: Take) -> Iterator[np.ndarray]:
+    def frames(self, take: VideoRequest) -> Iterator[np.ndarray]:
         """The video, uint8 [n, H, W, 3] block by block."""
         heard = take.other_wave if take.fault == "other sound" and take.other_wave is not None else take.wave
-        sound = Sound.from_array(heard, 16_000)
+        sound = AudioClip.from_array(heard, 16_000)
         height, width = take.picture.shape[:2]
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         effective = resolve(request, (width, height), len(sound.samples), sound.rate)
         plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
-        material = prepare(self.codec, request, effective, take.picture, sound)
+        material = prepare(self.encoders, request, effective, take.picture, sound)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
         components: Components = self._without_lora if take.fault == "no LoRA" else self._with_lora
-        job = Job(effective, material, request.sink_distance)
-        with Session(LocalEngine(components, plan), job, self.codec.decoder) as session:
+        job = VideoTask(effective, material, request.sink_distance)
+        with Session(LocalEngine(components, plan), job, self.encoders.decoder) as session:
             for pixels in session.frames:
                 yield to_rgb24(pixels)
 
     def rebuilt(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """What the VAE alone makes of a video that begins after the picture stood still: uint8 like `frames`."""
-        still = to_pixels(fit_picture(picture, frames.shape[2], frames.shape[1]))
+        still = to_pixels(fit_image(picture, frames.shape[2], frames.shape[1]))
         whole = len(frames) // BLOCK_FRAMES * BLOCK_FRAMES
         video = torch.cat([to_pixels(f) for f in frames[:whole]], 2)
         with torch.inference_mode(), cpu_threads(self.threads):
-            vae = self.codec.vae
+            vae = self.encoders.vae
             latents = encode(vae, torch.cat((still.expand(-1, -1, 25, -1, -1), video), 2))[0]
             state = open_decode(vae, latents[None])
             return to_rgb24(decode_block(vae, state, latents[:, 7:]))
@@ -114,14 +113,14 @@ class InFormat(FolderComponents):
         super().__init__(files)
         self.weights: WeightFormat = weights
 
-    def transformer(self, part: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
-        return super().transformer(part, device, dtype, self.weights)
+    def transformer(self, model_slice: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
+        return super().transformer(model_slice, device, dtype, self.weights)
 
 
 class WithoutLoRA(InFormat):
     """The mistake of forgetting the LoRA."""
 
-    def transformer(self, part: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
-        net = empty_transformer(self.config, part, self.weights)
+    def transformer(self, model_slice: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
+        net = empty_transformer(self.config, model_slice, self.weights)
         fill(net, SafetensorsSource(self.files.transformer), dtype=dtype, device=device)
         return net

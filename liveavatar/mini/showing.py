@@ -64,7 +64,7 @@ def endurance(exam: Exam, seconds: float, people: int, with_truth: bool = False)
     for index in range(people):
         example = plain(exam.example(index, seconds))
         who = f"endurance, person {index + 1} of {people}"
-        blocks = _telling(exam, exam.studio.frames(exam.take(example)), who, seconds)
+        blocks = _telling(exam, exam.engine.frames(exam.request(example)), who, seconds)
         windows = [range(stop - WINDOW, stop) for stop in stops.values()]
         watched = watch(blocks, example, windows, shown if index == 0 else ())
         made = [float(np.mean([watched.distances[i] for i in window])) for window in windows]

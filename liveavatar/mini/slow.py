@@ -14,11 +14,11 @@ from torch import nn
 
 from ..errors import ModelError
 from ..storage import WeightFormat
-from ..weights.fill import DType, Where
+from ..weights.load import DType, TensorDevice
 from .untrained import UntrainedComponents
 
 if TYPE_CHECKING:
-    from ..model.transformer import CausalS2VTransformer, Part
+    from ..model.transformer import CausalS2VTransformer, ModelSlice
 
 
 class SlowComponents(UntrainedComponents):
@@ -44,9 +44,9 @@ class SlowComponents(UntrainedComponents):
         return (self.layer_seconds,)
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
-        net = super().transformer(part, device, dtype, weights)
+        net = super().transformer(model_slice, device, dtype, weights)
         for layer in net.blocks.values():
             _slow_down(layer, self.layer_seconds)
         return net

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import LiveAvatarError, MissingFilesError
-from ..vae.suited import suit
+from ..vae.wan import optimize_layout
 from .training.export import write_network
 from .training.loop import load_checkpoint
 from .training.network import EARLY, REFINED, refine_network, train_network
@@ -77,7 +77,7 @@ def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> 
 def encoders(recipe: Recipe, work: Path) -> tuple[Any, Any, tuple[Any, Any]]:
     """The trained VAE, sound encoder, and text encoder with its tokenizer."""
     reader, tokenizer = trained_reader(recipe, work)
-    vae = suit(load_vae(recipe, work).build())
+    vae = optimize_layout(load_vae(recipe, work).build())
     return vae, trained_listener(recipe, work).encoder, (reader.encoder, tokenizer)
 
 

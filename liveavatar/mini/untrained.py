@@ -14,13 +14,13 @@ from torch import nn
 
 from ..config import UNTRAINED
 from ..storage import WeightFormat
-from ..weights.fill import DType, Where, fill
+from ..weights.load import DType, TensorDevice, fill
 from .seeded import SeededSource
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    from ..model.transformer import CausalS2VTransformer, Part
+    from ..model.transformer import CausalS2VTransformer, ModelSlice
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,19 +71,18 @@ class UntrainedComponents:
         return ()
 
     def transformer(
-        self, part: Part, device: Where, dtype: DType, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         from ..model.transformer import empty_transformer
 
-        return _seeded(lambda: empty_transformer(UNTRAINED, part, weights), device, dtype)
+        return _seeded(lambda: empty_transformer(UNTRAINED, model_slice, weights), device, dtype)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKLWan:
-        from ..vae.suited import suit
-        from ..vae.wan import build_vae
+        from ..vae.wan import build_vae, optimize_layout
 
         # Pictures in [-1, 1] with few pixels at the limits, and latents of about unit size, like a trained VAE.
         scales = {"decoder.conv_out.weight": 0.8, "quant_conv.weight": 1.5}
-        return suit(_seeded(lambda: build_vae(**VAE), device, dtype, scales))
+        return optimize_layout(_seeded(lambda: build_vae(**VAE), device, dtype, scales))
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> tuple[Any, Any]:
         """A small UMT5 that reads bytes: its tokenizer needs no file."""
@@ -103,7 +102,7 @@ class UntrainedComponents:
         return f"untrained: random weights of seed {SEED}, made in code"
 
 
-def _seeded(build: Callable[[], M], device: Where, dtype: DType, scales: dict[str, float] | None = None) -> M:
+def _seeded(build: Callable[[], M], device: TensorDevice, dtype: DType, scales: dict[str, float] | None = None) -> M:
     with torch.device("meta"):
         module = build()
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}

@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """The projections of one attention: q, k, v with normalised q and k, and the output.
 
-    Self-attention, text and sound cross-attention share this shape; what they attend to is the caller's business.
+    Self-attention, text and Audio cross-attention share this shape; what they attend to is the caller's business.
     """
 
     def __init__(self, dim: int, num_heads: int, eps: float):

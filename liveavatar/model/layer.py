@@ -1,4 +1,4 @@
-"""One transformer layer, and the injector that lets it hear."""
+"""One transformer layer, and the injector of its audio cross-attention."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import BLOCK_LATENTS, ModelConfig
+from ..utils import to_device_async
 from .attention import Attention, layer_norm
-from .rope import Rope, rotate
-from .sending import sent
+from .rope import Rope, apply_rope
 
 _INJECTOR_EPS = 1e-5
 
 
-class Memory(Protocol):
-    """What self-attention looks back to (see kv.py)."""
+class KVCache(Protocol):
+    """The KV cache of one layer as self-attention uses it (see kv_cache.py)."""
 
-    def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class TextKV:
 
 @dataclasses.dataclass(frozen=True)
 class AudioTokens:
-    """What a block hears.
+    """Audio tokens of a block.
 
     Attributes:
         frame: [actors, 3, dim], one vector per latent frame.
         tokens: [actors, 3, num_audio_token + 1, dim], the last one learned padding.
-        mask: [actors, 3 * S, 1] share of each actor in each token of the picture, or None for a single speaker.
+        mask: [actors, 3 * S, 1] share of each actor in each token of the image, or None for a single speaker.
     """
 
     frame: torch.Tensor
@@ -48,8 +48,8 @@ class AudioTokens:
 
     def to(self, device: torch.device) -> AudioTokens:
         """On another device, without waiting for it."""
-        mask = None if self.mask is None else sent(self.mask, device)
-        return AudioTokens(sent(self.frame, device), sent(self.tokens, device), mask)
+        mask = None if self.mask is None else to_device_async(self.mask, device)
+        return AudioTokens(to_device_async(self.frame, device), to_device_async(self.tokens, device), mask)
 
 
 class Layer(nn.Module):
@@ -71,24 +71,32 @@ class Layer(nn.Module):
         )
 
     def forward(
-        self, x: torch.Tensor, time: torch.Tensor, rope: Rope, text: TextKV, memory: Memory, work: Work | None = None
+        self,
+        x: torch.Tensor,
+        time: torch.Tensor,
+        rope: Rope,
+        text: TextKV,
+        kv_cache: KVCache,
+        ops: LayerOps | None = None,
     ) -> torch.Tensor:
-        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]; `work` says how, by default as it is written."""
-        how = work or AS_WRITTEN
-        q, k, v = how.ask(self, x, time, rope)
-        keys, values = memory.extend(k, v, rope)
+        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]; `ops` says how, by default as it is written."""
+        ops = ops or EAGER
+        q, k, v = ops.pre_attention(self, x, time, rope)
+        keys, values = kv_cache.update(k, v, rope)
         del k, v
-        return how.answer(self, x, time, q, keys, values, text)
+        return ops.post_attention(self, x, time, q, keys, values, text)
 
-    def ask(self, x: torch.Tensor, time: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What comes before the memory: queries (rotated), keys (not rotated) and values [tokens, heads, head_dim]."""
+    def pre_attention(
+        self, x: torch.Tensor, time: torch.Tensor, rope: Rope
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Before the KV cache: queries (rotated), keys (not rotated) and values [tokens, heads, head_dim]."""
         shift, scale = self._modulation(time)[:2]
         normed = layer_norm(x, self.eps).to(x.dtype).float()
-        looking = (normed * (1 + scale) + shift).to(x.dtype)
-        k, v = self.self_attn.keys_values(looking)
-        return rotate(self.self_attn.queries(looking), rope), k, v
+        x_norm = (normed * (1 + scale) + shift).to(x.dtype)
+        k, v = self.self_attn.keys_values(x_norm)
+        return apply_rope(self.self_attn.queries(x_norm), rope), k, v
 
-    def answer(
+    def post_attention(
         self,
         x: torch.Tensor,
         time: torch.Tensor,
@@ -97,29 +105,29 @@ class Layer(nn.Module):
         values: torch.Tensor,
         text: TextKV,
     ) -> torch.Tensor:
-        """What comes after it.
+        """After the KV cache: attention, cross-attention to the prompt, feed-forward.
 
         Args:
             x, time: as in `forward`.
-            q: from `ask`.
+            q: from `pre_attention`.
             keys, values: all that is attended to [keys, heads, head_dim].
             text: of the prompt.
         """
         dtype = x.dtype
         gate, shift_ffn, scale_ffn, gate_ffn = self._modulation(time)[2:]
-        seen = self.self_attn.output(q, keys, values)
-        wide = x.float() + seen.float() * gate
-        wide = wide + self._read(wide.to(dtype), text).float()
-        normed = layer_norm(wide, self.eps)
-        thought = self.ffn((normed * (1 + scale_ffn) + shift_ffn).to(dtype))
-        return (wide + thought.float() * gate_ffn).to(dtype)
+        attn_out = self.self_attn.output(q, keys, values)
+        residual = x.float() + attn_out.float() * gate
+        residual = residual + self.cross_attend(residual.to(dtype), text).float()
+        normed = layer_norm(residual, self.eps)
+        ffn_out = self.ffn((normed * (1 + scale_ffn) + shift_ffn).to(dtype))
+        return (residual + ffn_out.float() * gate_ffn).to(dtype)
 
     def text_kv(self, text: torch.Tensor) -> TextKV:
         """Keys and values of the embedded prompt [text_len, dim]."""
         return TextKV(*self.cross_attn.keys_values(text))
 
     @property
-    def prompt_parts(self) -> tuple[nn.Module, ...]:
+    def text_kv_modules(self) -> tuple[nn.Module, ...]:
         """The modules that `text_kv` needs and nothing else does."""
         return self.cross_attn.k, self.cross_attn.v, self.cross_attn.norm_k
 
@@ -127,7 +135,7 @@ class Layer(nn.Module):
         """Shift, scale and gate of attention, then of the feed-forward: each [dim]."""
         return (self.modulation[0].float() + time).unbind(0)
 
-    def _read(self, x: torch.Tensor, text: TextKV) -> torch.Tensor:
+    def cross_attend(self, x: torch.Tensor, text: TextKV) -> torch.Tensor:
         norm = self.norm3
         normed = F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
         return self.cross_attn.output(self.cross_attn.queries(normed), text.k, text.v)
@@ -147,7 +155,7 @@ class AudioAdaLN(nn.Module):
 
 
 class AudioInjector(nn.Module):
-    """Sound cross-attention after some layers (`audio_injector`); every latent frame hears its own tokens.
+    """Audio cross-attention after some layers (`audio_injector`); every latent frame attends to its own tokens.
 
     Args:
         config: dimensions.
@@ -157,43 +165,43 @@ class AudioInjector(nn.Module):
     def __init__(self, config: ModelConfig, layers: range):
         super().__init__()
         self._number = {layer: str(j) for j, layer in enumerate(config.audio_inject_layers) if layer in layers}
-        held = self._number.values()
-        self.injector = nn.ModuleDict({j: Attention(config.dim, config.num_heads, config.eps) for j in held})
-        self.injector_adain_layers = nn.ModuleDict({j: AudioAdaLN(config.dim) for j in held})
+        owned = self._number.values()
+        self.injector = nn.ModuleDict({j: Attention(config.dim, config.num_heads, config.eps) for j in owned})
+        self.injector_adain_layers = nn.ModuleDict({j: AudioAdaLN(config.dim) for j in owned})
 
-    def forward(self, layer: int, x: torch.Tensor, audio: AudioTokens, work: Work | None = None) -> torch.Tensor:
-        """x [3 S, dim] after `layer` -> the same, having heard; layers without an injector pass it on."""
+    def forward(self, layer: int, x: torch.Tensor, audio: AudioTokens, ops: LayerOps | None = None) -> torch.Tensor:
+        """x [3 S, dim] after `layer` -> the same, with audio injected; layers without an injector pass it on."""
         j = self._number.get(layer)
         if j is None:
             return x
         attend, norm = cast(Attention, self.injector[j]), cast(AudioAdaLN, self.injector_adain_layers[j])
-        return (work or AS_WRITTEN).hear(attend, norm, x, audio)
+        return (ops or EAGER).inject_audio(attend, norm, x, audio)
 
 
-def hear(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
+def inject_audio(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
     """x [3 S, dim] -> the same with what each actor's sound adds, through one injector."""
     q = attend.queries(norm(x.unflatten(0, (BLOCK_LATENTS, -1)), audio.frame)).flatten(0, 1)
     k, v = attend.keys_values(audio.tokens)
-    heard = attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)
+    audio_out = attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)
     if audio.mask is not None:
-        heard = heard * audio.mask.to(heard.dtype)
-    return x + heard.sum(0)
+        audio_out = audio_out * audio.mask.to(audio_out.dtype)
+    return x + audio_out.sum(0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """How layers do what they do: as it is written, or compiled. Memories are not part of it: they move bytes.
+class LayerOps:
+    """The functions that a layer consists of, eager or compiled. KV caches are not part of it: they move bytes.
 
     Attributes:
-        ask, answer: see `Layer`, which comes first.
-        hear: see there.
-        rotate: of keys that a memory takes up; see `liveavatar.model.rope`.
+        pre_attention, post_attention: see `Layer`, which comes first.
+        inject_audio: see there.
+        apply_rope: of keys that a KV cache stores; see `liveavatar.model.rope`.
     """
 
-    ask: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    answer: Callable[..., torch.Tensor]
-    hear: Callable[..., torch.Tensor]
-    rotate: Callable[[torch.Tensor, Rope], torch.Tensor]
+    pre_attention: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    post_attention: Callable[..., torch.Tensor]
+    inject_audio: Callable[..., torch.Tensor]
+    apply_rope: Callable[[torch.Tensor, Rope], torch.Tensor]
 
 
-AS_WRITTEN = Work(Layer.ask, Layer.answer, hear, rotate)
+EAGER = LayerOps(Layer.pre_attention, Layer.post_attention, inject_audio, apply_rope)

@@ -42,7 +42,7 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
     return pairs - 2 * spatial, spatial, spatial
 
 
-def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Turn the pairs of x [tokens, heads, head_dim]; computed in float32, returned in x's dtype."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.cos.unsqueeze(1), rope.sin.unsqueeze(1)
@@ -64,7 +64,7 @@ def _spread(count: int, places: int) -> list[int]:
 
 
 class RopeGrid:
-    """Rotations for one picture size: rows x columns of patches per latent frame.
+    """Rotations for one image size: rows x columns of patches per latent frame.
 
     Args:
         rows, columns: patch grid (pixel height and width / 16).
@@ -92,7 +92,7 @@ class RopeGrid:
         return self._join(range(first, first + BLOCK_LATENTS), self._full_grid)
 
     def reference(self, time_id: int = REFERENCE_TIME_ID) -> Rope:
-        """The tokens of the reference picture at a time id."""
+        """The tokens of the reference image at a time id."""
         return self._join([time_id], self._full_grid)
 
     def motion(self) -> Rope:

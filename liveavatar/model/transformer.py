@@ -1,10 +1,4 @@
-"""The causal sound-to-video transformer, whole or in parts.
-
-A block of noise goes: `embed_block` -> `run_layers` -> `velocity`. The sink goes: `embed_sink` -> `run_layers` with
-memories that keep it. What does not change with the block (text, time) or is small (sound) comes from the
-`condition_*` methods. A `Part` owns any contiguous layers, with or without the ends, and its state-dict keys are those
-of the published checkpoint, so any cut of the network loads from the same files.
-"""
+"""The causal sound-to-video transformer, whole or as a slice: embeddings, sink tokens, layers and head."""
 
 from __future__ import annotations
 
@@ -15,62 +9,91 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import ModelConfig
+from ..config import MOTION_LATENTS, ModelConfig
 from ..storage import WeightFormat
+from ..utils import to_device_async
 from .attention import layer_norm
-from .audio import CausalAudioEncoder
-from .layer import AS_WRITTEN, AudioInjector, AudioTokens, Layer, Memory, TextKV, Work
-from .linear import put_linears
+from .audio_encoder import CausalAudioEncoder
+from .layer import EAGER, AudioInjector, AudioTokens, KVCache, Layer, LayerOps, TextKV
+from .quantize import replace_linears
 from .rope import Rope
-from .sending import sent
-from .sink import FramePacker, tokens
+
+_PACKED = (16, 2, 1)
+"""Latent frames packed 4x, 2x and 1x, oldest first."""
+
+
+class FramePacker(nn.Module):
+    """Packs 19 motion latents into 1.5 latent frames' worth of tokens (`frame_packer`): the older, the coarser."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.proj = _patches(config, (1, 2, 2))
+        self.proj_2x = _patches(config, (2, 4, 4))
+        self.proj_4x = _patches(config, (4, 8, 8))
+
+    def forward(self, motion: torch.Tensor) -> torch.Tensor:
+        """motion [16, frames, h, w]: the last 19 count, missing ones are zero -> [1.5 S, dim], newest first."""
+        missing = MOTION_LATENTS - motion.shape[1]
+        motion = nn.functional.pad(motion, (0, 0, 0, 0, missing, 0)) if missing > 0 else motion[:, -MOTION_LATENTS:]
+        oldest, older, newest = motion.split(_PACKED, 1)
+        return torch.cat((tokens(self.proj, newest), tokens(self.proj_2x, older), tokens(self.proj_4x, oldest)))
+
+
+def _patches(config: ModelConfig, kernel: tuple[int, int, int]) -> nn.Conv3d:
+    return nn.Conv3d(config.in_dim, config.dim, kernel, kernel)
+
+
+def tokens(projection: nn.Conv3d, latents: torch.Tensor) -> torch.Tensor:
+    """Patch latents [channels, frames, h, w] -> [tokens, dim], frame by frame, row by row."""
+    return projection(latents.unsqueeze(0))[0].flatten(1).transpose(0, 1)
+
 
 _NOISE, _REFERENCE, _MOTION = range(3)
 """Rows of trainable_cond_mask: the kind of a token."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ModelSlice:
     """What of the network a module owns.
 
     Attributes:
         layers: contiguous layers, with their injectors; may be empty.
         embed: latents to tokens.
         head: tokens to velocity.
-        conditions: embeddings of text, time and sound.
+        embedders: embeddings of text, timesteps and audio.
     """
 
     layers: range
     embed: bool = False
     head: bool = False
-    conditions: bool = False
+    embedders: bool = False
 
     @classmethod
-    def whole(cls, config: ModelConfig) -> Part:
+    def whole(cls, config: ModelConfig) -> ModelSlice:
         """Everything."""
         return cls(range(config.num_layers), True, True, True)
 
     @classmethod
-    def of(cls, layers: range, config: ModelConfig) -> Part:
+    def of(cls, layers: range, config: ModelConfig) -> ModelSlice:
         """Layers, with the ends of the network that belong to the first and the last of them."""
         return cls(layers, embed=layers.start == 0, head=layers.stop == config.num_layers)
 
 
-CONDITIONS = Part(range(0), conditions=True)
+EMBEDDERS = ModelSlice(range(0), embedders=True)
 """The embeddings alone."""
 
 
-Lead = Callable[[Iterable[tuple[int, Layer]]], Iterator[Layer]]
+LayerProvider = Callable[[Iterable[tuple[int, Layer]]], Iterator[Layer]]
 """Leads numbered layers by, in their order; each is ready to work on the device until the next one is asked for."""
 
 
-def resident(layers: Iterable[tuple[int, Layer]]) -> Iterator[Layer]:
+def always_resident(layers: Iterable[tuple[int, Layer]]) -> Iterator[Layer]:
     """Layers that are always ready."""
     return (layer for _, layer in layers)
 
 
 @dataclasses.dataclass(frozen=True)
-class TimeVectors:
+class TimestepEmbedding:
     """Embedded timesteps, float32.
 
     Attributes:
@@ -99,41 +122,42 @@ class Head(nn.Module):
 
 
 class CausalS2VTransformer(nn.Module):
-    """A part of the network.
+    """A slice of the network.
 
     Args:
         config: dimensions of the whole network.
-        part: what of it this module owns; the rest has no parameters and its methods must not be called.
+        model_slice: what of it this module owns; the rest has no parameters and its methods must not be called.
 
     Attributes:
-        lead: how the layers come to work.
-        lead_prompt: how those parts of them come that only the prompt needs; None where they come with the layers.
+        layers_on_device: how the layers come to work.
+        text_layers_on_device: how those parts of them come that only the prompt needs; None where they come with the
+            layers.
     """
 
-    lead: Lead = staticmethod(resident)
-    lead_prompt: Lead | None = None
+    layers_on_device: LayerProvider = staticmethod(always_resident)
+    text_layers_on_device: LayerProvider | None = None
 
-    def __init__(self, config: ModelConfig, part: Part):
+    def __init__(self, config: ModelConfig, model_slice: ModelSlice):
         super().__init__()
-        self.config, self.part = config, part
-        if part.conditions:
+        self.config, self.slice = config, model_slice
+        if model_slice.embedders:
             self.text_embedding = _mlp(config.text_dim, config.dim, nn.GELU("tanh"))
             self.time_embedding = _mlp(config.freq_dim, config.dim, nn.SiLU())
             self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
             self.casual_audio_encoder = CausalAudioEncoder(config)
-        if part.embed:
+        if model_slice.embed:
             self.patch_embedding = nn.Conv3d(config.in_dim, config.dim, (1, 2, 2), (1, 2, 2))
             self.cond_encoder = nn.Conv3d(config.cond_dim, config.dim, (1, 2, 2), (1, 2, 2))
             self.trainable_cond_mask = nn.Embedding(3, config.dim)
             self.frame_packer = FramePacker(config)
-        self.blocks = nn.ModuleDict({str(i): Layer(config) for i in part.layers})
-        self.audio_injector = AudioInjector(config, part.layers)
-        if part.head:
+        self.blocks = nn.ModuleDict({str(i): Layer(config) for i in model_slice.layers})
+        self.audio_injector = AudioInjector(config, model_slice.layers)
+        if model_slice.head:
             self.head = Head(config)
 
     # -- conditions: once per session (text, time) or once per block (sound) --
 
-    def condition_text(self, context: torch.Tensor) -> torch.Tensor:
+    def embed_text(self, context: torch.Tensor) -> torch.Tensor:
         """Prompt features [n <= text_len, text_dim] -> [text_len, dim].
 
         Padding comes before the embedding, so padded rows become a constant that is attended to like any other.
@@ -142,13 +166,13 @@ class CausalS2VTransformer(nn.Module):
         context = context[: self.config.text_len].to(first.device, first.dtype)
         return self.text_embedding(F.pad(context, (0, 0, 0, self.config.text_len - len(context))))
 
-    def condition_time(self, timesteps: Sequence[float]) -> TimeVectors:
+    def embed_timesteps(self, timesteps: Sequence[float]) -> TimestepEmbedding:
         """Timesteps (0..1000) -> modulation vectors, in float32 whatever the stored dtype."""
         device = self.time_embedding.get_parameter("0.weight").device
         e = _float32(self.time_embedding, timestep_sinusoid(timesteps, self.config.freq_dim).to(device))
-        return TimeVectors(e, _float32(self.time_projection, e).unflatten(1, (6, -1)))
+        return TimestepEmbedding(e, _float32(self.time_projection, e).unflatten(1, (6, -1)))
 
-    def condition_audio(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> AudioTokens:
+    def embed_audio(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> AudioTokens:
         """Features of a block [actors, audio_layers, audio_dim, 12] -> tokens in the stored dtype.
 
         Args:
@@ -156,7 +180,7 @@ class CausalS2VTransformer(nn.Module):
             mask: [actors, >= 3, rows, columns, 1], where each actor is; only the first three latent frames count.
         """
         weights = self.casual_audio_encoder.weights
-        frame, local = self.casual_audio_encoder(sent(features, weights.device))
+        frame, local = self.casual_audio_encoder(to_device_async(features, weights.device))
         where = None if mask is None else mask[:, :3].flatten(1, 3).to(weights.device, weights.dtype)
         # `contiguous` would leave the strides of a single actor as they are: compiled layers know one order of numbers.
         frame, local = (t.to(weights.dtype).clone(memory_format=torch.contiguous_format) for t in (frame, local))
@@ -175,12 +199,12 @@ class CausalS2VTransformer(nn.Module):
     def embed_sink(self, reference: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
         """Reference latent [16, 1, h, w] and motion latents [16, <= 19, h, w] -> [2.5 S, dim], reference first."""
         dtype, kind = self.patch_embedding.weight.dtype, self.trainable_cond_mask.weight
-        picture = tokens(self.patch_embedding, reference.to(dtype)) + kind[_REFERENCE]
-        return torch.cat((picture, self.frame_packer(motion.to(dtype)) + kind[_MOTION]))
+        image = tokens(self.patch_embedding, reference.to(dtype)) + kind[_REFERENCE]
+        return torch.cat((image, self.frame_packer(motion.to(dtype)) + kind[_MOTION]))
 
     def text_kv(self, text: torch.Tensor) -> list[TextKV]:
         """Embedded prompt -> keys and values per owned layer."""
-        lead = self.lead_prompt or self.lead
+        lead = self.text_layers_on_device or self.layers_on_device
         return [layer.text_kv(text) for layer in lead(self.numbered_layers())]
 
     def run_layers(
@@ -189,9 +213,9 @@ class CausalS2VTransformer(nn.Module):
         time: torch.Tensor,
         rope: Rope,
         text: Sequence[TextKV],
-        memories: Sequence[Memory],
+        kv_caches: Sequence[KVCache],
         audio: AudioTokens | None,
-        work: Work = AS_WRITTEN,
+        ops: LayerOps = EAGER,
     ) -> torch.Tensor:
         """Through all owned layers.
 
@@ -199,20 +223,20 @@ class CausalS2VTransformer(nn.Module):
             x: [tokens, dim]
             time: [6, dim] float32
             rope: of the tokens
-            text, memories: one per owned layer
+            text, kv_caches: one per owned layer
             audio: what the block hears; None for the sink, which hears nothing
-            work: how layers do what they do
+            ops: how layers do what they do
         """
-        layers = self.lead(self.numbered_layers())
-        for number, layer, words, memory in zip(self.part.layers, layers, text, memories, strict=True):
-            x = layer(x, time, rope, words, memory, work)
+        layers = self.layers_on_device(self.numbered_layers())
+        for number, layer, words, kv_cache in zip(self.slice.layers, layers, text, kv_caches, strict=True):
+            x = layer(x, time, rope, words, kv_cache, ops)
             if audio is not None:
-                x = self.audio_injector(number, x, audio, work)
+                x = self.audio_injector(number, x, audio, ops)
         return x
 
     def numbered_layers(self) -> Iterator[tuple[int, Layer]]:
         """The owned layers, in their order."""
-        blocks = zip(self.part.layers, self.blocks.values(), strict=True)
+        blocks = zip(self.slice.layers, self.blocks.values(), strict=True)
         return ((number, layer) for number, layer in blocks if isinstance(layer, Layer))
 
     def velocity(self, x: torch.Tensor, time: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -221,11 +245,13 @@ class CausalS2VTransformer(nn.Module):
         return patches.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, -1, 2 * rows, 2 * columns)
 
 
-def empty_transformer(config: ModelConfig, part: Part, weights: WeightFormat = "plain") -> CausalS2VTransformer:
+def empty_transformer(
+    config: ModelConfig, model_slice: ModelSlice, weights: WeightFormat = "plain"
+) -> CausalS2VTransformer:
     """A part without memory, on the meta device, with its large matrices in a format: ready to be filled."""
     with torch.device("meta"):
-        net = CausalS2VTransformer(config, part)
-    put_linears(net, weights)
+        net = CausalS2VTransformer(config, model_slice)
+    replace_linears(net, weights)
     return net
 
 

@@ -6,57 +6,62 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 `make_plan` lays out what is told; `choose_plan` finds the plan that changes least and fits.
 """
 
-from .assemble import make_plan, stage_plan
-from .bytes import (
-    BYTES,
-    condition_parameters,
+from .choose import apply_plan_size, choose_plan, suggest_next
+from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Forecast, Hardware
+from .memory import (
+    DTYPE_BYTES,
     embed_parameters,
+    embedder_parameters,
     head_parameters,
     layer_bytes,
     layer_parameters,
     workspace_bytes,
 )
-from .checks import MAX_THREADS
-from .choose import choose_plan, fitted
-from .hardware import CONTEXT, GIB, Card, Hardware, Speed
-from .ladder import LADDER, Rung, next_down, rung_of
-from .plan import Plan, StagePlan
-from .refuse import try_next
-from .snapshots import LEAST_SNAPSHOT_BLOCKS, SNAPSHOT_BYTES_PER_SECOND, SNAPSHOT_SHARE, snapshot_due, snapshot_interval
-from .speed import Forecast
-from .wishes import Preference, Wishes
+from .plan import (
+    LEAST_SNAPSHOT_BLOCKS,
+    MAX_THREADS,
+    SNAPSHOT_BYTES_PER_SECOND,
+    SNAPSHOT_SHARE,
+    Plan,
+    StagePlan,
+    make_plan,
+    snapshot_due,
+    snapshot_interval,
+    stage_plan,
+)
+from .search import FIDELITY_LEVELS, FidelityLevel, PlanOptions, Preference, level_of, next_level_down
 
 __all__ = [
-    "BYTES",
-    "CONTEXT",
+    "CUDA_CONTEXT_BYTES",
+    "DTYPE_BYTES",
+    "FIDELITY_LEVELS",
     "GIB",
-    "LADDER",
     "LEAST_SNAPSHOT_BLOCKS",
     "MAX_THREADS",
     "SNAPSHOT_BYTES_PER_SECOND",
     "SNAPSHOT_SHARE",
-    "Card",
+    "DeviceSpec",
+    "DeviceSpeed",
+    "FidelityLevel",
     "Forecast",
     "Hardware",
     "Plan",
+    "PlanOptions",
     "Preference",
-    "Rung",
-    "Speed",
     "StagePlan",
-    "Wishes",
+    "apply_plan_size",
     "choose_plan",
-    "condition_parameters",
     "embed_parameters",
-    "fitted",
+    "embedder_parameters",
     "head_parameters",
     "layer_bytes",
     "layer_parameters",
+    "level_of",
     "make_plan",
-    "next_down",
-    "rung_of",
+    "next_level_down",
     "snapshot_due",
     "snapshot_interval",
     "stage_plan",
-    "try_next",
+    "suggest_next",
     "workspace_bytes",
 ]

@@ -1,27 +1,33 @@
-"""Choosing a plan: the highest rung of the ladder that fits, and on it the fastest topology."""
+"""Choosing a plan: the highest fidelity level that fits, and on it the fastest topology; or what is too large, and what
+fits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
-from ..config import ModelConfig
+from ..config import BLOCK_FRAMES, CLIP_BLOCKS, ModelConfig
 from ..errors import PlanError, SizeError
-from ..pipeline import Cut
-from ..request import Effective
-from ..simulate import StageSpeed, simulate
-from ..size import effective_size
-from .assemble import assemble, stage_plan
-from .checks import check_tiles, check_working
-from .hardware import GIB, Hardware
-from .ladder import FIRST_FP8, LADDER
-from .plan import Plan
-from .refuse import refusal
-from .search import Layout, Search, highest, searches
-from .speed import Forecast
-from .wishes import NONE, Preference, Wishes
+from ..request import ResolvedRequest, resolve_size
+from ..storage import cli_options
+from ..task_graph import Partition, StageSpeed, simulate
+from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Forecast, Hardware
+from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
+from .search import (
+    DEFAULT_OPTIONS,
+    FIDELITY_LEVELS,
+    FIRST_FP8,
+    Candidate,
+    PlanOptions,
+    PlanSearch,
+    Preference,
+    highest_level,
+    next_level_down,
+    plan_searches,
+)
 
-SMALLER = ("1280x720", "1024x704", "832x480", "704x384", "640x384", "512x384", "384x256", "256x256")
+SMALLER_SIZES = ("1280x720", "1024x704", "832x480", "704x384", "640x384", "512x384", "384x256", "256x256")
 """Areas that are tried where a smaller video is allowed, largest first."""
 
 _ALIKE = 0.02
@@ -29,129 +35,282 @@ _ALIKE = 0.02
 
 
 def choose_plan(
-    effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes = NONE, *, model: str
+    resolved: ResolvedRequest,
+    config: ModelConfig,
+    hardware: Hardware,
+    options: PlanOptions = DEFAULT_OPTIONS,
+    *,
+    model: str,
 ) -> Plan:
     """The plan that rounds and moves least and fits; of several, the fastest.
 
     Args:
-        effective: what will be made.
+        resolved: what will be made.
         config: of the network.
-        hardware: cards and host memory.
-        wishes: what matters.
+        hardware: devices and host memory.
+        options: what matters.
         model: its name, for the reader.
 
     Returns:
-        A plan of `effective`, or of `fitted(effective, plan)` where a smaller video was allowed and needed.
+        A plan of `resolved`, or of `fitted(effective, plan)` where a smaller video was allowed and needed.
 
     Raises:
         PlanError: nothing fits; it names what is too large and the nearest that fits.
     """
-    check_working(wishes.dtype, wishes.threads)
-    if wishes.vae_tiles:
-        check_tiles(effective, wishes.vae_tiles)
-    if wishes.prefer not in ("quality", "speed"):
-        raise PlanError(f"The preference {wishes.prefer!r} is not known.", "Use quality or speed.")
-    for tried in [effective, *(smaller_sizes(effective) if wishes.allow_smaller else ())]:
-        ways = searches(tried, config, hardware, wishes)
-        best = _best(ways, wishes.prefer) if ways else None
+    check_dtype_and_threads(options.dtype, options.threads)
+    if options.vae_tiles:
+        check_tiles(resolved, options.vae_tiles)
+    if options.prefer not in ("quality", "speed"):
+        raise PlanError(f"The preference {options.prefer!r} is not known.", "Use quality or speed.")
+    for tried in [resolved, *(smaller_sizes(resolved) if options.allow_smaller else ())]:
+        ways = plan_searches(tried, config, hardware, options)
+        best = _best(ways, options.prefer) if ways else None
         if best:
-            return _planned(*best, model)
-    raise refusal(effective, config, hardware, wishes, model, smaller_sizes(effective))
+            return _to_plan(*best, model)
+    raise infeasible(resolved, config, hardware, options, model, smaller_sizes(resolved))
 
 
-def fitted(effective: Effective, plan: Plan) -> Effective:
+def apply_plan_size(resolved: ResolvedRequest, plan: Plan) -> ResolvedRequest:
     """What will be made by a plan: the same, or smaller where the plan is for a smaller size."""
-    asked = (effective.width, effective.height)
+    asked = (resolved.width, resolved.height)
     if plan.size == asked:
-        return effective
+        return resolved
     note = f"{asked[0]}x{asked[1]} does not fit these cards; {plan.size[0]}x{plan.size[1]} does"
-    return dataclasses.replace(effective, width=plan.size[0], height=plan.size[1], notes=(*effective.notes, note))
+    return dataclasses.replace(resolved, width=plan.size[0], height=plan.size[1], notes=(*resolved.notes, note))
 
 
-def smaller_sizes(effective: Effective) -> Iterator[Effective]:
+def smaller_sizes(resolved: ResolvedRequest) -> Iterator[ResolvedRequest]:
     """The same video at smaller sizes in its aspect, largest first."""
-    width, height = effective.width, effective.height
+    width, height = resolved.width, resolved.height
     known = {(width, height)}
-    for area in SMALLER:
+    for area in SMALLER_SIZES:
         w, h = map(int, area.split("x"))
         if w * h >= width * height:
             continue
         try:
-            size = effective_size((width * 8, height * 8), w * h)
+            size = resolve_size((width * 8, height * 8), w * h)
         except SizeError:
             return
         if size not in known:
             known.add(size)
-            yield dataclasses.replace(effective, width=size[0], height=size[1])
+            yield dataclasses.replace(resolved, width=size[0], height=size[1])
 
 
-def _best(ways: Sequence[Search], prefer: Preference) -> tuple[Search, Layout] | None:
+def _best(searches: Sequence[PlanSearch], prefer: Preference) -> tuple[PlanSearch, Candidate] | None:
     if prefer == "quality":
-        found = highest(ways)
+        found = highest_level(searches)
         if found is None:
             return None
-        rung, search = found
-        layout = _fastest(search, rung)
-        return None if layout is None else (search, layout)
-    fp8 = all(card.speed.computes_fp8 for card in ways[0].hardware.cards)
-    rungs = [rung for rung in range(FIRST_FP8 if fp8 else 0, len(LADDER)) if LADDER[rung].streams]
+        level, search = found
+        candidate = _fastest(search, level)
+        return None if candidate is None else (search, candidate)
+    fp8 = all(device.speed.supports_fp8 for device in searches[0].hardware.devices)
+    rungs = [
+        level
+        for level in range(FIRST_FP8 if fp8 else 0, len(FIDELITY_LEVELS))
+        if FIDELITY_LEVELS[level].offloads_layers
+    ]
     """The lowest of each kind of rounding: stages with room stand higher by themselves."""
-    pairs = [(search, layout) for rung in rungs for search in ways if (layout := _fastest(search, rung))]
-    least = min((layout.seconds for _, layout in pairs), default=0.0)
-    return next(((search, layout) for search, layout in pairs if layout.seconds <= least * (1 + _ALIKE)), None)
+    pairs = [(search, candidate) for level in rungs for search in searches if (candidate := _fastest(search, level))]
+    least = min((candidate.seconds for _, candidate in pairs), default=0.0)
+    return next(((search, candidate) for search, candidate in pairs if candidate.seconds <= least * (1 + _ALIKE)), None)
 
 
-def _fastest(search: Search, rung: int) -> Layout | None:
-    """The fastest layout on a rung; of equally fast ones that with the fewest cards."""
-    return min(search.layouts(rung), key=lambda found: (round(found.seconds, 4), found.topology.cards), default=None)
+def _fastest(search: PlanSearch, level: int) -> Candidate | None:
+    """The fastest layout on a level; of equally fast ones that with the fewest devices."""
+    return min(
+        search.candidates(level), key=lambda found: (round(found.seconds, 4), found.topology.device_count), default=None
+    )
 
 
-def _planned(search: Search, layout: Layout, model: str) -> Plan:
+def _to_plan(search: PlanSearch, candidate: Candidate, model: str) -> Plan:
     """A layout in full."""
-    topology, config, effective = layout.topology, search.config, search.effective
-    cut = Cut(topology.steps, tuple(share.layers for share in layout.shares))
+    topology, config, resolved = candidate.topology, search.config, search.resolved
+    partition = Partition(topology.steps, tuple(share.layers for share in candidate.shards))
     stages = [
         stage_plan(
             config,
-            effective.frame_tokens,
+            resolved.frame_tokens,
             steps,
             share.layers,
             search.size,
-            column[group].card.name,
+            column[group].device.name,
             share.storage,
-            effective.clip_blocks,
+            resolved.clip_blocks,
         )
         for group, steps in enumerate(topology.steps)
-        for column, share in zip(topology.columns, layout.shares, strict=True)
+        for column, share in zip(topology.columns, candidate.shards, strict=True)
     ]
-    wishes, vae = search.wishes, topology.vae.name
-    plan = assemble(effective, config, model, cut, stages, wishes.dtype, vae, wishes.threads, search.tiles)
-    plan = dataclasses.replace(plan, processes=wishes.processes)
+    options, vae = search.options, topology.vae.name
+    plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, search.tiles)
+    plan = dataclasses.replace(plan, processes=options.processes)
     used = plan.total_by_device
     return dataclasses.replace(
         plan,
-        usable=tuple((card.name, card.usable) for card in search.hardware.cards if card.name in used),
-        forecast=_forecast(search, layout, cut),
+        usable=tuple((device.name, device.usable) for device in search.hardware.devices if device.name in used),
+        forecast=_forecast(search, candidate, partition),
         notes=tuple(_notes(search.hardware, used)),
     )
 
 
-def _forecast(search: Search, layout: Layout, cut: Cut) -> Forecast:
-    """The pipeline played with the seconds of every stage; a VAE that shares a card adds to its load."""
-    shares, groups = layout.shares, range(len(cut.steps))
+def _forecast(search: PlanSearch, candidate: Candidate, partition: Partition) -> Forecast:
+    """The pipeline played with the seconds of every stage; a VAE that shares a device adds to its load."""
+    shares, groups = candidate.shards, range(len(partition.step_groups))
     speed = StageSpeed(tuple(share.seconds[group] / len(share.layers) for group in groups for share in shares))
-    played = simulate(cut, 4 * cut.stages + 12, speed, search.effective.clip_blocks)
-    used = [seat.card for column in layout.topology.columns for seat in column]
-    measured = all(card.measured for card in [*used, layout.topology.vae])
+    played = simulate(partition, 4 * partition.stages + 12, speed, search.resolved.clip_blocks)
+    used = [slot.device for column in candidate.topology.columns for slot in column]
+    measured = all(device.measured for device in [*used, candidate.topology.vae])
     return Forecast(
-        seconds_per_block=max(played.period, layout.seconds),
-        first_frames_seconds=played.first_block + layout.decode,
+        seconds_per_block=max(played.period, candidate.seconds),
+        first_frames_seconds=played.first_block + candidate.decode_seconds,
         source="measured" if measured else "assumed",
     )
 
 
 def _notes(hardware: Hardware, used: dict[str, int]) -> Iterator[str]:
-    left = [card for card in hardware.cards if card.name not in used]
+    left = [device for device in hardware.devices if device.name not in used]
     if left:
-        names = ", ".join(f"{card.name} ({card.total / GIB:.4g} GiB)" for card in left)
+        names = ", ".join(f"{device.name} ({device.total / GIB:.4g} GiB)" for device in left)
         yield f"{names} left out: it would not be faster with {'it' if len(left) == 1 else 'them'} on this rung"
+
+
+_OFFERS = 3
+_GB = 10**9
+"""What caps are counted in."""
+
+
+def infeasible(
+    resolved: ResolvedRequest,
+    config: ModelConfig,
+    hardware: Hardware,
+    options: PlanOptions,
+    model: str,
+    smaller: Iterable[ResolvedRequest],
+) -> PlanError:
+    """The error of a request that does not fit: what was asked, what is too large, and up to three that fit.
+
+    Args:
+        resolved, config, hardware, options, model: of the request.
+        smaller: sizes that may be offered, largest first.
+    """
+    cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
+    clips = f" and clips of {resolved.clip_blocks * BLOCK_FRAMES} frames" * (resolved.clip_blocks != CLIP_BLOCKS)
+    video = f"{model} at {resolved.width}x{resolved.height} with {resolved.steps} steps{clips}"
+    asked = f"{video} does not fit {hardware}{cap}"
+    why = _shortage(plan_searches(resolved, config, hardware, options)[-1])
+    offers = list(itertools.islice(_offers(resolved, config, hardware, options, smaller), _OFFERS))
+    typed = "; ".join(f"--model {model} {offer}" for offer in offers)
+    return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
+
+
+def suggest_next(plan: Plan) -> str:
+    """What takes less of the devices than a plan that did not fit after all, a sentence."""
+    down = next_level_down(tuple(s.storage for s in plan.stages), min(len(s.layers) for s in plan.stages))
+    if down is None:
+        return "Nothing can be kept in less."
+    level, storage = down
+    return f"Try next what takes less: {level.name} ({cli_options(storage)})."
+
+
+def _offers(
+    resolved: ResolvedRequest,
+    config: ModelConfig,
+    hardware: Hardware,
+    options: PlanOptions,
+    smaller: Iterable[ResolvedRequest],
+) -> Iterator[str]:
+    """Command-line options that fit: clips as short as the model was trained with, a smaller video, more memory on the
+    host, a higher cap, more or larger devices."""
+
+    def fits(wanted: ResolvedRequest, devices: Hardware) -> str | None:
+        found = highest_level(plan_searches(wanted, config, devices, options))
+        if found is None:
+            return None
+        size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
+        if wanted.clip_blocks != CLIP_BLOCKS:
+            size += f" --clip-frames {wanted.clip_blocks * BLOCK_FRAMES}"
+        return f"{size}{_options(hardware, devices)} ({FIDELITY_LEVELS[found[0]].name})"
+
+    def first(tried: Iterable[tuple[ResolvedRequest, Hardware]]) -> Iterator[str]:
+        yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
+
+    largest, cap = max(device.total for device in hardware.devices), hardware.cap
+    sizes = sorted(ASSUMED_SPEEDS)
+    more_host = (dataclasses.replace(hardware, host=hardware.host * factor) for factor in (2, 4, 8))
+    higher_caps = (hardware.with_cap(size * _GB) for size in sizes if cap and cap < size * _GB < largest)
+    uncapped = [hardware.with_cap(None)] if cap else []
+    count = len(hardware.devices)
+    more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_DEVICES) + 1))
+    larger = (_cards(hardware, count, size * GIB) for size in sizes if size * GIB > largest)
+    if resolved.clip_blocks > CLIP_BLOCKS:
+        yield from first([(dataclasses.replace(resolved, clip_blocks=CLIP_BLOCKS), hardware)])
+    yield from first((wanted, hardware) for wanted in smaller)
+    yield from first((resolved, devices) for devices in more_host)
+    yield from first((resolved, devices) for devices in higher_caps)
+    yield from first((resolved, devices) for devices in uncapped)
+    yield from first((resolved, devices) for devices in more_cards)
+    yield from first((resolved, devices) for devices in larger)
+
+
+def _options(asked: Hardware, devices: Hardware) -> str:
+    """How devices are named that stand beside those that were asked for; devices that are here need no name."""
+    named = "" if devices.source == "measured" else f" --gpus {devices}"
+    host = f" --host-ram {-(-devices.host // GIB)}" if devices.host != _usual_host(asked, devices) else ""
+    return f"{named}{host}" + (f" --vram-cap {devices.cap / 1e9:.4g}" if devices.cap else "")
+
+
+def _usual_host(asked: Hardware, devices: Hardware) -> int:
+    """What is reckoned with where nobody says how much memory the host has."""
+    return asked.host if devices.source == "measured" else Hardware.parse(str(devices)).host
+
+
+def _cards(hardware: Hardware, count: int, total: int) -> Hardware:
+    """So many equal devices, capped alike, with no less host memory than there is or would be assumed."""
+    asked = Hardware.parse(f"{count}x{total / GIB:.4g}").with_cap(hardware.cap)
+    return dataclasses.replace(asked, host=max(asked.host, hardware.host))
+
+
+def _shortage(search: PlanSearch) -> str:
+    """What is too large on the last level, spread over all devices."""
+    largest = max(search.hardware.devices, key=lambda device: device.usable)
+    if search.encoders > largest.usable:
+        return (
+            f"the largest encoder takes {_gb(search.encoders)} and no card has more than {_gb(largest.usable)} usable"
+        )
+    plan = _thinnest(search)
+    room = {device.name: device.usable for device in search.hardware.devices}
+    over = {name: total - room[name] for name, total in plan.total_by_device.items()}
+    worst = max(over, key=lambda name: over[name])
+    if over[worst] > 0:
+        terms = ", ".join(f"{name} {_gb(size)}" for name, size in plan.terms_by_device[worst].items() if size)
+        return f"even on the last rung, {worst} would hold {terms}, and has {_gb(room[worst])} usable"
+    host = sum(plan.host_bytes_by_machine.values())
+    return (
+        f"what the cards cannot hold, {_gb(host)}, has to lie on the host, where {_gb(search.hardware.usable_host)} may"
+    )
+
+
+def _thinnest(search: PlanSearch) -> Plan:
+    """All layers offloaded on the last level, over all devices; the VAE on the largest."""
+    config, resolved = search.config, search.resolved
+    devices = sorted(search.hardware.devices, key=lambda device: device.usable)[-config.num_layers :]
+    partition = Partition.even(1, len(devices), resolved.steps, config.num_layers)
+    stages = [
+        stage_plan(
+            config,
+            resolved.frame_tokens,
+            partition.step_groups[0],
+            layers,
+            search.size,
+            device.name,
+            dataclasses.replace(FIDELITY_LEVELS[-1].storage, offload_layers=len(layers)),
+            resolved.clip_blocks,
+        )
+        for device, layers in zip(devices, partition.layer_shards, strict=True)
+    ]
+    vae, dtype = devices[-1].name, search.options.dtype
+    return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

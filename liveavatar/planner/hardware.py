@@ -1,4 +1,4 @@
-"""The cards and the memory at hand, measured or asked for; nothing is looked at before it is needed."""
+"""The devices and the memory at hand, measured or asked for, and how long work takes on them."""
 
 from __future__ import annotations
 
@@ -9,51 +9,54 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..errors import PlanError
+from ..storage import StorageConfig
+from .memory import SINK_FRAMES
 
 GIB = 1024**3
-CONTEXT = 600_000_000
-"""Bytes the driver and the libraries take on a card before the first tensor."""
+CUDA_CONTEXT_BYTES = 600_000_000
+"""Bytes the driver and the libraries take on a device before the first tensor."""
 USABLE_SHARE = 0.92
-"""Of a card's nominal memory; a desktop, the driver and what allocators round up take the rest."""
+"""Of a device's nominal memory; a desktop, the driver and what allocators round up take the rest."""
 HOST_SHARE = 0.8
 """Of the host's memory that may be pinned."""
-_LEAST_HOST = 64 * GIB
-MAX_CARDS = 16
+_DEFAULT_HOST_BYTES = 64 * GIB
+MAX_DEVICES = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
-    """What a card really reaches in this network, and what it copies.
+class DeviceSpeed:
+    """What a device really reaches in this network, and what it copies.
 
     Attributes:
         plain, fp8, attention: TFLOP/s of matrices in the working dtype, in fp8, and of attention.
         copy: GB/s from pinned host memory.
-        computes_fp8: whether matrices are worked in fp8.
+        supports_fp8: whether matrices are worked in fp8.
     """
 
     plain: float
     fp8: float
     attention: float
     copy: float
-    computes_fp8: bool = True
+    supports_fp8: bool = True
 
 
 ASSUMED_SPEEDS = {
-    16: Speed(70, 135, 65, 25),  # half of the class of 24
-    24: Speed(140, 270, 130, 25),  # RTX 4090: bf16 (140, 130), fp8 270; PCIe 4 x16
-    32: Speed(210, 420, 200, 50),  # RTX 5090: fp8 420, bf16 half of that; PCIe 5 x16
-    48: Speed(150, 300, 140, 25),  # L40S: fp8 300, bf16 half of that
-    80: Speed(600, 1200, 500, 50),  # H100: bf16 (600, 500); fp8 twice that
-    96: Speed(210, 420, 200, 50),  # RTX Pro 6000: taken as the 5090, whose chip it is
-    141: Speed(790, 1200, 600, 50),  # H200: bf16 790, fp8 1200, attention 600
+    16: DeviceSpeed(70, 135, 65, 25),  # half of the class of 24
+    24: DeviceSpeed(140, 270, 130, 25),  # RTX 4090: bf16 (140, 130), fp8 270; PCIe 4 x16
+    32: DeviceSpeed(210, 420, 200, 50),  # RTX 5090: fp8 420, bf16 half of that; PCIe 5 x16
+    48: DeviceSpeed(150, 300, 140, 25),  # L40S: fp8 300, bf16 half of that
+    80: DeviceSpeed(600, 1200, 500, 50),  # H100: bf16 (600, 500); fp8 twice that
+    96: DeviceSpeed(210, 420, 200, 50),  # RTX Pro 6000: taken as the 5090, whose chip it is
+    141: DeviceSpeed(790, 1200, 600, 50),  # H200: bf16 790, fp8 1200, attention 600
 }
-"""Effective figures by GiB of the card, assumed: estimates for the best-known card of each size with a good attention
-kernel in 16 bits, to be replaced by what `Card` measured. An asked card takes those of the nearest size."""
+"""Effective figures by GiB of the device, assumed: estimates for the best-known card of each size with a good attention
+kernel in 16 bits, to be replaced by what `DeviceSpec` measured. An asked card takes those of the nearest size."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class DeviceSpec:
     """One device.
 
     Attributes:
@@ -62,7 +65,7 @@ class Card:
         free: bytes that may be used; None: not measured, `USABLE_SHARE` of the total is taken.
         plain_tflops, fp8_tflops, attention_tflops: measured; None: assumed.
         copy_gb: measured GB/s from pinned host memory; None: assumed.
-        computes_fp8: None: assumed.
+        supports_fp8: None: assumed.
         cap: bytes that may be used at most, the context among them; None: all.
     """
 
@@ -73,31 +76,31 @@ class Card:
     fp8_tflops: float | None = None
     attention_tflops: float | None = None
     copy_gb: float | None = None
-    computes_fp8: bool | None = None
+    supports_fp8: bool | None = None
     cap: int | None = None
 
     @functools.cached_property
     def usable(self) -> int:
         """Bytes that a plan may use."""
         free = int(USABLE_SHARE * self.total) if self.free is None else self.free
-        return max(0, (free if self.cap is None else min(free, self.cap)) - CONTEXT)
+        return max(0, (free if self.cap is None else min(free, self.cap)) - CUDA_CONTEXT_BYTES)
 
     @functools.cached_property
-    def speed(self) -> Speed:
+    def speed(self) -> DeviceSpeed:
         """Measured where it was, assumed elsewhere."""
         assumed = ASSUMED_SPEEDS[min(ASSUMED_SPEEDS, key=lambda size: abs(size - self.total / GIB))]
-        return Speed(
+        return DeviceSpeed(
             plain=self.plain_tflops or assumed.plain,
             fp8=self.fp8_tflops or assumed.fp8,
             attention=self.attention_tflops or assumed.attention,
             copy=self.copy_gb or assumed.copy,
-            computes_fp8=assumed.computes_fp8 if self.computes_fp8 is None else self.computes_fp8,
+            supports_fp8=assumed.supports_fp8 if self.supports_fp8 is None else self.supports_fp8,
         )
 
     @property
     def measured(self) -> bool:
         """Whether nothing of its speed is assumed."""
-        return None not in (self.plain_tflops, self.fp8_tflops, self.attention_tflops, self.copy_gb, self.computes_fp8)
+        return None not in (self.plain_tflops, self.fp8_tflops, self.attention_tflops, self.copy_gb, self.supports_fp8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +108,12 @@ class Hardware:
     """What a plan may use.
 
     Attributes:
-        cards: all on one machine.
+        devices: all on one machine.
         host: bytes of its memory.
-        source: whether the cards are here ("measured") or were only named ("asked").
+        source: whether the devices are here ("measured") or were only named ("asked").
     """
 
-    cards: tuple[Card, ...]
+    devices: tuple[DeviceSpec, ...]
     host: int
     source: Literal["measured", "asked"] = "asked"
 
@@ -120,10 +123,10 @@ class Hardware:
 
         Args:
             text: counts and sizes.
-            host: bytes of the host's memory; None: twice that of the cards, at least 64 GiB.
+            host: bytes of the host's memory; None: twice that of the devices, at least 64 GiB.
 
         Raises:
-            PlanError: not understood, no card or more than `MAX_CARDS`.
+            PlanError: not understood, no card or more than `MAX_DEVICES`.
         """
         sizes: list[float] = []
         for piece in re.split(r"[,+;]", text):
@@ -131,14 +134,14 @@ class Hardware:
             if not read or float(read[2]) <= 0:
                 raise PlanError(f"The cards {text!r} are not understood.", "Write 1x24, 4x24 or 2x24,1x48, in GiB.")
             sizes += [float(read[2])] * int(read[1] or 1)
-        if not 1 <= len(sizes) <= MAX_CARDS:
-            raise PlanError(f"{len(sizes)} cards cannot be planned for.", f"Name 1 to {MAX_CARDS}.")
-        cards = tuple(Card(f"cuda:{i}", int(size * GIB)) for i, size in enumerate(sizes))
-        return cls(cards, max(_LEAST_HOST, 2 * sum(c.total for c in cards)) if host is None else host)
+        if not 1 <= len(sizes) <= MAX_DEVICES:
+            raise PlanError(f"{len(sizes)} cards cannot be planned for.", f"Name 1 to {MAX_DEVICES}.")
+        devices = tuple(DeviceSpec(f"cuda:{i}", int(size * GIB)) for i, size in enumerate(sizes))
+        return cls(devices, max(_DEFAULT_HOST_BYTES, 2 * sum(c.total for c in devices)) if host is None else host)
 
     @classmethod
-    def here(cls) -> Hardware:
-        """The cards of this machine, with what is free on them now.
+    def detect(cls) -> Hardware:
+        """The devices of this machine, with what is free on them now.
 
         Raises:
             PlanError: there are none.
@@ -149,58 +152,58 @@ class Hardware:
         if not found:
             raise PlanError("There is no GPU here.", "Name cards, for example --gpus 1x24, or work on the CPU.")
         memory = [torch.cuda.mem_get_info(i) for i in found]
-        cards = tuple(Card(f"cuda:{i}", total, free) for i, (free, total) in zip(found, memory, strict=True))
-        return cls(cards, host_bytes(), "measured")
+        devices = tuple(DeviceSpec(f"cuda:{i}", total, free) for i, (free, total) in zip(found, memory, strict=True))
+        return cls(devices, host_bytes(), "measured")
 
-    def only(self, names: Sequence[str]) -> Hardware:
-        """The same without the cards that are not named."""
-        return dataclasses.replace(self, cards=tuple(c for c in self.cards if c.name in names))
+    def restricted_to(self, names: Sequence[str]) -> Hardware:
+        """The same without the devices that are not named."""
+        return dataclasses.replace(self, devices=tuple(c for c in self.devices if c.name in names))
 
-    def giving_back(self, held: Mapping[str, int]) -> Hardware:
-        """The same with free what this process holds on its cards, or `held` bytes of other processes, if more."""
+    def with_freed(self, held: Mapping[str, int]) -> Hardware:
+        """The same with free what this process holds on its devices, or `held` bytes of other processes, if more."""
         import torch
 
-        def free(card: Card) -> int | None:
-            own = torch.cuda.memory_reserved(card.name) if card.name.startswith("cuda") else 0
-            return None if card.free is None else min(card.total, card.free + max(own, held.get(card.name, 0)))
+        def free(device: DeviceSpec) -> int | None:
+            own = torch.cuda.memory_reserved(device.name) if device.name.startswith("cuda") else 0
+            return None if device.free is None else min(device.total, device.free + max(own, held.get(device.name, 0)))
 
-        return self._each(lambda card: dataclasses.replace(card, free=free(card)))
+        return self._map_devices(lambda device: dataclasses.replace(device, free=free(device)))
 
-    def as_fast_as(self, speeds: Mapping[str, Speed]) -> Hardware:
-        """The same with the measured speeds of some cards, by name."""
+    def with_speeds(self, speeds: Mapping[str, DeviceSpeed]) -> Hardware:
+        """The same with the measured speeds of some devices, by name."""
 
-        def timed(card: Card) -> Card:
-            s = speeds.get(card.name)
+        def timed(device: DeviceSpec) -> DeviceSpec:
+            s = speeds.get(device.name)
             return (
-                card
+                device
                 if s is None
                 else dataclasses.replace(
-                    card,
+                    device,
                     plain_tflops=s.plain,
                     fp8_tflops=s.fp8,
                     attention_tflops=s.attention,
                     copy_gb=s.copy,
-                    computes_fp8=s.computes_fp8,
+                    supports_fp8=s.supports_fp8,
                 )
             )
 
-        return self._each(timed)
+        return self._map_devices(timed)
 
-    def computing_fp8(self, by_card: Mapping[str, bool]) -> Hardware:
-        """The same, knowing of some cards whether they compute in fp8."""
-        return self._each(lambda c: dataclasses.replace(c, computes_fp8=by_card.get(c.name, c.computes_fp8)))
+    def with_fp8_support(self, by_card: Mapping[str, bool]) -> Hardware:
+        """The same, knowing of some devices whether they compute in fp8."""
+        return self._map_devices(lambda c: dataclasses.replace(c, supports_fp8=by_card.get(c.name, c.supports_fp8)))
 
-    def capped(self, most: int | None) -> Hardware:
-        """The same with at most so many bytes used per card, the context among them; None: all."""
-        return self._each(lambda card: dataclasses.replace(card, cap=most))
+    def with_cap(self, most: int | None) -> Hardware:
+        """The same with at most so many bytes used per device, the context among them; None: all."""
+        return self._map_devices(lambda device: dataclasses.replace(device, cap=most))
 
     @property
     def cap(self) -> int | None:
         """The most that is used of any card, where that is capped."""
-        return max((card.cap for card in self.cards if card.cap is not None), default=None)
+        return max((device.cap for device in self.devices if device.cap is not None), default=None)
 
-    def _each(self, changed: Callable[[Card], Card]) -> Hardware:
-        return dataclasses.replace(self, cards=tuple(map(changed, self.cards)))
+    def _map_devices(self, changed: Callable[[DeviceSpec], DeviceSpec]) -> Hardware:
+        return dataclasses.replace(self, devices=tuple(map(changed, self.devices)))
 
     @property
     def usable_host(self) -> int:
@@ -209,8 +212,8 @@ class Hardware:
 
     def __str__(self) -> str:
         counts: dict[str, int] = {}
-        for card in self.cards:
-            size = f"{card.total / GIB:.4g}"
+        for device in self.devices:
+            size = f"{device.total / GIB:.4g}"
             counts[size] = counts.get(size, 0) + 1
         return ",".join(f"{count}x{size}" for size, count in counts.items())
 
@@ -220,4 +223,86 @@ def host_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
-        return _LEAST_HOST
+        return _DEFAULT_HOST_BYTES
+
+
+_HOST_COPY_GB = 80.0
+"""GB/s that all devices together get from the host's memory, assumed."""
+_LINK_GB = 10.0
+"""GB/s between two stages, assumed: PCIe through the host."""
+_TASK_SECONDS = 0.002
+"""To launch a task, assumed."""
+_VAE_SHARE = 0.2
+"""Of the speed of matrices that the VAE's convolutions reach, assumed: narrow layers, bound by memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """How fast a plan will probably be, with its stages side by side.
+
+    Attributes:
+        seconds_per_block: of 12 frames, once the pipeline is full.
+        fps: frames per second then.
+        first_frames_seconds: from the first task to the first finished block; loading and encoding come before.
+        source: whose speeds it rests on: "measured", or "assumed" where any was not measured.
+    """
+
+    seconds_per_block: float
+    first_frames_seconds: float
+    source: str
+
+    @property
+    def fps(self) -> float:
+        """Frames per second in the full pipeline."""
+        return BLOCK_FRAMES / self.seconds_per_block
+
+
+def layer_tflop(
+    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS
+) -> tuple[float, float]:
+    """10^12 operations of one block at one step in one layer: in matrices, and in attention.
+
+    The prompt's keys and values, and the conditions, are made once per video and do not count.
+    """
+    d, tokens = config.dim, BLOCK_LATENTS * frame_tokens
+    seen = (window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens + config.text_len
+    matrices = 2 * tokens * (6 * d * d + 2 * d * config.ffn_dim)
+    if layer in config.audio_inject_layers:
+        matrices += 4 * tokens * d * d
+    return matrices / 1e12, 4 * tokens * seen * d / 1e12
+
+
+def compute_seconds(matrices: float, attention: float, storage: StorageConfig, speed: DeviceSpeed) -> float:
+    """Of so many 10^12 operations; fp8 is worked as fp8 only where the device can."""
+    fast = storage.weights in ("fp8", "fp8-tensor") and speed.supports_fp8
+    return matrices / (speed.fp8 if fast else speed.plain) + attention / speed.attention
+
+
+def task_seconds(compute: float, copied: int, layers: int, speed: DeviceSpeed, device_count: int) -> float:
+    """Of one task: copies hide behind the work of the layers before, but for the first layer's.
+
+    Args:
+        compute: seconds of the layers.
+        copied: bytes from the host.
+        layers: of the stage.
+        speed: of its device.
+        device_count: that copy at the same time, at most.
+    """
+    copies = copied / 1e9 / min(speed.copy, _HOST_COPY_GB / device_count)
+    return max(compute, copies) + copies / layers + _TASK_SECONDS
+
+
+def link_seconds(config: ModelConfig, frame_tokens: int, size: int, stages: int) -> float:
+    """Of sending a block's tokens to the next stage; nothing where there is none."""
+    return BLOCK_LATENTS * frame_tokens * config.dim * size / 1e9 / _LINK_GB if stages > 1 else 0.0
+
+
+def decode_seconds(tflop: float, speed: DeviceSpeed, resting: int = 0) -> float:
+    """Of decoding a block.
+
+    Args:
+        tflop: 10^12 operations.
+        speed: of the device.
+        resting: bytes on the host, which come to the device and go back once a block.
+    """
+    return tflop / (speed.plain * _VAE_SHARE) + 2 * resting / 1e9 / min(speed.copy, _HOST_COPY_GB)

@@ -1,253 +1,530 @@
-"""Laying layers over the cards of a topology on one rung: what fits, and the split that is fastest."""
+"""The search for a plan: fidelity levels, topologies of devices, costs of layers, and the split that is fastest."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from ..config import BLOCK_LATENTS, ModelConfig
-from ..request import Effective
-from ..storage import Storage
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
+from ..request import ResolvedRequest
+from ..storage import NUM_SLOTS, StorageConfig
+from ..task_graph import Partition
 from ..vae.tiling import WHOLE, Tiles, possible, tilings
-from .bytes import BYTES, condition_parameters
-from .companions import companions_of
-from .hardware import CONTEXT, Hardware
-from .ladder import LADDER, Rung, gentler
-from .plan import is_card
-from .shelf import Shelf
-from .speed import compute_seconds, decode_seconds, link_seconds, task_seconds
-from .topology import Seat, Topology, topologies
-from .wishes import Wishes
+from .hardware import (
+    CUDA_CONTEXT_BYTES,
+    DeviceSpec,
+    Hardware,
+    compute_seconds,
+    decode_seconds,
+    layer_tflop,
+    link_seconds,
+    task_seconds,
+)
+from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
+from .plan import is_gpu
+
+Preference = Literal["quality", "speed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What matters beside the video and the devices.
+
+    Attributes:
+        prefer: "quality" takes the highest fidelity level that fits; "speed" the fastest of those from fp8 weights on,
+            or of all where a device does not compute in fp8.
+        allow_smaller: whether a smaller video may be planned where nothing else fits.
+        dtype: of weights, keys and tokens where they are not rounded further.
+        threads: CPU threads per task.
+        processes: whether every stage, and the VAE, will work in a process of its own.
+        vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
+    """
+
+    prefer: Preference = "quality"
+    allow_smaller: bool = False
+    dtype: str = "bfloat16"
+    threads: int = 1
+    processes: bool = False
+    vae_tiles: Tiles | None = None
+
+
+DEFAULT_OPTIONS = PlanOptions()
+"""Nothing in particular."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FidelityLevel:
+    """A fidelity level: one way to store a stage.
+
+    Attributes:
+        name: for people.
+        storage: what it means; how many layers are offloaded is found for each stage.
+        offloads_layers: whether layers may be streamed.
+    """
+
+    name: str
+    storage: StorageConfig
+    offloads_layers: bool = False
+
+
+def _level_family(name: str, storage: StorageConfig) -> list[FidelityLevel]:
+    """All on the device, then keys and values on the host, then layers, too."""
+    away = dataclasses.replace(storage, kv_offload=True)
+    return [
+        FidelityLevel(name, storage),
+        FidelityLevel(f"{name}, KV cache offloaded", away),
+        FidelityLevel(f"{name}, KV cache offloaded, layers offloaded", away, offloads_layers=True),
+    ]
+
+
+FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
+    FidelityLevel("unrounded", StorageConfig()),
+    *_level_family("unrounded, text KV weights offloaded", StorageConfig(offload_text_kv=True)),
+    *_level_family("fp8 weights", StorageConfig(weights="fp8", offload_text_kv=True)),
+    *_level_family("fp8 weights and KV cache", StorageConfig(weights="fp8", kv_dtype="fp8", offload_text_kv=True)),
+)
+"""Best first: nothing rounded before anything rounded, and within that nothing moved before anything moved."""
+FIRST_FP8 = next(i for i, rung in enumerate(FIDELITY_LEVELS) if rung.storage.weights == "fp8")
+
+
+def gentler_levels(level: int) -> tuple[FidelityLevel, ...]:
+    """What a stage with room to spare may take instead: the levels above that round the same, best first, and
+    itself."""
+    wanted = (FIDELITY_LEVELS[level].storage.weights, FIDELITY_LEVELS[level].storage.kv_dtype)
+    return tuple(r for r in FIDELITY_LEVELS[: level + 1] if (r.storage.weights, r.storage.kv_dtype) == wanted)
+
+
+def level_of(storages: tuple[StorageConfig, ...]) -> int:
+    """The lowest level that any of these storages stands on, as an index into `FIDELITY_LEVELS`.
+
+    Raises:
+        ValueError: a storage stands on none.
+    """
+    known = {(level.storage, level.offloads_layers): i for i, level in enumerate(FIDELITY_LEVELS)}
+    found = [known.get((dataclasses.replace(s, offload_layers=0), s.offload_layers > 0)) for s in storages]
+    if None in found:
+        raise ValueError(f"{storages[found.index(None)]} stands on no rung.")
+    return max(i for i in found if i is not None)
+
+
+def next_level_down(storages: tuple[StorageConfig, ...], layers: int) -> tuple[FidelityLevel, StorageConfig] | None:
+    """What to try where stages did not fit: the next level, and a storage of it that any stage can have.
+
+    Args:
+        storages: of the stages, as they were planned.
+        layers: of the smallest stage, all of which are offloaded where a level streams.
+
+    Returns:
+        The first level below them, or theirs with all layers offloaded; the last one where they stand on none; None
+        where there is none.
+    """
+    try:
+        place = level_of(storages)
+    except ValueError:
+        place = len(FIDELITY_LEVELS) - 2
+    if not FIDELITY_LEVELS[place].offloads_layers or min(s.offload_layers for s in storages) >= layers:
+        place += 1
+    if place == len(FIDELITY_LEVELS):
+        return None
+    level = FIDELITY_LEVELS[place]
+    return level, dataclasses.replace(level.storage, offload_layers=layers if level.offloads_layers else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopologyDevice:
+    """A device in a topology.
+
+    Attributes:
+        device: which.
+        steps: how many denoising steps its stage owns.
+        first: whether it also holds the conditions.
+        decodes: whether the VAE works beside the stage.
+    """
+
+    device: DeviceSpec
+    steps: int
+    first: bool
+    decodes: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices arranged in columns, before layers are assigned to them.
+
+    Attributes:
+        steps: the groups.
+        columns: for every part of the layers, one device per group.
+        vae: the device that decodes.
+        vae_alone: whether it does nothing else.
+    """
+
+    steps: tuple[range, ...]
+    columns: tuple[tuple[TopologyDevice, ...], ...]
+    vae: DeviceSpec
+    vae_alone: bool
+
+    @property
+    def device_count(self) -> int:
+        """How many work."""
+        return len(self.steps) * len(self.columns) + self.vae_alone
+
+
+def topologies(devices: tuple[DeviceSpec, ...], steps: int, layers: int, vae_bytes: int) -> Iterator[Topology]:
+    """All that differ in more than names: large devices come first, and the smallest are left out.
+
+    Cards of one part of the layers are neighbours by size, because they hold the same layers.
+
+    Args:
+        devices: at hand.
+        steps, layers: of the video and the network.
+        vae_bytes: what a device that decodes must hold.
+    """
+    ranked = sorted(devices, key=lambda device: -device.usable)
+    decoders = [device for device in ranked if device.usable >= vae_bytes]
+    spare = [device for device in ranked if device is not decoders[-1]] if decoders else []
+    for groups in range(1, min(steps, len(ranked)) + 1):
+        owned = Partition.even(groups, 1, steps, layers).step_groups
+        for parts in range(1, min(layers, len(ranked) // groups) + 1):
+            count = groups * parts
+            if count <= len(spare):
+                yield _columns_of(spare[:count], owned, parts, None, decoders[-1])
+            yield from _shared(ranked[:count], owned, parts)
+
+
+def _shared(devices: list[DeviceSpec], steps: tuple[range, ...], parts: int) -> Iterator[Topology]:
+    """One for each different device the VAE could share."""
+    known = set()
+    for place, device in enumerate(devices):
+        column, group = divmod(place, len(steps))
+        kind = (device.usable, device.speed, len(steps[group]), column == 0, place == 0, column == parts - 1)
+        if kind not in known:
+            known.add(kind)
+            yield _columns_of(devices, steps, parts, place, device)
+
+
+def _columns_of(
+    devices: list[DeviceSpec], steps: tuple[range, ...], parts: int, decoding: int | None, vae: DeviceSpec
+) -> Topology:
+    """Neighbours form a column."""
+    slots = [
+        TopologyDevice(device, len(steps[i % len(steps)]), first=i == 0, decodes=i == decoding)
+        for i, device in enumerate(devices)
+    ]
+    columns = tuple(tuple(slots[i : i + len(steps)]) for i in range(0, parts * len(steps), len(steps)))
+    return Topology(steps, columns, vae, decoding is None)
+
+
+class CostTable:
+    """The layers of a network on one level; agrees with `stage_plan` to the byte.
+
+    Args:
+        config: of the network.
+        frame_tokens: tokens per latent frame.
+        size: bytes per number.
+        level: how things are kept.
+        window_blocks: blocks a KV cache holds.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        frame_tokens: int,
+        size: int,
+        level: FidelityLevel,
+        window_blocks: int = WINDOW_BLOCKS,
+    ):
+        self._level, self._sizes = level, LayerSizes(config, frame_tokens, size, level.storage, window_blocks)
+        work = [layer_tflop(config, frame_tokens, i, window_blocks) for i in range(config.num_layers)]
+        self._matrices, self._attention = _prefix_sums([m for m, _ in work]), _prefix_sums([a for _, a in work])
+
+    def storage(self, offloaded: int) -> StorageConfig:
+        """That of a stage with so many offloaded layers."""
+        return dataclasses.replace(self._level.storage, offload_layers=offloaded)
+
+    def resident_bytes(self, layers: range, steps: int) -> int:
+        """Bytes on the device of layers for so many steps, nothing offloaded."""
+        sizes, count = self._sizes, len(layers)
+        kept = count * (sizes.sink + sizes.text)
+        weights, kv_caches = (
+            sizes.weights_resident_bytes(layers, self._level.storage),
+            sizes.kv_cache_resident_bytes(count, steps),
+        )
+        return weights.device + kv_caches.device + kept + sizes.workspace(count, steps)
+
+    def fewest_offloaded(self, layers: int, need: int) -> int | None:
+        """The fewest offloaded of so many layers that free `need` bytes, their slots paid for; None where none does."""
+        if need <= 0:
+            return 0
+        count = NUM_SLOTS - (-need // self._sizes.layer_transfer_bytes)
+        return count if self._level.offloads_layers and count <= layers else None
+
+    def pinned_weights(self, layers: range, offloaded: int) -> int:
+        """Bytes of weights on the host, for all stages with these layers."""
+        return self._sizes.weights_resident_bytes(layers, self.storage(offloaded)).host
+
+    def pinned_kv_cache(self, layers: int, steps: int) -> int:
+        """Bytes of keys and values on the host, for one stage with so many layers."""
+        return self._sizes.kv_cache_resident_bytes(layers, steps).host
+
+    def transfer_bytes(self, layers: int, offloaded: int) -> int:
+        """Bytes that a task brings from the host."""
+        return self._sizes.transfer_bytes(layers, self.storage(offloaded))
+
+    def tflop(self, layers: range) -> tuple[float, float]:
+        """10^12 operations of a task: in matrices, and in attention."""
+        first, stop = layers.start, layers.stop
+        return self._matrices[stop] - self._matrices[first], self._attention[stop] - self._attention[first]
+
+
+def _prefix_sums(values: list) -> list:
+    return [0, *itertools.accumulate(values)]
+
 
 _PRECISION = 0.01
 """Share of a block's time to which the fastest split is looked for."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """Layers of one part, and how its stages keep them.
+class LayerShard:
+    """A shard of the layers, and the storage of its stages.
 
     Attributes:
         layers: owned.
         storage: of its stages.
         seconds: of one task, per group.
         host: pinned bytes.
-        load: seconds per block of its busiest card.
+        load: seconds per block of its busiest device.
     """
 
     layers: range
-    storage: Storage
+    storage: StorageConfig
     seconds: tuple[float, ...]
     host: int
     load: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """A topology with all layers given out.
+class Candidate:
+    """A candidate plan: a topology with all layers assigned.
 
     Attributes:
-        topology: of the cards.
-        shares: one per part of the layers.
-        rung: index into `LADDER`.
+        topology: of the devices.
+        shards: one per part of the layers.
+        level: index into `FIDELITY_LEVELS`.
         seconds: per block in a full pipeline, at least.
-        decode: seconds per block of the VAE.
+        decode_seconds: seconds per block of the VAE.
     """
 
     topology: Topology
-    shares: tuple[Share, ...]
-    rung: int
+    shards: tuple[LayerShard, ...]
+    level: int
     seconds: float
-    decode: float
+    decode_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Post:
-    """What waits for a share of the layers.
+class DeviceColumn:
+    """The devices of one column of a topology.
 
     Attributes:
-        column: a seat per group.
-        cards: at work in the whole topology.
-        decode: seconds per block of the VAE.
+        devices: a device per group.
+        device_count: at work in the whole topology.
+        decode_seconds: seconds per block of the VAE.
     """
 
-    column: tuple[Seat, ...]
-    cards: int
-    decode: float
+    devices: tuple[TopologyDevice, ...]
+    device_count: int
+    decode_seconds: float
 
 
-class Search:
+class PlanSearch:
     """What fits a request on some hardware.
 
     Args:
-        effective: what will be made.
+        resolved: what will be made.
         config: of the network.
         hardware: at hand.
-        wishes: what matters; what is preferred is for others to heed.
+        options: what matters; what is preferred is for others to heed.
         tiles: in which the VAE works.
     """
 
     def __init__(
-        self, effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes, tiles: Tiles = WHOLE
+        self,
+        resolved: ResolvedRequest,
+        config: ModelConfig,
+        hardware: Hardware,
+        options: PlanOptions,
+        tiles: Tiles = WHOLE,
     ):
-        self.effective, self.config, self.hardware, self.wishes = effective, config, hardware, wishes
-        self.size, self.beside, self.tiles = BYTES[wishes.dtype], companions_of(config), tiles
-        held = self.beside.vae_bytes(effective, self.size, tiles, all(is_card(card.name) for card in hardware.cards))
+        self.resolved, self.config, self.hardware, self.options = resolved, config, hardware, options
+        self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config), tiles
+        held = self.aux_models.vae_bytes(
+            resolved, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
+        )
         self.vae, self.vae_host = held.device, held.host
-        self.conditions = condition_parameters(config) * self.size
-        self.encoders = self.beside.encoder_bytes(self.size)
-        self._tflop = self.beside.decode_tflop(effective, BLOCK_LATENTS, tiles)
+        self.embedders = embedder_parameters(config) * self.size
+        self.encoders = self.aux_models.encoder_bytes(self.size)
+        self._tflop = self.aux_models.decode_tflop(resolved, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
-        self._shelves: dict[Rung, Shelf] = {}
-        self._shares: dict[tuple[Post, int, int, int], Share | None] = {}
-        self._known: dict[tuple[tuple[Seat, ...], int, float], Post] = {}
+        self._cost_tables: dict[FidelityLevel, CostTable] = {}
+        self._shards: dict[tuple[DeviceColumn, int, int, int], LayerShard | None] = {}
+        self._known_columns: dict[tuple[tuple[TopologyDevice, ...], int, float], DeviceColumn] = {}
 
-    def layouts(self, rung: int, *, fastest: bool = True) -> Iterator[Layout]:
-        """All that fit on a rung; without `fastest`, the first split that does."""
-        for topology in topologies(self.hardware.cards, self.effective.steps, self.config.num_layers, self.vae):
+    def candidates(self, level: int, *, fastest: bool = True) -> Iterator[Candidate]:
+        """All that fit on a level; without `fastest`, the first split that does."""
+        for topology in topologies(self.hardware.devices, self.resolved.steps, self.config.num_layers, self.vae):
             if self._encoders_fit(topology):
-                layout = self._lay(topology, rung, fastest)
-                if layout:
-                    yield layout
+                candidate = self._candidate(topology, level, fastest)
+                if candidate:
+                    yield candidate
 
-    def fits(self, rung: int) -> bool:
-        """Whether anything fits on a rung."""
-        return any(self.layouts(rung, fastest=False))
+    def fits(self, level: int) -> bool:
+        """Whether anything fits on a level."""
+        return any(self.candidates(level, fastest=False))
 
     def _encoders_fit(self, topology: Topology) -> bool:
         """They work where the VAE does, which is there before them."""
-        return self.encoders + self.beside.vae * self.size <= topology.vae.usable
+        return self.encoders + self.aux_models.vae * self.size <= topology.vae.usable
 
-    def _lay(self, topology: Topology, rung: int, fastest: bool) -> Layout | None:
-        """The split whose busiest card has least to do, of those whose host bytes fit."""
-        posts = self._posts(topology)
-        full = self._split(posts, rung, math.inf)
+    def _candidate(self, topology: Topology, level: int, fastest: bool) -> Candidate | None:
+        """The split whose busiest device has least to do, of those whose host bytes fit."""
+        columns = self._columns(topology)
+        full = self._split(columns, level, math.inf)
         if full is None:
             return None
-        best = full if _host(full) <= self._host else None
-        low, high = 0.0, _busiest(full)
+        best = full if _pinned_bytes(full) <= self._host else None
+        low, high = 0.0, _busiest_seconds(full)
         while (fastest or best is None) and high - low > _PRECISION * high:
             middle = (low + high) / 2
-            found = self._split(posts, rung, middle)
+            found = self._split(columns, level, middle)
             if found is None:
                 low = middle
                 continue
-            high = _busiest(found)
-            if _host(found) <= self._host:
+            high = _busiest_seconds(found)
+            if _pinned_bytes(found) <= self._host:
                 best = found
         if best is None:
             return None
         decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
-        seconds = max(_busiest(best), decode if topology.alone else 0.0)
-        return Layout(topology, tuple(best), rung, seconds, decode)
+        seconds = max(_busiest_seconds(best), decode if topology.vae_alone else 0.0)
+        return Candidate(topology, tuple(best), level, seconds, decode)
 
-    def _posts(self, topology: Topology) -> list[Post]:
+    def _columns(self, topology: Topology) -> list[DeviceColumn]:
         """The columns of a topology; equal ones of different topologies are one object, which is quick to look up."""
         decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
-        posts = (Post(column, topology.cards, decode) for column in topology.columns)
-        return [self._known.setdefault((post.column, post.cards, post.decode), post) for post in posts]
+        columns = (DeviceColumn(devices, topology.device_count, decode) for devices in topology.columns)
+        return [
+            self._known_columns.setdefault((column.devices, column.device_count, column.decode_seconds), column)
+            for column in columns
+        ]
 
-    def _split(self, posts: list[Post], rung: int, limit: float) -> list[Share] | None:
+    def _split(self, columns: list[DeviceColumn], level: int, limit: float) -> list[LayerShard] | None:
         """Every part takes as many layers as fit and can be worked within `limit` seconds per block."""
         last, first = self.config.num_layers, 0
-        shares: list[Share] = []
-        for after, post in zip(range(len(posts) - 1, -1, -1), posts, strict=True):
-            share = self._longest(post, rung, first, last - after, limit)
-            if share is None:
+        shards: list[LayerShard] = []
+        for after, column in zip(range(len(columns) - 1, -1, -1), columns, strict=True):
+            shard = self._longest(column, level, first, last - after, limit)
+            if shard is None:
                 return None
-            shares.append(share)
-            first = share.layers.stop
-        return shares if first == last else None
+            shards.append(shard)
+            first = shard.layers.stop
+        return shards if first == last else None
 
-    def _longest(self, post: Post, rung: int, first: int, most: int, limit: float) -> Share | None:
+    def _longest(self, column: DeviceColumn, level: int, first: int, most: int, limit: float) -> LayerShard | None:
         """The longest share from layer `first` on, at most to `most`."""
         best, low, high, middle = None, first + 1, most, most
         while low <= high:
-            share = self._share(post, rung, first, middle)
-            if share and share.load <= limit:
-                best, low = share, middle + 1
+            shard = self._shard(column, level, first, middle)
+            if shard and shard.load <= limit:
+                best, low = shard, middle + 1
             else:
                 high = middle - 1
             middle = (low + high) // 2
         return best
 
-    def _share(self, post: Post, rung: int, first: int, stop: int) -> Share | None:
-        key = (post, rung, first, stop)
-        if key not in self._shares:
-            self._shares[key] = self._weigh(post, rung, first, stop)
-        return self._shares[key]
+    def _shard(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
+        key = (column, level, first, stop)
+        if key not in self._shards:
+            self._shards[key] = self._cheapest_storage(column, level, first, stop)
+        return self._shards[key]
 
-    def _weigh(self, post: Post, rung: int, first: int, stop: int) -> Share | None:
-        """The gentlest storage of a rung that fits all cards of a column."""
-        for kept in gentler(rung):
-            shelf = self._shelf(kept)
+    def _cheapest_storage(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
+        """The least offloading storage of a level that fits all devices of a column."""
+        for candidate in gentler_levels(level):
+            costs = self._cost_table(candidate)
             layers = range(first, stop)
-            need = max(shelf.resident(layers, seat.steps) - self._room(seat) for seat in post.column)
-            count = shelf.least_streamed(len(layers), need)
+            need = max(
+                costs.resident_bytes(layers, slot.steps) - self._available_bytes(slot) for slot in column.devices
+            )
+            count = costs.fewest_offloaded(len(layers), need)
             if count is not None:
-                return self._priced(shelf, post, layers, count)
+                return self._with_costs(costs, column, layers, count)
         return None
 
-    def _shelf(self, rung: Rung) -> Shelf:
-        if rung not in self._shelves:
-            e = self.effective
-            self._shelves[rung] = Shelf(self.config, e.frame_tokens, self.size, rung, e.clip_blocks)
-        return self._shelves[rung]
+    def _cost_table(self, level: FidelityLevel) -> CostTable:
+        if level not in self._cost_tables:
+            e = self.resolved
+            self._cost_tables[level] = CostTable(self.config, e.frame_tokens, self.size, level, e.clip_blocks)
+        return self._cost_tables[level]
 
-    def _room(self, seat: Seat) -> int:
+    def _available_bytes(self, slot: TopologyDevice) -> int:
         """Bytes for the stage on its card."""
-        decoding = self.vae + (CONTEXT if self.wishes.processes else 0)
-        return seat.card.usable - (decoding if seat.decodes else 0) - (self.conditions if seat.first else 0)
+        decoding = self.vae + (CUDA_CONTEXT_BYTES if self.options.processes else 0)
+        return slot.device.usable - (decoding if slot.decodes else 0) - (self.embedders if slot.first else 0)
 
-    def _priced(self, shelf: Shelf, post: Post, layers: range, count: int) -> Share:
+    def _with_costs(self, costs: CostTable, column: DeviceColumn, layers: range, count: int) -> LayerShard:
         """A share with its seconds and its bytes on the host."""
-        work, storage = shelf.work(layers), shelf.storage(count)
-        copied = shelf.carried(len(layers), count)
-        sent = link_seconds(self.config, self.effective.frame_tokens, self.size, post.cards)
-        # The cards are of one machine: all seats of a column have their layers from one copy.
-        seconds, loads, host = [], [], shelf.pinned_weights(layers, count)
-        for seat in post.column:
-            speed = seat.card.speed
+        work, storage = costs.tflop(layers), costs.storage(count)
+        transferred = costs.transfer_bytes(len(layers), count)
+        hop = link_seconds(self.config, self.resolved.frame_tokens, self.size, column.device_count)
+        # The devices are of one machine: all devices of a column have their layers from one copy.
+        seconds, loads, host = [], [], costs.pinned_weights(layers, count)
+        for slot in column.devices:
+            speed = slot.device.speed
             compute = compute_seconds(*work, storage, speed)
-            task = task_seconds(compute, copied, len(layers), speed, post.cards) + sent
+            task = task_seconds(compute, transferred, len(layers), speed, column.device_count) + hop
             seconds.append(task)
-            # Network and VAE work side by side, but what a card computes they share: together they take no longer than
-            # one after the other.
-            loads.append(task * seat.steps + (post.decode if seat.decodes else 0.0))
-            host += shelf.pinned_rings(len(layers), seat.steps)
-        return Share(layers, storage, tuple(seconds), host, max(loads))
+            # Network and VAE work side by side, but what a device computes they share: together they take no longer
+            # than one after the other.
+            loads.append(task * slot.steps + (column.decode_seconds if slot.decodes else 0.0))
+            host += costs.pinned_kv_cache(len(layers), slot.steps)
+        return LayerShard(layers, storage, tuple(seconds), host, max(loads))
 
 
-def searches(effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes) -> tuple[Search, ...]:
+def plan_searches(
+    resolved: ResolvedRequest, config: ModelConfig, hardware: Hardware, options: PlanOptions
+) -> tuple[PlanSearch, ...]:
     """A search for each way the VAE may work: the whole, then more and more tiles.
 
-    Where the tiles are told there is one, or none for a picture that cannot be cut into them.
+    Where the tiles are told there is one, or none for an image that cannot be cut into them.
     """
-    size, tiles = effective.latent_size, wishes.vae_tiles
+    size, tiles = resolved.latent_size, options.vae_tiles
     ways = tilings(*size) if tiles is None else (tiles,) if possible(*size, tiles) else ()
-    return tuple(Search(effective, config, hardware, wishes, way) for way in ways)
+    return tuple(PlanSearch(resolved, config, hardware, options, way) for way in ways)
 
 
-def highest(ways: Sequence[Search]) -> tuple[int, Search] | None:
-    """The highest rung that anything fits on, and there the first way of the VAE that lets it.
+def highest_level(searches: Sequence[PlanSearch]) -> tuple[int, PlanSearch] | None:
+    """The highest fidelity level that anything fits on, and there the first way of the VAE that lets it.
 
     Tiles change the pictures, though by less than their rounding to 8 bits does; what is moved to the host changes
-    nothing, and what is rounded more changes the network. So tiles are tried on the last rung of each rounding, after
+    nothing, and what is rounded more changes the network. So tiles are tried on the last level of each rounding, after
     all that only moves and before the next that rounds. Stages that then have room stand higher by themselves.
     """
-    for rung, last in enumerate(LADDER):
-        found = next((way for way in (ways if last.streams else ways[:1]) if way.fits(rung)), None)
+    for number, level in enumerate(FIDELITY_LEVELS):
+        found = next((way for way in (searches if level.offloads_layers else searches[:1]) if way.fits(number)), None)
         if found is not None:
-            return rung, found
+            return number, found
     return None
 
 
-def _busiest(shares: list[Share]) -> float:
-    """Seconds per block of the busiest card that holds layers."""
-    return max(share.load for share in shares)
+def _busiest_seconds(shards: list[LayerShard]) -> float:
+    """Seconds per block of the busiest device that holds layers."""
+    return max(shard.load for shard in shards)
 
 
-def _host(shares: list[Share]) -> int:
+def _pinned_bytes(shards: list[LayerShard]) -> int:
     """Pinned bytes."""
-    return sum(share.host for share in shares)
+    return sum(shard.host for shard in shards)

@@ -1,9 +1,21 @@
-"""How a picture is cut into tiles that overlap: which latents each has, and how many fit. Plain numbers."""
+"""Tiled decoding and encoding: the grid of overlapping tiles, and the decoder that blends them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..config import SPATIAL_STRIDE
+from .wan import DecodeState, FeatureMap, decode_block, encode, open_decode
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 
 Tiles = tuple[int, int]
 """Rows and columns."""
@@ -57,7 +69,7 @@ def _possible(length: int, count: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Tiles of a picture.
+    """Tiles of an image.
 
     Attributes:
         rows, columns: where they lie, in latent pixels.
@@ -109,3 +121,134 @@ def tilings(height: int, width: int) -> tuple[Tiles, ...]:
     ways = ((1, 1), (1, 2), (2, 2), (2, 3), (3, 3)) if width >= height else ((1, 1), (2, 1), (2, 2), (3, 2), (3, 3))
     rows, columns = most_tiles(height, width)
     return tuple((r, c) for r, c in ways if r <= rows and c <= columns)
+
+
+class OffloadSlot(Protocol):
+    """Where the decoder state of a tile lies while others are decoded."""
+
+    def store(self, features: FeatureMap) -> None:
+        """Lay it there."""
+
+    def load(self) -> FeatureMap:
+        """Have it on the VAE's device again, bit for bit."""
+
+
+def open_decoder(
+    vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, make_slot: Callable[[], OffloadSlot]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes images of the next latents, as `decode_block`: of the whole, or of `TiledDecoder`, whose arguments
+    these are."""
+    if tiles != WHOLE:
+        return TiledDecoder(vae, motion, tiles, make_slot)
+    return functools.partial(decode_block, vae, open_decode(vae, motion))
+
+
+class TiledDecoder:
+    """The decode of one video in tiles, warmed up as `open_decode` does.
+
+    Args:
+        vae: may be shared.
+        motion: [1, 16, >= 7, h, w], normalised.
+        tiles: rows and columns.
+        make_slot: makes one; called once per tile.
+
+    Raises:
+        ValueError: more tiles than there are latents for.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, make_slot: Callable[[], OffloadSlot]):
+        self._vae = vae
+        self._blender = TileBlender(Grid.of(motion.shape[-2], motion.shape[-1], tiles), SPATIAL_STRIDE, vae.device)
+        self._slots = [self._begin_tile(tile, make_slot()) for tile in self._blender.split(motion)]
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """The images of the next latents [16, n, h, w]: as `decode_block`."""
+        tiles = enumerate(self._blender.split(latents))
+        return self._blender.blend(self._decode_tile(number, tile) for number, tile in tiles).clamp_(-1, 1)
+
+    def _begin_tile(self, motion: torch.Tensor, rest: OffloadSlot) -> tuple[OffloadSlot, int]:
+        """A tile that is warmed up and rests."""
+        state = open_decode(self._vae, motion)
+        rest.store(state.features)
+        return rest, state.latents
+
+    def _decode_tile(self, number: int, latents: torch.Tensor) -> torch.Tensor:
+        """The images of one tile, which goes to rest again."""
+        rest, before = self._slots[number]
+        state = DecodeState(rest.load(), before)
+        pictures = decode_block(self._vae, state, latents)
+        rest.store(state.features)
+        self._slots[number] = (rest, state.latents)
+        return pictures
+
+
+def encode_tiles(vae: AutoencoderKLWan, pixels: torch.Tensor, tiles: Tiles) -> torch.Tensor:
+    """Video to normalised latents, tile after tile: arguments and result as of `encode`.
+
+    Raises:
+        RequestError: as `encode`.
+        ValueError: more tiles than there are latents for.
+    """
+    if tiles == WHOLE:
+        return encode(vae, pixels)
+    height, width = (n // SPATIAL_STRIDE for n in pixels.shape[-2:])
+    blender = TileBlender(Grid.of(height, width, tiles), 1, vae.device)
+    return blender.blend(encode(vae, tile) for tile in blender.split(pixels, SPATIAL_STRIDE))
+
+
+class TileBlender:
+    """Splits pictures into tiles and blends tiles into pictures.
+
+    Args:
+        grid: where the tiles lie.
+        scale: lines of what is put together, per latent pixel.
+        device: of that.
+    """
+
+    def __init__(self, grid: Grid, scale: int, device: torch.device):
+        self._grid, self._scale = grid, scale
+        self._rows, self._columns = (
+            [share.to(device) for share in blend_weights(spans, scale)] for spans in (grid.rows, grid.columns)
+        )
+
+    def split(self, whole: torch.Tensor, scale: int = 1) -> Iterator[torch.Tensor]:
+        """The tiles of an image [..., h, w], as views, row by row; `scale` as of what is put together."""
+        for row, column in self._grid.places:
+            yield whole[(..., *self._slices(row, column, scale))]
+
+    def blend(self, tiles: Iterable[torch.Tensor]) -> torch.Tensor:
+        """What tiles [..., h, w], which are used up, are together; one is there at a time."""
+        whole: torch.Tensor | None = None
+        height, width = (self._scale * spans[-1].stop for spans in (self._grid.rows, self._grid.columns))
+        for (row, column), tile in zip(self._grid.places, tiles, strict=True):
+            if whole is None:
+                whole = tile.new_zeros(*tile.shape[:-2], height, width)
+            tile.mul_(self._rows[row][:, None]).mul_(self._columns[column])
+            whole[(..., *self._slices(row, column, self._scale))].add_(tile)
+            del tile
+        assert whole is not None
+        return whole
+
+    def _slices(self, row: int, column: int, scale: int) -> tuple[slice, slice]:
+        rows, columns = self._grid.rows[row], self._grid.columns[column]
+        return slice(scale * rows.start, scale * rows.stop), slice(scale * columns.start, scale * columns.stop)
+
+
+def blend_weights(spans: Sequence[range], scale: int) -> list[torch.Tensor]:
+    """How much each tile has of every line it covers; the shares of a line add up to 1.
+
+    Args:
+        spans: where the tiles lie.
+        scale: lines per latent pixel.
+
+    Returns:
+        [scale * length] per tile, float32, on the CPU.
+    """
+    shares = [torch.ones(scale * len(span)) for span in spans]
+    for i, (one, other) in enumerate(itertools.pairwise(spans)):
+        shared = scale * (one.stop - other.start)
+        across = (torch.arange(shared) + 0.5) / shared
+        rising = ((across - (1 - RAMP) / 2) / RAMP).clamp(0, 1)
+        shares[i + 1][:shared] = rising
+        shares[i][-shared:] = 1 - rising
+    return shares

@@ -1,21 +1,22 @@
-"""The Wan 2.1 video VAE of diffusers: building it, its latent scale, and encoding in flat memory.
-
-A latent frame holds four video frames, the first one only one: F = 1 + 4n frames become 1 + n latents, 8 times
-smaller in height and width.
-"""
+"""The Wan 2.1 video VAE of diffusers: building it, memory layouts that suit a device, encoding and streaming
+decoding."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE
+from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE, VAE_WARMUP_LATENTS
 from ..errors import RequestError
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 
 FeatureMap = list[Any]
 """The last two frames of every causal convolution, as diffusers' encoder and decoder keep them; None at the start."""
@@ -79,3 +80,141 @@ def empty_features(half: nn.Module) -> FeatureMap:
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     return [None] * sum(isinstance(m, WanCausalConv3d) for m in half.modules())
+
+
+def use_mkldnn(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Let a float32 VAE on the CPU use the faster forms, in place; any other VAE stays as it is."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
+
+    if vae.device.type != "cpu" or vae.dtype != torch.float32:
+        return vae
+    for m in vae.modules():
+        if isinstance(m, WanCausalConv3d) and torch.backends.mkldnn.is_available():
+            m._conv_forward = functools.partial(_convolve, m)  # type: ignore[method-assign]
+        elif isinstance(m, WanRMS_norm) and m.channel_first:
+            m.forward = functools.partial(_normalise, m)  # type: ignore[method-assign]
+    return vae
+
+
+def _convolve(m: nn.Conv3d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # The layer pads by itself before it gets here.
+    return torch.mkldnn_convolution(x, weight, bias, (0, 0, 0), m.stride, m.dilation, m.groups)
+
+
+def _normalise(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """x / max(|x|, 1e-12) over the channels, times sqrt(channels) and the learned gain."""
+    length = x.square().sum(1, keepdim=True).sqrt_().clamp_min_(1e-12)
+    return (x / length).mul_(m.scale * m.gamma).add_(m.bias)
+
+
+VaeLayout = Literal["plain", "quick", "channels last"]
+
+
+def layout_for(device: str, dtype: torch.dtype) -> VaeLayout:
+    """The form for a kind of device and a dtype.
+
+    The convolutions of GPUs that work in 16 bits want the channels of a pixel side by side; from any other layout they
+    convert before each layer and back after it. In float32 they do not, and the CPU has faster forms of its own.
+    """
+    if device == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return "channels last"
+    return "quick" if device == "cpu" and dtype == torch.float32 else "plain"
+
+
+def optimize_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Bring a loaded VAE into the form for where it lies, in place."""
+    form = layout_for(vae.device.type, vae.dtype)
+    if form == "quick":
+        return use_mkldnn(vae)
+    return to_channels_last(vae) if form == "channels last" else vae
+
+
+def to_channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Lay the weights of all convolutions out channels last, in place; what passes through follows by itself.
+
+    One layer loses the layout, where a frame becomes two; there it is restored before the image grows to four times.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
+
+    for m in vae.modules():
+        if isinstance(m, nn.Conv3d):
+            m.weight.data = m.weight.data.to(memory_format=torch.channels_last_3d)
+        elif isinstance(m, nn.Conv2d):
+            m.weight.data = m.weight.data.to(memory_format=torch.channels_last)
+        elif isinstance(m, WanResample) and m.mode == "upsample3d":
+            m.resample.register_forward_pre_hook(_to_channels_last)
+    return vae
+
+
+def _to_channels_last(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The pictures [n, channels, h, w] that a module is given, channels last."""
+    return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)
+
+
+CONTEXT_LATENTS = 14
+"""Blocks after which a decoder remembers nothing older. Its causal convolutions look back over 24 frames at the
+latents' own rate, 14 at twice and 26 at four times that rate: 37.5 latent frames, less than 13 blocks."""
+
+
+@dataclasses.dataclass
+class DecodeState:
+    """How far one session's video is decoded.
+
+    Attributes:
+        features: what the causal convolutions remember; entries are replaced, never written into.
+        latents: latent frames decoded so far.
+    """
+
+    features: FeatureMap
+    latents: int = 0
+
+    @classmethod
+    def empty(cls, vae: AutoencoderKLWan) -> DecodeState:
+        """The start of a video, whose first latent frame will yield one picture."""
+        return cls(empty_features(vae.decoder))
+
+    def snapshot(self) -> DecodeState:
+        """A state to resume from later; costs no memory until this one moves on."""
+        return DecodeState(list(self.features), self.latents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the state holds on the VAE's device."""
+        return sum(f.nbytes for f in self.features if isinstance(f, torch.Tensor))
+
+
+def open_decode(vae: AutoencoderKLWan, motion_latents: torch.Tensor, warmup: int = VAE_WARMUP_LATENTS) -> DecodeState:
+    """A state that has seen the still reference, so that already the first latent of block 0 yields four pictures.
+
+    Args:
+        motion_latents: [1, 16, n >= warmup, h, w], normalised; the first `warmup` are decoded and thrown away.
+    """
+    state = DecodeState.empty(vae)
+    for k in range(warmup):
+        decode_block(vae, state, motion_latents[0, :, k : k + 1])
+    return state
+
+
+def decode_block(vae: AutoencoderKLWan, state: DecodeState, latents: torch.Tensor) -> torch.Tensor:
+    """The images of the next latents; `state` moves on.
+
+    Args:
+        latents: [16, n, h, w], normalised; n = 3 for a block.
+
+    Returns:
+        [3, 4n, 8h, 8w] in [-1, 1], float32; three pictures fewer at the start of a state that was not warmed up.
+    """
+    mean, inverse_std = latent_scale(vae)
+    z = (latents[None].to(vae.device, torch.float32) / inverse_std + mean).to(vae.dtype)
+    pictures = []
+    for k in range(z.shape[2]):
+        first = {"first_chunk": state.latents == 0} if _takes_first_chunk(vae) else {}
+        frame = vae.post_quant_conv(z[:, :, k : k + 1])
+        pictures.append(vae.decoder(frame, feat_cache=state.features, feat_idx=[0], **first)[0])
+        state.latents += 1
+    return torch.cat(pictures, 1).float().clamp_(-1, 1)
+
+
+def _takes_first_chunk(vae: AutoencoderKLWan) -> bool:
+    """Older diffusers do not tell the decoder that a video begins; this VAE gives the same pictures either way."""
+    return "first_chunk" in inspect.signature(vae.decoder.forward).parameters

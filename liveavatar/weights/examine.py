@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..errors import ModelError
-from .core_files import DequantisedSource, Kind, open_transformer, refuse_another_kind
+from .formats import DequantisedSource, Kind, open_transformer, refuse_another_kind
 from .source import SafetensorsSource, TorchSource
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import MissingFilesError, ModelError
 from . import examine
-from .core_files import AnotherKind
-from .spiece import carries_tokenizer
+from .formats import AnotherKind
+from .tokenizer import carries_tokenizer
 
 BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
 LORA_REPO = "Quark-Vision/Live-Avatar"
@@ -127,7 +127,7 @@ def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
         nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)])
         raise kind(f"The model at {found.root} is not complete: {listed}.", nearest)
     places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=True)}
-    # Every usable item has a path, but for a configuration that is not needed and a tokenizer that is carried.
+    # Every usable item has a path, but for a configuration that is not needed and a tokenizer that is transferred.
     return ModelFiles(**places)  # type: ignore[arg-type]
 
 

@@ -21,26 +21,27 @@ from liveavatar.bench.watched import WatchedEngine
 from liveavatar.cli.model_lines import model_lines
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
 from liveavatar.doctor.report import Compute
-from liveavatar.engines.local import LocalEngine
-from liveavatar.engines.nets import Nets
+from liveavatar.engine.local import LocalEngine, ModelCache
 from liveavatar.errors import ModelError, PlanError, RequestError
-from liveavatar.model import linear
-from liveavatar.model.transformer import Part
-from liveavatar.pipeline import Denoise
+from liveavatar.model import quantize
+from liveavatar.model.transformer import ModelSlice
 from liveavatar.planner import Plan, make_plan
-from liveavatar.planner.speed import layer_tflop
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.planner.hardware import layer_tflop
+from liveavatar.storage import PLAIN, StorageConfig
+from liveavatar.task_graph import Denoise
 
 BLOCKS = 6
 
 
-def planned(storage: Storage = PLAIN, model: str = "untrained", stages: str = "1x1", dtype: str = "float32") -> Plan:
+def planned(
+    storage: StorageConfig = PLAIN, model: str = "untrained", stages: str = "1x1", dtype: str = "float32"
+) -> Plan:
     effective = noise_effective(BLOCKS, 4, "64x64")
     return make_plan(effective, PRESETS[model], model=model, stages=stages, dtype=dtype, storage=storage)
 
 
-def engine_of(plan: Plan, naive: bool = False, nets: Nets | None = None) -> WatchedEngine:
-    return WatchedEngine(RandomComponents(plan.model, "cpu"), plan, nets or Nets(), naive)
+def engine_of(plan: Plan, naive: bool = False, nets: ModelCache | None = None) -> WatchedEngine:
+    return WatchedEngine(RandomComponents(plan.model, "cpu"), plan, nets or ModelCache(), naive)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +66,12 @@ def test_numbers_agree_with_each_other(found):
 
 
 def test_launching_is_timed_layer_by_layer_and_leaves_no_trace(found):
-    plan = planned(Storage(streamed=3), stages="2x1")
+    plan = planned(StorageConfig(offload_layers=3), stages="2x1")
     engine, job = engine_of(plan), noise_job(PRESETS["untrained"], BLOCKS)
     before = engine.watch(job)
-    leads = [net.lead for net in engine.nets()]
+    leads = [net.layers_on_device for net in engine.models()]
     sent = launching(engine, job, 2.0)
-    assert [net.lead for net in engine.nets()] == leads
+    assert [net.layers_on_device for net in engine.models()] == leads
     layers = sum(task.phases["layers"] for task in before.tasks) / BLOCKS
     assert 0 < sent.seconds_per_block == 2 * sent.share < 10 * layers
     shown = model_lines(dataclasses.replace(found, launching=Launching(0.2, 0.1)))
@@ -100,7 +101,7 @@ def test_a_video_is_made_and_decoded_as_for_users():
     engine, job = engine_of(planned()), noise_job(PRESETS["untrained"], BLOCKS)
     expected = torch.cat(engine.watch(job).latents, 1)
     decoded: list[torch.Tensor] = []
-    period, decode = side_by_side(engine.unwatched(ahead=True), job, lambda block: decoded.append(block) or block)
+    period, decode = side_by_side(engine.unwatched(prefetch=True), job, lambda block: decoded.append(block) or block)
     assert torch.equal(torch.cat(decoded, 1), expected)
     assert period > decode > 0
 
@@ -114,7 +115,7 @@ def test_the_naive_path_makes_the_same_latents_in_turns(found):
 
 @pytest.mark.parametrize("stages", ["1x1", "2x2"])
 def test_the_naive_path_differs_in_rounding_only(stages):
-    plan, nets = planned(stages=stages), Nets()
+    plan, nets = planned(stages=stages), ModelCache()
     job = noise_job(PRESETS["untrained"], BLOCKS)
     ours, naive = (torch.cat(engine_of(plan, n, nets).watch(job).latents, 1) for n in (False, True))
     torch.testing.assert_close(naive, ours, rtol=1e-4, atol=1e-5)
@@ -139,15 +140,15 @@ def test_watching_changes_nothing_and_sees_every_task():
 @pytest.mark.parametrize(
     "storage",
     [
-        Storage(weights="fp8"),
-        Storage(weights="int8", keys="fp8"),
-        Storage(weights="fp8-tensor", prompt_weights="leave"),
+        StorageConfig(weights="fp8"),
+        StorageConfig(weights="int8", kv_dtype="fp8"),
+        StorageConfig(weights="fp8-tensor", offload_text_kv=True),
     ],
     ids=str,
 )
 def test_every_format_takes_what_was_planned(storage, monkeypatch):
     # What stays is the same where matrices are widened, and products with one scale take a CPU minutes.
-    monkeypatch.setitem(linear._trials, (torch.device("cpu"), False, True), "too slow for a test")
+    monkeypatch.setitem(quantize._trials, (torch.device("cpu"), False, True), "too slow for a test")
     memory = bench_model("mini", planned(storage, "mini"), Asked(BLOCKS)).memory
     assert abs(memory.held_difference_percent) < 3
     assert memory.parts["KV rings"].found == memory.parts["KV rings"].planned
@@ -156,7 +157,7 @@ def test_every_format_takes_what_was_planned(storage, monkeypatch):
 
 def test_what_moves_is_counted_and_set_against_nothing_moving():
     told = []
-    plan = planned(Storage(keys_home="host", streamed=3))
+    plan = planned(StorageConfig(kv_offload=True, offload_layers=3))
     found = bench_model("untrained", plan, Asked(BLOCKS), told.append)
     moved, config = found.moved, PRESETS["untrained"]
     row = 2 * 3 * 16 * config.dim * 4
@@ -173,14 +174,14 @@ def test_what_moves_is_counted_and_set_against_nothing_moving():
 
 def test_weights_are_drawn_in_the_format_and_place_they_stay_in():
     components = RandomComponents("mini", "cpu")
-    part, places = Part(range(2)), []
+    part, places = ModelSlice(range(2)), []
 
     def where(name: str) -> str:
         places.append(name)
         return "meta" if name.startswith("blocks.1.") else "cpu"
 
     net = components.transformer(part, where, torch.bfloat16, "fp8")
-    again = components.transformer(Part(range(1)), "cpu", torch.bfloat16, "fp8")
+    again = components.transformer(ModelSlice(range(1)), "cpu", torch.bfloat16, "fp8")
     for (name, tensor), other in zip(net.blocks["0"].state_dict().items(), again.blocks["0"].parameters(), strict=True):
         assert tensor.device.type == "cpu" and torch.equal(tensor, other), name
     assert {p.device.type for p in net.blocks["1"].parameters()} == {"meta"}
@@ -195,13 +196,13 @@ def test_activations_stay_finite_through_all_forty_layers():
     components = RandomComponents("untrained", "cpu")
     components.config = deep
     plan = make_plan(noise_effective(BLOCKS, 4, "64x64"), deep, model="deep", dtype="bfloat16")
-    run_ = WatchedEngine(components, plan, Nets()).watch(noise_job(deep, BLOCKS))
+    run_ = WatchedEngine(components, plan, ModelCache()).watch(noise_job(deep, BLOCKS))
     assert all(latents.isfinite().all() and latents.abs().max() < 1e3 for latents in run_.latents)
 
 
 def test_compiled_layers_make_the_same_latents(monkeypatch):
     monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
-    job, plan = noise_job(PRESETS["untrained"], BLOCKS), planned(Storage(keys_home="host", streamed=3))
+    job, plan = noise_job(PRESETS["untrained"], BLOCKS), planned(StorageConfig(kv_offload=True, offload_layers=3))
     plain = torch.cat(engine_of(plan).watch(job).latents, 1)
     compiled = torch.cat(engine_of(dataclasses.replace(plan, compiled=True)).watch(job).latents, 1)
     assert torch.equal(compiled, plain)
@@ -241,7 +242,7 @@ def test_too_few_and_too_many_blocks_are_refused(blocks):
 
 def test_the_big_network_is_not_begun_where_it_does_not_fit():
     plan = make_plan(noise_effective(BLOCKS, 4, "1280x704"), WAN2_2_S2V_14B, model="x")
-    huge = dataclasses.replace(plan, conditions=10**15)
+    huge = dataclasses.replace(plan, embedders=10**15)
     assert bytes_needed(huge, False) > 10**15
     with pytest.raises(PlanError, match="free"):
         bench_model("wan2.2-s2v-14b", huge, Asked(BLOCKS))

@@ -16,19 +16,13 @@ from session.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job, 
 
 from liveavatar.bench.original import OriginalNetwork, original_bytes
 from liveavatar.bench.original_source import import_original
-from liveavatar.bench.step_comparison import (
-    MEASURED_BLOCK,
-    StepEngine,
-    compare_steps,
-    fill_window,
-    relative_difference,
-)
+from liveavatar.bench.step_comparison import MEASURED_BLOCK, StepEngine, compare_steps, fill_window, relative_difference
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.distance import SinkDistance
 from liveavatar.errors import ModelError
-from liveavatar.model.transformer import Part
-from liveavatar.schedule import block_noise
-from liveavatar.session import Job
+from liveavatar.model.transformer import ModelSlice
+from liveavatar.noise_schedule import block_noise
+from liveavatar.request import SinkDistance
+from liveavatar.session import VideoTask
 
 CONFIG = tiny_config()
 CPU = torch.device("cpu")
@@ -50,12 +44,12 @@ def ours() -> StepEngine:
     return engine
 
 
-def job_of(distance: SinkDistance | None = None, size: str = "64x64") -> Job:
+def job_of(distance: SinkDistance | None = None, size: str = "64x64") -> VideoTask:
     return tiny_job(CONFIG, tiny_effective(6, 1, size), distance)
 
 
-def noise(job: Job, block: int) -> torch.Tensor:
-    return block_noise(job.effective.seed, block, 16, *job.effective.latent_size)
+def noise(job: VideoTask, block: int) -> torch.Tensor:
+    return block_noise(job.resolved.seed, block, 16, *job.resolved.latent_size)
 
 
 def state_of_the_process() -> dict[str, object]:
@@ -190,7 +184,7 @@ def test_another_network_is_refused(ours, tmp_path):
 
 
 def test_weights_it_cannot_share_are_refused(tmp_path):
-    part, source = Part.whole(CONFIG), written(tmp_path, IMPORTS)
+    part, source = ModelSlice.whole(CONFIG), written(tmp_path, IMPORTS)
     with pytest.raises(ModelError, match=r"weights of one dtype on one device"):
         OriginalNetwork(source, [TinyComponents(CONFIG).transformer(part, "cpu", torch.float32, "int8")])
     with pytest.raises(ModelError, match=r"does not work in torch.bfloat16 on cpu"):

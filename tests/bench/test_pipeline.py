@@ -6,10 +6,10 @@ import pytest
 from cli.runs import run
 
 from liveavatar.bench.pipeline import bench_pipeline, fewest_blocks
-from liveavatar.engines.backend import LocalBackend
+from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import ModelError, PlanError, RequestError
 from liveavatar.placement import Placement
-from liveavatar.simulate import steady
+from liveavatar.task_graph import steady
 
 
 @pytest.fixture

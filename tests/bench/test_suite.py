@@ -22,12 +22,12 @@ from liveavatar.bench.suite_parts import PARTS, SuiteState
 from liveavatar.bench.time_limit import Overrun, time_limit
 from liveavatar.cli.suite_lines import suite_lines, suite_markdown
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
-from liveavatar.engines.nets import Nets
+from liveavatar.engine.local import ModelCache
 from liveavatar.errors import ModelError, OutputError, PlanError
-from liveavatar.model.transformer import Part
+from liveavatar.model.transformer import ModelSlice
 from liveavatar.planner import make_plan
 from liveavatar.request import Request, resolve
-from liveavatar.storage import Storage
+from liveavatar.storage import StorageConfig
 from tools import bench_table
 
 PROJECT = Path(__file__).parents[2]
@@ -255,7 +255,7 @@ def test_a_plan_that_a_card_has_no_room_for_is_refused_before_anything_is_made(m
     effective = resolve(Request(size="704x384"), (704, 384), 160_000, 16_000)
 
     def plan(keys: str):
-        kept = Storage(keys=keys)
+        kept = StorageConfig(kv_dtype=keys)
         return make_plan(effective, WAN2_2_S2V_14B, model="x", devices=("cuda:0",), dtype="bfloat16", storage=kept)
 
     on_card(monkeypatch, 79 * 10**9)
@@ -269,11 +269,11 @@ def test_a_plan_that_a_card_has_no_room_for_is_refused_before_anything_is_made(m
 
 
 def test_weights_are_made_once_and_converted_in_place():
-    config, part = PRESETS["untrained"], Part(range(2))
+    config, part = PRESETS["untrained"], ModelSlice(range(2))
     kept = KeptComponents("untrained", "cpu")
     net = kept.transformer(part, torch.device("cpu"), torch.float32)
     assert kept.transformer(part, torch.device("cpu"), torch.float32) is net
-    assert Nets().get(kept, "cpu", part, torch.float32) is net
+    assert ModelCache().get(kept, "cpu", part, torch.float32) is net
     quantised = kept.transformer(part, torch.device("cpu"), torch.float32, "fp8")
     assert quantised is net
     fresh = RandomComponents("untrained", "cpu").transformer(part, torch.device("cpu"), torch.float32, "fp8")
@@ -323,7 +323,7 @@ def test_mistakes_are_told_before_anything_is_measured(words, said):
 
 def test_compiling_the_vae_needs_a_compiler(state, monkeypatch):
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
-    monkeypatch.setattr(compiler, "missing_for", lambda kind: ["a C++ compiler"])
+    monkeypatch.setattr(compiler, "missing_requirements", lambda kind: ["a C++ compiler"])
     measured = []
     with pytest.raises(ModelError, match="C\\+\\+ compiler"):
         measured.extend(suite_parts.vae(state))

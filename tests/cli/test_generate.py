@@ -7,13 +7,13 @@ import av
 import pytest
 from cli.runs import generate, receipt, run, write_inputs, write_voice
 
-from liveavatar.api import look_ahead
-from liveavatar.codec import LocalCodec, Place
-from liveavatar.engines.local import LocalEngine
-from liveavatar.media.probe import probe
+from liveavatar.api import describe_video
+from liveavatar.codec import ExecConfig, LocalEncoders
+from liveavatar.engine.local import LocalEngine
+from liveavatar.media.video import probe
 from liveavatar.prepare import prepare
 from liveavatar.request import Request
-from liveavatar.session import Job, Session
+from liveavatar.session import Session, VideoTask
 from liveavatar.streams import to_rgb24
 
 
@@ -75,11 +75,11 @@ def test_the_plan_is_in_the_file_itself(inputs, made):
 def test_the_frames_are_those_of_the_library(inputs, made):
     """What the receipt signs is recomputed from the stream of frames, without the writer."""
     request = Request(size="64x64", seed=7, prompt="A woman says „hello“.")
-    p = look_ahead(inputs / "portrait.png", inputs / "voice.wav", request, threads=1)
-    codec = LocalCodec(p.components, Place("cpu", "float32", p.plan.threads))
-    material = prepare(codec, p.request, p.effective, p.picture, p.sound)
+    p = describe_video(inputs / "portrait.png", inputs / "voice.wav", request, threads=1)
+    codec = LocalEncoders(p.components, ExecConfig("cpu", "float32", p.plan.threads))
+    material = prepare(codec, p.request, p.resolved, p.image, p.audio)
     sha = hashlib.sha256()
-    job = Job(p.effective, material, request.sink_distance)
+    job = VideoTask(p.resolved, material, request.sink_distance)
     with Session(LocalEngine(p.components, p.plan), job, codec.decoder) as session:
         for pixels in session.frames:
             sha.update(to_rgb24(pixels).tobytes())

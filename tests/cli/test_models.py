@@ -13,7 +13,7 @@ from cli.runs import generate, receipt, run, write_inputs
 from safetensors.torch import load_file, save_file
 
 from liveavatar.config import UNTRAINED
-from liveavatar.media.probe import probe
+from liveavatar.media.video import probe
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=3, audio_inject_layers=(0, 2), audio_layers=3)
 SHARDS = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]

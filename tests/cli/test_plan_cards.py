@@ -11,7 +11,7 @@ BIG = ("plan", "--model", "wan2.2-s2v-14b", "--size", "704x384")
 def test_a_chosen_plan_says_what_every_card_holds():
     ran = run(*BIG, "--gpus", "1x24")
     assert (ran.code, ran.err) == (0, "")
-    for words in ("of 23.11 GB usable", "VAE", "fp8 weights", "layers streamed", "pinned", "assumed speeds", "rest"):
+    for words in ("of 23.11 GB usable", "VAE", "fp8 weights", "layers offloaded", "pinned", "assumed speeds", "rest"):
         assert words in ran.out, ran.out
 
 

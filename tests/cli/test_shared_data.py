@@ -3,7 +3,7 @@
 import pytest
 from cli.runs import receipt, run
 
-from liveavatar.media.probe import probe
+from liveavatar.media.video import probe
 
 PORTRAITS = {
     "boy.jpg": "cyclops_baker.wav",

@@ -3,7 +3,7 @@
 import pytest
 from cli.runs import generate, receipt, run, write_inputs
 
-from liveavatar.media.probe import probe
+from liveavatar.media.video import probe
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def plain(inputs):
 @pytest.mark.parametrize(
     ("options", "storage", "kept"),
     [
-        (("--keys-home", "host"), {"keys_home": "host"}, "keys and values on the host"),
-        (("--stream", 2), {"streamed": 2}, "2 of 6 layers streamed"),
-        (("--prompt-weights", "leave"), {"prompt_weights": "leave"}, "prompt weights leave"),
+        (("--kv-offload",), {"keys_home": "host"}, "KV cache offloaded"),
+        (("--offload-layers", 2), {"streamed": 2}, "2 of 6 layers offloaded"),
+        (("--offload-text-kv",), {"prompt_weights": "leave"}, "text KV weights offloaded"),
         (
-            ("--keys-home", "host", "--stream", 6, "--prompt-weights", "leave"),
+            ("--keys-home", "host", "--stream", 6, "--prompt-weights", "leave"),  # as these options were called before
             {"keys_home": "host", "streamed": 6, "prompt_weights": "leave"},
-            "6 of 6 layers streamed",
+            "6 of 6 layers offloaded",
         ),
     ],
 )
@@ -53,6 +53,7 @@ def test_what_moves_changes_no_frame(inputs, plain, options, storage, kept):
         (("--weights", "fp8"), {"weights": "fp8"}),
         (("--weights", "fp8-tensor"), {"weights": "fp8-tensor"}),
         (("--weights", "int8"), {"weights": "int8"}),
+        (("--kv-dtype", "fp8"), {"keys": "fp8"}),
         (("--keys", "fp8"), {"keys": "fp8"}),
     ],
 )
@@ -69,9 +70,9 @@ def test_what_rounds_changes_frames(inputs, plain, options, storage):
     ("wrong", "words"),
     [
         (("--weights", "fp4"), "--weights fp4 is not known. Use plain, fp8, fp8-tensor or int8."),
-        (("--keys", "int8"), "--keys int8 is not known. Use plain or fp8."),
-        (("--keys-home", "disk"), "--keys-home disk is not known. Use device or host."),
-        (("--prompt-weights", "go"), "--prompt-weights go is not known. Use stay or leave."),
+        (("--keys", "int8"), "--kv-dtype int8 is not known. Use plain or fp8."),
+        (("--keys-home", "disk"), "--keys-home: disk is not known; use device or host."),
+        (("--prompt-weights", "go"), "--prompt-weights: go is not known; use stay or leave."),
         (("--stream", 7), "The most that works is 6."),
         (("--stream", -1), "The most that works is 6."),
         (("--prefer", "size"), "Use quality or speed."),

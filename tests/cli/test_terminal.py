@@ -12,7 +12,7 @@ from cli.runs import write_inputs
 from liveavatar.cli import terminal
 from liveavatar.cli.terminal import ProgressLine, progress_text, say_error
 from liveavatar.errors import MissingFilesError
-from liveavatar.recording import GENERATING, Progress
+from liveavatar.recorder import GENERATING, Progress
 
 PROJECT = Path(__file__).parents[2]
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from cli.runs import run, write_inputs
 
-from liveavatar.engines.ray.cluster import register
-from liveavatar.engines.ray.cluster.processes import birth
-from liveavatar.engines.ray.cluster.register import Page
+from liveavatar.distributed import registry
+from liveavatar.distributed.registry import WorkerFile, process_start_time
 
 
 def test_workers_make_the_frames_that_this_process_makes(tmp_path):
@@ -90,19 +89,23 @@ class Machine:
     def listed(self, driver: int, workers: list[Sleeper], born: str | None = None) -> Path:
         folder = self.folder / f"la-{driver}-test"
         folder.mkdir(exist_ok=True)
-        Page(folder).write((w.pid, number, f"cuda:{number}", w.log) for number, w in enumerate(workers))
+        WorkerFile(folder).write((w.pid, number, f"cuda:{number}", w.log) for number, w in enumerate(workers))
         (file,) = folder.glob("crew-*.json")
         page = json.loads(file.read_text())
-        page["driver"] |= {"pid": driver, "birth": born or birth(driver), "command": f"python make-{driver}.py"}
+        page["driver"] |= {
+            "pid": driver,
+            "birth": born or process_start_time(driver),
+            "command": f"python make-{driver}.py",
+        }
         file.write_text(json.dumps(page))
         return file
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    if birth(os.getpid()) is None:
+    if process_start_time(os.getpid()) is None:
         pytest.skip("this system does not tell who a process is")
-    monkeypatch.setattr(register, "short_folder", lambda: tmp_path)
+    monkeypatch.setattr(registry, "short_folder", lambda: tmp_path)
     machine = Machine(tmp_path)
     yield machine
     for sleeper in machine.sleepers:

@@ -13,17 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from liveavatar.components import MINI_FOLDER, Components, FolderComponents, open_components
 from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
-from liveavatar.encoders.listener import hidden_states
+from liveavatar.encoders.audio import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
 from liveavatar.mini.seeded import SeededSource
-from liveavatar.model.linear import EightBitLinear
-from liveavatar.model.transformer import Part
-from liveavatar.vae.stream import DecodeState, decode_block
-from liveavatar.vae.wan import encode
+from liveavatar.model.quantize import EightBitLinear
+from liveavatar.model.transformer import ModelSlice
+from liveavatar.vae.wan import DecodeState, decode_block, encode
 from liveavatar.weights.folder import find_model
-from liveavatar.weights.keymaps import wav2vec2_key
-from liveavatar.weights.parts import config_of_single_file
+from liveavatar.weights.formats import wav2vec2_key
+from liveavatar.weights.load import config_of_single_file
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
 
@@ -46,7 +45,7 @@ def copy(folder, tmp_path):
 
 
 def whole(components):
-    return components.transformer(Part.whole(components.config), "cpu", torch.float32)
+    return components.transformer(ModelSlice.whole(components.config), "cpu", torch.float32)
 
 
 # -- any model --
@@ -67,7 +66,7 @@ def test_interface(components):
 def test_any_part_has_the_tensors_of_the_whole(components):
     state = whole(components).state_dict()
     last = components.config.num_layers - 1
-    for part in (Part(range(last, last + 1), head=True), Part(range(0), embed=True, conditions=True)):
+    for part in (ModelSlice(range(last, last + 1), head=True), ModelSlice(range(0), embed=True, embedders=True)):
         owned = components.transformer(part, "cpu", torch.float32).state_dict()
         assert owned
         assert all(torch.equal(state[k], v) for k, v in owned.items())
@@ -79,12 +78,12 @@ def test_a_format_is_made_of_the_same_numbers_part_by_part(components, weights):
     plain = whole(components)
     stored = torch.float32 if components.name == "untrained" else torch.bfloat16
     last = components.config.num_layers - 1
-    for part in (Part(range(last, last + 1), head=True), Part(range(0), embed=True, conditions=True)):
+    for part in (ModelSlice(range(last, last + 1), head=True), ModelSlice(range(0), embed=True, embedders=True)):
         net = components.transformer(part, "cpu", torch.float32, weights)
         changed = {path: m for path, m in net.named_modules() if isinstance(m, EightBitLinear)}
         assert len(changed) == (15 if part.layers else 0)
         for path, module in changed.items():
-            for slot, tensor in module.pack(plain.get_submodule(path).weight.to(stored)).items():
+            for slot, tensor in module.quantize_weight(plain.get_submodule(path).weight.to(stored)).items():
                 assert torch.equal(tensor.float(), getattr(module, slot).float())
         others = {k: v for k, v in net.state_dict().items() if k.rpartition(".")[0] not in changed}
         assert others and all(torch.equal(plain.state_dict()[k], v) for k, v in others.items())

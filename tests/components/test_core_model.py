@@ -11,13 +11,13 @@ from weights.core_files import CoreFiles, as_bytes, matrices, write_core_files
 
 from liveavatar.components import FolderComponents, open_components
 from liveavatar.config import UNTRAINED
-from liveavatar.encoders.listener import hidden_states
+from liveavatar.encoders.audio import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
-from liveavatar.model.transformer import Part
+from liveavatar.model.transformer import ModelSlice
 from liveavatar.vae.wan import encode
-from liveavatar.weights.core_files import SPIECE
 from liveavatar.weights.folder import AUDIO_FOLDER, TOKENIZER_FOLDER, find_model, format_inspection, inspect_model
+from liveavatar.weights.formats import SPIECE
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3, audio_dim=64)
 
@@ -44,7 +44,7 @@ def opened(files: CoreFiles, official, **changed):
 
 def state(components, part="transformer", dtype=torch.float32):
     if part == "transformer":
-        return components.transformer(Part.whole(SMALL), "cpu", dtype).state_dict()
+        return components.transformer(ModelSlice.whole(SMALL), "cpu", dtype).state_dict()
     made = getattr(components, part)("cpu", dtype)
     return (made[0] if part == "text_encoder" else made).state_dict()
 
@@ -160,7 +160,7 @@ def test_no_tensor_is_read_while_a_model_is_opened(official, tmp_path, monkeypat
 def test_settings_of_published_audio_encoders_are_read_off_their_shapes(tmp_path, published):
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    from liveavatar.weights.parts import audio_settings
+    from liveavatar.weights.load import audio_settings
 
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     large |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}

@@ -10,12 +10,10 @@ from golden.cases import Case, cases
 from golden.encoders import wav2vec2
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from liveavatar.encoders import audio, timing
-from liveavatar.encoders.audio import Loudness, encode_audio
-from liveavatar.encoders.features import AudioFeatures
-from liveavatar.encoders.listener import hidden_states
+from liveavatar.encoders import audio
+from liveavatar.encoders.audio import AudioFeatures, WaveformStats, encode_audio, hidden_states
 from liveavatar.errors import AudioError, Cancelled, ModelError
-from liveavatar.media.sound import mono_16k, read_sound
+from liveavatar.media.audio import mono_16k, read_audio
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 RATE = 16000
@@ -84,26 +82,26 @@ def test_silence_is_heard_to_the_last_frame(model: Wav2Vec2Model, samples: int, 
 def test_silence_is_that_of_the_sound_itself(model: Wav2Vec2Model) -> None:
     wave = babble(1.0)
     longer = np.concatenate([wave, np.zeros(RATE, np.float32)])
-    whole = Loudness.of(wave).normalised(longer)
+    whole = WaveformStats.of(wave).normalized(longer)
     frames = 48
-    rows = timing.features_needed(frames)
-    states = hidden_states(model, whole[: timing.samples_of(rows)])
+    rows = audio.features_needed(frames)
+    states = hidden_states(model, whole[: audio.samples_of(rows)])
     assert torch.allclose(heard(encode_audio(model, wave, frames))[:, :, 0], torch.stack([s[0] for s in states]))
 
 
 def test_zeros_follow_the_sound_when_asked(model: Wav2Vec2Model) -> None:
     features = heard(encode_audio(model, babble(1.0), 48, tail="zeros"))
-    steps = timing.resampled_count(timing.feature_count(RATE))
-    audible = int((timing.feature_indices(48) < steps).sum())
+    steps = audio.resampled_count(audio.feature_count(RATE))
+    audible = int((audio.feature_indices(48) < steps).sum())
     assert features[..., :audible].abs().sum(dim=(0, 1)).all() and not features[..., audible:].any()
 
 
 def test_normalisation_is_over_the_real_samples() -> None:
     wave = babble(3)
-    normal = Loudness.of(wave).normalised(wave)
+    normal = WaveformStats.of(wave).normalized(wave)
     expected = (wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + 1e-7)
     assert np.abs(normal - expected).max() < 1e-5
-    assert not Loudness.of(np.zeros(500, np.float32)).normalised(np.zeros(500, np.float32)).any()
+    assert not WaveformStats.of(np.zeros(500, np.float32)).normalized(np.zeros(500, np.float32)).any()
 
 
 def test_all_silence_and_bfloat16_models_are_encoded(model: Wav2Vec2Model) -> None:
@@ -134,7 +132,7 @@ def test_windows_are_aligned_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("case", cases("audio", "wav2vec2_weights")[-1:])
 def test_windows_stay_within_one_percent_of_the_whole(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """90 s of speech, 24 layers of random weights (which attend everywhere: trained ones look less far)."""
-    voices = [mono_16k(read_sound(file)) for file in sorted(DATA.glob("*.wav"))]
+    voices = [mono_16k(read_audio(file)) for file in sorted(DATA.glob("*.wav"))]
     wave, frames = np.resize(np.concatenate(voices), 90 * RATE), 2256
     encoder = wav2vec2(case)
     windows = heard(encode_audio(encoder, wave, frames))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from liveavatar.engines.ahead import Ahead
-from liveavatar.pipeline import Denoise
+from liveavatar.engine.prefetch import PrefetchThread
 from liveavatar.session import OnTask, TaskReport
+from liveavatar.task_graph import Denoise
 
 PROJECT = Path(__file__).parents[2]
 PATIENCE = 20.0
@@ -79,7 +79,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_all_results_come_in_order_and_the_thread_goes():
     work, heard = Work(), []
-    assert list(Ahead(work, heard.append)) == [0, 1, 2, 3, 4]
+    assert list(PrefetchThread(work, heard.append)) == [0, 1, 2, 3, 4]
     assert heard == [report(result, task) for result in range(5) for task in range(TASKS)]
     assert work.threads and threading.current_thread() not in work.threads
     assert not left_behind()
@@ -87,7 +87,7 @@ def test_all_results_come_in_order_and_the_thread_goes():
 
 def test_nothing_starts_before_a_pull_or_after_a_close():
     work = Work()
-    never, closed = Ahead(work, unheard), Ahead(work, unheard)
+    never, closed = PrefetchThread(work, unheard), PrefetchThread(work, unheard)
     closed.close()
     assert list(closed) == [] and not work.begun and not left_behind()
     never.close()
@@ -95,7 +95,7 @@ def test_nothing_starts_before_a_pull_or_after_a_close():
 
 def test_at_most_one_result_waits_for_who_does_not_pull():
     work = Work()
-    results = Ahead(work, unheard)
+    results = PrefetchThread(work, unheard)
     assert next(results) == 0
     until(lambda: len(work.begun) == 2 * TASKS)
     threading.Event().wait(0.2)
@@ -108,7 +108,7 @@ def test_at_most_one_result_waits_for_who_does_not_pull():
 
 def test_the_next_result_is_made_while_the_last_one_is_used():
     work = Work(gated=True)
-    results = Ahead(work, unheard)
+    results = PrefetchThread(work, unheard)
     for result in range(4):
         work.gate.release(TASKS)
         assert next(results) == result
@@ -122,7 +122,7 @@ def test_the_next_result_is_made_while_the_last_one_is_used():
 def test_tasks_are_told_to_who_pulls_in_its_own_thread_and_context():
     node = contextvars.ContextVar("node")
     heard = []
-    results = Ahead(Work(), lambda task: heard.append((task.done, node.get(), threading.current_thread())))
+    results = PrefetchThread(Work(), lambda task: heard.append((task.done, node.get(), threading.current_thread())))
     pulled = []
 
     def pull(name: str) -> None:
@@ -151,7 +151,7 @@ def test_what_the_listener_raises_ends_the_work_before_the_next_task():
         raise Interrupted
 
     work.gate.release(1)
-    results = Ahead(work, stop)
+    results = PrefetchThread(work, stop)
     with pytest.raises(Interrupted):
         next(results)
     assert work.begun in ([(0, 0)], [(0, 0), (0, 1)])
@@ -160,13 +160,13 @@ def test_what_the_listener_raises_ends_the_work_before_the_next_task():
 
 def test_a_close_in_the_middle_waits_for_the_task_and_no_more():
     work = Work(gated=True)
-    results = Ahead(work, unheard)
+    results = PrefetchThread(work, unheard)
     work.gate.release(TASKS)
     next(results)
     work.reach(TASKS + 1)
     closing = threading.Thread(target=results.close)
     closing.start()
-    until(lambda: results._work._left)
+    until(lambda: results._worker._closed)
     assert closing.is_alive() and left_behind()
     work.gate.release(1)
     closing.join(PATIENCE)
@@ -177,7 +177,7 @@ def test_a_close_in_the_middle_waits_for_the_task_and_no_more():
 
 def test_an_error_comes_as_it_was_raised_after_what_came_before():
     work, heard = Work(fails_at=2), []
-    results = Ahead(work, heard.append)
+    results = PrefetchThread(work, heard.append)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ArithmeticError, match="a task failed") as failed:
         next(results)
@@ -198,7 +198,7 @@ def test_a_failed_run_is_not_kept_by_its_own_error():
 
     gc.disable()
     try:
-        results = Ahead(work, unheard)
+        results = PrefetchThread(work, unheard)
         next(results)
         with contextlib.suppress(ArithmeticError):
             next(results)
@@ -209,7 +209,7 @@ def test_a_failed_run_is_not_kept_by_its_own_error():
 
 def test_one_that_is_forgotten_ends():
     work = Work()
-    results = Ahead(work, unheard)
+    results = PrefetchThread(work, unheard)
     next(results)
     assert left_behind()
     del results
@@ -231,7 +231,7 @@ def test_one_that_is_collected_in_its_own_thread_ends():
     forgotten = threading.Event()
     gc.disable()  # until the thread does it
     try:
-        results = Ahead(work, unheard)
+        results = PrefetchThread(work, unheard)
         results.itself = results
         next(results)
         del results
@@ -245,7 +245,7 @@ def test_one_that_is_collected_in_its_own_thread_ends():
 @pytest.mark.skipif(os.name != "posix", reason="signals to oneself")
 def test_ctrl_c_strikes_who_waits():
     work = Work(gated=True)
-    results = Ahead(work, unheard)
+    results = PrefetchThread(work, unheard)
 
     def press() -> None:
         work.reach(1)
@@ -263,7 +263,7 @@ def test_ctrl_c_strikes_who_waits():
 
 FORGETFUL = """
 import threading
-from liveavatar.engines.ahead import Ahead
+from liveavatar.engine.prefetch import PrefetchThread
 
 def work(on_task):
     try:
@@ -271,7 +271,7 @@ def work(on_task):
     finally:
         print("closed", flush=True)
 
-results = Ahead(work, print)
+results = PrefetchThread(work, print)
 print(next(results), [t.name for t in threading.enumerate()][1:], flush=True)
 """
 

@@ -16,21 +16,21 @@ from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, t
 
 from liveavatar.codec import vae_decoder
 from liveavatar.config import BLOCK_FRAMES
-from liveavatar.engines.ahead import Ahead, on_accelerators
-from liveavatar.engines.local import LocalEngine
+from liveavatar.engine.local import LocalEngine
+from liveavatar.engine.prefetch import PrefetchThread, all_on_accelerators
 from liveavatar.errors import Cancelled
-from liveavatar.pipeline import Denoise, Task, paced_order
 from liveavatar.planner import Plan, make_plan
-from liveavatar.session import Job, OnTask, Session, TaskReport
-from liveavatar.stage import Flow, Stage
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.session import OnTask, Session, TaskReport, VideoTask
+from liveavatar.stage import Stage, StageInput
+from liveavatar.storage import PLAIN, StorageConfig
+from liveavatar.task_graph import Denoise, Task, paced_order
 from liveavatar.vae.wan import build_vae
 
 CONFIG = tiny_config()
 BLOCKS = 6
 
 
-def the_job() -> Job:
+def the_job() -> VideoTask:
     """Always the same numbers; a session closes its own."""
     return tiny_job(CONFIG, tiny_effective(BLOCKS))
 
@@ -40,19 +40,19 @@ def expected() -> torch.Tensor:
     return latents(CONFIG, the_job())
 
 
-def the_plan(stages: str = "1x1", storage: Storage = PLAIN) -> Plan:
+def the_plan(stages: str = "1x1", storage: StorageConfig = PLAIN) -> Plan:
     return make_plan(tiny_effective(BLOCKS), CONFIG, model="tiny", stages=stages, storage=storage)
 
 
-def engine(stages: str = "1x1", storage: Storage = PLAIN) -> LocalEngine:
-    return LocalEngine(TinyComponents(CONFIG), the_plan(stages, storage), ahead=True)
+def engine(stages: str = "1x1", storage: StorageConfig = PLAIN) -> LocalEngine:
+    return LocalEngine(TinyComponents(CONFIG), the_plan(stages, storage), prefetch=True)
 
 
 class SteppedEngine(LocalEngine):
     """One whose tasks are noted when they begin, and may be made to fail."""
 
     def __init__(self) -> None:
-        super().__init__(TinyComponents(CONFIG), the_plan(), ahead=True)
+        super().__init__(TinyComponents(CONFIG), the_plan(), prefetch=True)
         self.begun: list[Task] = []
         self.changed = threading.Condition()
         self.fails_at: Task | None = None
@@ -62,13 +62,13 @@ class SteppedEngine(LocalEngine):
         with self.changed:
             assert self.changed.wait_for(lambda: task in self.begun, PATIENCE), f"{task} did not begin"
 
-    def _stages(self, job: Job) -> list[Stage]:
+    def _stages(self, job: VideoTask) -> list[Stage]:
         stages = super()._stages(job)
         for stage in stages:
             stage.run = functools.partial(self._step, stage.run)
         return stages
 
-    def _step(self, run, task: Task, flow: Flow) -> Flow:
+    def _step(self, run, task: Task, flow: StageInput) -> StageInput:
         with self.changed:
             self.begun.append(task)
             self.changed.notify_all()
@@ -83,12 +83,12 @@ def session_of(an_engine: LocalEngine, **told) -> Session:
 
 
 @pytest.mark.parametrize("stages", ["1x1", "4x1", "2x3"])
-@pytest.mark.parametrize("storage", [PLAIN, Storage(keys_home="host", streamed=1)], ids=str)
+@pytest.mark.parametrize("storage", [PLAIN, StorageConfig(kv_offload=True, offload_layers=1)], ids=str)
 def test_the_bits_are_the_same(stages, storage):
     reports: list[TaskReport] = []
     made = torch.cat(list(engine(stages, storage).run(the_job(), reports.append)), 1)
     assert torch.equal(made, expected())
-    cut = the_plan(stages).cut
+    cut = the_plan(stages).partition
     assert [(r.task, r.stage, r.done) for r in reports] == [
         (start.task, start.stage, done) for done, start in enumerate(paced_order(cut, BLOCKS), 1)
     ]
@@ -99,8 +99,8 @@ def test_it_is_for_accelerators_and_only_for_them():
     def plan(*devices: str) -> Plan:
         return make_plan(tiny_effective(BLOCKS), CONFIG, model="tiny", stages=f"1x{len(devices)}", devices=devices)
 
-    assert on_accelerators(plan("cuda:0")) and on_accelerators(plan("cuda:0", "cuda:1"))
-    assert not on_accelerators(plan("cpu")) and not on_accelerators(plan("cuda:0", "cpu"))
+    assert all_on_accelerators(plan("cuda:0")) and all_on_accelerators(plan("cuda:0", "cuda:1"))
+    assert not all_on_accelerators(plan("cpu")) and not all_on_accelerators(plan("cuda:0", "cpu"))
     heard = []
     plain = LocalEngine(TinyComponents(CONFIG), the_plan()).run(the_job(), lambda r: heard.append(left_behind()))
     assert len(list(plain)) == BLOCKS and not any(heard)
@@ -129,7 +129,7 @@ def test_block_by_block_the_network_works_while_the_last_block_is_decoded():
         return decode
 
     with session_of(stepped, open_decoder=open_decoder) as session:
-        assert sum(chunk.shape[1] for chunk in session.frames) == session.job.effective.frames
+        assert sum(chunk.shape[1] for chunk in session.frames) == session.job.resolved.frames
     assert torch.equal(torch.cat(decoded, 1), expected())
 
 
@@ -217,7 +217,7 @@ def test_many_videos_broken_off_anywhere_leave_nothing():
             if by == "raise" and report.done >= at:
                 raise Cancelled("Enough.")
 
-        session = Session(LocalEngine(components, the_plan(), ahead=True), the_job(), on_task=heard)
+        session = Session(LocalEngine(components, the_plan(), prefetch=True), the_job(), on_task=heard)
         blocks = iter(session.latents)
         with contextlib.suppress(Cancelled):
             for _ in range(stop_at // 4):
@@ -240,8 +240,8 @@ def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
     seen = []
     for ahead in (False, True):
         plan = make_plan(tiny_effective(BLOCKS), CONFIG, model="tiny", stages="2x1", devices=("cuda:0",))
-        an_engine, job = LocalEngine(TinyComponents(CONFIG), plan, ahead=ahead), the_job()
-        decode = vae_decoder(vae, job.material.motion, 1)
+        an_engine, job = LocalEngine(TinyComponents(CONFIG), plan, prefetch=ahead), the_job()
+        decode = vae_decoder(vae, job.conditioning.motion, 1)
         seen.append([(block, decode(block)) for block in an_engine.run(job, lambda report: None)])
     for (plain, pictures), (ahead_of, beside) in zip(*seen, strict=True):
         assert torch.equal(plain, ahead_of) and torch.equal(pictures, beside)
@@ -260,6 +260,6 @@ def test_the_thread_has_as_many_cpu_threads_as_who_pulls():
         other.start()
         other.join()
         assert torch.get_num_threads() == 3
-        assert list(Ahead(make, unheard)) == [3]
+        assert list(PrefetchThread(make, unheard)) == [3]
     finally:
         torch.set_num_threads(before)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from cli.runs import generate, receipt, write_inputs
 
+from liveavatar import streams
 from liveavatar.errors import OutputError
-from liveavatar.streams import blockfile
 
 resource = pytest.importorskip("resource", reason="limits on file sizes")
 
@@ -49,7 +49,7 @@ class Full(io.BytesIO):
 
 
 def test_the_folder_for_temporary_files_fills_up(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(blockfile.tempfile, "TemporaryFile", lambda **options: Full())
+    monkeypatch.setattr(streams.tempfile, "TemporaryFile", lambda **options: Full())
     ran = generate(inputs, out=tmp_path / "out.mp4")
     told = broken_off(ran, tmp_path, "temporary file", "No space left", "Free some space")
     assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") == 48
@@ -68,7 +68,7 @@ def largest_file(size: int):
 
 
 def test_the_disk_of_the_video_fills_up(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(blockfile.tempfile, "TemporaryFile", lambda **options: io.BytesIO())
+    monkeypatch.setattr(streams.tempfile, "TemporaryFile", lambda **options: io.BytesIO())
     with largest_file(60_000):
         ran = generate(inputs, model="untrained", out=tmp_path / "out.mp4")
     told = broken_off(ran, tmp_path, "no room left", "out.mp4", "Free some space")
@@ -88,32 +88,32 @@ def test_not_even_the_first_block_fits(inputs, tmp_path):
 
 def test_the_receipt_does_not_fit_at_the_end(inputs, tmp_path, monkeypatch):
     """The video is whole, but nothing says so: that is not success, and the receipt goes on saying "running"."""
-    from liveavatar import recording
+    from liveavatar import recorder
 
-    write = recording.write_receipt
+    write = recorder.write_receipt
 
     def full(path, told):
         if told.status != "running":
             raise OutputError(f"The receipt {path} cannot be written (No space left on device).", "Free space.")
         write(path, told)
 
-    monkeypatch.setattr(recording, "write_receipt", full)
+    monkeypatch.setattr(recorder, "write_receipt", full)
     ran = generate(inputs, seconds=0.3, out=tmp_path / "out.mp4")
     assert ran.code == 1 and "receipt" in ran.err.splitlines()[-1]
     assert receipt(tmp_path)["status"] == "running" and frames_in(tmp_path / "out.mp4") == 8
 
 
 def test_frames_that_are_no_numbers_end_the_run(inputs, tmp_path, monkeypatch):
-    from liveavatar.vae import tiles
+    from liveavatar.vae import tiling
 
-    decode = tiles.decode_block
+    decode = tiling.decode_block
     calls = []
 
     def overflow(*arguments) -> torch.Tensor:
         calls.append(1)
         return decode(*arguments) * (torch.nan if len(calls) > 4 else 1)
 
-    monkeypatch.setattr(tiles, "decode_block", overflow)
+    monkeypatch.setattr(tiling, "decode_block", overflow)
     ran = generate(inputs, out=tmp_path / "out.mp4")
     told = broken_off(ran, tmp_path, "NaN", "bfloat16")
     assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") > 0

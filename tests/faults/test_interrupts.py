@@ -123,7 +123,7 @@ def test_cancelling_from_the_progress_keeps_what_is_there(inputs, tmp_path):
         if progress.frames >= 24:
             raise Cancelled("Enough.")
 
-    prospect = api.look_ahead(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), threads=1)
+    prospect = api.describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), threads=1)
     with pytest.raises(Cancelled, match=r"plays and holds 24 of 75"):
         api.generate(prospect, tmp_path / "out.mp4", on_progress=stop)
     assert receipt(tmp_path)["status"] == "cancelled" and receipt(tmp_path)["probed"]["frames"] == 24
@@ -135,7 +135,7 @@ def test_a_device_without_memory_is_said_in_words(inputs, tmp_path, monkeypatch)
     def full(*arguments: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("liveavatar.engines.local.LocalEngine.load", full)
+    monkeypatch.setattr("liveavatar.engine.local.LocalEngine.load", full)
     ran = generate(inputs, out=tmp_path / "out.mp4")
     assert ran.code == 2 and ran.err.splitlines()[-1].startswith("liveavatar: A device has no memory left")
     assert "GB on cpu" in ran.err and "--stages" in ran.err and not (tmp_path / "out.mp4").exists()

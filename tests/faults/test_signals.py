@@ -12,7 +12,7 @@ import av
 import pytest
 from cli.runs import generate, write_inputs
 
-from liveavatar.media.probe import probe
+from liveavatar.media.video import probe
 
 resource = pytest.importorskip("resource")
 PROJECT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import torch
 from golden.cases import Case
 
-from liveavatar.weights.keymaps import umt5_to_transformers
+from liveavatar.weights.formats import umt5_to_transformers
 
 
 def wav2vec2(case: Case) -> torch.nn.Module:

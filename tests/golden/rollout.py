@@ -6,11 +6,11 @@ import torch
 from golden.cases import Case
 
 from liveavatar.config import ModelConfig
-from liveavatar.distance import SinkDistance
-from liveavatar.model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
+from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkKV, SinkRecorder, Window
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.rope import RopeGrid
-from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
+from liveavatar.request import SinkDistance
 
 PER_BLOCK = 3
 AUDIO_PER_BLOCK = 12
@@ -24,7 +24,7 @@ def config_of(values: dict, weights: Case) -> ModelConfig:
 def load_network(weights: Case, values: dict, replaced: dict[str, torch.Tensor] | None = None) -> CausalS2VTransformer:
     """The whole network with a case's weights, some of them replaced."""
     config = config_of(values, weights)
-    net = CausalS2VTransformer(config, Part.whole(config))
+    net = CausalS2VTransformer(config, ModelSlice.whole(config))
     net.load_state_dict({**weights.state_dict(), **(replaced or {})}, strict=True)
     return net.eval().requires_grad_(False)
 
@@ -44,34 +44,35 @@ class Rollout:
         self.cache_blocks = cfg["cache_blocks"]
         self.rows, self.columns = (n // 2 for n in cfg["lat_hw"])
         self.grid = RopeGrid(self.rows, self.columns, self.config.head_dim)
-        self.text = self.net.text_kv(self.net.condition_text(case["in.context"]))
+        self.text = self.net.text_kv(self.net.embed_text(case["in.context"]))
         self.timesteps = case["timesteps"].tolist()
-        self.time = self.net.condition_time([*self.timesteps, 0.0])
+        self.time = self.net.embed_timesteps([*self.timesteps, 0.0])
         self.clear_rings()
 
     def clear_rings(self) -> None:
         """Forget every block."""
         shape = (self.grid.tokens, self.config.num_heads, self.config.head_dim, torch.float32, torch.device("cpu"))
         self.rings = [
-            [Ring.empty(*shape, self.cache_blocks) for _ in range(self.config.num_layers)] for _ in self.timesteps
+            [RollingKVCache.empty(*shape, self.cache_blocks) for _ in range(self.config.num_layers)]
+            for _ in self.timesteps
         ]
 
     def prefill(self, reference: torch.Tensor, motion: torch.Tensor) -> list[SinkKV]:
         """Fill the sink from [1,16,1,h,w] and [1,16,19,h,w]."""
         rope = self.grid.reference() + self.grid.motion()
-        memories = [SinkMemory(self.grid.tokens) for _ in range(self.config.num_layers)]
+        memories = [SinkRecorder(self.grid.tokens) for _ in range(self.config.num_layers)]
         x = self.net.embed_sink(reference[0], motion[0])
         self.net.run_layers(x, self.time.layers[-1], rope, self.text, memories, None)
         self.sinks = [m.sink for m in memories]
         return self.sinks
 
-    def memories(self, block: int, step: int, distance: int) -> list[BlockMemory]:
+    def memories(self, block: int, step: int, distance: int) -> list[BlockCache]:
         """What the layers look back to in one call."""
         time_id = SinkDistance("fixed", distance).reference_time_id(0, block, step)
         window = Window.of(block, self.grid.tokens, self.cache_blocks)
         reference = self.grid.reference(time_id)
         return [
-            BlockMemory(ring, window, sink, reference) for ring, sink in zip(self.rings[step], self.sinks, strict=True)
+            BlockCache(ring, window, sink, reference) for ring, sink in zip(self.rings[step], self.sinks, strict=True)
         ]
 
     def audio(self, inputs_of: int, actors: bool = False) -> AudioTokens:
@@ -79,7 +80,7 @@ class Rollout:
         part = slice(inputs_of * AUDIO_PER_BLOCK, (inputs_of + 1) * AUDIO_PER_BLOCK)
         names = ("in.audio", "in.audio_b") if actors else ("in.audio",)
         features = torch.cat([self.case[n][..., part] for n in names])
-        return self.net.condition_audio(features, self.case["in.mask"] if actors else None)
+        return self.net.embed_audio(features, self.case["in.mask"] if actors else None)
 
     def velocity(
         self, block: int, step: int, latent: torch.Tensor, distance: int, inputs_of: int | None = None, actors=False

@@ -6,9 +6,8 @@ import torch
 from golden.cases import Case, assert_matches, cases
 from golden.encoders import wav2vec2
 
-from liveavatar.encoders import timing
-from liveavatar.encoders.audio import Loudness, encode_audio
-from liveavatar.encoders.listener import hidden_states
+from liveavatar.encoders import audio
+from liveavatar.encoders.audio import WaveformStats, encode_audio, hidden_states
 
 
 def sounds() -> list:
@@ -28,7 +27,7 @@ def recorded(case: Case, *names: str) -> list[str]:
 @pytest.mark.parametrize(("case", "name"), sounds())
 def test_samples_are_normalised_as_published(case: Case, name: str) -> None:
     wave = case[f"{name}.wave16k"].numpy()
-    values = Loudness.of(wave).normalised(wave)
+    values = WaveformStats.of(wave).normalized(wave)
     for key in recorded(case, f"{name}.input_values_head"):
         assert_matches(torch.from_numpy(values[: len(case[key])]), case[key], key)
     info = case.info["cases"][name]
@@ -40,12 +39,12 @@ def test_samples_are_normalised_as_published(case: Case, name: str) -> None:
 @pytest.mark.parametrize(("case", "name"), sounds())
 def test_features_are_the_published_ones(case: Case, name: str) -> None:
     wave, info, model = case[f"{name}.wave16k"].numpy(), case.info["cases"][name], wav2vec2(case)
-    states = hidden_states(model, Loudness.of(wave).normalised(wave))
+    states = hidden_states(model, WaveformStats.of(wave).normalized(wave))
     assert len(wave) == info["samples"]
     assert len(states) == len(info["hidden_abs_mean"])
-    assert timing.feature_count(len(wave)) == info["hidden_frames"] == len(states[0])
-    assert timing.resampled_count(info["hidden_frames"]) == info["frames30"]
-    assert timing.published_clips(info["frames30"], case.info["config"]["batch_frames"]) == info["num_repeat"]
+    assert audio.feature_count(len(wave)) == info["hidden_frames"] == len(states[0])
+    assert audio.resampled_count(info["hidden_frames"]) == info["frames30"]
+    assert audio.published_clips(info["frames30"], case.info["config"]["batch_frames"]) == info["num_repeat"]
     for layer, (state, mean) in enumerate(zip(states, info["hidden_abs_mean"], strict=True)):
         assert abs(state.abs().mean().item() - mean) < 1e-5 * (1 + mean)
         for key in recorded(case, f"{name}.hidden.{layer}"):
@@ -66,7 +65,7 @@ def test_every_frame_hears_what_it_did(case: Case, name: str) -> None:
         layers = [int(layer) for layer in key.rpartition("layers_")[2].split("_")]
         assert_matches(heard[layers], case[key][0], key)
     for key in (k for k in case.keys if k.startswith(f"{name}.interp30.l")):
-        indices = timing.feature_indices(frames - silent)
+        indices = audio.feature_indices(frames - silent)
         layer = int(key.rpartition(".l")[2])
         assert_matches(heard[layer, :, : len(indices)].T, case[key][indices], key)
 
@@ -77,6 +76,6 @@ def test_frames_take_the_published_steps(case: Case) -> None:
     tables = [table for key, table in case.info.items() if key.startswith("bucket_geometry_fps25_bf")]
     for steps, expected in (row for table in tables for row in table.items()):
         clip, rest = divmod(len(expected["index"]), expected["num_repeat"])
-        assert not rest and timing.published_clips(int(steps), clip) == expected["num_repeat"]
-        indices = timing.feature_indices(len(expected["index"]))
+        assert not rest and audio.published_clips(int(steps), clip) == expected["num_repeat"]
+        indices = audio.feature_indices(len(expected["index"]))
         assert np.where(indices < int(steps), indices, -1).tolist() == expected["index"]

@@ -5,8 +5,8 @@ import torch
 from golden.cases import Case, assert_matches, cases
 from golden.rollout import Rollout
 
-from liveavatar.model.rope import rotate
-from liveavatar.schedule import Schedule
+from liveavatar.model.rope import apply_rope
+from liveavatar.noise_schedule import NoiseSchedule
 
 
 def of(*entries: str) -> pytest.MarkDecorator:
@@ -37,13 +37,13 @@ def expect_sink(case: Case, prefix: str, rollout: Rollout) -> None:
             continue
         recorded = case[f"{prefix}cond_k.{layer}"]
         assert_matches(sink.reference_k, recorded[:tokens], f"{prefix}cond_k.{layer} (reference)")
-        assert_matches(sink.motion_k, rotate(recorded[tokens:], motion), f"{prefix}cond_k.{layer} (motion)")
+        assert_matches(sink.motion_k, apply_rope(recorded[tokens:], motion), f"{prefix}cond_k.{layer} (motion)")
         expect(case, f"{prefix}cond_v.{layer}", sink.v)
 
 
 def run(rollout: Rollout, case: Case, calls: list[dict], prefix: str, actors: bool = False) -> None:
     """Free-running: every step feeds on our own last one, checked wherever a tensor was recorded."""
-    schedule = Schedule(tuple(case["timesteps"].tolist()), tuple(case["sigmas"].tolist()))
+    schedule = NoiseSchedule(tuple(case["timesteps"].tolist()), tuple(case["sigmas"].tolist()))
     latent, compared = torch.empty(0), 0
     for call in calls:
         block, step = call["block"], call["step"]

@@ -12,21 +12,18 @@ from golden.rollout import config_of
 
 from liveavatar.codec import vae_decoder
 from liveavatar.config import BLOCK_FRAMES, BLOCK_LATENTS, MOTION_FRAMES
-from liveavatar.distance import SinkDistance
-from liveavatar.encoders.audio import encode_audio
-from liveavatar.encoders.features import AudioFeatures
-from liveavatar.engines.local import LocalEngine
-from liveavatar.media.picture import fit_picture, to_pixels
-from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
+from liveavatar.encoders.audio import AudioFeatures, encode_audio
+from liveavatar.engine.local import LocalEngine
+from liveavatar.media.image import fit_image, to_pixels
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
+from liveavatar.noise_schedule import NoiseSchedule, block_noise
 from liveavatar.planner import make_plan
-from liveavatar.request import Effective, Request, clip_blocks_of, resolve
-from liveavatar.schedule import Schedule, block_noise
-from liveavatar.session import Job, Material, Session
-from liveavatar.size import effective_size
+from liveavatar.request import Request, ResolvedRequest, SinkDistance, clip_blocks_of, resolve, resolve_size
+from liveavatar.session import Conditioning, Session, VideoTask
 from liveavatar.storage import WeightFormat
 from liveavatar.vae.wan import build_vae, encode
-from liveavatar.weights.fill import fill
-from liveavatar.weights.keymaps import vae_to_diffusers
+from liveavatar.weights.formats import vae_to_diffusers
+from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource, RenamedSource
 
 pytestmark = pytest.mark.parametrize("case", cases("e2e", "dit_weights", "vae_weights", "audio"))
@@ -44,9 +41,9 @@ class CaseComponents:
         self.config = config_of(case.info["dit_config"], self.weights)
 
     def transformer(
-        self, part: Part, device: torch.device, dtype: torch.dtype, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: torch.device, dtype: torch.dtype, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
-        net = empty_transformer(self.config, part, weights)
+        net = empty_transformer(self.config, model_slice, weights)
         fill(net, DictSource(self.weights.state_dict()), dtype=dtype, device=device)
         return net
 
@@ -59,7 +56,7 @@ def vae_of(case: Case):
     return vae
 
 
-def effective_of(case: Case) -> Effective:
+def effective_of(case: Case) -> ResolvedRequest:
     """The recorded run: whole clips, three frames dropped, the size of the picture's aspect."""
     cfg = case.info["config"]
     height, width = cfg["image_hw"]
@@ -67,11 +64,11 @@ def effective_of(case: Case) -> Effective:
     blocks = cfg["num_clip"] * clip_blocks
     request = Request("64x64", steps=cfg["steps"], seed=cfg["seed"], lead="original", clip_blocks=clip_blocks)
     effective = resolve(request, (64, 64), (blocks * BLOCK_FRAMES - 3) * 640, 16_000)
-    width, height = effective_size((width, height), cfg["max_area"])
+    width, height = resolve_size((width, height), cfg["max_area"])
     return dataclasses.replace(effective, width=width, height=height)
 
 
-def features_of(case: Case, effective: Effective) -> AudioFeatures:
+def features_of(case: Case, effective: ResolvedRequest) -> AudioFeatures:
     """Encoded from the recorded sound, or, where a case does not hold it, as recorded."""
     audio = case.sibling("audio")
     if "real.wave16k" in audio and case.sibling("wav2vec2_weights").keys:
@@ -86,16 +83,16 @@ def features_of(case: Case, effective: Effective) -> AudioFeatures:
 
 def session_of(case: Case, stages: str = "1x1") -> Session:
     effective, vae = effective_of(case), vae_of(case)
-    rgb = fit_picture(case["image_uint8_hwc"].numpy(), effective.width, effective.height, "pad")
+    rgb = fit_image(case["image_uint8_hwc"].numpy(), effective.width, effective.height, "pad")
     pixels = to_pixels(rgb)
     with torch.inference_mode():
         reference = encode(vae, pixels)[0]
         motion = encode(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1))[0]
     recorded = tuple(tuple(steps) for clip in case["rel"].tolist() for steps in clip)
-    material = Material(reference, motion, case["context"], features_of(case, effective))
+    material = Conditioning(reference, motion, case["context"], features_of(case, effective))
     components = CaseComponents(case)
     plan = make_plan(effective, components.config, model="golden", stages=stages)
-    job = Job(effective, material, SinkDistance("replay", 0, recorded))
+    job = VideoTask(effective, material, SinkDistance("replay", 0, recorded))
     return Session(LocalEngine(components, plan), job, lambda motion, _: vae_decoder(vae, motion, plan.threads))
 
 
@@ -106,7 +103,7 @@ def test_the_size_is_the_recorded_one(case: Case) -> None:
 
 def test_noise_and_timesteps(case: Case) -> None:
     effective = effective_of(case)
-    assert_matches(torch.tensor(Schedule.of(effective.steps).timesteps), case["timesteps"], "timesteps")
+    assert_matches(torch.tensor(NoiseSchedule.flow_matching(effective.steps).timesteps), case["timesteps"], "timesteps")
     for clip in range(effective.clips):
         if f"noise.clip{clip}" not in case:
             continue
@@ -120,14 +117,14 @@ def test_latents_and_frames(case: Case, stages: str) -> None:
     steps, layers = case.info["config"]["steps"], case.info["dit_config"]["num_layers"]
     cut = {"1x1": "1x1", "steps": f"{steps}x1", "layers": f"1x{layers}", "grid": f"{min(2, steps)}x{layers}"}[stages]
     with session_of(case, cut) as session:
-        material = session.job.material
+        material = session.job.conditioning
         if stages == "1x1":
             for key, ours in (("tpp.ref_latents", material.reference), ("tpp.motion_latents", material.motion)):
                 if key in case:
                     assert_matches(ours[None], case[key], key)
         latents = torch.cat(list(session.latents), 1)
         frames = torch.cat(list(session.frames), 1) if stages == "1x1" else None
-        per_clip = session.job.effective.clip_blocks * BLOCK_LATENTS
+        per_clip = session.job.resolved.clip_blocks * BLOCK_LATENTS
     for clip in range(case.info["config"]["num_clip"]):
         if f"tpp.x0.clip{clip}" in case:
             ours = latents[:, clip * per_clip : (clip + 1) * per_clip]

@@ -7,10 +7,10 @@ import torch
 from golden.cases import Case, cases, folders
 
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.model.linear import EightBitLinear, TensorFloat8Linear, float8_cast, is_quantised, tensor_scale
-from liveavatar.model.transformer import Part, empty_transformer
+from liveavatar.model.quantize import EightBitLinear, TensorFloat8Linear, cast_fp8, fp8_tensor_scale, is_quantized
+from liveavatar.model.transformer import ModelSlice, empty_transformer
 from liveavatar.storage import WeightFormat
-from liveavatar.weights.fill import fill
+from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
@@ -39,8 +39,8 @@ def test_a_layer_has_the_bytes_scales_and_outputs_of_the_original(case: Case, ro
     assert torch.equal(layer.weight_scale, case[f"{name}.weight_scale"])
 
     x = case[f"{name}.input"].to(dtype)
-    scale = tensor_scale(x)
-    found = float8_cast(x, scale).view(torch.uint8).reshape(row["rows"], row["in_features"])
+    scale = fp8_tensor_scale(x)
+    found = cast_fp8(x, scale).view(torch.uint8).reshape(row["rows"], row["in_features"])
     assert torch.equal(found, case[f"{name}.input_fp8_bytes"])
     assert torch.equal(1 / scale, case[f"{name}.input_scale"])
 
@@ -56,9 +56,9 @@ def test_a_layer_has_the_bytes_scales_and_outputs_of_the_original(case: Case, ro
 def test_scales_of_every_size_of_tensor(case: Case) -> None:
     for row in case.info["scale_cases"]:
         x = torch.tensor([1.0, -0.5, 1 / 3, 0.0]) * row["amax"]
-        scale = tensor_scale(x)
+        scale = fp8_tensor_scale(x)
         assert float(1 / scale) == row["reciprocal_scale"], row
-        assert float8_cast(x, scale).float().tolist() == row["q"], row
+        assert cast_fp8(x, scale).float().tolist() == row["q"], row
 
 
 @pytest.mark.parametrize("listed", LISTS)
@@ -66,9 +66,9 @@ def test_scales_of_every_size_of_tensor(case: Case) -> None:
 def test_formats_change_the_layers_of_the_14b_model_that_the_original_changes(
     listed: dict, weights: WeightFormat
 ) -> None:
-    net = empty_transformer(WAN2_2_S2V_14B, Part.whole(WAN2_2_S2V_14B), weights)
+    net = empty_transformer(WAN2_2_S2V_14B, ModelSlice.whole(WAN2_2_S2V_14B), weights)
     changed = [path for path, module in net.named_modules() if isinstance(module, EightBitLinear)]
     plain = [path for path, module in net.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(changed) == 460 and sorted(changed) == sorted(listed["quantised"])
     assert sorted(plain) == sorted(listed["kept"])
-    assert all(map(is_quantised, changed)) and not any(map(is_quantised, plain))
+    assert all(map(is_quantized, changed)) and not any(map(is_quantized, plain))

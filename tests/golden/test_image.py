@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden.cases import Case, cases
 
-from liveavatar.media.picture import fit_picture, read_picture
+from liveavatar.media.image import fit_image, read_image
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -50,7 +50,7 @@ def example(case: Case, path: str) -> np.ndarray:
     file = DATA / Path(path).name
     if not file.is_file():
         pytest.skip(f"{file.name} is not in {DATA}")
-    rgb = read_picture(file)
+    rgb = read_image(file)
     expected = decoded_sums(case).get(path)
     if expected and hashlib.sha256(rgb.tobytes()).hexdigest() != expected:
         pytest.skip(f"{file.name} decodes to other pixels than when the case was recorded")
@@ -62,7 +62,7 @@ def test_padded_picture_is_the_published_one(case: Case, entry: dict, given: str
     rgb = case[given].numpy() if given else example(case, entry["path"])
     height, width = entry["out_hw"]
     assert tuple(rgb.shape[:2]) == tuple(entry["size"])
-    assert np.array_equal(fit_picture(rgb, width, height, "pad"), case[expected].numpy())
+    assert np.array_equal(fit_image(rgb, width, height, "pad"), case[expected].numpy())
 
 
 @pytest.mark.parametrize(("case", "entry"), black_bars())
@@ -70,13 +70,13 @@ def test_black_bars_are_the_published_ones_and_cover_has_none(case: Case, entry:
     given = example(case, entry["path"])
     height, width = entry["out_hw"]
     assert list(given.shape[:2]) == entry["image_hw"]
-    padded = fit_picture(given, width, height, "pad")
+    padded = fit_image(given, width, height, "pad")
     bars = [entry[f"black_{side}"] for side in ("left", "right", "top", "bottom")]
     left, right, top, bottom = bars
     assert not padded[:, :left].any() and not padded[:, width - right :].any()
     assert not padded[:top].any() and not padded[height - bottom :].any()
     assert hashlib.sha256(padded.tobytes()).hexdigest() == entry["sha256_out_uint8"]
-    covered = fit_picture(given, width, height, "cover")
+    covered = fit_image(given, width, height, "cover")
     if any(bars):
         edge = (covered[:, :1], covered[:, -1:]) if left + right else (covered[:1], covered[-1:])
         assert all(e.any() for e in edge)

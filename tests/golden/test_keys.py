@@ -7,7 +7,7 @@ from golden.cases import folders
 
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import ModelError
-from liveavatar.weights.keymaps import umt5_to_transformers, vae_to_diffusers
+from liveavatar.weights.formats import umt5_to_transformers, vae_to_diffusers
 from liveavatar.weights.lora import lora_targets
 
 

@@ -5,8 +5,8 @@ import torch
 from golden.cases import Case, assert_matches, cases
 from golden.rollout import Rollout, config_of
 
-from liveavatar.model.transformer import CausalS2VTransformer, Part
-from liveavatar.weights.fill import fill
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
+from liveavatar.weights.load import fill
 from liveavatar.weights.lora import LoRASource
 from liveavatar.weights.source import DictSource
 
@@ -24,7 +24,7 @@ def test_merged_velocity(case: Case) -> None:
     )
     config = config_of(case.info["dit_config"], weights)
     with torch.device("meta"):
-        net = CausalS2VTransformer(config, Part.whole(config))
+        net = CausalS2VTransformer(config, ModelSlice.whole(config))
     fill(net, merged, dtype=torch.float32, device="cpu")
     rollout = Rollout(dit, net)
     rollout.prefill(dit["in.ref_latents"], dit["in.motion_latents"])

@@ -7,9 +7,9 @@ import torch
 from golden.cases import Case, assert_matches, cases
 from golden.rollout import Rollout
 
-from liveavatar.distance import SinkDistance
 from liveavatar.model.rope import RopeGrid
 from liveavatar.model.transformer import timestep_sinusoid
+from liveavatar.request import SinkDistance
 
 
 def holding(*prefixes: str) -> pytest.MarkDecorator:
@@ -105,7 +105,7 @@ def test_conditions(case: Case, prefix: str, row: int) -> None:
         assert_matches(ours[name][[row]], case[f"{prefix}.{name}"][[row]], f"{prefix}.{name}")
     assert held or f"{prefix}.text_embedding" in case, f"{case.folder.name} holds no conditions of {prefix}"
     if f"{prefix}.text_embedding" in case:
-        text = rollout.net.condition_text(dit["in.context"])
+        text = rollout.net.embed_text(dit["in.context"])
         assert_matches(text[None], case[f"{prefix}.text_embedding"], f"{prefix}.text_embedding")
 
 

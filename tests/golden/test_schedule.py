@@ -4,13 +4,13 @@ import pytest
 import torch
 from golden.cases import Case, cases
 
-from liveavatar.schedule import Schedule
+from liveavatar.noise_schedule import NoiseSchedule
 
 
 @pytest.mark.parametrize("case", cases("schedule"))
 def test_sigmas_and_timesteps(case: Case) -> None:
     for steps in case.info["config"]["steps"]:
-        schedule = Schedule.of(steps)
+        schedule = NoiseSchedule.flow_matching(steps)
         assert torch.equal(torch.tensor(schedule.timesteps), case[f"timesteps.{steps}"])
         assert torch.equal(torch.tensor(schedule.sigmas), case[f"sigmas.{steps}"])
 
@@ -26,7 +26,7 @@ EULER = [
 @pytest.mark.parametrize("case, dtype, suffix", EULER)
 def test_euler_steps(case: Case, dtype: torch.dtype, suffix: str) -> None:
     """Each step was recorded from the same sample and velocity."""
-    schedule = Schedule.of(case.info["config"]["ex_steps"])
+    schedule = NoiseSchedule.flow_matching(case.info["config"]["ex_steps"])
     sample, velocity = case["step.sample"].to(dtype), case["step.model_output"].to(dtype)
     for step in (s for s in range(schedule.steps) if f"step.{s}.prev_sample{suffix}" in case):
         recorded = case[f"step.{step}.prev_sample{suffix}"]

@@ -4,7 +4,7 @@ import pytest
 from golden.cases import Case, cases
 
 from liveavatar.errors import SizeError
-from liveavatar.size import effective_size, parse_size
+from liveavatar.request import parse_size, resolve_size
 
 
 @pytest.mark.parametrize("case", cases("image"))
@@ -17,8 +17,8 @@ def test_size_table(case: Case) -> None:
             assert asked[0] * asked[1] == entry["max_area"]
         if min(entry["out_hw"]) == 0:
             with pytest.raises(SizeError):
-                effective_size((width, height), entry["max_area"])
+                resolve_size((width, height), entry["max_area"])
         else:
-            assert effective_size((width, height), entry["max_area"]) == tuple(reversed(entry["out_hw"])), entry
+            assert resolve_size((width, height), entry["max_area"]) == tuple(reversed(entry["out_hw"])), entry
         compared += 1
     assert compared

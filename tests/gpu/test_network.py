@@ -10,12 +10,11 @@ from session.tiny import ROUND_CONFIG as CONFIG
 from session.tiny import TinyComponents, tiny_effective, tiny_job
 
 from liveavatar.compiler import check_compiler
-from liveavatar.engines.local import LocalEngine
-from liveavatar.engines.nets import Nets
+from liveavatar.engine.local import LocalEngine, ModelCache
 from liveavatar.errors import ModelError
-from liveavatar.model.linear import check_float8, computes_float8, float8_failure, quantize_linears
-from liveavatar.planner import CONTEXT, LADDER, Plan, make_plan
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.model.quantize import check_fp8_matmul, fp8_matmul_failure, quantize_linears, supports_fp8_matmul
+from liveavatar.planner import CUDA_CONTEXT_BYTES, FIDELITY_LEVELS, Plan, make_plan
+from liveavatar.storage import PLAIN, StorageConfig
 
 pytestmark = on_the_device
 EFFECTIVE = tiny_effective(6, size="128x128")
@@ -28,7 +27,9 @@ def components() -> TinyComponents:
     return TinyComponents(CONFIG)
 
 
-def planned(storage: Storage = PLAIN, stages: str = "1x1", dtype: str = "bfloat16", compiled: bool = False) -> Plan:
+def planned(
+    storage: StorageConfig = PLAIN, stages: str = "1x1", dtype: str = "bfloat16", compiled: bool = False
+) -> Plan:
     plan = make_plan(
         EFFECTIVE, CONFIG, model="tiny", stages=stages, devices=(DEVICE,), dtype=dtype, storage=storage, threads=1
     )
@@ -36,7 +37,7 @@ def planned(storage: Storage = PLAIN, stages: str = "1x1", dtype: str = "bfloat1
 
 
 def latents(components: TinyComponents, plan: Plan, ahead: bool | None = None) -> torch.Tensor:
-    engine = LocalEngine(components, plan, ahead=ahead)
+    engine = LocalEngine(components, plan, prefetch=ahead)
     made = torch.cat(list(engine.run(tiny_job(CONFIG, EFFECTIVE), lambda report: None)), 1)
     engine.release()
     assert made.isfinite().all()
@@ -51,23 +52,23 @@ def plain(components: TinyComponents) -> torch.Tensor:
 @pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor", "int8"])
 @pytest.mark.parametrize("keys", ["plain", "fp8"])
 def test_what_only_moves_changes_no_bit(components, weights, keys):
-    resident = latents(components, planned(Storage(weights, keys)))
+    resident = latents(components, planned(StorageConfig(weights, keys)))
     for moved in (
-        {"keys_home": "host"},
-        {"streamed": 2},
-        {"streamed": 6, "prompt_weights": "leave"},
-        {"keys_home": "host", "prompt_weights": "leave", "streamed": 3},
+        {"kv_offload": True},
+        {"offload_layers": 2},
+        {"offload_layers": 6, "offload_text_kv": True},
+        {"kv_offload": True, "offload_text_kv": True, "offload_layers": 3},
     ):
-        assert torch.equal(latents(components, planned(Storage(weights, keys, **moved))), resident), moved
+        assert torch.equal(latents(components, planned(StorageConfig(weights, keys, **moved))), resident), moved
 
 
 @pytest.mark.parametrize("weights", ["fp8", "fp8-tensor", "int8"])
 def test_rounded_weights_stay_near(components, plain, weights):
-    assert psnr(latents(components, planned(Storage(weights))), plain) > ROUNDED[weights]
+    assert psnr(latents(components, planned(StorageConfig(weights))), plain) > ROUNDED[weights]
 
 
 def test_rounded_keys_stay_near(components, plain):
-    assert psnr(latents(components, planned(Storage(keys="fp8"))), plain) > 30
+    assert psnr(latents(components, planned(StorageConfig(kv_dtype="fp8"))), plain) > 30
 
 
 def test_the_working_dtype_stays_near_float32(components, plain):
@@ -94,7 +95,7 @@ def test_compiled_layers_stay_near(components):
         check_compiler([DEVICE])
     except ModelError as error:
         pytest.skip(str(error))
-    storage = Storage("fp8", "fp8", keys_home="host", streamed=3)
+    storage = StorageConfig("fp8", "fp8", kv_offload=True, offload_layers=3)
     written, compiled = (latents(components, planned(storage, compiled=c)) for c in (False, True))
     assert psnr(compiled, written) > 30
 
@@ -103,9 +104,9 @@ def test_compiled_layers_stay_near(components):
 def test_a_card_that_should_multiplies_fp8_matrices(by_row):
     """The trial says so, and the product is that of float32 within e4m3's precision, with uneven rows."""
     device = torch.device(DEVICE)
-    check_float8(device, by_row)
-    if not computes_float8(device, by_row):
-        pytest.skip(f"{DEVICE} does not multiply fp8 matrices: {float8_failure(device, by_row)}")
+    check_fp8_matmul(device, by_row)
+    if not supports_fp8_matmul(device, by_row):
+        pytest.skip(f"{DEVICE} does not multiply fp8 matrices: {fp8_matmul_failure(device, by_row)}")
     generator = torch.Generator().manual_seed(1)
     weight, x = (torch.randn(shape, generator=generator).to(DEVICE) for shape in ((384, 256), (96, 256)))
     if by_row:
@@ -117,15 +118,15 @@ def test_a_card_that_should_multiplies_fp8_matrices(by_row):
     assert ((made - true).norm(dim=0) / true.norm(dim=0)).max() < 0.06
 
 
-@pytest.mark.parametrize("rung", LADDER, ids=lambda rung: rung.name)
+@pytest.mark.parametrize("rung", FIDELITY_LEVELS, ids=lambda rung: rung.name)
 def test_what_stays_takes_what_was_planned(components, rung):
     if not ON_GPU:
         pytest.skip("the CPU does not count what it allocates")
-    plan = planned(dataclasses.replace(rung.storage, streamed=3 if rung.streams else 0))
+    plan = planned(dataclasses.replace(rung.storage, offload_layers=3 if rung.streams else 0))
     gc.collect()
     before = held()
     torch.cuda.reset_peak_memory_stats(DEVICE)
-    engine = LocalEngine(components, plan, Nets(), ahead=False)
+    engine = LocalEngine(components, plan, ModelCache(), prefetch=False)
     stays = []
     job = tiny_job(CONFIG, EFFECTIVE)
     for number, _ in enumerate(engine.run(job, lambda report: None)):
@@ -144,7 +145,7 @@ def test_what_stays_takes_what_was_planned(components, rung):
 def test_a_cap_is_kept_and_taken_away(components):
     if not ON_GPU:
         pytest.skip("the CPU has no cap")
-    plan = dataclasses.replace(planned(), cap=2_000_000_000 - CONTEXT)
+    plan = dataclasses.replace(planned(), cap=2_000_000_000 - CUDA_CONTEXT_BYTES)
     latents(components, plan)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         torch.empty(2_000_000_000, dtype=torch.uint8, device=DEVICE)

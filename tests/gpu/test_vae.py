@@ -6,11 +6,11 @@ import pytest
 import torch
 from gpu.device import DEVICE, ON_GPU, on_the_device, psnr
 
-from liveavatar.codec import LocalCodec, Place, vae_decoder
+from liveavatar.codec import ExecConfig, LocalEncoders, vae_decoder
 from liveavatar.components import open_components
 from liveavatar.config import BLOCK_LATENTS
-from liveavatar.media.picture import fit_picture, read_picture, to_pixels
-from liveavatar.vae.stream import decode_block, open_decode
+from liveavatar.media.image import fit_image, read_image, to_pixels
+from liveavatar.vae.wan import decode_block, open_decode
 
 pytestmark = on_the_device
 PORTRAIT = Path(__file__).parents[2] / "liveavatar/mini/assets/portrait.png"
@@ -20,8 +20,8 @@ WORKING = "bfloat16" if ON_GPU else "float32"
 Material = tuple[torch.Tensor, torch.Tensor]
 
 
-def codec(dtype: str, device: str = DEVICE) -> LocalCodec:
-    return LocalCodec(open_components("mini"), Place(device, dtype, 1))
+def codec(dtype: str, device: str = DEVICE) -> LocalEncoders:
+    return LocalEncoders(open_components("mini"), ExecConfig(device, dtype, 1))
 
 
 def nothing() -> None:
@@ -31,14 +31,14 @@ def nothing() -> None:
 @pytest.fixture(scope="module")
 def material() -> Material:
     """Motion latents of a portrait, and those of a video that moves a little."""
-    pixels = to_pixels(fit_picture(read_picture(PORTRAIT), SIDE, SIDE))
-    reference, motion = codec("float32", "cpu").look(pixels, nothing)
+    pixels = to_pixels(fit_image(read_image(PORTRAIT), SIDE, SIDE))
+    reference, motion = codec("float32", "cpu").encode_image(pixels, nothing)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn((16, BLOCKS * BLOCK_LATENTS, *reference.shape[-2:]), generator=generator)
     return motion, reference + 0.1 * noise
 
 
-def pictures(made_by: LocalCodec, material: Material, tiles: tuple[int, int] = (1, 1)) -> torch.Tensor:
+def pictures(made_by: LocalEncoders, material: Material, tiles: tuple[int, int] = (1, 1)) -> torch.Tensor:
     motion, latents = material
     decode = vae_decoder(made_by.vae, motion, 1, tiles)
     return torch.cat([decode(block) for block in latents.split(BLOCK_LATENTS, 1)], 1)
@@ -72,8 +72,8 @@ def test_tiles_stay_near_the_whole(material, tiles):
 
 
 def test_a_portrait_is_encoded_as_on_the_cpu(material):
-    pixels = to_pixels(fit_picture(read_picture(PORTRAIT), SIDE, SIDE))
-    _, motion = codec(WORKING).look(pixels, nothing)
+    pixels = to_pixels(fit_image(read_image(PORTRAIT), SIDE, SIDE))
+    _, motion = codec(WORKING).encode_image(pixels, nothing)
     assert psnr(motion, material[0]) > 30
 
 

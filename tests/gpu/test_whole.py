@@ -11,9 +11,9 @@ from gpu.device import DEVICE, ON_GPU, held, on_the_device
 for library in ("av", "soxr", "ftfy"):
     pytest.importorskip(library, reason=f"whole videos need {library}, which is not installed")
 
-from liveavatar.api import generate, look_ahead
-from liveavatar.engines.backend import Backend
-from liveavatar.media.sound import read_sound
+from liveavatar.api import describe_video, generate
+from liveavatar.engine.backend import Backend
+from liveavatar.media.audio import read_audio
 from liveavatar.receipt import Receipt
 from liveavatar.request import Request
 
@@ -25,8 +25,8 @@ SECONDS = 2.6
 
 def demo(out: Path, stages: str = "1x1", backend: Backend | None = None) -> Receipt:
     request = Request(size="128x128", seed=11, seconds=SECONDS)
-    sound = read_sound(ASSETS / "voice.wav")
-    prospect = look_ahead(
+    sound = read_audio(ASSETS / "voice.wav")
+    prospect = describe_video(
         ASSETS / "portrait.png",
         sound,
         request,
@@ -61,7 +61,7 @@ def test_stages_on_one_card_make_the_same_frames(made: Receipt, tmp_path: Path, 
 @pytest.mark.parametrize("stages", ["1x1", "1x2"])
 def test_workers_make_the_same_frames(made: Receipt, tmp_path: Path, stages: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
-    from liveavatar.engines.ray import RayBackend
+    from liveavatar.distributed import RayBackend
     from liveavatar.placement import Placement
 
     backend = RayBackend(Placement((DEVICE,), stages, threads=1))

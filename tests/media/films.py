@@ -5,19 +5,19 @@ from pathlib import Path
 import av
 import numpy as np
 
-from liveavatar.media.sound import Sound
+from liveavatar.media.audio import AudioClip
 from liveavatar.media.video import VideoWriter
 
 PROJECT = Path(__file__).parents[2]
 
 
-def sound_of(samples: int, rate: int, channels: int = 1, click_at: float | None = None) -> Sound:
+def sound_of(samples: int, rate: int, channels: int = 1, click_at: float | None = None) -> AudioClip:
     """A quiet tone, or silence with a click of 1 ms."""
     time = np.arange(samples) / rate
     values = np.zeros(samples) if click_at is not None else 0.1 * np.sin(2 * np.pi * 200 * time)
     if click_at is not None:
         values[(time >= click_at) & (time < click_at + 1e-3)] = 0.9
-    return Sound(np.repeat(values[:, None], channels, 1).astype(np.float32), rate, "test")
+    return AudioClip(np.repeat(values[:, None], channels, 1).astype(np.float32), rate, "test")
 
 
 def frames_of(count: int, width: int = 64, height: int = 64, start: int = 0) -> np.ndarray:
@@ -30,7 +30,7 @@ def frames_of(count: int, width: int = 64, height: int = 64, start: int = 0) -> 
     return frames
 
 
-def write_film(path: Path, count: int, sound: Sound | None, width: int = 64, height: int = 64) -> VideoWriter:
+def write_film(path: Path, count: int, sound: AudioClip | None, width: int = 64, height: int = 64) -> VideoWriter:
     with VideoWriter(path, width, height, sound, count, {}) as writer:
         for start in range(0, count, 12):
             writer.write(frames_of(min(12, count - start), width, height, start))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from liveavatar.errors import ImageError
-from liveavatar.media.picture import fit_picture, read_picture, to_pixels
+from liveavatar.media.image import fit_image, read_image, to_pixels
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -63,21 +63,21 @@ def test_unusable_file_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     file.write_bytes(BAD[name])
     with pytest.raises(ImageError) as e:
-        read_picture(file)
+        read_image(file)
     assert "x.png" in e.value.what and e.value.nearest
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.png", tmp_path):
         with pytest.raises(ImageError, match=str(path)):
-            read_picture(path)
+            read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
 def test_lossless_formats_are_read_exactly(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "picture"
     file.write_bytes(encoded(gradient(), kind, **({"lossless": True} if kind == "WEBP" else {})))
-    assert np.array_equal(read_picture(file), np.asarray(gradient()))
+    assert np.array_equal(read_image(file), np.asarray(gradient()))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -97,7 +97,7 @@ def test_turned_camera_gives_an_upright_picture(orientation: int, tmp_path: Path
     exif[274] = orientation
     file = tmp_path / "turned.png"
     Image.fromarray(np.ascontiguousarray(stored)).save(file, exif=exif)
-    assert np.array_equal(read_picture(file), upright)
+    assert np.array_equal(read_image(file), upright)
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
@@ -105,30 +105,30 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
     rgba[:, 16:] = (200, 10, 20, 255)
     rgba[:, 8:16] = (0, 0, 0, 128)
     Image.fromarray(rgba).save(tmp_path / "cutout.png")
-    seen = read_picture(tmp_path / "cutout.png")
+    seen = read_image(tmp_path / "cutout.png")
     assert (seen[:, :8] == 255).all() and (seen[:, 8:16] == 127).all() and (seen[:, 16:] == (200, 10, 20)).all()
     palette = Image.fromarray(rgba[..., :3]).quantize(4)
     palette.save(tmp_path / "palette.gif", transparency=palette.getpixel((0, 0)))
-    assert (read_picture(tmp_path / "palette.gif")[:, :8] == 255).all()
+    assert (read_image(tmp_path / "palette.gif")[:, :8] == 255).all()
 
 
 def test_other_kinds_of_samples_become_rgb(tmp_path: Path) -> None:
     rgb = np.asarray(gradient())
     for mode in ("L", "1", "LA", "P"):
         gradient().convert(mode).save(tmp_path / "x.png")
-        assert read_picture(tmp_path / "x.png").shape == rgb.shape
+        assert read_image(tmp_path / "x.png").shape == rgb.shape
     grey = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "grey16.png")
-    assert np.array_equal(read_picture(tmp_path / "grey16.png")[..., 1], np.rint(grey / 257).astype(np.uint8))
+    assert np.array_equal(read_image(tmp_path / "grey16.png")[..., 1], np.rint(grey / 257).astype(np.uint8))
     gradient().convert("CMYK").save(tmp_path / "cmyk.tif")
-    assert np.abs(read_picture(tmp_path / "cmyk.tif").astype(int) - rgb).max() <= 1
+    assert np.abs(read_image(tmp_path / "cmyk.tif").astype(int) - rgb).max() <= 1
 
 
 def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
     for name in ("x.gif", "x.webp", "x.png"):
         red.save(tmp_path / name, save_all=True, append_images=[blue], **({"lossless": True} if "web" in name else {}))
-        assert (read_picture(tmp_path / name) == (255, 0, 0)).all()
+        assert (read_image(tmp_path / name) == (255, 0, 0)).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -136,7 +136,7 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
     st.integers(16, 300), st.integers(16, 300), st.integers(1, 4), st.integers(1, 4), st.sampled_from(["cover", "pad"])
 )
 def test_fitted_picture_has_the_asked_size_and_cover_has_no_bars(w: int, h: int, i: int, j: int, mode: str) -> None:
-    fitted = fit_picture(np.full((h, w, 3), 200, np.uint8), 64 * i, 64 * j, mode)
+    fitted = fit_image(np.full((h, w, 3), 200, np.uint8), 64 * i, 64 * j, mode)
     assert fitted.shape == (64 * j, 64 * i, 3) and fitted.dtype == np.uint8
     assert mode == "pad" or (fitted == 200).all()
 
@@ -144,7 +144,7 @@ def test_fitted_picture_has_the_asked_size_and_cover_has_no_bars(w: int, h: int,
 def test_cover_keeps_the_centre_and_the_proportions() -> None:
     y, x = np.mgrid[:300, :500]
     disc = (((x - 249.5) ** 2 + (y - 149.5) ** 2 < 80**2) * 255).astype(np.uint8)
-    fitted = fit_picture(np.repeat(disc[..., None], 3, 2), 128, 192)[..., 0] > 127
+    fitted = fit_image(np.repeat(disc[..., None], 3, 2), 128, 192)[..., 0] > 127
     assert np.array_equal(fitted, fitted[::-1]) and np.array_equal(fitted, fitted[:, ::-1])
     assert abs(int(fitted.any(0).sum()) - int(fitted.any(1).sum())) <= 1
 
@@ -162,7 +162,7 @@ def test_cover_keeps_the_centre_and_the_proportions() -> None:
 )
 def test_unfittable_pictures_are_refused(rgb: np.ndarray, width: int, height: int, mode: str) -> None:
     with pytest.raises(ImageError):
-        fit_picture(rgb, width, height, mode)  # type: ignore[arg-type]
+        fit_image(rgb, width, height, mode)  # type: ignore[arg-type]
 
 
 def test_pixels_span_minus_one_to_one() -> None:
@@ -176,7 +176,7 @@ def test_pixels_span_minus_one_to_one() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the folder of example pictures is not beside the project")
 @pytest.mark.parametrize("file", sorted(DATA.glob("*.jpg")), ids=lambda p: p.name)
 def test_every_example_picture_reads_and_fits(file: Path) -> None:
-    rgb = read_picture(file)
+    rgb = read_image(file)
     for mode in ("cover", "pad"):
-        fitted = fit_picture(rgb, 384, 256, mode)
+        fitted = fit_image(rgb, 384, 256, mode)
         assert fitted.shape == (256, 384, 3) and 20 < fitted.mean() < 235

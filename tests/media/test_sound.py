@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from media.sounds import float_wav, tones, write
 
 from liveavatar.errors import AudioError, OutputError
-from liveavatar.media.sound import CHUNK_FRAMES, Sound, mono_16k, read_sound
+from liveavatar.media.audio import CHUNK_FRAMES, AudioClip, mono_16k, read_audio
 from liveavatar.spool import Rows, Spool
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -40,7 +40,7 @@ def test_formats_decode_to_their_samples(
     name: str, codec: str, rate: int, layout: str, error: float | None, tmp_path: Path
 ) -> None:
     given = tones(rate, rate, {"mono": 1, "stereo": 2, "5.1": 6}[layout])
-    sound = read_sound(write(tmp_path / name, codec, given, rate, layout, video=name.endswith("mp4")))
+    sound = read_audio(write(tmp_path / name, codec, given, rate, layout, video=name.endswith("mp4")))
     assert (sound.rate, sound.channels, sound.source) == (rate, given.shape[1], name)
     assert sound.samples.dtype == np.float32
     if error is not None:
@@ -56,7 +56,7 @@ def test_formats_decode_to_their_samples(
 def test_a_path_is_only_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).write_bytes(float_wav(tones(800, 16000), 16000))
     monkeypatch.chdir(tmp_path)
-    assert len(read_sound(name).samples) == 800
+    assert len(read_audio(name).samples) == 800
 
 
 def bad_files(folder: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_unusable_file_is_refused(name: str, bad: dict[str, bytes], tmp_path: Pa
     file = tmp_path / "voice.wav"
     file.write_bytes(bad[name])
     with pytest.raises(AudioError) as e:
-        read_sound(file)
+        read_audio(file)
     assert "voice.wav" in e.value.what and e.value.nearest
     where = {"not a number": "0.500 s", "infinite": "0.750 s"}
     assert where.get(name, "") in e.value.what
@@ -121,7 +121,7 @@ def test_unusable_file_is_refused(name: str, bad: dict[str, bytes], tmp_path: Pa
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.wav", tmp_path):
         with pytest.raises(AudioError, match=str(path)):
-            read_sound(path)
+            read_audio(path)
 
 
 def test_silence_and_a_wav_of_unknown_length_are_fine(tmp_path: Path) -> None:
@@ -129,13 +129,13 @@ def test_silence_and_a_wav_of_unknown_length_are_fine(tmp_path: Path) -> None:
     for at in (4, 40):
         whole[at : at + 4] = b"\xff\xff\xff\xff"
     (tmp_path / "piped.wav").write_bytes(bytes(whole))
-    sound = read_sound(tmp_path / "piped.wav")
+    sound = read_audio(tmp_path / "piped.wav")
     assert sound.samples.shape == (1600, 2) and not sound.samples.any() and sound.seconds == 0.1
 
 
 def test_arrays_are_wrapped_or_refused() -> None:
-    assert Sound.from_array([0.0, 0.5], 16000).samples.shape == (2, 1)
-    pcm = Sound.from_array(np.array([[-32768, 16384]], np.int16), 48000.0)
+    assert AudioClip.from_array([0.0, 0.5], 16000).samples.shape == (2, 1)
+    pcm = AudioClip.from_array(np.array([[-32768, 16384]], np.int16), 48000.0)
     assert pcm.samples.tolist() == [[-1.0, 0.5]] and pcm.rate == 48000
     refused = [
         (np.zeros((2, 4000)), 16000),  # channels first
@@ -152,11 +152,11 @@ def test_arrays_are_wrapped_or_refused() -> None:
     ]
     for samples, rate in refused:
         with pytest.raises(AudioError):
-            Sound.from_array(samples, rate)
+            AudioClip.from_array(samples, rate)
 
 
 def test_a_sound_is_limited_without_copying() -> None:
-    sound = Sound.from_array(tones(16000, 16000), 16000)
+    sound = AudioClip.from_array(tones(16000, 16000), 16000)
     assert sound.limited(0.5).samples.shape == (8000, 1)
     assert np.shares_memory(sound.limited(0.5).samples, sound.samples)
     assert sound.limited(9) is sound and len(sound.limited(1e-9).samples) == 1
@@ -174,8 +174,8 @@ def test_resampling_in_pieces_equals_the_whole(rate: int, n: int, channels: int)
     mono = samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)
     expected = soxr.resample(mono, rate, 16000, quality="HQ") if rate != 16000 else mono
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("liveavatar.media.sound.CHUNK_FRAMES", 7001)
-        actual = mono_16k(Sound.from_array(samples, rate))
+        patch.setattr("liveavatar.media.audio.CHUNK_FRAMES", 7001)
+        actual = mono_16k(AudioClip.from_array(samples, rate))
     assert len(actual) == -(-n * 16000 // rate)
     both = min(len(actual), len(expected))
     assert np.abs(actual[:both] - expected[:both]).max(initial=0) <= 1e-6
@@ -186,9 +186,9 @@ def test_long_sounds_lie_in_a_file_and_hold_the_same_samples(tmp_path: Path, mon
     rate = 24000
     given = tones(CHUNK_FRAMES + 5000, rate, 2)
     (tmp_path / "long.wav").write_bytes(float_wav(given, rate))
-    small = read_sound(tmp_path / "long.wav")
-    monkeypatch.setattr("liveavatar.media.sound.Spool", partial(Spool, memory_bytes=100_000))
-    long = read_sound(tmp_path / "long.wav")
+    small = read_audio(tmp_path / "long.wav")
+    monkeypatch.setattr("liveavatar.media.audio.Spool", partial(Spool, memory_bytes=100_000))
+    long = read_audio(tmp_path / "long.wav")
     assert isinstance(long.samples, Rows) and not isinstance(small.samples, Rows)
     assert np.array_equal(long.samples, given)
     wave = mono_16k(long)
@@ -215,7 +215,7 @@ def test_resampled_speech_is_the_published_one(case: Case) -> None:
     if not file.is_file():
         pytest.skip(f"{file.name} is not in {DATA}")
     expected = case["real.wave16k"].numpy()
-    sound = read_sound(file)
+    sound = read_audio(file)
     assert sound.rate == case.info["real_native_rate"]
     actual = mono_16k(sound.limited(len(expected) / 16000))
     assert actual.shape == expected.shape and np.abs(actual - expected).max() <= 1e-6
@@ -224,6 +224,6 @@ def test_resampled_speech_is_the_published_one(case: Case) -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the folder of example voices is not beside the project")
 @pytest.mark.parametrize("file", sorted(DATA.glob("*.wav")), ids=lambda p: p.name)
 def test_every_example_voice_reads(file: Path) -> None:
-    sound = read_sound(file)
+    sound = read_audio(file)
     wave = mono_16k(sound)
     assert sound.seconds > 5 and abs(len(wave) / 16000 - sound.seconds) < 1e-3 and 0.01 < wave.std() < 1

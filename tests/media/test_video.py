@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from media.films import decoded, frames_of, heard, sound_of, write_film
 
 from liveavatar.errors import AudioError, SizeError
-from liveavatar.media.probe import probe
-from liveavatar.media.sound import Sound
-from liveavatar.media.video import VideoWriter
+from liveavatar.media.audio import AudioClip
+from liveavatar.media.video import VideoWriter, probe
 from liveavatar.streams import FrameStream, LatentStream, to_rgb24
 
 
@@ -151,7 +150,7 @@ def test_wrong_frames_are_refused_and_nothing_is_created(tmp_path, frames):
 def test_sizes_and_sounds_no_encoder_takes_are_refused(tmp_path):
     with pytest.raises(SizeError, match="even"):
         VideoWriter(tmp_path / "a.mp4", 63, 64, None, 1, {})
-    nine = Sound(np.zeros((640, 9), np.float32), 16000, "nine")
+    nine = AudioClip(np.zeros((640, 9), np.float32), 16000, "nine")
     with pytest.raises(AudioError, match="9 channels"):
         VideoWriter(tmp_path / "a.mp4", 64, 64, nine, 1, {})
 
@@ -160,7 +159,7 @@ def test_memory_stays_flat_over_2000_frames(tmp_path):
     rate = 48000
     samples = np.memmap(tmp_path / "long.f32", np.float32, "w+", shape=(80 * rate, 1))
     chunk = frames_of(20, 128, 128)
-    with VideoWriter(tmp_path / "a.mp4", 128, 128, Sound(samples, rate, "long"), 2000, {}) as writer:
+    with VideoWriter(tmp_path / "a.mp4", 128, 128, AudioClip(samples, rate, "long"), 2000, {}) as writer:
         for i in range(100):
             writer.write(chunk)
             if i == 20:

@@ -9,9 +9,7 @@ import pytest
 from media.films import PROJECT, decoded, frames_of, sound_of, write_film
 
 from liveavatar.errors import OutputError
-from liveavatar.media.fragments import end_of_whole_fragments
-from liveavatar.media.probe import probe
-from liveavatar.media.video import VideoWriter, check_writable
+from liveavatar.media.video import VideoWriter, check_writable, end_of_whole_fragments, probe
 
 KILLED = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""Runs a job through stages that keep their memories as a `Storage` says, and counts what they allocate."""
+"""Runs a job through stages that keep their memories as a `StorageConfig` says, and counts what they allocate."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from liveavatar.config import ModelConfig
-from liveavatar.engines.nets import Nets
-from liveavatar.model.transformer import CONDITIONS, Part
-from liveavatar.pipeline import Cut, Task, begins, ends_block, followers, paced_order
-from liveavatar.schedule import Schedule
-from liveavatar.session import Job
-from liveavatar.stage import Conditions, Flow, Origin, Stage
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.engine.local import ModelCache
+from liveavatar.model.transformer import EMBEDDERS, ModelSlice
+from liveavatar.noise_schedule import NoiseSchedule
+from liveavatar.session import VideoTask
+from liveavatar.stage import InitialInputs, Stage, StageConditioning, StageInput
+from liveavatar.storage import PLAIN, StorageConfig
+from liveavatar.task_graph import Partition, Task, ends_block, followers, is_first, paced_order
 
 CPU = torch.device("cpu")
 
@@ -33,23 +33,25 @@ class Drive:
         latents: [16, 3 blocks, h, w] once it ran.
     """
 
-    job: Job
-    cut: Cut
+    job: VideoTask
+    cut: Partition
     stages: list[Stage]
-    nets: Nets
+    nets: ModelCache
     latents: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     @torch.inference_mode()
     def run(self, watch: Callable[[Task], None] = lambda task: None) -> Drive:
         """All of it; `watch` is called after each task."""
-        effective = self.job.effective
-        origin = Origin(self.job.material.reference, effective.seed, effective.latent_size, self.stages[0].dtype)
-        flows: dict[Task, Flow] = {}
+        effective = self.job.resolved
+        origin = InitialInputs(
+            self.job.conditioning.reference, effective.seed, effective.latent_size, self.stages[0].dtype
+        )
+        flows: dict[Task, StageInput] = {}
         finished = []
         for start in paced_order(self.cut, effective.blocks):
             task = start.task
-            left = self.stages[start.stage].run(task, origin.flow(task) if begins(task) else flows.pop(task))
-            flows |= {f: left.handed(task, f) for f in followers(self.cut, effective.blocks, task)}
+            left = self.stages[start.stage].run(task, origin.stage_input(task) if is_first(task) else flows.pop(task))
+            flows |= {f: left.for_follower(task, f) for f in followers(self.cut, effective.blocks, task)}
             finished += [left.latent.float()] if ends_block(self.cut, task) else []
             watch(task)
         self.latents = torch.cat(finished, 1)
@@ -59,20 +61,20 @@ class Drive:
 @torch.inference_mode()
 def drive(
     config: ModelConfig,
-    job: Job,
-    storage: Storage = PLAIN,
+    job: VideoTask,
+    storage: StorageConfig = PLAIN,
     cut: str = "1x1",
-    nets: Nets | None = None,
+    nets: ModelCache | None = None,
     components: TinyComponents | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Drive:
     """The stages of a job on the CPU, ready to run."""
-    nets, components = nets or Nets(), components or TinyComponents(config)
-    plan = tiny_plan(config, job.effective, cut)
-    conditions = conditions_of(job, nets.get(components, "cpu", CONDITIONS, dtype))
+    nets, components = nets or ModelCache(), components or TinyComponents(config)
+    plan = tiny_plan(config, job.resolved, cut)
+    conditions = conditions_of(job, nets.get(components, "cpu", EMBEDDERS, dtype))
     stages = [
         Stage(
-            nets.get(components, "cpu", Part.of(planned.layers, config), dtype, storage),
+            nets.get(components, "cpu", ModelSlice.of(planned.layers, config), dtype, storage),
             planned.steps,
             conditions,
             CPU,
@@ -81,27 +83,27 @@ def drive(
         )
         for planned in plan.stages
     ]
-    return Drive(job, plan.cut, stages, nets)
+    return Drive(job, plan.partition, stages, nets)
 
 
-def conditions_of(job: Job, conditioner: Any) -> Conditions:
+def conditions_of(job: VideoTask, conditioner: Any) -> StageConditioning:
     """What every stage knows of a job."""
-    schedule = Schedule.of(job.effective.steps)
-    rows, columns = (n // 2 for n in job.effective.latent_size)
+    schedule = NoiseSchedule.flow_matching(job.resolved.steps)
+    rows, columns = (n // 2 for n in job.resolved.latent_size)
 
     @functools.lru_cache
     def audio(block: int) -> Any:
-        return conditioner.condition_audio(job.material.audio.block(block)[None])
+        return conditioner.embed_audio(job.conditioning.audio.block(block)[None])
 
-    return Conditions(
+    return StageConditioning(
         rows=rows,
         columns=columns,
         schedule=schedule,
-        seed=job.effective.seed,
+        seed=job.resolved.seed,
         distance=job.distance,
-        text=conditioner.condition_text(job.material.context),
-        time=conditioner.condition_time([*schedule.timesteps, 0.0]),
-        motion=job.material.motion,
+        prompt=conditioner.embed_text(job.conditioning.prompt),
+        time=conditioner.embed_timesteps([*schedule.timesteps, 0.0]),
+        motion=job.conditioning.motion,
         audio=audio,
     )
 

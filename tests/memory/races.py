@@ -15,8 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from liveavatar.memory.copies import Mark, Pairs, PlainCopies
-from liveavatar.memory.host import HostMemory
+from liveavatar.offload.streams import PinnedBuffer, StreamEvent, SynchronousCopies, TensorPairs
 
 Clock = dict[str, int]
 
@@ -82,7 +81,7 @@ class Watched(TorchDispatchMode):
         self.accesses[self.line, first, end, writes] = clock[self.line]
 
 
-class WatchedCopies(PlainCopies):
+class WatchedStreams(SynchronousCopies):
     """Copies done at once, whose promises are recorded.
 
     Args:
@@ -93,32 +92,32 @@ class WatchedCopies(PlainCopies):
         super().__init__(torch.device("cpu"))
         self.watched, self.careless = watched, careless
 
-    def host(self, nbytes: int) -> HostMemory:
-        memory = super().host(nbytes)
+    def pinned_buffer(self, nbytes: int) -> PinnedBuffer:
+        memory = super().pinned_buffer(nbytes)
         self.watched.regions.append(memory.bytes)
         return memory
 
-    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        room = super().room(shape, dtype)
+    def device_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        room = super().device_buffer(shape, dtype)
         self.watched.regions.append(room)
         self.watched.tick("compute")
         self.watched.access(room, writes=True)  # who had this memory before may still work in it
         return room
 
-    def bring(self, pairs: Pairs, *after: Mark) -> Mark:
-        return self._copy("in", super().bring, pairs, after)
+    def h2d(self, pairs: TensorPairs, *after: StreamEvent) -> StreamEvent:
+        return self._copy("in", super().h2d, pairs, after)
 
-    def put_away(self, pairs: Pairs, *after: Mark) -> Mark:
-        return self._copy("out", super().put_away, pairs, after)
+    def d2h(self, pairs: TensorPairs, *after: StreamEvent) -> StreamEvent:
+        return self._copy("out", super().d2h, pairs, after)
 
-    def mark(self) -> Mark:
+    def record_event(self) -> StreamEvent:
         return dict(self.watched.tick("compute"))
 
-    def wait(self, mark: Mark) -> None:
+    def wait_event(self, mark: StreamEvent) -> None:
         if self.careless != "wait":
             self.watched.join("compute", mark)
 
-    def _copy(self, line: str, copy: Any, pairs: Pairs, after: tuple[Mark, ...]) -> Mark:
+    def _copy(self, line: str, copy: Any, pairs: TensorPairs, after: tuple[StreamEvent, ...]) -> StreamEvent:
         for mark in after if self.careless != "after" else ():
             self.watched.join(line, mark)
         with self.watched.working(line):

@@ -18,22 +18,21 @@ import torch
 from session.tiny import TinyComponents, tiny_config
 from torch import nn
 
-from liveavatar.engines.nets import Nets
-from liveavatar.memory.load import Load
-from liveavatar.memory.stock import Stock
-from liveavatar.memory.weights import homes
-from liveavatar.model.transformer import Part, empty_transformer
-from liveavatar.storage import Storage, WeightFormat
-from liveavatar.weights.fill import Where, fill
+from liveavatar.engine.local import ModelCache
+from liveavatar.model.transformer import ModelSlice, empty_transformer
+from liveavatar.offload.host_weights import HostWeightCache, PackedModule
+from liveavatar.offload.layers import read_devices
+from liveavatar.storage import StorageConfig, WeightFormat
+from liveavatar.weights.load import TensorDevice, fill
 from liveavatar.weights.source import DictSource
 
 CONFIG = tiny_config(4)
-PART = Part.whole(CONFIG)
+PART = ModelSlice.whole(CONFIG)
 STORAGES = {
-    "layers": Storage(streamed=3),
-    "prompt": Storage(prompt_weights="leave"),
-    "both, int8": Storage("int8", prompt_weights="leave", streamed=2),
-    "both, fp8": Storage("fp8", prompt_weights="leave", streamed=4),
+    "layers": StorageConfig(offload_layers=3),
+    "prompt": StorageConfig(offload_text_kv=True),
+    "both, int8": StorageConfig("int8", offload_text_kv=True, offload_layers=2),
+    "both, fp8": StorageConfig("fp8", offload_text_kv=True, offload_layers=4),
 }
 
 
@@ -63,8 +62,10 @@ class RecordingComponents(TinyComponents):
         super().__init__(CONFIG)
         self.source = Recording(self._weights)
 
-    def transformer(self, part: Part, device: Where, dtype: torch.dtype, weights: WeightFormat = "plain") -> Any:
-        net = empty_transformer(self.config, part, weights)
+    def transformer(
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: torch.dtype, weights: WeightFormat = "plain"
+    ) -> Any:
+        net = empty_transformer(self.config, model_slice, weights)
         fill(net, self.source, dtype=dtype, device=device)
         return net
 
@@ -78,18 +79,18 @@ class Sharer:
     """
 
     def __init__(self, folder: Path | None, model: str = "tiny"):
-        self.components, self.nets = RecordingComponents(), Nets(Stock(folder, model))
+        self.components, self.nets = RecordingComponents(), ModelCache(HostWeightCache(folder, model))
 
-    def net(self, storage: Storage, device: str = "cpu") -> Any:
+    def net(self, storage: StorageConfig, device: str = "cpu") -> Any:
         return self.nets.get(self.components, device, PART, torch.float32, storage)
 
-    def travelled(self, storage: Storage) -> list[str]:
+    def travelled(self, storage: StorageConfig) -> list[str]:
         """Names of tensors that live on the host, of those that were read."""
         return [name for name in self.components.source.names if lives_on_host(name, storage)]
 
 
-def lives_on_host(name: str, storage: Storage) -> bool:
-    where = homes(PART.layers, torch.device("meta"), storage)
+def lives_on_host(name: str, storage: StorageConfig) -> bool:
+    where = read_devices(PART.layers, torch.device("meta"), storage)
     assert callable(where)
     return torch.device(where(name)).type == "cpu"
 
@@ -126,7 +127,7 @@ def mapping() -> dict[str, int]:
     return found
 
 
-def stop_in(what: str, sharer: Sharer, storage: Storage) -> None:
+def stop_in(what: str, sharer: Sharer, storage: StorageConfig) -> None:
     """Say so and stay, once a part of the tensors is read, or moved into the shared memory."""
 
     def stay(done: int) -> None:
@@ -141,14 +142,14 @@ def stop_in(what: str, sharer: Sharer, storage: Storage) -> None:
 
         sharer.components.source.hear = hear
         return
-    settle, settled = Load.settle, []
+    settle, settled = PackedModule.move_to_host, []
 
-    def slow(self: Load, packed: torch.Tensor) -> None:
+    def slow(self: PackedModule, packed: torch.Tensor) -> None:
         settle(self, packed)
         settled.append(self)
         stay(len(settled))
 
-    Load.settle = slow  # type: ignore[method-assign]
+    PackedModule.move_to_host = slow  # type: ignore[method-assign]
 
 
 def say(said: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli.runs import write_picture, write_voice
 
-from liveavatar.api import Progress, generate, look_ahead
+from liveavatar.api import Progress, describe_video, generate
 from liveavatar.request import Request
 
 PROJECT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def test_a_minute_takes_no_more_memory_than_four_seconds(tmp_path):
         if progress.frames >= EARLY_FRAMES:
             seen.append(resident())
 
-    prospect = look_ahead(tmp_path / "portrait.png", tmp_path / "voice.wav", request, threads=1)
+    prospect = describe_video(tmp_path / "portrait.png", tmp_path / "voice.wav", request, threads=1)
     receipt = generate(prospect, tmp_path / "out.mp4", on_progress=watch)
     assert receipt.probed.frames == 1500 and len(seen) > 200
     assert max(seen) - seen[0] < 5, "MB; 50 MB in ten minutes"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from liveavatar.memory.landing import Aside, Landing
+from liveavatar.offload.streams import AsyncHostTensor, SideStream
 
 DEVICES = [
     "cpu",
@@ -17,8 +17,8 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_has_landed_is_what_was_sent(device):
     sent = torch.arange(24.0, device=device).view(2, 3, 4).transpose(0, 2)
-    landing = Landing.of(sent)
-    again = Landing.of(sent * 2)
+    landing = AsyncHostTensor.copy_of(sent)
+    again = AsyncHostTensor.copy_of(sent * 2)
     for _ in range(50):  # what comes later is not waited for
         sent = sent + 1
     landed = landing.wait()
@@ -33,7 +33,7 @@ def test_work_aside_begins_with_what_was_done_before(device):
     numbers = torch.ones(1000, 1000, device=there)
     for _ in range(100):
         numbers = numbers @ numbers / 1000
-    aside = Aside(there)
-    with aside.working():
-        landing = Landing.of(numbers + 1)
+    aside = SideStream(there)
+    with aside.active():
+        landing = AsyncHostTensor.copy_of(numbers + 1)
     assert torch.equal(landing.wait(), torch.full((1000, 1000), 2.0))

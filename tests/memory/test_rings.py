@@ -9,33 +9,33 @@ from hypothesis import strategies as st
 
 from liveavatar.config import BLOCK_LATENTS, WINDOW_BLOCKS
 from liveavatar.errors import HostMemoryError
-from liveavatar.memory.host import HostMemory
-from liveavatar.memory.rings import HostRing, Rings, RingShape, make_rings, quantised
-from liveavatar.model.kv import Window, window_tokens
-from liveavatar.storage import KeyFormat, Storage, carried_by_rings, ring_bytes
+from liveavatar.model.kv_cache import Window, window_tokens
+from liveavatar.offload.kv_cache import KVCacheShape, OffloadedKVCache, StageKVCaches, allocate_kv_caches, quantize_kv
+from liveavatar.offload.streams import PinnedBuffer
+from liveavatar.storage import KVDtype, StorageConfig, kv_cache_bytes, kv_cache_transfer_bytes
 
 FRAME, HEADS, WIDTH, LAYERS = 4, 2, 6, 3
 TOKENS = BLOCK_LATENTS * FRAME
 CPU = torch.device("cpu")
-FORMATS: tuple[KeyFormat, ...] = ("plain", "fp8")
+FORMATS: tuple[KVDtype, ...] = ("plain", "fp8")
 
 
-def rings(storage: Storage, dtype: torch.dtype = torch.float32) -> Rings:
-    return make_rings(storage, range(2), LAYERS, RingShape(window_tokens(FRAME), HEADS, WIDTH, dtype), CPU)
+def rings(storage: StorageConfig, dtype: torch.dtype = torch.float32) -> StageKVCaches:
+    return allocate_kv_caches(storage, range(2), LAYERS, KVCacheShape(window_tokens(FRAME), HEADS, WIDTH, dtype), CPU)
 
 
 def rows(seed: int, tokens: int = TOKENS, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def passed(made: Rings, block: int, step: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def passed(made: StageKVCaches, block: int, step: int = 0, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     """What every layer attends to when a block passes."""
     window = Window.of(block, FRAME)
-    made.by_step[step][0].fetch(window)
+    made.by_step[step][0].prefetch(window)
     seen: list[torch.Tensor] = []
     for layer, ring in enumerate(made.by_step[step]):
         k, v, sink = (rows(100 * block + 10 * layer + i, dtype=dtype) for i in range(3))
-        seen += ring.extend(window, k, v, (sink[:2], sink[2:5]), (sink[5:10],))
+        seen += ring.update(window, k, v, (sink[:2], sink[2:5]), (sink[5:10],))
     return seen
 
 
@@ -50,7 +50,7 @@ def test_own_and_earlier_rows_are_the_window(block: int, frame: int, blocks: int
 @given(st.integers(0, 2**32), st.floats(-30, 15), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_quantised_rows_are_near(seed: int, scale: float, dtype: torch.dtype) -> None:
     exact = (rows(seed) * 10.0**scale).to(dtype)
-    small, scales = quantised(exact)
+    small, scales = quantize_kv(exact)
     assert small.dtype == torch.float8_e4m3fn and scales.shape == (TOKENS, HEADS, 1)
     largest = exact.float().abs().amax(-1, keepdim=True)
     bound = torch.maximum(exact.float().abs() / 16, largest / 2**18).clamp_min(1e-15)
@@ -58,13 +58,13 @@ def test_quantised_rows_are_near(seed: int, scale: float, dtype: torch.dtype) ->
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
-    small, scales = quantised(torch.zeros(2, 1, 4))
+    small, scales = quantize_kv(torch.zeros(2, 1, 4))
     assert torch.equal(small.float() * scales, torch.zeros(2, 1, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.dtype) -> None:
-    plain, fp8 = rings(Storage(), dtype), rings(Storage(keys="fp8"), dtype)
+    plain, fp8 = rings(StorageConfig(), dtype), rings(StorageConfig(kv_dtype="fp8"), dtype)
     for block in range(2 * WINDOW_BLOCKS + 1):
         window = Window.of(block, FRAME)
         for exact, rounded in zip(passed(plain, block, 0, dtype), passed(fp8, block, 0, dtype), strict=True):
@@ -72,19 +72,19 @@ def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.d
             assert torch.equal(rounded[window.own], exact[window.own])
             assert torch.equal(rounded[window.valid :], exact[window.valid :])
             for earlier in window.earlier:
-                small, scales = quantised(exact[earlier])
+                small, scales = quantize_kv(exact[earlier])
                 assert torch.equal(rounded[earlier], (small.float() * scales).to(dtype))
 
 
 @pytest.mark.parametrize("keys", FORMATS)
-def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KeyFormat) -> None:
-    near, far = rings(Storage(keys=keys)), rings(Storage(keys=keys, keys_home="host"))
+def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KVDtype) -> None:
+    near, far = rings(StorageConfig(kv_dtype=keys)), rings(StorageConfig(kv_dtype=keys, kv_offload=True))
     ring = far.by_step[0][0]
-    assert isinstance(ring, HostRing)
+    assert isinstance(ring, OffloadedKVCache)
     for block in range(2 * WINDOW_BLOCKS + 1):
         for step in range(2):
-            for slot in ring._tray._slots:  # what a slot was left with is never seen again
-                for tensor in slot.ring.tensors():
+            for slot in ring._double_buffer._slots:  # what a slot was left with is never seen again
+                for tensor in slot.kv_cache.tensors():
                     tensor.fill_(float("nan"))
             for a, b in zip(passed(near, block, step), passed(far, block, step), strict=True):
                 assert torch.equal(a, b)
@@ -94,28 +94,30 @@ def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KeyFormat) -
 
 
 @pytest.mark.parametrize("keys", FORMATS)
-def test_only_rows_of_earlier_blocks_come_and_only_new_ones_go(keys: KeyFormat) -> None:
-    storage = Storage(keys=keys, keys_home="host")
-    made, row = rings(storage), ring_bytes(keys, TOKENS, HEADS, WIDTH, 4)
+def test_only_rows_of_earlier_blocks_come_and_only_new_ones_go(keys: KVDtype) -> None:
+    storage = StorageConfig(kv_dtype=keys, kv_offload=True)
+    made, row = rings(storage), kv_cache_bytes(keys, TOKENS, HEADS, WIDTH, 4)
     for block in range(7):
-        before = made.traffic.to_device, made.traffic.to_host
+        before = made.transfer_stats.to_device, made.transfer_stats.to_host
         passed(made, block)
-        carried = made.traffic.to_device - before[0], made.traffic.to_host - before[1]
+        carried = made.transfer_stats.to_device - before[0], made.transfer_stats.to_host - before[1]
         earlier = min(block, WINDOW_BLOCKS - 1)
-        assert carried == carried_by_rings(storage, row, LAYERS, earlier) == (earlier * row * LAYERS, row * LAYERS)
-    assert carried_by_rings(Storage(keys=keys), row, LAYERS, 3) == (0, 0)
+        assert (
+            carried == kv_cache_transfer_bytes(storage, row, LAYERS, earlier) == (earlier * row * LAYERS, row * LAYERS)
+        )
+    assert kv_cache_transfer_bytes(StorageConfig(kv_dtype=keys), row, LAYERS, 3) == (0, 0)
 
 
-@pytest.mark.parametrize("home", ["device", "host"])
+@pytest.mark.parametrize("home", [False, True])
 @pytest.mark.parametrize("keys", FORMATS)
-def test_rings_give_and_take_what_they_keep(keys: KeyFormat, home: str) -> None:
-    storage = Storage(keys=keys, keys_home=home)
+def test_rings_give_and_take_what_they_keep(keys: KVDtype, home: str) -> None:
+    storage = StorageConfig(kv_dtype=keys, kv_offload=home)
     made, other = rings(storage), rings(storage)
     for block in range(5):
         passed(made, block)
     for block in range(2):
         passed(other, block)
-    other.by_step[0][0].fetch(Window.of(5, FRAME))  # of rows that are about to be replaced
+    other.by_step[0][0].prefetch(Window.of(5, FRAME))  # of rows that are about to be replaced
     for ring, target in zip(made.by_step[0], other.by_step[0], strict=True):
         for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
             its.copy_(mine)
@@ -123,13 +125,13 @@ def test_rings_give_and_take_what_they_keep(keys: KeyFormat, home: str) -> None:
 
 
 def test_a_task_that_was_broken_off_leaves_nothing_behind() -> None:
-    near, far = rings(Storage()), rings(Storage(keys_home="host"))
+    near, far = rings(StorageConfig()), rings(StorageConfig(kv_offload=True))
     for block in range(4):
         passed(near, block)
         passed(far, block)
     window = Window.of(4, FRAME)
-    far.by_step[0][0].fetch(window)
-    far.by_step[0][0].extend(window, rows(1), rows(2), (), ())  # and the second layer is on its way
+    far.by_step[0][0].prefetch(window)
+    far.by_step[0][0].update(window, rows(1), rows(2), (), ())  # and the second layer is on its way
     for ring, target in zip(near.by_step[0], far.by_step[0], strict=True):
         for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
             its.copy_(mine)
@@ -139,13 +141,13 @@ def test_a_task_that_was_broken_off_leaves_nothing_behind() -> None:
 
 def test_host_memory_that_is_not_there_is_refused_in_words() -> None:
     with pytest.raises(HostMemoryError, match=r"1152921504\.6 GB of pinned host memory are needed") as e:
-        HostMemory(2**60, CPU)
+        PinnedBuffer(2**60, CPU)
     assert "keep more on the device" in e.value.nearest
 
 
 def test_tensors_in_host_memory_do_not_overlap() -> None:
-    memory = HostMemory(1024, CPU)
-    a, b = memory.take((3, 5), torch.float8_e4m3fn), memory.take((7,), torch.float32)
+    memory = PinnedBuffer(1024, CPU)
+    a, b = memory.allocate((3, 5), torch.float8_e4m3fn), memory.allocate((7,), torch.float32)
     a.copy_(torch.full((3, 5), 2.0))
     b.fill_(3.0)
     assert torch.equal(a.float(), torch.full((3, 5), 2.0)) and b.data_ptr() % 64 == 0

@@ -19,15 +19,17 @@ from memory.drive import drive
 from memory.sharer import STORAGES, Sharer, digest, open_memory
 from session.tiny import TinyComponents, tiny_effective, tiny_job
 
-from liveavatar.engines.nets import Nets
-from liveavatar.memory import notice
-from liveavatar.memory.passage import Passage
-from liveavatar.memory.stock import Stock
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.engine.local import ModelCache
+from liveavatar.offload import host_weights
+from liveavatar.offload.host_weights import HostWeightCache
+from liveavatar.offload.layers import LayerPrefetcher
+from liveavatar.storage import PLAIN, StorageConfig
 
 PROJECT = Path(__file__).parents[2]
 LAYERS = STORAGES["layers"]
-shares = pytest.mark.skipif(not notice.can_share(), reason="this system has no memory without a name to share")
+shares = pytest.mark.skipif(
+    not host_weights.supports_shared_memory(), reason="this system has no memory without a name to share"
+)
 
 
 class Other:
@@ -81,12 +83,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
-def expected(storage: Storage) -> str:
+def expected(storage: StorageConfig) -> str:
     return digest(Sharer(None).net(storage))
 
 
 @pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES)
-def test_nets_on_two_devices_have_one_copy(storage: Storage) -> None:
+def test_nets_on_two_devices_have_one_copy(storage: StorageConfig) -> None:
     here = Sharer(None)
     one = here.net(storage, "cpu")
     read, held = here.travelled(storage), here.nets.bytes_by_device["cpu"]
@@ -97,23 +99,23 @@ def test_nets_on_two_devices_have_one_copy(storage: Storage) -> None:
         {k: v.data_ptr() for k, v in net.state_dict().items() if sharer.lives_on_host(k, storage)} for net in (one, two)
     ]
     assert homes[0] == homes[1] != {}
-    (copy,) = here.nets._copies
+    (copy,) = here.nets._shared_host_weights
     assert here.nets.bytes_by_device["cpu"] == held, "of the second only what stays is more"
     assert here.nets.bytes_by_device["cpu:0"] == held - copy.nbytes
 
 
 def test_stages_on_two_devices_with_one_copy_make_the_same_numbers() -> None:
     config, components = sharer.CONFIG, TinyComponents(sharer.CONFIG)
-    job, nets = tiny_job(config, tiny_effective(5, 2)), Nets()
+    job, nets = tiny_job(config, tiny_effective(5, 2)), ModelCache()
     plain = drive(config, job, PLAIN, components=components).run().latents
     first, second = (drive(config, job, LAYERS, cut, nets, components) for cut in ("2x1", "2x1"))
-    other = nets.get(components, "cpu:0", first.stages[0].net.part, torch.float32, LAYERS)
+    other = nets.get(components, "cpu:0", first.stages[0].net.slice, torch.float32, LAYERS)
     for driven in (first, second):
         driven.stages[1].net = other
         assert torch.equal(driven.run().latents, plain)
-    leads = [stage.net.lead for stage in first.stages]
-    assert all(isinstance(lead, Passage) for lead in leads)
-    assert leads[0] is not leads[1] and leads[0].copy is leads[1].copy is not None
+    leads = [stage.net.layers_on_device for stage in first.stages]
+    assert all(isinstance(lead, LayerPrefetcher) for lead in leads)
+    assert leads[0] is not leads[1] and leads[0].host_weights is leads[1].host_weights is not None
     assert all(lead.copies.traffic.to_device for lead in leads)
 
 
@@ -123,7 +125,7 @@ def test_another_model_gets_nothing_of_one_that_is_still_in_use() -> None:
         weight.neg_()
     net = here.net(LAYERS)
     changed = here.nets.get(other, "cpu", sharer.PART, torch.float32, LAYERS)
-    assert digest(changed) == digest(Nets().get(other, "cpu", sharer.PART, torch.float32, LAYERS))
+    assert digest(changed) == digest(ModelCache().get(other, "cpu", sharer.PART, torch.float32, LAYERS))
     assert digest(net) == expected(LAYERS) != digest(changed)
 
 
@@ -139,7 +141,7 @@ def test_processes_have_one_memory_and_read_it_once(folder: Path, start: Start, 
     assert said["names"] == open_memory() and len(said["names"]) == 1
     own = sharer.mapping()
     assert said["inode"] == own["inode"] != 0
-    (copy,) = here.nets._copies
+    (copy,) = here.nets._shared_host_weights
     assert own["shared_kb"] >= copy.nbytes // 1024, "its pages are those of both"
     assert here.nets.shared_bytes == {copy.name: copy.nbytes}
 
@@ -207,9 +209,9 @@ def test_other_models_formats_and_layers_are_never_mixed(folder: Path) -> None:
     kept = [
         LAYERS,
         LAYERS,
-        Storage("int8", streamed=3),
-        Storage(streamed=2),
-        Storage(streamed=3, prompt_weights="leave"),
+        StorageConfig("int8", offload_layers=3),
+        StorageConfig(offload_layers=2),
+        StorageConfig(offload_layers=3, offload_text_kv=True),
     ]
     for here, storage in zip(there, kept, strict=True):
         assert digest(here.net(storage)) == expected(storage)
@@ -245,11 +247,11 @@ def test_a_folder_is_cleared_of_what_was_left(folder: Path, start: Start) -> Non
     other.kill()
     here.net(STORAGES["prompt"])
     with pytest.raises(OSError, match="not empty"):
-        notice.clear(folder)
+        host_weights.remove_unused(folder)
     assert len(list(folder.iterdir())) == 1, "what is in use, and not that of the killed one"
     here.nets.release()
     gc.collect()
-    notice.clear(folder)
+    host_weights.remove_unused(folder)
     assert not folder.exists()
 
 
@@ -259,4 +261,4 @@ def test_what_cannot_be_read_leaves_nothing_locked(folder: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(RuntimeError, match="cut off"):
-            Stock(folder, "tiny").copy("x", torch.device("cpu"), fail)
+            HostWeightCache(folder, "tiny").get("x", torch.device("cpu"), fail)

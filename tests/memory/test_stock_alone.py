@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from memory.sharer import STORAGES, Sharer, digest
 
-from liveavatar.memory import notice, stock
+from liveavatar.offload import host_weights
 
 LAYERS = STORAGES["layers"]
 
@@ -43,15 +43,15 @@ def long_wait(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def late(*_: Any) -> bool:
         return False
 
-    monkeypatch.setattr(stock, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(notice, "_lock", late)
+    monkeypatch.setattr(host_weights, "LOCK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(host_weights, "_lock", late)
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(notice.Notice, "_append", refuse)
+    monkeypatch.setattr(host_weights.SharedMemoryFile, "_append", refuse)
 
 
 def hidden_processes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Sharer:
@@ -60,7 +60,7 @@ def hidden_processes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Sharer:
 
     first = Sharer(folder)
     first.net(LAYERS)
-    monkeypatch.setattr(notice.SharedPages, "of_process", refuse)
+    monkeypatch.setattr(host_weights.SharedMemory, "attach", refuse)
     return first
 
 

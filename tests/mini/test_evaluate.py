@@ -12,7 +12,7 @@ import pytest
 from liveavatar.config import FPS
 from liveavatar.mini import evaluate
 from liveavatar.mini.exam import Exam, command, drawn, plain
-from liveavatar.mini.judge import FAULTS, Take
+from liveavatar.mini.judge import FAULTS, VideoRequest
 from liveavatar.mini.showing import endurance, people_sheet, watch
 from liveavatar.mini.world.measure import background_word
 from liveavatar.mini.world.palette import BACKGROUNDS
@@ -38,7 +38,7 @@ class Pencil:
         for e in examples:
             self.known[e.reference.tobytes(), e.prompt.text, len(e.sound.heard)] = e
 
-    def frames(self, take: Take) -> Iterator[np.ndarray]:
+    def frames(self, take: VideoRequest) -> Iterator[np.ndarray]:
         self.takes.append(take)
         example = self.known.get((take.picture.tobytes(), take.prompt, len(take.wave)))
         total = len(take.wave) * FPS // 16_000
@@ -83,7 +83,7 @@ def painted(block: np.ndarray, first: int) -> np.ndarray:
 @pytest.mark.usefixtures("speech")
 def test_the_truth_itself_is_as_good_as_the_vae() -> None:
     judged = people()
-    judged.studio.knows(*judged.talkers, *judged.neutrals)
+    judged.engine.knows(*judged.talkers, *judged.neutrals)
     talking, identity = judged.talking(), judged.identity()
     assert talking["lip_correlation"] > 0.98
     assert talking["lip_correlation"] == pytest.approx(talking["vae_lip_correlation"], abs=0.01)
@@ -137,7 +137,7 @@ def test_faults_are_made_and_told_apart() -> None:
     for fault in FAULTS[1:]:
         found = judged.fault(fault)
         assert set(found) == {"lip_correlation", "best_lag_frames", "truth_ratio", "identity_at_2_s"}
-        takes = judged.studio.takes[-2:]
+        takes = judged.engine.takes[-2:]
         assert {take.fault for take in takes} == {fault}
         for take in takes:
             heard_other = take.other_wave is not None
@@ -197,7 +197,7 @@ def test_drift_is_seen_at_the_end_of_a_long_video_and_not_before() -> None:
 
     judged = exam(fading)
     long = plain(judged.example(0, 8.0))
-    judged.studio.knows(long)
+    judged.engine.knows(long)
     figures, rows = endurance(judged, 8.0, 1, with_truth=True)
     assert figures["at_2_s"] == pytest.approx(1, abs=0.01)
     assert figures["at_end"] > 1.3
@@ -231,7 +231,7 @@ def test_a_long_video_is_let_go_while_it_is_watched() -> None:
 @pytest.mark.usefixtures("speech")
 def test_a_person_is_shown_once_a_second() -> None:
     judged = exam()
-    judged.studio.knows(judged.example(0, 8.2))
+    judged.engine.knows(judged.example(0, 8.2))
     made, truth = people_sheet(judged, 1, with_truth=True)
     assert made.captions == ["reference", "1 s", "2 s", "3 s", "4 s", "5 s", "6 s", "7 s", "8 s"]
     assert np.array_equal(made.pictures[0], judged.example(0, 8.2).reference)

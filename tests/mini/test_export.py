@@ -14,7 +14,7 @@ from liveavatar.mini.training.optimiser import MuonAdamW
 from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.rollout import Scene
 from liveavatar.mini.training.scenes import SceneFolder
-from liveavatar.schedule import Schedule
+from liveavatar.noise_schedule import NoiseSchedule
 from liveavatar.weights.lora import lora_targets, open_lora
 from liveavatar.weights.source import SafetensorsSource
 
@@ -113,7 +113,7 @@ def test_muon_goes_on_where_it_was_saved() -> None:
 
 
 def test_a_few_steps_lower_the_loss() -> None:
-    net, video, schedule = new_network(SMALL), scene(SMALL), Schedule.of(4)
+    net, video, schedule = new_network(SMALL), scene(SMALL), NoiseSchedule.flow_matching(4)
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     losses = []
     for _ in range(25):

@@ -7,14 +7,14 @@ import pytest
 
 from liveavatar.components import open_components
 from liveavatar.mini.exam import Exam
-from liveavatar.mini.judge import Studio
+from liveavatar.mini.judge import ExamEngine
 from liveavatar.storage import WeightFormat
 
 
 @functools.cache
 def video(weights: WeightFormat) -> np.ndarray:
     """Two blocks of a held-out person: float [24, 128, 128, 3]"""
-    exam = Exam(Studio(open_components("mini"), 1, weights), 1)
+    exam = Exam(ExamEngine(open_components("mini"), 1, weights), 1)
     return exam.make(exam.example(0, 0.96)).astype(float)
 
 

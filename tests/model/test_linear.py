@@ -11,20 +11,20 @@ from torch import nn
 from liveavatar.config import MINI
 from liveavatar.errors import ModelError
 from liveavatar.mini.seeded import SeededSource
-from liveavatar.model import linear
-from liveavatar.model.linear import (
+from liveavatar.model import quantize
+from liveavatar.model.quantize import (
     EightBitLinear,
     Float8Linear,
     TensorFloat8Linear,
-    check_float8,
-    float8_failure,
-    float8_rows,
-    int8_rows,
+    check_fp8_matmul,
+    fp8_matmul_failure,
     quantize_linears,
+    quantize_rows_fp8,
+    quantize_rows_int8,
 )
-from liveavatar.model.transformer import Part, empty_transformer
+from liveavatar.model.transformer import ModelSlice, empty_transformer
 from liveavatar.storage import WeightFormat
-from liveavatar.weights.fill import fill
+from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource
 
 KINDS = [Float8Linear, TensorFloat8Linear, EightBitLinear]
@@ -88,12 +88,12 @@ def test_inputs_of_different_size_are_kept_better_than_with_one_scale() -> None:
 def test_no_finite_row_is_lost(rows: list[list[float]]) -> None:
     x = torch.tensor(rows)
     largest = x.abs().amax(1, keepdim=True)
-    for quantise, steps in ((float8_rows, 2 * 448), (int8_rows, 2 * 127)):
+    for quantise, steps in ((quantize_rows_fp8, 2 * 448), (quantize_rows_int8, 2 * 127)):
         stored, scale = quantise(x)
         found = stored.double() * scale.double()
         assert found.isfinite().all() and (scale > 0).all()
         # Half a step of e4m3 is 1/16 of a number, or 1/1024 of a scale; numbers below 1e-12 count as zero.
-        bound = x.abs() / 16 + largest / 448 / 1000 if quantise is float8_rows else largest / steps
+        bound = x.abs() / 16 + largest / 448 / 1000 if quantise is quantize_rows_fp8 else largest / steps
         assert ((found - x).abs() <= bound * 1.001 + 1e-12).all()
 
 
@@ -115,7 +115,7 @@ def without_the_kernel(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, i
         raise RuntimeError("no kernel for this card.\nSecond line")
 
     monkeypatch.setattr(torch, "_scaled_mm", missing)
-    monkeypatch.setattr(linear, "_trials", {})
+    monkeypatch.setattr(quantize, "_trials", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
 
@@ -134,14 +134,14 @@ def test_where_a_device_does_not_multiply_in_eight_bits_the_weights_alone_are_sm
 
 def test_a_device_without_numbers_does_not_multiply() -> None:
     """The trial tells failure from success; this CPU build has the operation, whatever the width."""
-    assert float8_failure(torch.device("meta"), True)
-    assert [float8_failure(torch.device("cpu"), by_row) for by_row in (True, False)] == ["", ""]
+    assert fp8_matmul_failure(torch.device("meta"), True)
+    assert [fp8_matmul_failure(torch.device("cpu"), by_row) for by_row in (True, False)] == ["", ""]
 
 
 def test_a_trial_is_made_once_and_at_loading(monkeypatch) -> None:
     tried, real = [], torch._scaled_mm
     monkeypatch.setattr(torch, "_scaled_mm", lambda x, *rest, **named: tried.append(x.shape) or real(x, *rest, **named))
-    monkeypatch.setattr(linear, "_trials", {})
+    monkeypatch.setattr(quantize, "_trials", {})
     for shape in ((32, 32), (16, 48), (24, 32)):
         filled(Float8Linear, normal(*shape))
     assert tried == [(32, 32), (23, 23)]
@@ -149,20 +149,20 @@ def test_a_trial_is_made_once_and_at_loading(monkeypatch) -> None:
 
 def test_the_reason_of_a_failed_trial_is_one_line(monkeypatch) -> None:
     without_the_kernel(monkeypatch)
-    assert float8_failure(torch.device("cpu"), True) == "no kernel for this card"
+    assert fp8_matmul_failure(torch.device("cpu"), True) == "no kernel for this card"
 
 
 @pytest.mark.parametrize(("capability", "refused"), [((8, 6), False), ((8, 9), True), ((9, 0), True)])
 def test_a_card_that_should_multiply_in_eight_bits_and_does_not_is_refused(capability, refused, monkeypatch) -> None:
     without_the_kernel(monkeypatch, capability)
     card = torch.device("cuda:0")
-    monkeypatch.setitem(linear._trials, (card, True, True), "no kernel for this card")
+    monkeypatch.setitem(quantize._trials, (card, True, True), "no kernel for this card")
     if refused:
         with pytest.raises(ModelError, match=f"{capability[0]}.{capability[1]}.* no kernel for this card"):
-            check_float8(card, by_row=True)
+            check_fp8_matmul(card, by_row=True)
     else:
-        check_float8(card, by_row=True)
-    check_float8(torch.device("cpu"), by_row=True)
+        check_fp8_matmul(card, by_row=True)
+    check_fp8_matmul(torch.device("cpu"), by_row=True)
 
 
 @pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor", "int8"])
@@ -170,8 +170,8 @@ def test_matrices_quantised_in_place_are_those_that_were_filled_so(weights) -> N
     config = dataclasses.replace(MINI, num_layers=2, audio_inject_layers=(1,))
 
     def made(form: WeightFormat) -> nn.Module:
-        net = empty_transformer(config, Part(range(2)), form)
-        plain = empty_transformer(config, Part(range(2)))
+        net = empty_transformer(config, ModelSlice(range(2)), form)
+        plain = empty_transformer(config, ModelSlice(range(2)))
         shapes = {key: tuple(tensor.shape) for key, tensor in plain.state_dict().items()}
         fill(net, SeededSource(shapes, 5), dtype=torch.float32, device="cpu")
         return net
@@ -195,7 +195,7 @@ def test_a_forward_pass_is_one_graph(kind) -> None:
 def test_parts_of_a_matrix_give_what_the_whole_gives(kind, monkeypatch) -> None:
     weight = normal(37, 32)
     whole = filled(kind, weight).state_dict()
-    monkeypatch.setattr(linear, "_PART", (5 * 32, 5 * 32))
+    monkeypatch.setattr(quantize, "_CHUNK", (5 * 32, 5 * 32))
     parts = filled(kind, weight).state_dict()
     assert list(whole) == ["weight", "weight_scale"]
     assert all(torch.equal(whole[k].float(), parts[k].float()) for k in whole)

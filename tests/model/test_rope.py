@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.model.rope import RopeGrid, axis_pairs, rotate
+from liveavatar.model.rope import RopeGrid, apply_rope, axis_pairs
 
 
 @given(st.integers(0, 10**9))
@@ -14,7 +14,7 @@ def test_attention_sees_distances_not_positions(block: int) -> None:
     grid = RopeGrid(2, 2, 24)
     torch.manual_seed(0)
     q, k = torch.randn(2, 12, 1, 24)
-    product = lambda b, d: (rotate(q, grid.block(b + d)) * rotate(k, grid.block(b))).sum(-1)  # noqa: E731
+    product = lambda b, d: (apply_rope(q, grid.block(b + d)) * apply_rope(k, grid.block(b))).sum(-1)  # noqa: E731
     assert torch.allclose(product(block, 1), product(0, 1), atol=0.05)
 
 

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from session.tiny import tiny_config
 
 from liveavatar.config import UNTRAINED, ModelConfig
-from liveavatar.distance import SinkDistance
-from liveavatar.model.kv import BlockMemory, Ring, SinkMemory, Window
+from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkRecorder, Window
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.rope import RopeGrid
-from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
+from liveavatar.request import SinkDistance
 
 DAY_BLOCKS = 200_000
 """More than a day of video."""
@@ -18,7 +18,7 @@ DAY_BLOCKS = 200_000
 
 def network(config: ModelConfig) -> CausalS2VTransformer:
     torch.manual_seed(3)
-    return CausalS2VTransformer(config, Part.whole(config)).eval().requires_grad_(False)
+    return CausalS2VTransformer(config, ModelSlice.whole(config)).eval().requires_grad_(False)
 
 
 def block_inputs(net: CausalS2VTransformer, block: int, rows: int = 4, columns: int = 4) -> tuple:
@@ -26,9 +26,9 @@ def block_inputs(net: CausalS2VTransformer, block: int, rows: int = 4, columns: 
     config, grid = net.config, RopeGrid(rows, columns, net.config.head_dim)
     generator = torch.Generator().manual_seed(11)
     latents = torch.randn(16, 20, 2 * rows, 2 * columns, generator=generator)
-    text = net.text_kv(net.condition_text(torch.randn(3, config.text_dim, generator=generator)))
-    time = net.condition_time([700.0, 0.0])
-    sinks = [SinkMemory(grid.tokens) for _ in net.part.layers]
+    text = net.text_kv(net.embed_text(torch.randn(3, config.text_dim, generator=generator)))
+    time = net.embed_timesteps([700.0, 0.0])
+    sinks = [SinkRecorder(grid.tokens) for _ in net.slice.layers]
     net.run_layers(
         net.embed_sink(latents[:, :1], latents[:, 1:]),
         time.layers[1],
@@ -40,8 +40,8 @@ def block_inputs(net: CausalS2VTransformer, block: int, rows: int = 4, columns: 
     shape = (grid.tokens, config.num_heads, config.head_dim, torch.float32, torch.device("cpu"))
     window = Window.of(block, grid.tokens)
     reference = grid.reference(SinkDistance("fixed").reference_time_id(0, block, 0))
-    memories = [BlockMemory(Ring.empty(*shape), window, m.sink, reference) for m in sinks]
-    audio = net.condition_audio(torch.randn(1, config.audio_layers, config.audio_dim, 12, generator=generator))
+    memories = [BlockCache(RollingKVCache.empty(*shape), window, m.sink, reference) for m in sinks]
+    audio = net.embed_audio(torch.randn(1, config.audio_layers, config.audio_dim, 12, generator=generator))
     x = net.embed_block(latents[:, :3])
     return x, time.layers[0], grid.block(block), text, memories, audio
 
@@ -51,7 +51,11 @@ def test_the_keys_of_any_slices_add_up_to_the_checkpoint(layers: int, data: st.D
     config = tiny_config(layers)
     cut = data.draw(st.integers(0, layers))
     whole = set(network(config).state_dict())
-    parts = [Part(range(cut), embed=True), Part(range(cut, layers), head=True), Part(range(0), conditions=True)]
+    parts = [
+        ModelSlice(range(cut), embed=True),
+        ModelSlice(range(cut, layers), head=True),
+        ModelSlice(range(0), embedders=True),
+    ]
     keys = [set(CausalS2VTransformer(config, p).state_dict()) for p in parts]
     assert set.union(*keys) == whole
     assert sum(map(len, keys)) == len(whole)
@@ -65,7 +69,7 @@ def test_slices_compute_what_the_whole_computes() -> None:
     for cut in range(5):
         y = x
         for layers in (range(cut), range(cut, 4)):
-            piece = CausalS2VTransformer(config, Part(layers)).requires_grad_(False)
+            piece = CausalS2VTransformer(config, ModelSlice(layers)).requires_grad_(False)
             piece.load_state_dict({k: net.state_dict()[k] for k in piece.state_dict()})
             own = slice(layers.start, layers.stop)
             y = piece.run_layers(y, time, rope, text[own], memories[own], audio)
@@ -84,7 +88,7 @@ def test_only_the_audio_of_the_block_is_heard() -> None:
     net = network(tiny_config())
     a, b = torch.randn(2, 1, net.config.audio_layers, net.config.audio_dim, 12)
     b[..., :8] = a[..., :8]
-    ours, other = net.condition_audio(a), net.condition_audio(b)
+    ours, other = net.embed_audio(a), net.embed_audio(b)
     assert torch.equal(ours.frame[:, 0], other.frame[:, 0])
     assert not torch.equal(ours.frame[:, 2], other.frame[:, 2])
 
@@ -106,5 +110,5 @@ def test_the_layer_stack_compiles_into_one_graph() -> None:
     inputs = [block_inputs(net, 5) for _ in range(2)]
     compiled = torch.compile(net.run_layers, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(*inputs[0]), net.run_layers(*inputs[1]), atol=1e-5)
-    rings = [[m.ring.k for m in i[4]] for i in inputs]
+    rings = [[m.kv_cache.k for m in i[4]] for i in inputs]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*rings, strict=True))

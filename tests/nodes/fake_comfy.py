@@ -96,7 +96,7 @@ class FolderType(str, enum.Enum):
 
 @dataclass
 class Schema:
-    """The fields of 0.3.64: `newer()` must leave out all others."""
+    """The fields of 0.3.64: `supported()` must leave out all others."""
 
     node_id: str
     display_name: str | None = None

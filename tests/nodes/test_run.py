@@ -80,7 +80,7 @@ def prompts_told(out) -> list[str | None]:
 
 def test_the_sampler_answers_before_anything_is_loaded(latents, model):
     assert model.loaded_bytes == 0
-    assert latents.prospect.effective.frames == 25
+    assert latents.spec.resolved.frames == 25
 
 
 def test_the_modular_graph_and_the_single_node_make_the_same_video(nodes, host, latents, model, image, audio):
@@ -201,7 +201,7 @@ def test_another_vae_file_is_looked_up_by_name(nodes, pack, host, latents):
 
 def test_latents_for_core(nodes, latents):
     (latent,) = run(nodes["LiveAvatarLatent"], latents=latents)
-    assert latent["samples"].shape == (1, 16, 3 * latents.prospect.effective.blocks, 8, 8)
+    assert latent["samples"].shape == (1, 16, 3 * latents.spec.resolved.blocks, 8, 8)
 
 
 def test_the_plan_says_what_the_video_becomes(nodes, latents, model, image, audio):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from liveavatar.at_hand import Seen, hardware_here, measured_speeds
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.doctor.report import Compute, Copies, Device
 from liveavatar.errors import PlanError
-from liveavatar.planner import GIB, Card, Hardware, Speed, Wishes, choose_plan
+from liveavatar.hardware_cache import CachedHardware, detect_hardware, measured_speeds
+from liveavatar.planner import GIB, DeviceSpec, DeviceSpeed, Hardware, PlanOptions, choose_plan
 from liveavatar.request import Request, resolve
 
 COPIES = Copies(20.0, 19.0, 6.0, 6.0, 900.0)
@@ -19,32 +19,32 @@ def device(name: str = "cuda:0", copies: Copies | None = COPIES, **matmul: float
 
 def test_measured_speeds_replace_assumed_ones():
     speeds = measured_speeds((device(), device("cuda:1", **{"float8 rows": 190.0}), device("cpu")))
-    assert speeds == {"cuda:0": Speed(100, 100, 90, 20, False), "cuda:1": Speed(100, 190, 90, 20, True)}
-    hardware = Hardware.parse("2x24").as_fast_as(speeds)
-    assert all(card.measured for card in hardware.cards) and hardware.cards[1].speed == speeds["cuda:1"]
+    assert speeds == {"cuda:0": DeviceSpeed(100, 100, 90, 20, False), "cuda:1": DeviceSpeed(100, 190, 90, 20, True)}
+    hardware = Hardware.parse("2x24").with_speeds(speeds)
+    assert all(card.measured for card in hardware.devices) and hardware.devices[1].speed == speeds["cuda:1"]
     asked = resolve(Request(), (704, 384), 160_000, 16_000)
-    plan = choose_plan(asked, WAN2_2_S2V_14B, hardware, Wishes(), model="wan2.2-s2v-14b")
+    plan = choose_plan(asked, WAN2_2_S2V_14B, hardware, PlanOptions(), model="wan2.2-s2v-14b")
     assert plan.forecast and plan.forecast.source == "measured"
 
 
 def test_what_was_not_measured_stays_assumed():
     assert measured_speeds((device(copies=None), Device("cuda:1", "A card", 1, 1, "8.6"))) == {}
-    card = Hardware.parse("1x24").as_fast_as({}).computing_fp8({"cuda:0": False}).cards[0]
-    assert not card.measured and not card.speed.computes_fp8
+    card = Hardware.parse("1x24").with_speeds({}).with_fp8_support({"cuda:0": False}).devices[0]
+    assert not card.measured and not card.speed.supports_fp8
 
 
 def test_memory_that_can_be_given_back_is_free():
-    hardware = Hardware((Card("cuda:0", 24 * GIB, 4 * GIB), Card("cuda:1", 24 * GIB, 23 * GIB)), 64 * GIB)
-    given = hardware.giving_back({"cuda:0": 10 * GIB, "cuda:1": 10 * GIB})
-    assert [card.free for card in given.cards] == [14 * GIB, 24 * GIB]
-    assert [card.name for card in hardware.only(["cuda:1"]).cards] == ["cuda:1"]
+    hardware = Hardware((DeviceSpec("cuda:0", 24 * GIB, 4 * GIB), DeviceSpec("cuda:1", 24 * GIB, 23 * GIB)), 64 * GIB)
+    given = hardware.with_freed({"cuda:0": 10 * GIB, "cuda:1": 10 * GIB})
+    assert [card.free for card in given.devices] == [14 * GIB, 24 * GIB]
+    assert [card.name for card in hardware.restricted_to(["cuda:1"]).devices] == ["cuda:1"]
 
 
 def test_cards_are_looked_at_once():
     looks = []
-    seen = Seen(lambda held: looks.append(dict(held)) or Hardware.parse("1x24"))
+    seen = CachedHardware(lambda held: looks.append(dict(held)) or Hardware.parse("1x24"))
     assert seen.hardware({}) is seen.hardware({"cuda:0": 5}) and looks == [{}]
-    seen.forget()
+    seen.clear()
     seen.hardware({"cuda:0": 5})
     assert looks == [{}, {"cuda:0": 5}]
 
@@ -52,4 +52,4 @@ def test_cards_are_looked_at_once():
 def test_cards_that_are_not_here_are_missed(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(PlanError, match="no GPU"):
-        hardware_here({})
+        detect_hardware({})

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
-from liveavatar.planner import LADDER, Hardware, Plan, Wishes, choose_plan, fitted, rung_of
-from liveavatar.planner.choose import _planned
-from liveavatar.planner.hardware import CONTEXT, GIB
-from liveavatar.planner.search import Search, searches
-from liveavatar.planner.search import highest as highest_of
-from liveavatar.request import Effective, Request, resolve
-from liveavatar.size import picture_for
+from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, apply_plan_size, choose_plan, level_of
+from liveavatar.planner.choose import _to_plan
+from liveavatar.planner.hardware import CUDA_CONTEXT_BYTES, GIB
+from liveavatar.planner.search import PlanSearch, plan_searches
+from liveavatar.planner.search import highest_level as highest_of
+from liveavatar.request import Request, ResolvedRequest, image_size_for, resolve
 from liveavatar.vae.tiling import tilings
 
 CARDS = (16, 24, 32, 48, 80, 96, 141)
@@ -27,32 +26,32 @@ sizes = st.sampled_from(SIZES)
 preferences = st.sampled_from(("quality", "speed"))
 
 
-def effective(size: str = "704x384", steps: int = 4) -> Effective:
-    return resolve(Request(size=size, steps=steps), picture_for(size), 160_000, 16_000)
+def effective(size: str = "704x384", steps: int = 4) -> ResolvedRequest:
+    return resolve(Request(size=size, steps=steps), image_size_for(size), 160_000, 16_000)
 
 
 def hardware(cards: list[int], host: int | None = None) -> Hardware:
     return Hardware.parse("+".join(map(str, cards)), host and host * GIB)
 
 
-def plan(cards: Hardware | str, asked: Effective | None = None, **wishes) -> Plan:
+def plan(cards: Hardware | str, asked: ResolvedRequest | None = None, **wishes) -> Plan:
     cards = Hardware.parse(cards) if isinstance(cards, str) else cards
-    return choose_plan(asked or effective(), WAN2_2_S2V_14B, cards, Wishes(**wishes), model="wan2.2-s2v-14b")
+    return choose_plan(asked or effective(), WAN2_2_S2V_14B, cards, PlanOptions(**wishes), model="wan2.2-s2v-14b")
 
 
 def rung(found: Plan) -> int:
-    return rung_of(tuple(stage.storage for stage in found.stages))
+    return level_of(tuple(stage.storage for stage in found.stages))
 
 
 def check(found: Plan, cards: Hardware, steps: int) -> None:
     """All layers and steps are owned once, and no memory is exceeded."""
-    usable = {card.name: card.usable for card in cards.cards}
+    usable = {card.name: card.usable for card in cards.devices}
     assert all(total <= usable[name] for name, total in found.total_by_device.items())
     assert sum(found.host_bytes_by_machine.values()) <= cards.usable_host
     assert found.encoders <= usable[found.vae_device]
     owned = [(step, layer) for stage in found.stages for step in stage.steps for layer in stage.layers]
     assert sorted(owned) == [(step, layer) for step in range(steps) for layer in range(40)]
-    assert len({stage.device for stage in found.stages}) == len(found.stages) == found.cut.stages
+    assert len({stage.device for stage in found.stages}) == len(found.stages) == found.partition.stages
     assert found.forecast and found.forecast.fps > 0 and found.forecast.first_frames_seconds > 0
 
 
@@ -71,12 +70,12 @@ def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer,
 
 
 @settings(max_examples=20, deadline=None)
-@given(mixes, sizes, st.integers(0, len(LADDER) - 1))
+@given(mixes, sizes, st.integers(0, len(FIDELITY_LEVELS) - 1))
 def test_the_host_bytes_that_are_searched_with_are_those_of_the_plan(cards, size, rung):
-    search = Search(effective(size), WAN2_2_S2V_14B, hardware(cards), Wishes())
-    for layout in search.layouts(rung, fastest=False):
-        pinned = _planned(search, layout, "x").host_bytes_by_machine
-        assert sum(share.host for share in layout.shares) == sum(pinned.values())
+    search = PlanSearch(effective(size), WAN2_2_S2V_14B, hardware(cards), PlanOptions())
+    for layout in search.candidates(rung, fastest=False):
+        pinned = _to_plan(search, layout, "x").host_bytes_by_machine
+        assert sum(share.host for share in layout.shards) == sum(pinned.values())
 
 
 @settings(max_examples=30, deadline=None)
@@ -91,8 +90,8 @@ def test_more_memory_never_gives_a_lower_rung(cards, size, data):
 
 
 def highest(cards: Hardware, size: str) -> int:
-    found = highest_of(searches(effective(size), WAN2_2_S2V_14B, cards, Wishes()))
-    return len(LADDER) if found is None else found[0]
+    found = highest_of(plan_searches(effective(size), WAN2_2_S2V_14B, cards, PlanOptions()))
+    return len(FIDELITY_LEVELS) if found is None else found[0]
 
 
 @settings(max_examples=15, deadline=None)
@@ -143,14 +142,14 @@ def test_tiles_that_a_picture_cannot_have_are_refused():
 @pytest.mark.parametrize(
     ("cards", "words"),
     [
-        ("1x24", "fp8 weights, KV on the host"),
+        ("1x24", "fp8 weights, KV cache offloaded"),
         ("4x24", "unrounded"),
-        ("1x48", "unrounded, prompt weights leave, KV on the host"),
+        ("1x48", "unrounded, text KV weights offloaded, KV cache offloaded"),
         ("1x141", "unrounded"),
     ],
 )
 def test_known_cards_stand_where_they_should(cards, words):
-    assert LADDER[rung(plan(cards))].name.startswith(words)
+    assert FIDELITY_LEVELS[rung(plan(cards))].name.startswith(words)
 
 
 def test_two_hundred_gigabytes_of_cards_are_faster_than_one_card():
@@ -172,9 +171,9 @@ def test_cards_that_help_nothing_are_left_out_and_named():
 
 
 def test_a_cap_counts_the_context():
-    cards = Hardware.parse("1x80").capped(20_000_000_000)
-    assert cards.cards[0].usable == 20_000_000_000 - CONTEXT
-    assert plan(cards).total_by_device["cuda:0"] <= cards.cards[0].usable
+    cards = Hardware.parse("1x80").with_cap(20_000_000_000)
+    assert cards.devices[0].usable == 20_000_000_000 - CUDA_CONTEXT_BYTES
+    assert plan(cards).total_by_device["cuda:0"] <= cards.devices[0].usable
 
 
 @pytest.mark.parametrize("cards", ["1x16", "2x16", "1x24", "2x24,1x48", "4x24"])
@@ -183,17 +182,17 @@ def test_processes_that_share_a_card_have_room_for_both_contexts(cards):
     check(found, hardware, 4)
     alone = found.vae_device not in {stage.device for stage in found.stages}
     assert found.processes
-    assert found.terms_by_device[found.vae_device]["contexts"] == (0 if alone else CONTEXT)
+    assert found.terms_by_device[found.vae_device]["contexts"] == (0 if alone else CUDA_CONTEXT_BYTES)
 
 
 def test_measured_cards_are_believed():
     card = dataclasses.replace(
-        Hardware.parse("1x141").cards[0],
+        Hardware.parse("1x141").devices[0],
         plain_tflops=400.0,
         fp8_tflops=800.0,
         attention_tflops=300.0,
         copy_gb=55.0,
-        computes_fp8=True,
+        supports_fp8=True,
     )
     slow = plan(Hardware((card,), 512 * GIB, "measured")).forecast
     assumed = plan("1x141").forecast
@@ -202,9 +201,9 @@ def test_measured_cards_are_believed():
 
 def test_speed_without_fp8_units_may_stay_unrounded():
     cards = Hardware.parse("1x141")
-    old = dataclasses.replace(cards, cards=(dataclasses.replace(cards.cards[0], computes_fp8=False),))
-    assert LADDER[rung(plan(old, prefer="speed"))].storage.weights == "plain"
-    assert LADDER[rung(plan(cards, prefer="speed"))].storage.weights == "fp8"
+    old = dataclasses.replace(cards, devices=(dataclasses.replace(cards.devices[0], supports_fp8=False),))
+    assert FIDELITY_LEVELS[rung(plan(old, prefer="speed"))].storage.weights == "plain"
+    assert FIDELITY_LEVELS[rung(plan(cards, prefer="speed"))].storage.weights == "fp8"
 
 
 def test_a_smaller_video_is_planned_only_where_that_is_allowed():
@@ -212,10 +211,10 @@ def test_a_smaller_video_is_planned_only_where_that_is_allowed():
     with pytest.raises(PlanError):
         plan("1x16", asked)
     found = plan("1x16", asked, allow_smaller=True)
-    made = fitted(asked, found)
+    made = apply_plan_size(asked, found)
     assert (made.width, made.height) == found.size != (asked.width, asked.height)
     assert made.width * made.height < asked.width * asked.height and "does not fit" in made.notes[-1]
-    assert fitted(asked, plan("4x80", asked)) == asked
+    assert apply_plan_size(asked, plan("4x80", asked)) == asked
 
 
 @pytest.mark.parametrize(
@@ -231,12 +230,12 @@ def test_a_smaller_video_is_planned_only_where_that_is_allowed():
 )
 def test_what_a_refusal_offers_fits_as_it_is_typed(cards, size, host, cap):
     with pytest.raises(PlanError) as refused:
-        plan(Hardware.parse(cards, host and host * GIB).capped(cap and cap * 10**9), effective(size))
+        plan(Hardware.parse(cards, host and host * GIB).with_cap(cap and cap * 10**9), effective(size))
     option = r"--size (\S+) --steps (\d+) --gpus (\S+)(?: --host-ram (\d+))?(?: --vram-cap (\d+))? "
     offers = re.findall(option, refused.value.nearest)
     assert 2 <= len(offers) <= 3, refused.value.nearest
     for wanted, steps, gpus, ram, most in offers:
-        given = Hardware.parse(gpus, int(ram) * GIB if ram else None).capped(int(most) * 10**9 if most else None)
+        given = Hardware.parse(gpus, int(ram) * GIB if ram else None).with_cap(int(most) * 10**9 if most else None)
         check(plan(given, effective(wanted, int(steps))), given, int(steps))
 
 
@@ -264,7 +263,7 @@ def test_cards_that_are_not_understood_are_refused(text):
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(CARDS)), min_size=1, max_size=4))
 def test_cards_are_read_as_they_are_written(groups):
     text = ",".join(f"{count}x{size}" for count, size in groups)
-    cards = Hardware.parse(text).cards
+    cards = Hardware.parse(text).devices
     assert [card.total // GIB for card in cards] == [size for count, size in groups for _ in range(count)]
     assert [card.name for card in cards] == [f"cuda:{i}" for i in range(len(cards))]
 
@@ -278,7 +277,7 @@ def test_wishes_that_make_no_sense_are_refused(wrong):
 
 def test_the_cards_of_this_machine_are_read_or_missed():
     if torch.cuda.is_available():
-        assert all(0 < card.usable < card.total for card in Hardware.here().cards)
+        assert all(0 < card.usable < card.total for card in Hardware.detect().devices)
     else:
         with pytest.raises(PlanError, match="no GPU"):
-            Hardware.here()
+            Hardware.detect()

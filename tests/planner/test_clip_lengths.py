@@ -4,17 +4,17 @@ import pytest
 
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
-from liveavatar.planner import GIB, Hardware, Plan, Wishes, choose_plan, make_plan
-from liveavatar.request import Effective, Request, resolve
+from liveavatar.planner import GIB, Hardware, Plan, PlanOptions, choose_plan, make_plan
+from liveavatar.request import Request, ResolvedRequest, resolve
 
 
-def effective(clip_blocks: int) -> Effective:
+def effective(clip_blocks: int) -> ResolvedRequest:
     return resolve(Request(clip_blocks=clip_blocks), (1280, 720), 160_000, 16_000)
 
 
 def chosen(cards: str, clip_blocks: int, host: int = 256) -> Plan:
     hardware = Hardware.parse(cards, host * GIB)
-    return choose_plan(effective(clip_blocks), WAN2_2_S2V_14B, hardware, Wishes(), model="wan2.2-s2v-14b")
+    return choose_plan(effective(clip_blocks), WAN2_2_S2V_14B, hardware, PlanOptions(), model="wan2.2-s2v-14b")
 
 
 @pytest.mark.parametrize("cards", ["1x24", "4x24", "1x80", "24+48+80"])
@@ -24,7 +24,7 @@ def test_what_is_chosen_fits(cards: str, clip_blocks: int) -> None:
     usable = dict(plan.usable)
     assert all(total <= usable[name] for name, total in plan.total_by_device.items())
     assert plan.clip_blocks == clip_blocks
-    rings = sum(s.rings + s.host_rings for s in plan.stages)
+    rings = sum(s.kv_cache + s.host_kv_cache for s in plan.stages)
     assert rings in {n * 4 * 40 * clip_blocks * 3 * 1056 * 2 for n in (2 * 5120, 5120 + 4 * 40)}, "bf16 or fp8"
 
 
@@ -33,7 +33,7 @@ def test_longer_clips_take_more_time_and_more_room() -> None:
     paces = [plan.forecast.seconds_per_block for plan in plans]
     assert paces == sorted(set(paces))
     laid = [make_plan(effective(n), WAN2_2_S2V_14B, model="x", dtype="bfloat16") for n in (1, 4, 20)]
-    assert [plan.stages[0].rings * 4 for plan in laid] == [laid[1].stages[0].rings * n for n in (1, 4, 20)]
+    assert [plan.stages[0].kv_cache * 4 for plan in laid] == [laid[1].stages[0].kv_cache * n for n in (1, 4, 20)]
 
 
 def test_clips_that_are_too_long_are_refused_with_the_trained_length_and_theirs() -> None:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.config import UNTRAINED
+from liveavatar.device_names import DeviceName, Machine, check_device, find_machine
 from liveavatar.errors import PlanError
-from liveavatar.machines import DeviceName, Machine, check_device, find_machine
-from liveavatar.placement import Placement, refuse_windows
+from liveavatar.placement import Placement, refuse_multi_gpu_windows
 from liveavatar.planner import make_plan
 from liveavatar.request import Request, resolve
 
@@ -72,8 +72,8 @@ def test_encoders_and_vae_go_where_the_fewest_stages_are() -> None:
     assert vae("cuda:0", "cuda:1", "cuda:2") == "cuda:2", "one device more than stages"
     assert vae("cuda:0", "cuda:1", stages="1x3") == "cuda:1", "the first has two stages"
     assert Placement(("cuda:0", "studio2/cpu")).last_device == "studio2/cpu"
-    assert Placement(("studio2/cuda:0", "cpu")).working_dtype == "bfloat16"
-    assert Placement(("studio2/cpu",)).working_dtype == "float32"
+    assert Placement(("studio2/cuda:0", "cpu")).resolved_dtype == "bfloat16"
+    assert Placement(("studio2/cpu",)).resolved_dtype == "float32"
 
 
 def test_other_machines_are_somebody_elses_to_check() -> None:
@@ -87,8 +87,8 @@ def test_other_machines_are_somebody_elses_to_check() -> None:
 
 def test_several_cards_on_native_windows_are_sent_to_wsl() -> None:
     with pytest.raises(PlanError, match=r"native Windows.*WSL2"):
-        refuse_windows("win32", ("cuda:0", "cuda:1"))
+        refuse_multi_gpu_windows("win32", ("cuda:0", "cuda:1"))
     with pytest.raises(PlanError, match="WSL2"):
-        refuse_windows("win32", ("cuda:0", "studio2/cuda:0"))
-    refuse_windows("win32", ("cuda:0", "cpu", "cuda:0"))
-    refuse_windows("linux", ("cuda:0", "cuda:1"))
+        refuse_multi_gpu_windows("win32", ("cuda:0", "studio2/cuda:0"))
+    refuse_multi_gpu_windows("win32", ("cuda:0", "cpu", "cuda:0"))
+    refuse_multi_gpu_windows("linux", ("cuda:0", "cuda:1"))

@@ -6,18 +6,15 @@ import torch
 import liveavatar.model.attention as attention
 from liveavatar.bench.tracked import Allocated
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.model.kv import BlockMemory, Ring, SinkKV, Window
+from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkKV, Window
 from liveavatar.model.layer import AudioTokens, TextKV
 from liveavatar.model.rope import Rope
-from liveavatar.model.transformer import CausalS2VTransformer, Part
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 from liveavatar.planner import workspace_bytes
-from liveavatar.planner.companions import PUBLISHED
+from liveavatar.planner.memory import PUBLISHED_AUX
 from liveavatar.request import Request, resolve
-from liveavatar.vae.stream import DecodeState, decode_block
-from liveavatar.vae.suited import lay_channels_last
-from liveavatar.vae.tiles import TiledDecode, encode_tiles
-from liveavatar.vae.tiling import Grid
-from liveavatar.vae.wan import build_vae
+from liveavatar.vae.tiling import Grid, TiledDecoder, encode_tiles
+from liveavatar.vae.wan import DecodeState, build_vae, decode_block, to_channels_last
 
 BIG = WAN2_2_S2V_14B
 
@@ -31,11 +28,11 @@ def test_a_task_fits_into_its_workspace(rows, columns, monkeypatch):
     monkeypatch.setattr(attention, "attention", lambda q, k, v: torch.empty_like(q).flatten(-2))
     tokens, heads, width = rows * columns, BIG.num_heads, BIG.head_dim
     with torch.device("meta"):
-        net = CausalS2VTransformer(BIG, Part(range(1), embed=True, head=True)).to(torch.bfloat16)
-        ring = Ring.empty(tokens, heads, width, torch.bfloat16, torch.device("meta"))
+        net = CausalS2VTransformer(BIG, ModelSlice(range(1), embed=True, head=True)).to(torch.bfloat16)
+        ring = RollingKVCache.empty(tokens, heads, width, torch.bfloat16, torch.device("meta"))
     sink = SinkKV(*(empty(n, heads, width) for n in (tokens, tokens * 3 // 2, tokens * 5 // 2)))
     turns = [Rope(*(empty(n, width // 2, dtype=torch.float32) for _ in range(2))) for n in (3 * tokens, tokens)]
-    memory = BlockMemory(ring, Window.of(9, tokens), sink, turns[1])
+    memory = BlockCache(ring, Window.of(9, tokens), sink, turns[1])
     text, time = TextKV(empty(512, heads, width), empty(512, heads, width)), empty(6, BIG.dim, dtype=torch.float32)
     audio, latent = AudioTokens(empty(1, 3, BIG.dim), empty(1, 3, 5, BIG.dim)), empty(16, 3, 2 * rows, 2 * columns)
     held = [ring.k, ring.v, *vars(sink).values(), text.k, text.v, time, *net.parameters()]
@@ -55,18 +52,18 @@ def test_a_decode_fits_into_what_the_vae_is_given(dtype):
         state = DecodeState.empty(vae)
         for _ in range(2):
             decode_block(vae, state, empty(16, 3, height, width, dtype=dtype))
-    numbers = 2.25 * PUBLISHED.decode_state * height * width
+    numbers = 2.25 * PUBLISHED_AUX.decode_state * height * width
     assert numbers / 2 < seen.most / dtype.itemsize <= numbers
 
 
 class Away:
     """Where what a tile remembers takes nothing of the device; knows how much it was."""
 
-    def put(self, features):
+    def store(self, features):
         self.nbytes = sum(f.nbytes for f in features if f is not None)
         self.features = [f if f is None else (f.shape, f.stride()) for f in features]
 
-    def take(self):
+    def load(self):
         return [f and torch.empty_strided(*f, dtype=torch.bfloat16, device="meta") for f in self.features]
 
 
@@ -76,16 +73,16 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
     height, width = asked.latent_size
     with torch.device("meta"):
-        vae = lay_channels_last(build_vae().to(torch.bfloat16))
+        vae = to_channels_last(build_vae().to(torch.bfloat16))
     weights = sum(p.nbytes for p in vae.parameters())
-    held, away = PUBLISHED.vae_bytes(asked, 2, tiles), []
+    held, away = PUBLISHED_AUX.vae_bytes(asked, 2, tiles), []
 
     def berth() -> Away:
         away.append(Away())
         return away[-1]
 
     with torch.inference_mode(), Allocated(vae.parameters()) as seen:
-        decode = TiledDecode(vae, empty(1, 16, 7, height, width), tiles, berth)
+        decode = TiledDecoder(vae, empty(1, 16, 7, height, width), tiles, berth)
         decode(empty(16, 3, height, width))
     assert 0.9 * (held.device - weights) < seen.most <= held.device - weights
     assert sum(rest.nbytes for rest in away) == held.host
@@ -96,6 +93,6 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
 
 def test_tiles_of_a_cpu_are_in_its_own_memory():
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
-    there, here = (PUBLISHED.vae_bytes(asked, 4, (2, 2), card) for card in (True, False))
-    tile = 4 * PUBLISHED.decode_state * Grid.of(*asked.latent_size, (2, 2)).tile
+    there, here = (PUBLISHED_AUX.vae_bytes(asked, 4, (2, 2), card) for card in (True, False))
+    tile = 4 * PUBLISHED_AUX.decode_state * Grid.of(*asked.latent_size, (2, 2)).tile
     assert here.host == 0 and here.device == there.device + there.host - tile

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from liveavatar.config import BLOCK_FRAMES, FPS
 from liveavatar.errors import AudioError, RequestError
 from liveavatar.receipt import json_ready
-from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, clip_blocks_of, prompt_to_encode, resolve
+from liveavatar.request import MIN_SOUND_SECONDS, Request, ResolvedRequest, clip_blocks_of, prompt_to_encode, resolve
 
 RATES = st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000])
 
 
-def of(request: Request, seconds: float = 4.0, rate: int = 16000) -> Effective:
+def of(request: Request, seconds: float = 4.0, rate: int = 16000) -> ResolvedRequest:
     return resolve(request, (1280, 720), round(seconds * rate), rate)
 
 
@@ -110,7 +110,7 @@ def test_the_length_of_a_clip_is_taken_over_and_told_where_it_is_unusual() -> No
 def test_what_was_written_before_clips_had_a_length_means_four_blocks() -> None:
     effective = of(Request())
     written = {name: value for name, value in json_ready(effective).items() if name != "clip_blocks"}
-    assert Effective(**{**written, "notes": tuple(written["notes"])}) == effective
+    assert ResolvedRequest(**{**written, "notes": tuple(written["notes"])}) == effective
 
 
 def test_a_prompt_whose_text_is_not_known_is_told_and_cannot_be_encoded() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.distance import SinkDistance
-from liveavatar.schedule import block_noise
+from liveavatar.noise_schedule import block_noise
+from liveavatar.request import SinkDistance
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**7))

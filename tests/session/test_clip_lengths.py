@@ -8,17 +8,17 @@ import pytest
 import torch
 from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job, tiny_plan
 
-from liveavatar.model.kv import SinkKV, SinkMemory
-from liveavatar.model.rope import Rope, RopeGrid, rotate
-from liveavatar.model.transformer import CONDITIONS, Part
-from liveavatar.schedule import Schedule
-from liveavatar.session import Job
+from liveavatar.model.kv_cache import SinkKV, SinkRecorder
+from liveavatar.model.rope import Rope, RopeGrid, apply_rope
+from liveavatar.model.transformer import EMBEDDERS, ModelSlice
+from liveavatar.noise_schedule import NoiseSchedule
+from liveavatar.session import VideoTask
 
 BLOCKS = 9
 CONFIG = tiny_config()
 
 
-def job_of(clip_blocks: int, blocks: int = BLOCKS, steps: int = 3) -> Job:
+def job_of(clip_blocks: int, blocks: int = BLOCKS, steps: int = 3) -> VideoTask:
     return tiny_job(CONFIG, dataclasses.replace(tiny_effective(blocks, steps), clip_blocks=clip_blocks))
 
 
@@ -38,27 +38,27 @@ class PlainRing:
     def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         rows = len(self.k)
         slot, valid = self.start % rows, min(self.start + len(k), rows)
-        self.k[slot : slot + len(k)], self.v[slot : slot + len(k)] = rotate(k, rope), v
-        sink_k = rotate(self.sink.reference_k, self.reference), self.sink.motion_k
+        self.k[slot : slot + len(k)], self.v[slot : slot + len(k)] = apply_rope(k, rope), v
+        sink_k = apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k
         return torch.cat((self.k[:valid], *sink_k)), torch.cat((self.v[:valid], self.sink.v))
 
 
 @torch.inference_mode()
-def made_by_hand(job: Job) -> torch.Tensor:
+def made_by_hand(job: VideoTask) -> torch.Tensor:
     """The published order of work on one device: clip by clip, block by block, step by step."""
-    e, cpu, dtype = job.effective, torch.device("cpu"), torch.float32
-    components, schedule, clip_frames = TinyComponents(CONFIG), Schedule.of(e.steps), 3 * e.clip_blocks
-    net = components.transformer(Part.whole(CONFIG), cpu, dtype)
-    conditioner = components.transformer(CONDITIONS, cpu, dtype)
+    e, cpu, dtype = job.resolved, torch.device("cpu"), torch.float32
+    components, schedule, clip_frames = TinyComponents(CONFIG), NoiseSchedule.flow_matching(e.steps), 3 * e.clip_blocks
+    net = components.transformer(ModelSlice.whole(CONFIG), cpu, dtype)
+    conditioner = components.transformer(EMBEDDERS, cpu, dtype)
     rows, columns = (n // 2 for n in e.latent_size)
     grid = RopeGrid(rows, columns, CONFIG.head_dim, cpu)
-    text = net.text_kv(conditioner.condition_text(job.material.context))
-    time = conditioner.condition_time([*schedule.timesteps, 0.0])
-    rings = [[PlainRing(clip_frames * grid.tokens) for _ in net.part.layers] for _ in range(e.steps)]
+    text = net.text_kv(conditioner.embed_text(job.conditioning.prompt))
+    time = conditioner.embed_timesteps([*schedule.timesteps, 0.0])
+    rings = [[PlainRing(clip_frames * grid.tokens) for _ in net.slice.layers] for _ in range(e.steps)]
 
     def sink_of(reference: torch.Tensor) -> list[SinkKV]:
-        memories = [SinkMemory(grid.tokens) for _ in net.part.layers]
-        tokens = net.embed_sink(reference, job.material.motion)
+        memories = [SinkRecorder(grid.tokens) for _ in net.slice.layers]
+        tokens = net.embed_sink(reference, job.conditioning.motion)
         net.run_layers(tokens, time.layers[-1], grid.reference() + grid.motion(), text, memories, None)
         return [m.sink for m in memories if m.sink is not None]
 
@@ -67,11 +67,11 @@ def made_by_hand(job: Job) -> torch.Tensor:
         generator = torch.Generator().manual_seed(e.seed + clip)
         noise = torch.randn(16, clip_frames, *e.latent_size, generator=generator)
         if clip < 2:
-            sink = sink_of(made[0][:, :1] if clip else job.material.reference)
+            sink = sink_of(made[0][:, :1] if clip else job.conditioning.reference)
         for block in range(clip * e.clip_blocks, min((clip + 1) * e.clip_blocks, e.blocks)):
             first = 3 * (block - clip * e.clip_blocks)
             latent = noise[:, first : first + 3]
-            audio = conditioner.condition_audio(job.material.audio.block(block)[None])
+            audio = conditioner.embed_audio(job.conditioning.audio.block(block)[None])
             for step in range(e.steps):
                 reference = grid.reference(job.distance.reference_time_id(e.seed, block, step))
                 seen = [
@@ -106,9 +106,9 @@ def test_another_length_is_another_video() -> None:
 
 @pytest.mark.parametrize("clip_blocks", [1, 3, 7])
 def test_a_plan_counts_the_rings_of_its_clips(clip_blocks: int) -> None:
-    effective = job_of(clip_blocks).effective
-    plan, usual = tiny_plan(CONFIG, effective), tiny_plan(CONFIG, job_of(4).effective)
+    effective = job_of(clip_blocks).resolved
+    plan, usual = tiny_plan(CONFIG, effective), tiny_plan(CONFIG, job_of(4).resolved)
     assert plan.clip_blocks == clip_blocks and usual.clip_blocks == 4
     ring = 2 * 3 * clip_blocks * effective.frame_tokens * CONFIG.dim * 4
-    assert plan.stages[0].rings == ring * CONFIG.num_layers * effective.steps
+    assert plan.stages[0].kv_cache == ring * CONFIG.num_layers * effective.steps
     assert (plan.stages[0].workspace > usual.stages[0].workspace) == (clip_blocks > 4)

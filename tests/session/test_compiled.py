@@ -14,15 +14,14 @@ from torch._dynamo.utils import counters
 from liveavatar import compiler
 from liveavatar.compiler import check_compiler
 from liveavatar.config import UNTRAINED
-from liveavatar.engines.backend import LocalBackend
-from liveavatar.engines.compiled import forms
-from liveavatar.engines.local import LocalEngine
-from liveavatar.engines.nets import Nets
+from liveavatar.engine.backend import LocalBackend
+from liveavatar.engine.compile import forms
+from liveavatar.engine.local import LocalEngine, ModelCache
 from liveavatar.errors import Cancelled, ModelError
-from liveavatar.model import linear
+from liveavatar.model import quantize
 from liveavatar.placement import Placement
 from liveavatar.planner import make_plan
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.storage import PLAIN, StorageConfig
 
 BLOCKS = 6
 GRAPHS = 2 + 5 + 1 + 2
@@ -39,7 +38,11 @@ def quick(monkeypatch):
 
 
 def engine_of(
-    storage: Storage = PLAIN, stages: str = "1x1", compiled: bool = True, nets: Nets | None = None, size: str = "64x64"
+    storage: StorageConfig = PLAIN,
+    stages: str = "1x1",
+    compiled: bool = True,
+    nets: ModelCache | None = None,
+    size: str = "64x64",
 ) -> LocalEngine:
     plan = make_plan(tiny_effective(BLOCKS, size=size), CONFIG, model="tiny", stages=stages, storage=storage)
     return LocalEngine(COMPONENTS, dataclasses.replace(plan, compiled=compiled), nets)
@@ -58,12 +61,12 @@ def graphs() -> int:
     ("storage", "stages"),
     [
         (PLAIN, "2x2"),
-        (Storage(streamed=3, keys_home="host", prompt_weights="leave"), "1x1"),
-        (Storage(weights="fp8", keys="fp8"), "1x1"),
+        (StorageConfig(offload_layers=3, kv_offload=True, offload_text_kv=True), "1x1"),
+        (StorageConfig(weights="fp8", kv_dtype="fp8"), "1x1"),
     ],
     ids=str,
 )
-def test_it_is_the_same_to_the_bit_and_all_layers_share_their_graphs(storage: Storage, stages: str) -> None:
+def test_it_is_the_same_to_the_bit_and_all_layers_share_their_graphs(storage: StorageConfig, stages: str) -> None:
     engine = engine_of(storage, stages)
     engine.load()
     assert graphs() == GRAPHS
@@ -76,19 +79,19 @@ def test_it_is_the_same_to_the_bit_and_all_layers_share_their_graphs(storage: St
 def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
     """Also where all weights were packed for another device than they work on, so that nothing was tried there yet."""
     config = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0,))
-    plan = make_plan(tiny_effective(1), config, model="tiny", dtype="bfloat16", storage=Storage("fp8"))
+    plan = make_plan(tiny_effective(1), config, model="tiny", dtype="bfloat16", storage=StorageConfig("fp8"))
     engine = LocalEngine(TinyComponents(config), dataclasses.replace(plan, compiled=True))
-    LocalEngine(engine.components, plan, engine._nets).load()
-    monkeypatch.setattr(linear, "_trials", {})
+    LocalEngine(engine.components, plan, engine._models).load()
+    monkeypatch.setattr(quantize, "_trials", {})
     engine.load()
-    assert linear._trials and graphs() == GRAPHS
-    linear.computes_float8(torch.device("cpu"), by_row=False)
+    assert quantize._trials and graphs() == GRAPHS
+    quantize.supports_fp8_matmul(torch.device("cpu"), by_row=False)
     list(engine.run(tiny_job(config, tiny_effective(1)), lambda report: None))
     assert graphs() == GRAPHS
 
 
 def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
-    nets = Nets()
+    nets = ModelCache()
     as_written, compiled = engine_of(compiled=False, nets=nets), engine_of(nets=nets)
     before = latents(as_written)
     assert as_written.loaded and not compiled.loaded
@@ -101,7 +104,7 @@ def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
 
 
 def test_any_number_of_sizes_is_compiled_and_nobody_elses_limits_change() -> None:
-    limit, nets = torch._dynamo.config.recompile_limit, Nets()
+    limit, nets = torch._dynamo.config.recompile_limit, ModelCache()
     sizes = ("64x64", "128x128", "192x192")
     for number, size in enumerate(sizes, 1):
         engine = engine_of(nets=nets, size=size)
@@ -145,7 +148,7 @@ def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
 
 
 def test_machine_code_makes_nearly_the_same_video(monkeypatch) -> None:
-    if compiler.missing_for("cpu"):
+    if compiler.missing_requirements("cpu"):
         pytest.skip("no C++ compiler here to make machine code with")
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
     compiled, plain = latents(engine_of()), latents(engine_of(compiled=False))
@@ -173,6 +176,6 @@ def test_a_gpu_without_triton_is_refused(monkeypatch) -> None:
 
 def test_a_plan_says_that_layers_are_compiled() -> None:
     place, effective = Placement(("cpu",), dtype="float32", threads=1), tiny_effective(BLOCKS)
-    plans = [dataclasses.replace(place, compile=wish).lay_out(effective, CONFIG, "tiny") for wish in (False, True)]
+    plans = [dataclasses.replace(place, compile=wish).make_plan(effective, CONFIG, "tiny") for wish in (False, True)]
     assert [plan.compiled for plan in plans] == [False, True]
     assert plans[0] == dataclasses.replace(plans[1], compiled=False)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job, tiny_plan
 
-from liveavatar.distance import SinkDistance
-from liveavatar.engines.local import LocalEngine
+from liveavatar.engine.local import LocalEngine
 from liveavatar.errors import Cancelled, PlanError
-from liveavatar.pipeline import Denoise, Prefill, task_count
+from liveavatar.request import SinkDistance
 from liveavatar.session import Session
+from liveavatar.task_graph import Denoise, Prefill, task_count
 
 
 @settings(max_examples=12)
@@ -42,16 +42,16 @@ def test_more_groups_than_steps_are_refused() -> None:
 def test_a_longer_video_begins_like_a_shorter_one() -> None:
     config = tiny_config()
     short, long = (tiny_job(config, tiny_effective(n)) for n in (2, 6))
-    long = type(long)(long.effective, long.material, long.distance)
-    long.material.audio.block(0)
-    shared = type(short)(short.effective, long.material, long.distance)
+    long = type(long)(long.resolved, long.conditioning, long.distance)
+    long.conditioning.audio.block(0)
+    shared = type(short)(short.resolved, long.conditioning, long.distance)
     assert torch.equal(latents(config, long)[:, :6], latents(config, shared))
 
 
 def test_the_seed_decides_and_repeats() -> None:
     config = tiny_config()
     first, other = tiny_effective(2, seed=1), tiny_effective(2, seed=2)
-    material = tiny_job(config, first).material
+    material = tiny_job(config, first).conditioning
     jobs = [type(tiny_job(config, e))(e, material, SinkDistance()) for e in (first, first, other)]
     a, b, c = (latents(config, job) for job in jobs)
     assert torch.equal(a, b)
@@ -68,7 +68,7 @@ def test_the_sink_distance_matters_once_the_reference_moves() -> None:
 def test_every_task_is_reported_once() -> None:
     config, effective, reports = tiny_config(), tiny_effective(6), []
     latents(config, tiny_job(config, effective), "2x3", reports)
-    cut = tiny_plan(config, effective, "2x3").cut
+    cut = tiny_plan(config, effective, "2x3").partition
     assert len({r.task for r in reports}) == len(reports) == task_count(cut, 6) == reports[-1].total
     assert [r.done for r in reports] == list(range(1, len(reports) + 1))
     assert {r.task.version for r in reports if isinstance(r.task, Prefill)} == {0, 1}

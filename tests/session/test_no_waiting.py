@@ -12,19 +12,19 @@ from session.tiny import TinyComponents, tiny_effective, tiny_job
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liveavatar.config import UNTRAINED, ModelConfig
-from liveavatar.engines.local import LocalEngine
-from liveavatar.model import linear
-from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
-from liveavatar.pipeline import Cut, Task, begins, followers, paced_order
+from liveavatar.engine.local import LocalEngine
+from liveavatar.model import quantize
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
+from liveavatar.noise_schedule import NoiseSchedule
 from liveavatar.planner import make_plan
-from liveavatar.schedule import Schedule
-from liveavatar.session import Job
-from liveavatar.stage import Conditions, Flow, Origin, Stage
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.session import VideoTask
+from liveavatar.stage import InitialInputs, Stage, StageConditioning, StageInput
+from liveavatar.storage import PLAIN, StorageConfig
+from liveavatar.task_graph import Partition, Task, followers, is_first, paced_order
 
 BLOCKS = 6
 CONFIG = dataclasses.replace(UNTRAINED, num_layers=3, audio_inject_layers=(0, 2))
-CUT = Cut.even(1, 1, 4, CONFIG.num_layers)
+CUT = Partition.even(1, 1, 4, CONFIG.num_layers)
 
 
 class Sent(TorchDispatchMode):
@@ -45,39 +45,41 @@ class Sent(TorchDispatchMode):
         return out
 
 
-def stage_on(net: CausalS2VTransformer, job: Job, device: torch.device, dtype: torch.dtype, storage: Storage) -> Stage:
-    schedule, effective = Schedule.of(4), job.effective
+def stage_on(
+    net: CausalS2VTransformer, job: VideoTask, device: torch.device, dtype: torch.dtype, storage: StorageConfig
+) -> Stage:
+    schedule, effective = NoiseSchedule.flow_matching(4), job.resolved
     rows, columns = (n // 2 for n in effective.latent_size)
-    conditions = Conditions(
+    conditions = StageConditioning(
         rows=rows,
         columns=columns,
         schedule=schedule,
         seed=effective.seed,
         distance=job.distance,
-        text=net.condition_text(job.material.context),
-        time=net.condition_time([*schedule.timesteps, 0.0]),
-        motion=job.material.motion,
-        audio=lambda block: net.condition_audio(job.material.audio.block(block)[None]),
+        prompt=net.embed_text(job.conditioning.prompt),
+        time=net.embed_timesteps([*schedule.timesteps, 0.0]),
+        motion=job.conditioning.motion,
+        audio=lambda block: net.embed_audio(job.conditioning.audio.block(block)[None]),
     )
     return Stage(net, range(4), conditions, device, dtype, storage)
 
 
-def all_tasks(stage: Stage, job: Job, dtype: torch.dtype) -> Flow:
+def all_tasks(stage: Stage, job: VideoTask, dtype: torch.dtype) -> StageInput:
     """Every task of the video; what the last one left."""
-    origin = Origin(job.material.reference, job.effective.seed, job.effective.latent_size, dtype)
-    flows: dict[Task, Flow] = {}
+    origin = InitialInputs(job.conditioning.reference, job.resolved.seed, job.resolved.latent_size, dtype)
+    flows: dict[Task, StageInput] = {}
     left = None
     for start in paced_order(CUT, BLOCKS):
-        flow = origin.flow(start.task) if begins(start.task) else flows.pop(start.task)
+        flow = origin.stage_input(start.task) if is_first(start.task) else flows.pop(start.task)
         left = stage.run(start.task, flow)
         for follower in followers(CUT, BLOCKS, start.task):
-            flows[follower] = left.handed(start.task, follower)
+            flows[follower] = left.for_follower(start.task, follower)
     assert left is not None
     return left
 
 
-def network_on_meta(config: ModelConfig, storage: Storage, dtype: torch.dtype) -> CausalS2VTransformer:
-    net = empty_transformer(config, Part.whole(config), storage.weights).requires_grad_(False)
+def network_on_meta(config: ModelConfig, storage: StorageConfig, dtype: torch.dtype) -> CausalS2VTransformer:
+    net = empty_transformer(config, ModelSlice.whole(config), storage.weights).requires_grad_(False)
     for module in net.modules():
         for name, held in module._parameters.items():
             if held is not None and held.is_floating_point() and held.itemsize > 1 and not name.endswith("_scale"):
@@ -89,15 +91,17 @@ def network_on_meta(config: ModelConfig, storage: Storage, dtype: torch.dtype) -
     ("storage", "computes"),
     [
         pytest.param(PLAIN, False, id="plain"),
-        pytest.param(Storage("fp8", "fp8"), False, id="fp8, widened"),
-        pytest.param(Storage("fp8"), True, id="fp8, multiplied as it is"),
-        pytest.param(Storage("fp8-tensor"), True, id="fp8 by tensor, multiplied as it is"),
+        pytest.param(StorageConfig("fp8", "fp8"), False, id="fp8, widened"),
+        pytest.param(StorageConfig("fp8"), True, id="fp8, multiplied as it is"),
+        pytest.param(StorageConfig("fp8-tensor"), True, id="fp8 by tensor, multiplied as it is"),
     ],
 )
-def test_no_task_needs_to_know_a_number(storage: Storage, computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_task_needs_to_know_a_number(
+    storage: StorageConfig, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device, dtype, config = torch.device("meta"), torch.bfloat16, CONFIG
     for by_row in (False, True):
-        monkeypatch.setitem(linear._trials, (device, by_row, True), "" if computes else "not in this test")
+        monkeypatch.setitem(quantize._trials, (device, by_row, True), "" if computes else "not in this test")
     job = tiny_job(config, tiny_effective(BLOCKS))
     with torch.inference_mode():
         stage = stage_on(network_on_meta(config, storage, dtype), job, device, dtype, storage)
@@ -127,10 +131,10 @@ def test_the_watch_sees_what_waits() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "storage",
-    [PLAIN, Storage("fp8", "fp8"), Storage(keys_home="host", prompt_weights="leave", streamed=3)],
+    [PLAIN, StorageConfig("fp8", "fp8"), StorageConfig(kv_offload=True, offload_text_kv=True, offload_layers=3)],
     ids=str,
 )
-def test_a_gpu_is_never_waited_for(storage: Storage) -> None:
+def test_a_gpu_is_never_waited_for(storage: StorageConfig) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU here that could be waited for")
     config, effective, dtype = CONFIG, tiny_effective(BLOCKS), torch.bfloat16
@@ -140,7 +144,7 @@ def test_a_gpu_is_never_waited_for(storage: Storage) -> None:
     )
     engine = LocalEngine(TinyComponents(config), plan)
     engine.load()
-    with engine._working():
+    with engine._inference():
         (stage,) = engine._stages(job)
         all_tasks(stage, job, dtype)  # kernels are loaded and memory is taken at first use
         torch.cuda.synchronize()

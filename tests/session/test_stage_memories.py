@@ -8,74 +8,76 @@ import torch
 from session.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job
 
 from liveavatar.config import CLIP_BLOCKS
-from liveavatar.model.transformer import CONDITIONS, Part
-from liveavatar.pipeline import Cut, Denoise, Prefill, begins, ends_block, followers, paced_order
-from liveavatar.schedule import Schedule
-from liveavatar.session import Job
-from liveavatar.stage import Conditions, Flow, Origin, Stage
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.model.transformer import EMBEDDERS, ModelSlice
+from liveavatar.noise_schedule import NoiseSchedule
+from liveavatar.session import VideoTask
+from liveavatar.stage import InitialInputs, Stage, StageConditioning, StageInput
+from liveavatar.storage import PLAIN, StorageConfig
+from liveavatar.task_graph import Denoise, Partition, Prefill, ends_block, followers, is_first, paced_order
 
 BLOCKS = 11
-CUT = Cut.even(2, 1, 4, 3)
+CUT = Partition.even(2, 1, 4, 3)
 
 
-def new_stages(job: Job, storage: Storage = PLAIN) -> list[Stage]:
-    config, effective = tiny_config(), job.effective
+def new_stages(job: VideoTask, storage: StorageConfig = PLAIN) -> list[Stage]:
+    config, effective = tiny_config(), job.resolved
     components, cpu, dtype = TinyComponents(config), torch.device("cpu"), torch.float32
-    conditioner, schedule = components.transformer(CONDITIONS, cpu, dtype), Schedule.of(effective.steps)
-    conditions = Conditions(
+    conditioner, schedule = components.transformer(EMBEDDERS, cpu, dtype), NoiseSchedule.flow_matching(effective.steps)
+    conditions = StageConditioning(
         rows=effective.latent_size[0] // 2,
         columns=effective.latent_size[1] // 2,
         schedule=schedule,
         seed=effective.seed,
         distance=job.distance,
-        text=conditioner.condition_text(job.material.context),
-        time=conditioner.condition_time([*schedule.timesteps, 0.0]),
-        motion=job.material.motion,
-        audio=lambda block: conditioner.condition_audio(job.material.audio.block(block)[None]),
+        prompt=conditioner.embed_text(job.conditioning.prompt),
+        time=conditioner.embed_timesteps([*schedule.timesteps, 0.0]),
+        motion=job.conditioning.motion,
+        audio=lambda block: conditioner.embed_audio(job.conditioning.audio.block(block)[None]),
         clip_blocks=effective.clip_blocks,
     )
-    net = components.transformer(Part.whole(config), cpu, dtype)
-    return [Stage(net, steps, conditions, cpu, dtype, storage) for steps in CUT.steps]
+    net = components.transformer(ModelSlice.whole(config), cpu, dtype)
+    return [Stage(net, steps, conditions, cpu, dtype, storage) for steps in CUT.step_groups]
 
 
-def play(job: Job, stages: list[Stage], tasks: Iterable[Denoise | Prefill]) -> dict[int, torch.Tensor]:
+def play(job: VideoTask, stages: list[Stage], tasks: Iterable[Denoise | Prefill]) -> dict[int, torch.Tensor]:
     """Run tasks; the latents of the blocks that end."""
-    e = job.effective
-    origin = Origin(job.material.reference, e.seed, e.latent_size, torch.float32, e.clip_blocks)
-    flows: dict[Denoise | Prefill, Flow] = {}
+    e = job.resolved
+    origin = InitialInputs(job.conditioning.reference, e.seed, e.latent_size, torch.float32, e.clip_blocks)
+    flows: dict[Denoise | Prefill, StageInput] = {}
     ended = {}
     for task in tasks:
-        flow = origin.flow(task) if begins(task) else flows.pop(task)
+        flow = origin.stage_input(task) if is_first(task) else flows.pop(task)
         left = stages[CUT.stage_of(task)].run(task, flow)
         for follower in followers(CUT, BLOCKS, task, e.clip_blocks):
-            flows[follower] = left.handed(task, follower)
+            flows[follower] = left.for_follower(task, follower)
         if ends_block(CUT, task):
             ended[task.block] = left.latent
     return ended
 
 
-@pytest.mark.parametrize("storage", [PLAIN, Storage(keys="fp8", keys_home="host")], ids=["plain", "fp8 on the host"])
+@pytest.mark.parametrize(
+    "storage", [PLAIN, StorageConfig(kv_dtype="fp8", kv_offload=True)], ids=["plain", "fp8 on the host"]
+)
 @pytest.mark.parametrize(
     ("boundary", "clip"),
     [(CLIP_BLOCKS + 1, CLIP_BLOCKS), (8, CLIP_BLOCKS), (BLOCKS - 1, CLIP_BLOCKS), (2, 1), (5, 3), (8, 7)],
 )
 @torch.inference_mode()
-def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage: Storage) -> None:
+def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage: StorageConfig) -> None:
     job = tiny_job(tiny_config(), dataclasses.replace(tiny_effective(BLOCKS), clip_blocks=clip))
     tasks = [s.task for s in paced_order(CUT, BLOCKS, clip_blocks=clip)]
     whole = play(job, new_stages(job, storage), tasks)
     first, second = new_stages(job, storage), new_stages(job, storage)
     play(job, first, [t for t in tasks if isinstance(t, Prefill) or t.block < boundary])
     for one, other in zip(first, second, strict=True):
-        sink = one.saved_sink(1)
-        rings = {step: one.saved_rings(step) for step in one.rings}
+        sink = one.save_sink(1)
+        rings = {step: one.save_kv_caches(step) for step in one.kv_caches}
         assert [t.shape for t in sink] == 2 * [(3, 5 * one.grid.tokens // 2, 2, 12)]
-        assert rings.keys() == other.rings.keys()
+        assert rings.keys() == other.kv_caches.keys()
         assert {len(kinds) for kinds in rings.values()} == {2 if storage == PLAIN else 4}
         other.restore_sink(1, sink)
         for step, saved in rings.items():
-            other.restore_rings(step, saved)
+            other.restore_kv_caches(step, saved)
             for tensor in saved:
                 tensor.zero_()  # a stage keeps nothing of what it was given
         for tensor in sink:
@@ -90,7 +92,7 @@ def test_what_was_saved_stays_as_it_was() -> None:
     job = tiny_job(tiny_config(), tiny_effective(BLOCKS))
     stages, tasks = new_stages(job), [s.task for s in paced_order(CUT, 6)]
     play(job, stages, tasks)
-    saved = stages[0].saved_rings(0)[0]
+    saved = stages[0].save_kv_caches(0)[0]
     before = saved.clone()
     play(job, stages[:1], [Denoise(6, 0, 0)])
-    assert torch.equal(saved, before) and not torch.equal(stages[0].saved_rings(0)[0], before)
+    assert torch.equal(saved, before) and not torch.equal(stages[0].save_kv_caches(0)[0], before)

@@ -7,16 +7,15 @@ import functools
 import torch
 
 from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
-from liveavatar.distance import SinkDistance
-from liveavatar.encoders.features import AudioFeatures
-from liveavatar.engines.local import LocalEngine
-from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
-from liveavatar.pipeline import Cut
+from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.engine.local import LocalEngine
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.planner import Plan, make_plan
-from liveavatar.request import Effective, Request, resolve
-from liveavatar.session import Job, Material, TaskReport
+from liveavatar.request import Request, ResolvedRequest, SinkDistance, resolve
+from liveavatar.session import Conditioning, TaskReport, VideoTask
 from liveavatar.storage import WeightFormat
-from liveavatar.weights.fill import Where, fill
+from liveavatar.task_graph import Partition
+from liveavatar.weights.load import TensorDevice, fill
 from liveavatar.weights.source import DictSource
 
 
@@ -59,30 +58,30 @@ class TinyComponents:
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        self.loaded: list[Part] = []
+        self.loaded: list[ModelSlice] = []
 
     @functools.cached_property
     def _weights(self) -> dict[str, torch.Tensor]:
-        whole = CausalS2VTransformer(self.config, Part.whole(self.config))
+        whole = CausalS2VTransformer(self.config, ModelSlice.whole(self.config))
         generator = torch.Generator().manual_seed(7)
         return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in whole.state_dict().items()}
 
     def transformer(
-        self, part: Part, device: Where, dtype: torch.dtype, weights: WeightFormat = "plain"
+        self, model_slice: ModelSlice, device: TensorDevice, dtype: torch.dtype, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
-        self.loaded.append(part)
-        net = empty_transformer(self.config, part, weights)
+        self.loaded.append(model_slice)
+        net = empty_transformer(self.config, model_slice, weights)
         fill(net, DictSource(self._weights), dtype=dtype, device=device)
         return net
 
 
-def tiny_effective(blocks: int, steps: int = 4, size: str = "64x64", seed: int = 5) -> Effective:
+def tiny_effective(blocks: int, steps: int = 4, size: str = "64x64", seed: int = 5) -> ResolvedRequest:
     """So many whole blocks of 64x64."""
     samples = blocks * BLOCK_FRAMES * 640
     return resolve(Request(size=size, steps=steps, seed=seed), (640, 640), samples, 16_000)
 
 
-def tiny_job(config: ModelConfig, effective: Effective, distance: SinkDistance | None = None) -> Job:
+def tiny_job(config: ModelConfig, effective: ResolvedRequest, distance: SinkDistance | None = None) -> VideoTask:
     """Made-up material of the right shapes."""
     generator = torch.Generator().manual_seed(effective.seed)
     height, width = effective.latent_size
@@ -93,18 +92,20 @@ def tiny_job(config: ModelConfig, effective: Effective, distance: SinkDistance |
     audio = AudioFeatures(config.audio_layers, config.audio_dim)
     audio.append(numbers(effective.blocks * BLOCK_FRAMES, config.audio_layers, config.audio_dim).numpy())
     reference, motion = numbers(16, 1, height, width), numbers(16, MOTION_LATENTS, height, width)
-    return Job(effective, Material(reference, motion, numbers(4, config.text_dim), audio), distance or SinkDistance())
+    return VideoTask(
+        effective, Conditioning(reference, motion, numbers(4, config.text_dim), audio), distance or SinkDistance()
+    )
 
 
-def tiny_plan(config: ModelConfig, effective: Effective, stages: str = "1x1") -> Plan:
+def tiny_plan(config: ModelConfig, effective: ResolvedRequest, stages: str = "1x1") -> Plan:
     """On the CPU with one thread."""
     return make_plan(effective, config, model="tiny", stages=stages)
 
 
 def latents(
-    config: ModelConfig, job: Job, stages: str | Cut = "1x1", reports: list[TaskReport] | None = None
+    config: ModelConfig, job: VideoTask, stages: str | Partition = "1x1", reports: list[TaskReport] | None = None
 ) -> torch.Tensor:
     """All latents of a job: [16, 3 blocks, h, w]"""
-    engine = LocalEngine(TinyComponents(config), tiny_plan(config, job.effective, str(stages)))
+    engine = LocalEngine(TinyComponents(config), tiny_plan(config, job.resolved, str(stages)))
     on_task = (lambda report: None) if reports is None else reports.append
     return torch.cat(list(engine.run(job, on_task)), 1)

@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveavatar.charts import draw_timeline
-from liveavatar.pipeline import Cut, Denoise, task_count
-from liveavatar.simulate import StageSpeed, simulate
+from liveavatar.task_graph import Denoise, Partition, StageSpeed, simulate, task_count
 
 BLOCKS = 120
 
 
-def even(groups: int, parts: int, steps: int = 4, layers: int = 40) -> Cut:
-    return Cut.even(groups, parts, steps, layers)
+def even(groups: int, parts: int, steps: int = 4, layers: int = 40) -> Partition:
+    return Partition.even(groups, parts, steps, layers)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_a_slow_stage_sets_the_pace():
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 5).flatmap(
-        lambda steps: st.tuples(st.integers(1, steps), st.integers(1, 6)).map(lambda c: Cut.even(*c, steps, 12))
+        lambda steps: st.tuples(st.integers(1, steps), st.integers(1, 6)).map(lambda c: Partition.even(*c, steps, 12))
     ),
     st.integers(1, 16),
     st.data(),
@@ -75,9 +74,9 @@ def test_nothing_is_faster_than_physics(cut, blocks, data):
     assert found.first_block <= found.seconds
 
 
-def _path(cut: Cut) -> set[Denoise]:
+def _path(cut: Partition) -> set[Denoise]:
     """All tasks of block 0, which can only follow each other."""
-    return {Denoise(0, s, p) for s, p in itertools.product(range(cut.last_step + 1), range(len(cut.layers)))}
+    return {Denoise(0, s, p) for s, p in itertools.product(range(cut.last_step + 1), range(len(cut.layer_shards)))}
 
 
 def test_one_device_waits_for_nothing():

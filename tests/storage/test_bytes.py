@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B, ModelConfig
-from liveavatar.model.transformer import CONDITIONS, Part, empty_transformer
+from liveavatar.model.transformer import EMBEDDERS, ModelSlice, empty_transformer
 from liveavatar.planner import layer_parameters
-from liveavatar.storage import WeightFormat, layer_matrices, layer_saving, linear_bytes
+from liveavatar.storage import WeightFormat, layer_matrices, layer_saved_bytes, linear_bytes
 
 
-def held(config: ModelConfig, part: Part, weights: WeightFormat, dtype: torch.dtype) -> int:
+def held(config: ModelConfig, part: ModelSlice, weights: WeightFormat, dtype: torch.dtype) -> int:
     """Bytes of a part without memory, as it would be filled: float32 stands for the working dtype but in scales."""
     tensors = empty_transformer(config, part, weights).state_dict()
     size = {k: v.itemsize if v.dtype != torch.float32 or "scale" in k else dtype.itemsize for k, v in tensors.items()}
@@ -23,15 +23,17 @@ def held(config: ModelConfig, part: Part, weights: WeightFormat, dtype: torch.dt
 @pytest.mark.parametrize("config", [UNTRAINED, MINI, WAN2_2_S2V_14B], ids=["untrained", "mini", "14b"])
 def test_layers_take_what_is_said(config: ModelConfig, dtype: torch.dtype, weights: WeightFormat) -> None:
     for layer in {0, 1, config.num_layers - 1}:
-        bytes_ = layer_parameters(config, layer) * dtype.itemsize - layer_saving(config, layer, weights, dtype.itemsize)
-        assert bytes_ == held(config, Part(range(layer, layer + 1)), weights, dtype)
+        bytes_ = layer_parameters(config, layer) * dtype.itemsize - layer_saved_bytes(
+            config, layer, weights, dtype.itemsize
+        )
+        assert bytes_ == held(config, ModelSlice(range(layer, layer + 1)), weights, dtype)
         matrices = sum(linear_bytes(*shape, weights, dtype.itemsize) for shape in layer_matrices(config, layer))
         assert bytes_ >= matrices > 0.9 * bytes_
 
 
 @pytest.mark.parametrize("weights", get_args(WeightFormat))
 def test_the_ends_of_the_network_take_the_same_in_every_format(weights: WeightFormat) -> None:
-    for part in (CONDITIONS, Part(range(0), embed=True, head=True)):
+    for part in (EMBEDDERS, ModelSlice(range(0), embed=True, head=True)):
         assert held(MINI, part, weights, torch.bfloat16) == held(MINI, part, "plain", torch.bfloat16)
 
 
@@ -42,18 +44,20 @@ def test_filled_modules_hold_it_too() -> None:
         sum(
             p.nbytes
             for p in open_components("untrained")
-            .transformer(Part.whole(UNTRAINED), "cpu", torch.bfloat16, w)
+            .transformer(ModelSlice.whole(UNTRAINED), "cpu", torch.bfloat16, w)
             .parameters()
         )
         for w in ("plain", "int8")
     )
-    assert plain - small == sum(layer_saving(UNTRAINED, i, "int8", 2) for i in range(UNTRAINED.num_layers))
+    assert plain - small == sum(layer_saved_bytes(UNTRAINED, i, "int8", 2) for i in range(UNTRAINED.num_layers))
 
 
 def test_the_published_model_halves() -> None:
     """15,938,355,200 weights of 16,295,755,609 become one byte each."""
     config = WAN2_2_S2V_14B
-    saved = {w: sum(layer_saving(config, i, w, 2) for i in range(config.num_layers)) for w in get_args(WeightFormat)}
+    saved = {
+        w: sum(layer_saved_bytes(config, i, w, 2) for i in range(config.num_layers)) for w in get_args(WeightFormat)
+    }
     assert saved["plain"] == 0
     assert saved["fp8-tensor"] == 15_938_355_200 - 4 * 460
     assert saved["fp8"] == saved["int8"] == pytest.approx(15.93e9, rel=1e-3)

@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from liveavatar.api import generate, look_ahead
+from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.config import MINI
-from liveavatar.encoders.audio import encode_audio, pick_audio
-from liveavatar.encoders.listener import hidden_states
-from liveavatar.engines.backend import LocalBackend
+from liveavatar.encoders.audio import encode_audio, gather_frame_features, hidden_states
+from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import AudioError, Cancelled, ImageError, PlanError, RequestError
-from liveavatar.media.sound import Sound
-from liveavatar.pipeline import task_count
+from liveavatar.media.audio import AudioClip
 from liveavatar.placement import Placement
-from liveavatar.recording import GENERATING, Progress
+from liveavatar.recorder import GENERATING, Progress
 from liveavatar.request import Request
-from liveavatar.session import Job, OnNotice, OnTask, unnoticed
-from liveavatar.studio import Studio, Take, Voice, receipt_text
+from liveavatar.session import OnNotice, OnTask, VideoTask, ignore_notice
+from liveavatar.studio import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
+from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
 
 REQUEST = Request(size="64x64", steps=2, seed=9)
@@ -35,29 +34,29 @@ def picture(shade: int = 120) -> np.ndarray:
     return np.repeat(np.repeat(rows[:, None, None], 64, 1), 3, 2)
 
 
-def sound(seconds: float = SECONDS, rate: int = 22_050) -> Sound:
+def sound(seconds: float = SECONDS, rate: int = 22_050) -> AudioClip:
     t = np.arange(int(seconds * rate)) / rate
-    return Sound.from_array((0.4 * np.sin(2 * math.pi * 180 * t) * np.sin(9 * t)).astype(np.float32), rate)
+    return AudioClip.from_array((0.4 * np.sin(2 * math.pi * 180 * t) * np.sin(9 * t)).astype(np.float32), rate)
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+def studio() -> LiveAvatarPipeline:
+    return LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
 
 
 @pytest.fixture(scope="module")
-def voice(studio: Studio) -> Voice:
-    return studio.listen(sound())
+def voice(studio: LiveAvatarPipeline) -> AudioInput:
+    return studio.encode_audio(sound())
 
 
 @pytest.fixture(scope="module")
-def context(studio: Studio) -> torch.Tensor:
-    return studio.read(REQUEST.prompt)
+def context(studio: LiveAvatarPipeline) -> torch.Tensor:
+    return studio.encode_prompt(REQUEST.prompt)
 
 
 @pytest.fixture
-def take(studio: Studio, voice: Voice, context: torch.Tensor) -> Take:
-    return studio.take(REQUEST, picture(), voice, context)
+def take(studio: LiveAvatarPipeline, voice: AudioInput, context: torch.Tensor) -> VideoJob:
+    return studio.prepare(REQUEST, picture(), voice, context)
 
 
 class Heard:
@@ -74,12 +73,12 @@ class Heard:
             raise Cancelled("Enough.")
 
 
-def film(take: Take, folder: Path, name: str = "a", heard: Heard | None = None):
-    return take.record(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
+def film(take: VideoJob, folder: Path, name: str = "a", heard: Heard | None = None):
+    return take.save(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
 
 
 def test_steps_give_the_frames_of_the_front_door(take, tmp_path):
-    prospect = look_ahead(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
+    prospect = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
     assert film(take, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
 
 
@@ -99,10 +98,10 @@ class Telling(LocalBackend):
 
 
 def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
-    prospect, heard = look_ahead(picture(), sound(), REQUEST, devices=["cpu"], threads=1), []
+    prospect, heard = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1), []
     receipt, backend = tmp_path / "a.json", Telling(Placement(("cpu",), threads=1))
     told = generate(prospect, tmp_path / "a.mp4", on_progress=heard.append, backend=backend).notices
-    assert told == tuple(f"Before block {n}." for n in range(prospect.effective.blocks))
+    assert told == tuple(f"Before block {n}." for n in range(prospect.resolved.blocks))
     assert json.loads(receipt.read_text())["notices"] == list(told)
     shown = {p.phase: p for p in heard}
     assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
@@ -117,8 +116,8 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
 
 
 def test_notices_reach_who_collects_latents(studio, voice, context):
-    telling, phases = Studio(studio.components, Telling(Placement(("cpu",), threads=1))), []
-    telling.take(REQUEST, picture(), voice, context).collect(lambda progress: phases.append(progress.phase))
+    telling, phases = LiveAvatarPipeline(studio.components, Telling(Placement(("cpu",), threads=1))), []
+    telling.prepare(REQUEST, picture(), voice, context).latents(lambda progress: phases.append(progress.phase))
     assert "Before block 1." in phases
 
 
@@ -126,7 +125,7 @@ def test_a_finished_take_is_replayed_without_a_task(take, tmp_path):
     first, again = Heard(), Heard()
     made = film(take, tmp_path, "a", first)
     assert film(take, tmp_path, "b", again).frames_sha256 == made.frames_sha256
-    effective = take.prospect.effective
+    effective = take.spec.resolved
     assert first.tasks >= task_count(take.prospect.plan.cut, effective.blocks)
     assert again.tasks == 0
     assert again.phases.count(GENERATING) == effective.blocks
@@ -134,8 +133,8 @@ def test_a_finished_take_is_replayed_without_a_task(take, tmp_path):
 
 
 def test_a_take_that_was_broken_off_begins_again_and_ends_the_same(studio, voice, context, tmp_path):
-    whole = film(studio.take(REQUEST, picture(), voice, context), tmp_path, "whole")
-    take = studio.take(REQUEST, picture(), voice, context)
+    whole = film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "whole")
+    take = studio.prepare(REQUEST, picture(), voice, context)
     with pytest.raises(Cancelled):
         film(take, tmp_path, "broken", Heard(break_after=4))
     assert take.session().latents.produced == 0  # no run is paused that would hold memory
@@ -143,53 +142,55 @@ def test_a_take_that_was_broken_off_begins_again_and_ends_the_same(studio, voice
 
 
 def test_released_memory_comes_back_with_the_next_run(studio, voice, context, tmp_path):
-    made = film(studio.take(REQUEST, picture(), voice, context), tmp_path, "a")
+    made = film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "a")
     assert studio.loaded_bytes > 1e6
     studio.release()
     assert studio.loaded_bytes == 0
-    assert film(studio.take(REQUEST, picture(), voice, context), tmp_path, "b").frames_sha256 == made.frames_sha256
+    assert film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "b").frames_sha256 == made.frames_sha256
 
 
 def test_a_placement_may_ask_to_keep_nothing(voice, context, tmp_path):
-    frugal = Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1, keep_loaded=False)))
-    film(frugal.take(REQUEST, picture(), voice, context), tmp_path)
+    frugal = LiveAvatarPipeline(
+        open_components("mini"), LocalBackend(Placement(("cpu",), threads=1, keep_loaded=False))
+    )
+    film(frugal.prepare(REQUEST, picture(), voice, context), tmp_path)
     assert frugal.loaded_bytes == 0
 
 
 def test_room_is_asked_for_before_anything_is_loaded(voice, context, tmp_path):
     asked = []
-    studio = Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
     studio.make_room = lambda plan: asked.append((plan, studio.loaded_bytes))
-    take = studio.take(REQUEST, picture(), voice, context)
+    take = studio.prepare(REQUEST, picture(), voice, context)
     assert asked == []
     film(take, tmp_path)
-    assert asked == [(take.prospect.plan, 0)]
+    assert asked == [(take.spec.plan, 0)]
     film(take, tmp_path, "replayed")
     assert len(asked) == 1, "a replay needs no room for the network"
 
 
 def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
-    studio = Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
-    take = studio.take(REQUEST, picture(), voice, context)
-    assert studio.expected_seconds(take.prospect.effective) is None
+    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    take = studio.prepare(REQUEST, picture(), voice, context)
+    assert studio.expected_seconds(take.spec.resolved) is None
     spent = film(take, tmp_path).seconds["generate"]
-    assert studio.expected_seconds(take.prospect.effective) == pytest.approx(spent, abs=1e-6)
+    assert studio.expected_seconds(take.spec.resolved) == pytest.approx(spent, abs=1e-6)
     film(take, tmp_path, "replayed")
-    assert studio.expected_seconds(take.prospect.effective) == pytest.approx(spent, abs=1e-6)
+    assert studio.expected_seconds(take.spec.resolved) == pytest.approx(spent, abs=1e-6)
 
 
 def test_every_block_is_shown_once(take, tmp_path):
     shown = []
-    take.record(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
-    assert sum(len(frames) for frames in shown) == take.prospect.effective.frames
+    take.save(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
+    assert sum(len(frames) for frames in shown) == take.spec.resolved.frames
     assert all(frames.dtype == np.uint8 and frames.shape[1:] == (64, 64, 3) for frames in shown)
 
 
 def test_collected_latents_are_those_of_the_stream_without_normalisation(take):
-    collected = take.collect(Heard())
+    collected = take.latents(Heard())
     normalised = torch.cat(list(take.session().latents), 1)[None]
     mean, inverse_std = latent_scale(open_components("mini").vae("cpu", torch.float32))
-    assert collected.shape == (1, 16, 3 * take.prospect.effective.blocks, 8, 8)
+    assert collected.shape == (1, 16, 3 * take.spec.resolved.blocks, 8, 8)
     torch.testing.assert_close((collected - mean) * inverse_std, normalised, atol=1e-5, rtol=1e-5)
 
 
@@ -198,7 +199,7 @@ def test_another_vae_decodes_the_same_latents(take, tmp_path):
     other = open_components("mini").vae("cpu", torch.float32)
     with torch.no_grad():
         other.decoder.conv_out.bias += 0.5
-    brighter = take.record(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
+    brighter = take.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
     assert brighter.frames_sha256 != own.frames_sha256
     assert film(take, tmp_path, "c").frames_sha256 == own.frames_sha256
 
@@ -207,24 +208,24 @@ def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
     """A take, one with another VAE, and the front door; and their pictures are not those of the whole."""
     request, wide = dataclasses.replace(REQUEST, size="128x64", steps=1), np.repeat(picture(), 2, 1)
 
-    def taken(tiles: str | None) -> Take:
+    def taken(tiles: str | None) -> VideoJob:
         there = Placement(("cpu",), threads=1, vae_tiles=tiles)
-        return Studio(open_components("mini"), LocalBackend(there)).take(request, wide, voice, context)
+        return LiveAvatarPipeline(open_components("mini"), LocalBackend(there)).prepare(request, wide, voice, context)
 
     whole, cut = taken(None), taken("1x2")
-    assert (whole.prospect.plan.vae_tiles, cut.prospect.plan.vae_tiles) == ((1, 1), (1, 2))
+    assert (whole.spec.plan.vae_tiles, cut.spec.plan.vae_tiles) == ((1, 1), (1, 2))
     found = film(cut, tmp_path, "cut").frames_sha256
     assert found != film(whole, tmp_path, "whole").frames_sha256
     other = open_components("mini").vae("cpu", torch.float32)
-    again = cut.record(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
+    again = cut.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
     assert again.frames_sha256 == found and json.loads((tmp_path / "b.json").read_text())["plan"]["vae_tiles"] == [1, 2]
-    direct = generate(look_ahead(wide, sound(), request, placement=cut.studio.placement), tmp_path / "direct.mp4")
+    direct = generate(describe_video(wide, sound(), request, placement=cut.pipeline.placement), tmp_path / "direct.mp4")
     assert direct.frames_sha256 == found
 
 
 def test_a_limited_voice_gives_a_shorter_video(studio, context):
-    voice = studio.listen(sound(), 0.6)
-    effective = studio.take(REQUEST, picture(), voice, context).prospect.effective
+    voice = studio.encode_audio(sound(), 0.6)
+    effective = studio.prepare(REQUEST, picture(), voice, context).spec.resolved
     assert (effective.frames, effective.seconds) == (15, pytest.approx(0.6, abs=1e-4))
 
 
@@ -233,7 +234,7 @@ def test_states_that_somebody_else_made_are_picked_like_the_published_ones(studi
     wave = np.random.default_rng(3).normal(size=20_000).astype(np.float32)
     own = encode_audio(model, wave, 48, tail="zeros")
     normal = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
-    picked = pick_audio(hidden_states(model, normal), 48)
+    picked = gather_frame_features(hidden_states(model, normal), 48)
     assert (picked.layers, picked.channels, picked.blocks) == (own.layers, own.channels, own.blocks)
     for block in range(4):
         torch.testing.assert_close(picked.block(block), own.block(block), atol=2e-5, rtol=1e-4)
@@ -241,30 +242,32 @@ def test_states_that_somebody_else_made_are_picked_like_the_published_ones(studi
 
 @pytest.mark.parametrize(("length", "seconds"), [(0.01, None), (1.3, 0.01), (1.3, -1.0), (1.3, float("nan"))])
 def test_too_little_sound_is_refused_before_the_encoder_is_loaded(length, seconds, monkeypatch):
-    studio = Studio(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
     monkeypatch.setattr(studio.components, "audio_encoder", lambda *where: pytest.fail("the encoder was loaded"))
     with pytest.raises(RequestError, match=r"too short|cannot be made"):
-        studio.listen(sound(length), seconds)
+        studio.encode_audio(sound(length), seconds)
 
 
 def test_a_heard_voice_makes_a_take(studio, context):
     states = [torch.randn(64, MINI.audio_dim) for _ in range(MINI.audio_layers)]
-    assert studio.take(REQUEST, picture(), studio.heard(sound(), states), context).prospect.effective.blocks == 3
+    assert (
+        studio.prepare(REQUEST, picture(), studio.from_audio_states(sound(), states), context).spec.resolved.blocks == 3
+    )
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, voice, context):
     with pytest.raises(AudioError, match="hidden states"):
-        studio.heard(sound(), [torch.randn(50, 9)] * 2)
+        studio.from_audio_states(sound(), [torch.randn(50, 9)] * 2)
     with pytest.raises(AudioError, match="not \\[features, channels\\]"):
-        pick_audio([], 12)
+        gather_frame_features([], 12)
     with pytest.raises(RequestError, match="encoded as"):
-        studio.take(REQUEST, picture(), voice, torch.zeros(4, 5))
+        studio.prepare(REQUEST, picture(), voice, torch.zeros(4, 5))
     with pytest.raises(ImageError):
-        studio.take(REQUEST, picture()[..., :1], voice, context)
+        studio.prepare(REQUEST, picture()[..., :1], voice, context)
     with pytest.raises(AudioError, match="too short"):
-        studio.take(REQUEST, picture(), dataclasses.replace(voice, sound=sound(0.001)), context)
+        studio.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(0.001)), context)
     with pytest.raises(AudioError, match="blocks"):
-        studio.take(REQUEST, picture(), dataclasses.replace(voice, sound=sound(5.0)), context)
+        studio.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(5.0)), context)
     with pytest.raises(PlanError, match="cuda:99"):
         LocalBackend(Placement(("cuda:99",)))
 
@@ -274,23 +277,23 @@ def test_a_receipt_reads_as_it_was_written(take, tmp_path):
     assert '"status": "complete"' in receipt_text(tmp_path / "a.json")
 
 
-def test_collecting_tells_what_the_engine_waits_for(take: Take, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collecting_tells_what_the_engine_waits_for(take: VideoJob, monkeypatch: pytest.MonkeyPatch) -> None:
     session, heard = take.session(), []
     run = session.engine.run
 
-    def waiting(job: Job, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
+    def waiting(job: VideoTask, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
         for latents in run(job, on_task):
             on_notice("Waiting.")
             yield latents
 
     monkeypatch.setattr(session.engine, "run", waiting)
-    take.collect(heard.append)
+    take.latents(heard.append)
     blocks = session.latents.blocks
     assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
-    assert session.on_notice is unnoticed
+    assert session.on_notice is ignore_notice
 
 
 def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
     with pytest.raises(RequestError, match="not known") as refused:
-        look_ahead(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
+        describe_video(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
     assert "Give a prompt" in refused.value.nearest

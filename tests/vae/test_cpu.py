@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from liveavatar.vae.cpu import quicken
-from liveavatar.vae.stream import DecodeState, decode_block
-from liveavatar.vae.wan import build_vae, encode
+from liveavatar.vae.wan import DecodeState, build_vae, decode_block, encode, use_mkldnn
 
 
 @pytest.fixture
@@ -18,14 +16,14 @@ def test_quick_forms_agree_with_the_plain_ones(vae):
     latents = torch.randn(16, 3, 6, 4)
     pixels = torch.rand(1, 3, 9, 48, 32) * 2 - 1
     plain = decode_block(vae, DecodeState.empty(vae), latents), encode(vae, pixels)
-    quicken(vae)
+    use_mkldnn(vae)
     quick = decode_block(vae, DecodeState.empty(vae), latents), encode(vae, pixels)
     for a, b in zip(plain, quick, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
 
 def test_quick_chunks_are_bit_equal_to_the_quick_whole(vae):
-    quicken(vae)
+    use_mkldnn(vae)
     latents = torch.randn(16, 6, 4, 4)
     state = DecodeState.empty(vae)
     chunks = [decode_block(vae, state, c) for c in latents.split([1, 3, 2], 1)]
@@ -34,4 +32,4 @@ def test_quick_chunks_are_bit_equal_to_the_quick_whole(vae):
 
 def test_a_vae_in_another_dtype_stays_as_it_is(vae):
     vae.to(torch.bfloat16)
-    assert "_conv_forward" not in vars(quicken(vae).decoder.conv_in)
+    assert "_conv_forward" not in vars(use_mkldnn(vae).decoder.conv_in)

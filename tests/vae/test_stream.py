@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveavatar.errors import RequestError
-from liveavatar.vae.stream import MEMORY_BLOCKS, DecodeState, decode_block, open_decode
-from liveavatar.vae.wan import build_vae, encode, latent_scale
+from liveavatar.vae.wan import CONTEXT_LATENTS, DecodeState, build_vae, decode_block, encode, latent_scale, open_decode
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_vae_builds_without_memory():
 
 
 def test_nothing_older_than_its_memory_is_remembered(vae):
-    latents, (one, other) = noise(3 * MEMORY_BLOCKS, side=1), (noise(9, seed=s, side=1) for s in (5, 6))
+    latents, (one, other) = noise(3 * CONTEXT_LATENTS, side=1), (noise(9, seed=s, side=1) for s in (5, 6))
     pictures = []
     for motion in (one, other):
         state = open_decode(vae, motion[None])

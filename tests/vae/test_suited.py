@@ -5,9 +5,15 @@ import torch
 from torch import nn
 
 from liveavatar.components import open_components
-from liveavatar.vae.stream import DecodeState, decode_block
-from liveavatar.vae.suited import form_for, lay_channels_last, suit
-from liveavatar.vae.wan import build_vae, encode
+from liveavatar.vae.wan import (
+    DecodeState,
+    build_vae,
+    decode_block,
+    encode,
+    layout_for,
+    optimize_layout,
+    to_channels_last,
+)
 
 
 def made(dtype: torch.dtype = torch.float32, base_dim: int = 8):
@@ -60,7 +66,7 @@ def passed(half: nn.Module, run) -> list[tuple[str, bool]]:
 
 def test_pictures_and_latents_are_the_same_but_for_rounding():
     latents, pixels = noise(16, 6, 6, 4), noise(1, 3, 9, 48, 32).clamp(-1, 1)
-    plain, other = made(), lay_channels_last(made())
+    plain, other = made(), to_channels_last(made())
     torch.testing.assert_close(decoded(other, latents), decoded(plain, latents), atol=2e-5, rtol=0)
     torch.testing.assert_close(encode(other, pixels), encode(plain, pixels), atol=2e-5, rtol=0)
 
@@ -68,20 +74,20 @@ def test_pictures_and_latents_are_the_same_but_for_rounding():
 def test_the_trained_vae_decodes_alike_in_sixteen_bits():
     vaes = [open_components("mini").vae("cpu", torch.bfloat16) for _ in range(2)]
     latents = noise(16, 4, 6, 4)
-    plain, other = decoded(vaes[0], latents), decoded(lay_channels_last(vaes[1]), latents)
+    plain, other = decoded(vaes[0], latents), decoded(to_channels_last(vaes[1]), latents)
     exact = decoded(open_components("mini").vae("cpu", torch.float32), latents)
     assert (other - exact).square().mean() < 1.2 * (plain - exact).square().mean()
 
 
 def test_blocks_of_any_length_are_bit_equal_to_the_whole():
-    vae, latents = lay_channels_last(made(torch.bfloat16)), noise(16, 6, 4, 6)
+    vae, latents = to_channels_last(made(torch.bfloat16)), noise(16, 6, 4, 6)
     state = DecodeState.empty(vae)
     chunks = [decode_block(vae, state, c) for c in latents.split([1, 3, 2], 1)]
     assert torch.equal(torch.cat(chunks, 1), decode_block(vae, DecodeState.empty(vae), latents))
 
 
 def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
-    vae, latents = convolve_as_gpus_do(lay_channels_last(made(torch.bfloat16))), noise(16, 3, 4, 6)
+    vae, latents = convolve_as_gpus_do(to_channels_last(made(torch.bfloat16))), noise(16, 3, 4, 6)
     state = DecodeState.empty(vae)
     decode_block(vae, state, latents)
     seen = passed(vae.decoder, lambda: decode_block(vae, state, latents))
@@ -91,7 +97,7 @@ def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
 
 
 def test_only_the_padding_loses_it_on_the_way_through_the_encoder():
-    vae = convolve_as_gpus_do(lay_channels_last(made(torch.bfloat16)))
+    vae = convolve_as_gpus_do(to_channels_last(made(torch.bfloat16)))
     seen = passed(vae.encoder, lambda: encode(vae, noise(1, 3, 9, 32, 48)))
     assert {kind for kind, kept in seen if not kept} <= {"ZeroPad2d"}
     assert sum(not kept for _, kept in seen) < 0.02 * len(seen)
@@ -99,7 +105,7 @@ def test_only_the_padding_loses_it_on_the_way_through_the_encoder():
 
 @pytest.mark.parametrize("side", [1, 2])
 def test_the_smallest_pictures_work(side):
-    plain, other = made(), lay_channels_last(made())
+    plain, other = made(), to_channels_last(made())
     latents, pixels = noise(16, 4, side, side), noise(1, 3, 5, 8 * side, 8 * side)
     torch.testing.assert_close(decoded(other, latents), decoded(plain, latents), atol=2e-5, rtol=0)
     torch.testing.assert_close(encode(other, pixels), encode(plain, pixels), atol=2e-5, rtol=0)
@@ -107,16 +113,16 @@ def test_the_smallest_pictures_work(side):
 
 def test_every_place_has_its_form():
     halves = (torch.bfloat16, torch.float16)
-    assert {form_for("cuda", dtype) for dtype in halves} == {"channels last"}
-    assert form_for("cuda", torch.float32) == "plain"
-    assert form_for("cpu", torch.float32) == "quick"
-    assert {form_for("cpu", dtype) for dtype in halves} == {form_for("meta", torch.float32)} == {"plain"}
+    assert {layout_for("cuda", dtype) for dtype in halves} == {"channels last"}
+    assert layout_for("cuda", torch.float32) == "plain"
+    assert layout_for("cpu", torch.float32) == "quick"
+    assert {layout_for("cpu", dtype) for dtype in halves} == {layout_for("meta", torch.float32)} == {"plain"}
 
 
 def test_what_is_loaded_is_suited(monkeypatch):
     conv = open_components("mini").vae("cpu", torch.float32).decoder.conv_in
     assert "_conv_forward" in vars(conv) and conv.weight.is_contiguous()
-    monkeypatch.setattr("liveavatar.vae.suited.form_for", lambda device, dtype: "channels last")
+    monkeypatch.setattr("liveavatar.vae.wan.layout_for", lambda device, dtype: "channels last")
     with torch.inference_mode():
-        vae = suit(open_components("mini").vae("cpu", torch.bfloat16))
+        vae = optimize_layout(open_components("mini").vae("cpu", torch.bfloat16))
     assert all(follows(m.weight) for m in vae.modules() if isinstance(m, nn.Conv3d | nn.Conv2d))

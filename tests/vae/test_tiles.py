@@ -11,13 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.components import open_components
-from liveavatar.media.picture import fit_picture, read_picture, to_pixels
-from liveavatar.memory.berth import HostBerth, PlainBerth
-from liveavatar.vae.stream import decode_block, open_decode
-from liveavatar.vae.suited import lay_channels_last
-from liveavatar.vae.tiles import TiledDecode, encode_tiles, fades
-from liveavatar.vae.tiling import OVERLAP, Grid, most_spans, most_tiles, spans, tilings
-from liveavatar.vae.wan import build_vae, encode
+from liveavatar.media.image import fit_image, read_image, to_pixels
+from liveavatar.offload.streams import DeviceSlot, HostSlot
+from liveavatar.vae.tiling import (
+    OVERLAP,
+    Grid,
+    TiledDecoder,
+    blend_weights,
+    encode_tiles,
+    most_spans,
+    most_tiles,
+    spans,
+    tilings,
+)
+from liveavatar.vae.wan import build_vae, decode_block, encode, open_decode, to_channels_last
 
 PORTRAIT = Path(__file__).parents[2] / "liveavatar/mini/assets/portrait.png"
 SIDE = 32
@@ -43,7 +50,7 @@ def test_tiles_cover_all_and_share_enough(cut):
 @given(cuts(), st.sampled_from((1, 8)))
 def test_shares_add_up_to_one_everywhere(cut, scale):
     found, total = spans(*cut), torch.zeros(cut[0] * scale)
-    for span, share in zip(found, fades(found, scale), strict=True):
+    for span, share in zip(found, blend_weights(found, scale), strict=True):
         assert bool((share >= 0).all())
         total[scale * span.start : scale * span.stop] += share
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
@@ -72,7 +79,7 @@ def mini():
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
     """A portrait that moves sideways, [1, 3, 37, 256, 256]."""
-    still = to_pixels(fit_picture(read_picture(PORTRAIT), 8 * SIDE, 8 * SIDE))
+    still = to_pixels(fit_image(read_image(PORTRAIT), 8 * SIDE, 8 * SIDE))
     return torch.cat([torch.roll(still, frame // 4, -1) for frame in range(37)], 2)
 
 
@@ -83,8 +90,8 @@ def latents(mini, pixels) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def tiled(vae, latents: torch.Tensor, tiles=(2, 2), berth=PlainBerth, blocks=(3,)) -> torch.Tensor:
-    decode = TiledDecode(vae, latents, tiles, berth)
+def tiled(vae, latents: torch.Tensor, tiles=(2, 2), berth=DeviceSlot, blocks=(3,)) -> torch.Tensor:
+    decode = TiledDecoder(vae, latents, tiles, berth)
     return torch.cat([decode(part) for part in latents[0, :, 7 : 7 + sum(blocks)].split(list(blocks), 1)], 1)
 
 
@@ -136,29 +143,29 @@ def test_no_seam_is_seen(whole, in_four):
         assert float((ratio - 1).abs().max()) < 0.03
 
 
-@pytest.mark.parametrize("berth", [PlainBerth, functools.partial(HostBerth, torch.device("cpu"))])
+@pytest.mark.parametrize("berth", [DeviceSlot, functools.partial(HostSlot, torch.device("cpu"))])
 def test_blocks_are_bit_equal_to_one_long_decode(berth):
     torch.manual_seed(5)
     vae, latents = build_vae(base_dim=4), torch.randn(1, 16, 16, 12, 18)
     blocks = tiled(vae, latents, (1, 2), berth, (3, 1, 2, 3))
-    assert torch.equal(blocks, tiled(vae, latents, (1, 2), PlainBerth, (9,)))
+    assert torch.equal(blocks, tiled(vae, latents, (1, 2), DeviceSlot, (9,)))
 
 
 def test_what_lies_on_the_host_comes_back_in_any_layout():
     torch.manual_seed(6)
-    vae = lay_channels_last(build_vae(base_dim=4).to(torch.bfloat16))
-    latents, there = torch.randn(1, 16, 13, 12, 18), functools.partial(HostBerth, torch.device("cpu"))
-    assert torch.equal(tiled(vae, latents, (1, 2), there, (3, 3)), tiled(vae, latents, (1, 2), PlainBerth, (6,)))
+    vae = to_channels_last(build_vae(base_dim=4).to(torch.bfloat16))
+    latents, there = torch.randn(1, 16, 13, 12, 18), functools.partial(HostSlot, torch.device("cpu"))
+    assert torch.equal(tiled(vae, latents, (1, 2), there, (3, 3)), tiled(vae, latents, (1, 2), DeviceSlot, (6,)))
 
 
 def test_a_host_berth_keeps_gaps_and_other_things_apart():
-    berth = HostBerth(torch.device("cpu"))
+    berth = HostSlot(torch.device("cpu"))
     held = [None, "Rep", torch.arange(12.0).view(3, 4)[:, ::2], torch.randn(2, 3, 4).permute(2, 0, 1)]
     for shift in (0, 1):
-        berth.put([h + shift if isinstance(h, torch.Tensor) else h for h in held])
-        found = berth.take()
+        berth.store([h + shift if isinstance(h, torch.Tensor) else h for h in held])
+        found = berth.load()
         assert found[:2] == [None, "Rep"]
         assert all(torch.equal(a, b + shift) for a, b in zip(found[2:], held[2:], strict=True))
     assert found[3].stride() == held[3].stride() and berth.nbytes == 2 * 256
-    berth.put([torch.zeros(100)])
-    assert torch.equal(berth.take()[0], torch.zeros(100)) and berth.nbytes == 512
+    berth.store([torch.zeros(100)])
+    assert torch.equal(berth.load()[0], torch.zeros(100)) and berth.nbytes == 512

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from liveavatar.weights import folder as names
-from liveavatar.weights.core_files import SPIECE
-from liveavatar.weights.keymaps import umt5_to_transformers
+from liveavatar.weights.formats import SPIECE, umt5_to_transformers
 
 FORMS = ("bf16", "fp16", "old fp8", "old fp8 per row", "fp8 by marks", "fp8 by header", "plain fp8")
 LARGEST = 448.0

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from weights.core_files import FORMS, LARGEST, as_bytes, matrices, quantise, save
 
 from liveavatar.errors import LiveAvatarError, ModelError
-from liveavatar.weights.core_files import PREFIXES, DequantisedSource, Kind, kind_of, open_transformer
+from liveavatar.weights.formats import PREFIXES, DequantisedSource, Kind, kind_of, open_transformer
 from liveavatar.weights.lora import LoRASource
 from liveavatar.weights.source import DictSource, SafetensorsSource
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from liveavatar.errors import MissingFilesError, ModelError
-from liveavatar.weights.fill import fill
+from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource
 
 
@@ -117,14 +117,14 @@ FILL_AND_MEASURE = """
 import sys, torch
 from torch import nn
 from safetensors.torch import save_file
-from liveavatar.model.linear import put_linears
-from liveavatar.weights.fill import fill
+from liveavatar.model.quantize import replace_linears
+from liveavatar.weights.load import fill
 from liveavatar.weights.source import SafetensorsSource
 def rss(line):
     return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(line))
 with torch.device("meta"):
     module = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(12))
-put_linears(module, sys.argv[2])
+replace_linears(module, sys.argv[2])
 source = SafetensorsSource(sys.argv[1])
 source.shape("0.weight"); source.shape("11.weight")
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak of the imports
@@ -159,14 +159,14 @@ def test_peak_memory_is_what_stays_and_one_tensor(tmp_path, weights, stays):
 class Halves(nn.Module):
     """Keeps its weight in two tensors."""
 
-    packed = ("weight", "rest")
+    quantized_names = ("weight", "rest")
 
     def __init__(self):
         super().__init__()
         self.weight, self.rest = (nn.Parameter(torch.empty(2, 3)) for _ in range(2))
         self.bias = nn.Parameter(torch.empty(2))
 
-    def pack(self, weight):
+    def quantize_weight(self, weight):
         return {"weight": weight.floor(), "rest": weight - weight.floor()}
 
 

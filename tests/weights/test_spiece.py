@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from weights.core_files import SENTENCES, as_bytes, sentencepiece_model
 
 from liveavatar.errors import MissingFilesError, ModelError
-from liveavatar.weights.core_files import SPIECE
-from liveavatar.weights.spiece import SentencePieceTokenizer, carries_tokenizer, read_tokenizer
+from liveavatar.weights.formats import SPIECE
+from liveavatar.weights.tokenizer import SentencePieceTokenizer, carries_tokenizer, read_tokenizer
 
 MODEL = sentencepiece_model()
 VOCABULARY = 384

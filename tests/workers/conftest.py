@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from liveavatar.engines.ray import RayBackend
+from liveavatar.distributed import RayBackend
 from liveavatar.placement import Placement
 
 

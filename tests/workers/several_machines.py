@@ -30,7 +30,7 @@ def start() -> "tuple[Cluster, Any]":
 
 
 def backend(address: str, *devices: str, token: str = TOKEN) -> Any:
-    from liveavatar.engines.ray import RayBackend
+    from liveavatar.distributed import RayBackend
     from liveavatar.placement import Placement
 
     return RayBackend(Placement(devices, threads=1), address, token=token)
@@ -83,10 +83,15 @@ def sharing(backend: Any, video: Any) -> dict[str, Any]:
     from torch import cat, equal
 
     from liveavatar.planner import make_plan
-    from liveavatar.storage import Storage
+    from liveavatar.storage import StorageConfig
 
-    given = {"model": video.components.name, "storage": Storage(streamed=2), "snapshot_blocks": 0, "processes": True}
-    effective, config, devices = video.job.effective, video.components.config, ("studio2/cpu",) * 2
+    given = {
+        "model": video.components.name,
+        "storage": StorageConfig(offload_layers=2),
+        "snapshot_blocks": 0,
+        "processes": True,
+    }
+    effective, config, devices = video.job.resolved, video.components.config, ("studio2/cpu",) * 2
     plan = make_plan(effective, config, stages="2x1", devices=devices, **given)
     made = cat(list(backend.engine(video.components, plan).run(video.job, lambda report: None)), 1)
     maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in backend.worker_pids]
@@ -105,13 +110,13 @@ def coding(backend: Any) -> dict[str, Any]:
     """Where encoders work, and whether they make the same numbers there."""
     from torch import equal
 
-    from liveavatar.codec import LocalCodec, Place
+    from liveavatar.codec import ExecConfig, LocalEncoders
     from liveavatar.components import open_components
 
     components = open_components("untrained")
-    there = backend.codec(components, Place("studio2/cpu", "float32", 1))
-    here = LocalCodec(components, Place("cpu", "float32", 1))
-    read, expected = (codec.read("a calm man", lambda: None) for codec in (there, here))
+    there = backend.encoders(components, ExecConfig("studio2/cpu", "float32", 1))
+    here = LocalEncoders(components, ExecConfig("cpu", "float32", 1))
+    read, expected = (codec.encode_prompt("a calm man", lambda: None) for codec in (there, here))
     return {"equal": equal(read, expected), "nodes": nodes((backend.codec_pid,))}
 
 
@@ -140,7 +145,7 @@ def after_release(address: str, backend: Any) -> dict[str, Any]:
     import psutil
     import ray
 
-    from liveavatar.engines.ray.cluster import service as own
+    from liveavatar.distributed import cluster as own
 
     workers = [psutil.Process(pid) for pid in (*backend.worker_pids, backend.codec_pid)]
     nodes = {psutil.Process(pid).ppid() for pid in backend.worker_pids}

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from liveavatar.codec import Codec, LocalCodec, Place
+from liveavatar.codec import Encoders, ExecConfig, LocalEncoders
 from liveavatar.components import open_components
-from liveavatar.engines.ray import RayBackend, WorkerError
+from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.vae.stream import MEMORY_BLOCKS
 from liveavatar.vae.tiling import Tiles
+from liveavatar.vae.wan import CONTEXT_LATENTS
 
-PLACE = Place("cpu", "float32", 1)
+PLACE = ExecConfig("cpu", "float32", 1)
 COMPONENTS = open_components("mini")
 
 
 @pytest.fixture(scope="module")
-def here() -> LocalCodec:
-    return LocalCodec(COMPONENTS, PLACE)
+def here() -> LocalEncoders:
+    return LocalEncoders(COMPONENTS, PLACE)
 
 
 @pytest.fixture
-def there(backend: RayBackend) -> Iterator[Codec]:
+def there(backend: RayBackend) -> Iterator[Encoders]:
     before, backend.restarts = backend.restarts, 2
     yield backend.codec(COMPONENTS, PLACE)
     backend.restarts = before
@@ -39,33 +39,35 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_words_sound_and_picture_become_the_same_numbers(here: LocalCodec, there: Codec) -> None:
-    assert torch.equal(there.read("a calm man, green wall", quiet), here.read("a calm man, green wall", quiet))
+def test_words_sound_and_picture_become_the_same_numbers(here: LocalEncoders, there: Encoders) -> None:
+    assert torch.equal(
+        there.encode_prompt("a calm man, green wall", quiet), here.encode_prompt("a calm man, green wall", quiet)
+    )
     wave = np.random.default_rng(0).standard_normal(16_000 * 7).astype(np.float32)
     shares: list[float] = []
-    mine, theirs = (c.hear(wave, 168, "silence", shares.append, quiet) for c in (here, there))
+    mine, theirs = (c.encode_audio(wave, 168, "silence", shares.append, quiet) for c in (here, there))
     assert theirs.blocks == mine.blocks == 14
     assert all(torch.equal(theirs.block(b), mine.block(b)) for b in range(14))
     assert shares and all(0 <= s <= 1 for s in shares)
     pixels = noise(1, 3, 1, 64, 64).clamp(-1, 1)
-    for a, b in zip(there.look(pixels, quiet), here.look(pixels, quiet), strict=True):
+    for a, b in zip(there.encode_image(pixels, quiet), here.encode_image(pixels, quiet), strict=True):
         assert torch.equal(a, b)
     wide = noise(1, 3, 1, 128, 192).clamp(-1, 1)
-    in_tiles, whole = (here.look(wide, quiet, tiles)[0] for tiles in ((1, 2), (1, 1)))
-    assert torch.equal(there.look(wide, quiet, (1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
+    in_tiles, whole = (here.encode_image(wide, quiet, tiles)[0] for tiles in ((1, 2), (1, 1)))
+    assert torch.equal(there.encode_image(wide, quiet, (1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
     for a, b in zip(there.latent_scale(), here.latent_scale(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_refusal_of_the_library_arrives_as_one(here: LocalCodec, there: Codec) -> None:
+def test_a_refusal_of_the_library_arrives_as_one(here: LocalEncoders, there: Encoders) -> None:
     with pytest.raises(LiveAvatarError) as refused:
-        here.hear(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+        here.encode_audio(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
     with pytest.raises(LiveAvatarError) as arrived:
-        there.hear(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+        there.encode_audio(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
     assert str(arrived.value) == str(refused.value) and not isinstance(arrived.value, WorkerError)
 
 
-def test_listening_can_be_cancelled(there: Codec) -> None:
+def test_listening_can_be_cancelled(there: Encoders) -> None:
     wave = np.random.default_rng(0).standard_normal(16_000 * 400).astype(np.float32)
     shares: list[float] = []
 
@@ -74,12 +76,12 @@ def test_listening_can_be_cancelled(there: Codec) -> None:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        there.hear(wave, 12_000, "silence", shares.append, stop)
+        there.encode_audio(wave, 12_000, "silence", shares.append, stop)
     assert shares[-1] < 1
-    assert there.hear(wave[:16_000], 24, "silence", quiet, quiet).blocks == 2
+    assert there.encode_audio(wave[:16_000], 24, "silence", quiet, quiet).blocks == 2
 
 
-def test_two_videos_are_decoded_side_by_side(here: LocalCodec, there: Codec) -> None:
+def test_two_videos_are_decoded_side_by_side(here: LocalEncoders, there: Encoders) -> None:
     motions = [noise(16, 19, 8, 8, seed=s) for s in (1, 2)]
     mine, theirs = ([codec.decoder(m) for m in motions] for codec in (here, there))
     for block in range(3):
@@ -88,9 +90,11 @@ def test_two_videos_are_decoded_side_by_side(here: LocalCodec, there: Codec) -> 
             assert torch.equal(theirs[number](latents), mine[number](latents))
 
 
-@pytest.mark.parametrize(("blocks", "tiles"), [(2, (1, 1)), (MEMORY_BLOCKS + 4, (1, 1)), (MEMORY_BLOCKS + 1, (1, 2))])
+@pytest.mark.parametrize(
+    ("blocks", "tiles"), [(2, (1, 1)), (CONTEXT_LATENTS + 4, (1, 1)), (CONTEXT_LATENTS + 1, (1, 2))]
+)
 def test_a_decoder_goes_on_in_a_new_worker(
-    backend: RayBackend, here: LocalCodec, there: Codec, blocks: int, tiles: Tiles
+    backend: RayBackend, here: LocalEncoders, there: Encoders, blocks: int, tiles: Tiles
 ) -> None:
     size = (8, 8) if tiles == (1, 1) else (4, 14)
     motion = noise(16, 19, *size, seed=3)
@@ -109,7 +113,7 @@ def test_a_decoder_goes_on_in_a_new_worker(
     assert len(notices) == 1 and f"going on from block {blocks}" in notices[0]
 
 
-def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Codec) -> None:
+def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Encoders) -> None:
     decode, generous = there.decoder(noise(16, 19, 8, 8)), backend.deadline
     assert backend.codec_pid is not None
     os.kill(backend.codec_pid, signal.SIGSTOP)
@@ -119,4 +123,4 @@ def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Codec) -> None
             decode(noise(16, 3, 8, 8))
     finally:
         backend.deadline = generous
-    assert there.read("again", quiet).shape[1] == COMPONENTS.config.text_dim
+    assert there.encode_prompt("again", quiet).shape[1] == COMPONENTS.config.text_dim

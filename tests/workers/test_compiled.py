@@ -7,9 +7,9 @@ import torch
 from workers.videos import Video
 
 from liveavatar import compiler
-from liveavatar.engines.compiled import forms
-from liveavatar.engines.ray import RayBackend
-from liveavatar.engines.ray.driver.faults import WorkerError
+from liveavatar.distributed import RayBackend
+from liveavatar.distributed.worker_handle import WorkerError
+from liveavatar.engine.compile import forms
 from liveavatar.errors import Cancelled
 
 BLOCKS = 5
@@ -42,14 +42,14 @@ def test_workers_without_a_compiler_are_refused_before_they_load(backend: RayBac
     video = Video(BLOCKS)
     plain = video.engine(backend, "1x1").plan
     backend.engine(video.components, plain).load()
-    (member,) = backend._crew.members
-    greeting = member.greeting
-    member.greeting = dataclasses.replace(greeting, lacks={"cpu": "a C++ compiler"})
+    (member,) = backend._pool.workers
+    greeting = member.handshake
+    member.handshake = dataclasses.replace(greeting, lacks={"cpu": "a C++ compiler"})
     other = dataclasses.replace(plain, compiled=True, threads=2)
     try:
         with pytest.raises(WorkerError, match="C\\+\\+ compiler missing") as refused:
             backend.engine(video.components, other).load()
     finally:
-        member.greeting = greeting
+        member.handshake = greeting
     assert "--compile" in refused.value.nearest
-    assert member.duty.threads == plain.threads, "it had begun to load"
+    assert member.load_spec.threads == plain.threads, "it had begun to load"

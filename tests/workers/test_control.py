@@ -13,13 +13,13 @@ import torch
 from cli.runs import write_inputs
 from workers.videos import Video
 
-from liveavatar.api import generate, look_ahead
-from liveavatar.engines.ray import BackendStatus, RayBackend
+from liveavatar.api import describe_video, generate
+from liveavatar.distributed import BackendStatus, RayBackend
 from liveavatar.errors import Cancelled
-from liveavatar.pipeline import Denoise
-from liveavatar.recording import GENERATING, Progress
+from liveavatar.recorder import GENERATING, Progress
 from liveavatar.request import Request
 from liveavatar.session import TaskReport
+from liveavatar.task_graph import Denoise
 
 psutil = pytest.importorskip("psutil")
 WAITS = "Waiting for the workers: 1 video comes first."
@@ -73,7 +73,7 @@ def test_waiting_is_a_phase_of_a_recording_and_is_cancelled_there(backend, video
     inputs, phases = write_inputs(tmp_path, 0.5), []
     # Another number of stages: it has to wait before its weights are loaded.
     placement = {"model": "untrained", "stages": "1x1", "devices": ("cpu",), "threads": 1}
-    prospect = look_ahead(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
 
     def watch(progress: Progress) -> None:
         phases.append(progress.phase)
@@ -123,7 +123,7 @@ def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stag
 
     running = engine.run(video.job, report, hear)
     first = next(running)
-    allowed = engine.plan.cut.stages + 2
+    allowed = engine.plan.partition.stages + 2
     backend.deadline = 2.0
     backend.pause()
     try:
@@ -146,7 +146,7 @@ def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stag
 def test_a_pause_is_a_phase_of_a_recording_and_takes_nothing_back(backend, tmp_path: Path) -> None:
     inputs, told = write_inputs(tmp_path, 3.0), list[Progress]()
     placement = {"model": "untrained", "stages": STAGES, "devices": ("cpu",), "threads": 1}
-    prospect = look_ahead(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
 
     def watch(progress: Progress) -> None:
         told.append(progress)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, WorkerError
+from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.pipeline import Prefill
 from liveavatar.session import TaskReport
+from liveavatar.task_graph import Prefill
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def test_any_cut_gives_equal_bits(backend: RayBackend, video: Video, stages: str
     assert torch.equal(torch.cat(list(engine.run(video.job, reports.append)), 1), video.expected)
     assert [r.done for r in reports] == list(range(1, reports[-1].total + 1))
     assert len({r.task for r in reports}) == len(reports)
-    assert all(r.stage == engine.plan.cut.stage_of(r.task) for r in reports)
+    assert all(r.stage == engine.plan.partition.stage_of(r.task) for r in reports)
     assert {r.task.version for r in reports if isinstance(r.task, Prefill)} == {0, 1}
     assert all(seconds > 0 for seconds in engine.stage_seconds())
-    assert len(backend.worker_pids) == engine.plan.cut.stages
+    assert len(backend.worker_pids) == engine.plan.partition.stages
     assert engine.loaded
 
 
@@ -120,8 +120,8 @@ def test_a_worker_that_hangs_is_named_and_replaced(backend: RayBackend, video: V
 
 
 def test_an_exception_in_a_worker_is_named_and_the_next_run_is_whole(backend: RayBackend, video: Video) -> None:
-    material = dataclasses.replace(video.job.material, motion=video.job.material.motion[:15])
-    broken = dataclasses.replace(video.job, material=material)
+    material = dataclasses.replace(video.job.conditioning, motion=video.job.conditioning.motion[:15])
+    broken = dataclasses.replace(video.job, conditioning=material)
     with pytest.raises(WorkerError, match=r"Stage 1 of 2 .* failed: RuntimeError") as caught:
         list(video.engine(backend, "1x2").run(broken, lambda report: None))
     assert "Traceback" in str(caught.value) or "line" in str(caught.value), "its last log lines"

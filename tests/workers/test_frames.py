@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from cli.runs import write_inputs
 
-from liveavatar.api import generate, look_ahead
-from liveavatar.engines.ray import RayBackend
+from liveavatar.api import describe_video, generate
+from liveavatar.distributed import RayBackend
 from liveavatar.receipt import Receipt
 from liveavatar.request import Request
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     def make(stages: str, steps: int, out: Path, backend: RayBackend | None = None) -> Receipt:
         request = Request(size="64x64", seed=11, steps=steps)
         image, audio = inputs / "portrait.png", inputs / "voice.wav"
-        prospect = look_ahead(image, audio, request, stages=stages, devices=("cpu",), threads=1)
+        prospect = describe_video(image, audio, request, stages=stages, devices=("cpu",), threads=1)
         return generate(prospect, out, backend=backend)
 
     here = tmp_path_factory.mktemp("here")
@@ -42,4 +42,4 @@ def test_any_cut_at_any_number_of_steps_gives_equal_frames(
     receipt = make(stages, steps, tmp_path / "a.mp4", backend)
     assert receipt.frames_sha256 == alone(steps) is not None
     assert receipt.effective.blocks == 6 and not receipt.notices
-    assert len({*backend.worker_pids, backend.codec_pid}) == receipt.plan.cut.stages + 1, "the VAE has its own"
+    assert len({*backend.worker_pids, backend.codec_pid}) == receipt.plan.partition.stages + 1, "the VAE has its own"

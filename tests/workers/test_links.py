@@ -9,13 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray.routes import Seat, by_nccl, routes
-from liveavatar.engines.ray.worker import links
-from liveavatar.engines.ray.worker.links import ABORT, END, Incoming, Link, Outgoing
-from liveavatar.engines.ray.worker.payloads import Form
-from liveavatar.machines import Machine
-from liveavatar.pipeline import Cut, Denoise, Prefill, Task
-from liveavatar.stage import Flow
+from liveavatar.device_names import Machine
+from liveavatar.distributed import links
+from liveavatar.distributed.links import ABORT, END, Link, ReceiveThread, SendThread, TensorShape
+from liveavatar.distributed.topology import Endpoint, link_specs, uses_nccl
+from liveavatar.stage import StageInput
+from liveavatar.task_graph import Denoise, Partition, Prefill, Task
 
 
 class Belt:
@@ -26,7 +25,7 @@ class Belt:
 
     def __init__(self) -> None:
         self.there: list[torch.Tensor] = []
-        self.asked: list[Form] = []
+        self.asked: list[TensorShape] = []
         self.changed = threading.Condition()
         self.given_up = False
 
@@ -35,7 +34,7 @@ class Belt:
             self.there += tensors
             self.changed.notify_all()
 
-    def receive(self, forms: Sequence[Form]) -> list[torch.Tensor]:
+    def receive(self, forms: Sequence[TensorShape]) -> list[torch.Tensor]:
         with self.changed:
             self.asked += forms
             self.changed.wait_for(lambda: len(self.there) >= len(forms) or self.given_up, 30)
@@ -45,7 +44,7 @@ class Belt:
         assert [(tuple(t.shape), t.dtype) for t in taken] == list(forms)
         return taken
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         with self.changed:
             self.given_up = True
             self.changed.notify_all()
@@ -60,7 +59,7 @@ def ends() -> tuple[Link, Link]:
 
     def meet(sends: bool) -> None:
         own = dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
-        made[sends] = Link.meet(own, "0-1", sends, "127.0.0.1")
+        made[sends] = Link.connect(own, "0-1", sends, "127.0.0.1")
 
     other = threading.Thread(target=meet, args=(False,))
     other.start()
@@ -69,25 +68,27 @@ def ends() -> tuple[Link, Link]:
     return made[True], made[False]
 
 
-def flows() -> list[tuple[Task, Flow]]:
+def flows() -> list[tuple[Task, StageInput]]:
     numbers = torch.Generator().manual_seed(3)
     latent = torch.randn(16, 3, 4, 4, generator=numbers)
     tokens = torch.randn(12, 8, generator=numbers).bfloat16()
     return [
-        (Prefill(0, 0, 1), Flow(latent[:, :1])),
-        (Denoise(0, 0, 1), Flow(latent, tokens)),
-        (Denoise(0, 1, 0), Flow(latent.half())),
-        (Denoise(1, 3, 1), Flow(-latent, -tokens)),
+        (Prefill(0, 0, 1), StageInput(latent[:, :1])),
+        (Denoise(0, 0, 1), StageInput(latent, tokens)),
+        (Denoise(0, 1, 0), StageInput(latent.half())),
+        (Denoise(1, 3, 1), StageInput(-latent, -tokens)),
     ]
 
 
-def carried(sender: Link, receiver: Link, word: int) -> tuple[list[tuple[Task, Flow]], bool]:
+def carried(sender: Link, receiver: Link, word: int) -> tuple[list[tuple[Task, StageInput]], bool]:
     """What arrives of `flows`, and whether the run was broken off."""
-    got: list[tuple[Task, Flow]] = []
+    got: list[tuple[Task, StageInput]] = []
     broken: list[bool] = []
     lost: list[BaseException] = []
-    incoming = Incoming(receiver, lambda task, flow: got.append((task, flow)), lambda: broken.append(True), lost.append)
-    outgoing = Outgoing(sender, lost.append)
+    incoming = ReceiveThread(
+        receiver, lambda task, flow: got.append((task, flow)), lambda: broken.append(True), lost.append
+    )
+    outgoing = SendThread(sender, lost.append)
     for task, flow in flows():
         outgoing.put(task, flow)
     outgoing.finish(word)
@@ -98,7 +99,7 @@ def carried(sender: Link, receiver: Link, word: int) -> tuple[list[tuple[Task, F
     return got, bool(broken)
 
 
-def assert_all_came(got: list[tuple[Task, Flow]]) -> None:
+def assert_all_came(got: list[tuple[Task, StageInput]]) -> None:
     assert [task for task, _ in got] == [task for task, _ in flows()]
     for (_, came), (_, left) in zip(got, flows(), strict=True):
         assert torch.equal(came.latent, left.latent)
@@ -133,20 +134,20 @@ def test_a_transfer_whose_sender_is_gone_is_broken_off(monkeypatch: pytest.Monke
     receiver._payload, sender._payload = Belt(), Belt()  # so that what is announced never comes
     lost: list[BaseException] = []
     arrived = threading.Event()
-    incoming = Incoming(receiver, lambda task, flow: arrived.set(), arrived.set, lost.append)
+    incoming = ReceiveThread(receiver, lambda task, flow: arrived.set(), arrived.set, lost.append)
     sender.send(*flows()[1])
     incoming.thread.join(0.3)
-    receiver.free()
+    receiver.break_off()
     assert incoming.thread.is_alive(), "a transfer has its time"
     monkeypatch.setattr(links, "_STUCK_SECONDS", 0.1)
-    receiver.free()
+    receiver.break_off()
     incoming.thread.join(10)
     assert not incoming.thread.is_alive() and not arrived.is_set()
     assert "given up" in str(lost[0])
 
 
 seats = st.builds(
-    Seat,
+    Endpoint,
     st.sampled_from([Machine(i, a, a, i, 8) for i, a in (("a", "10.0.0.1"), ("b", "10.0.0.1"), ("c", "10.0.0.2"))]),
     st.sampled_from(["cpu", "cuda:0", "cuda:1"]),
     st.booleans(),
@@ -154,9 +155,9 @@ seats = st.builds(
 
 
 @given(seats, seats)
-def test_both_ends_of_a_link_decide_alike(one: Seat, other: Seat) -> None:
-    decided = by_nccl(one, other)
-    assert decided == by_nccl(other, one)
+def test_both_ends_of_a_link_decide_alike(one: Endpoint, other: Endpoint) -> None:
+    decided = uses_nccl(one, other)
+    assert decided == uses_nccl(other, one)
     if decided:
         assert one.nccl and other.nccl and "cpu" not in (one.device, other.device)
         assert (one.machine.address, one.device) != (other.machine.address, other.device), "NCCL refuses one card twice"
@@ -164,11 +165,11 @@ def test_both_ends_of_a_link_decide_alike(one: Seat, other: Seat) -> None:
 
 def test_cards_that_differ_talk_by_nccl_and_others_through_the_cpu() -> None:
     here, there = (Machine(a, a, a, a, 2) for a in ("10.0.0.1", "10.0.0.2"))
-    seat: Any = lambda machine, device, nccl=True: Seat(machine, device, nccl)  # noqa: E731
-    assert by_nccl(seat(here, "cuda:0"), seat(here, "cuda:1"))
-    assert by_nccl(seat(here, "cuda:0"), seat(there, "cuda:0"))
-    assert not by_nccl(seat(here, "cuda:0"), seat(here, "cuda:0"))
-    assert not by_nccl(seat(here, "cuda:0"), seat(there, "cpu"))
-    assert not by_nccl(seat(here, "cuda:0"), seat(there, "cuda:0", nccl=False))
-    ring = routes(Cut.even(1, 3, 4, 6), [seat(here, "cuda:0"), seat(there, "cuda:0"), seat(there, "cpu")])
+    seat: Any = lambda machine, device, nccl=True: Endpoint(machine, device, nccl)  # noqa: E731
+    assert uses_nccl(seat(here, "cuda:0"), seat(here, "cuda:1"))
+    assert uses_nccl(seat(here, "cuda:0"), seat(there, "cuda:0"))
+    assert not uses_nccl(seat(here, "cuda:0"), seat(here, "cuda:0"))
+    assert not uses_nccl(seat(here, "cuda:0"), seat(there, "cpu"))
+    assert not uses_nccl(seat(here, "cuda:0"), seat(there, "cuda:0", nccl=False))
+    ring = link_specs(Partition.even(1, 3, 4, 6), [seat(here, "cuda:0"), seat(there, "cuda:0"), seat(there, "cpu")])
     assert [(r.sender, r.receiver, r.nccl) for r in ring] == [(0, 1, True), (1, 2, False), (2, 0, False)]

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, WorkerError
-from liveavatar.engines.ray.cluster.joining import check_address, read_token
-from liveavatar.engines.ray.driver.member import Member
-from liveavatar.engines.ray.worker import boot
+from liveavatar.device_names import Machine
+from liveavatar.distributed import RayBackend, WorkerError, worker_handle
+from liveavatar.distributed.cluster import check_address, read_token
+from liveavatar.distributed.worker_handle import WorkerHandle
 from liveavatar.errors import PlanError
-from liveavatar.machines import Machine
-from liveavatar.memory.notice import can_share
+from liveavatar.offload.host_weights import supports_shared_memory
 from liveavatar.placement import Placement
 
 PROJECT = Path(__file__).parents[2]
@@ -69,7 +68,12 @@ def test_nothing_is_left_and_the_cluster_goes_on(told: dict[str, Any]) -> None:
 
 
 def test_workers_of_another_machine_share_what_lives_on_its_host(told: dict[str, Any]) -> None:
-    assert told["sharing"] == {"equal": True, "nodes": ["studio2"] * 2, "one copy": can_share(), "counted once": True}
+    assert told["sharing"] == {
+        "equal": True,
+        "nodes": ["studio2"] * 2,
+        "one copy": supports_shared_memory(),
+        "counted once": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -119,9 +123,9 @@ def test_devices_of_other_machines_need_an_address() -> None:
 def test_only_another_machine_is_asked_whether_it_is_there(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as open_port:
         machine = Machine("a", "127.0.0.1", "studio2", "studio2", 0, open_port.getsockname()[1])
-        assert Member(None, machine, None, 1).reachable
-    assert not Member(None, machine, None, 1).reachable
-    assert Member(None, machine, tmp_path / "log", 1).reachable
+        assert WorkerHandle(None, machine, None, 1).is_reachable
+    assert not WorkerHandle(None, machine, None, 1).is_reachable
+    assert WorkerHandle(None, machine, tmp_path / "log", 1).is_reachable
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_another_library_on_a_machine_is_refused(
 ) -> None:
     (tmp_path / "liveavatar").mkdir()
     (tmp_path / "liveavatar/__init__.py").write_text(library.format(real=str(PROJECT / "liveavatar")))
-    monkeypatch.setattr(boot, "_PACK", tmp_path)
+    monkeypatch.setattr(worker_handle, "_PACK", tmp_path)
     monkeypatch.chdir(tmp_path)  # Ray looks there first
     backend.release()
     try:

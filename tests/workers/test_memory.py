@@ -12,8 +12,8 @@ import pytest
 import torch
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, WorkerError
-from liveavatar.engines.ray.worker.trouble import fault_of
+from liveavatar.distributed import RayBackend, WorkerError
+from liveavatar.distributed.wire import fault_from
 from liveavatar.errors import LiveAvatarError, ModelError
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
@@ -90,7 +90,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ids=repr,
 )
 def test_a_lack_of_memory_is_recognised(error: Exception) -> None:
-    fault = fault_of(error)
+    fault = fault_from(error)
     assert fault.kind == "failed"
     assert fault.what.startswith("out of memory (") and "cut off" not in fault.what
     assert "smaller size" in fault.nearest
@@ -98,7 +98,7 @@ def test_a_lack_of_memory_is_recognised(error: Exception) -> None:
 
 def test_other_trouble_is_not_blamed_on_memory() -> None:
     refusal = LiveAvatarError("Out of memory is what this would be.", "Use less.")
-    assert fault_of(refusal).kind == "refused" and fault_of(refusal).nearest == "Use less."
-    fault = fault_of(caused(RuntimeError("shapes differ.\nmore"), ValueError("x")))
+    assert fault_from(refusal).kind == "refused" and fault_from(refusal).nearest == "Use less."
+    fault = fault_from(caused(RuntimeError("shapes differ.\nmore"), ValueError("x")))
     assert (fault.kind, fault.what) == ("failed", "RuntimeError: shapes differ")
     assert "log" in fault.nearest

@@ -4,7 +4,7 @@ import dataclasses
 
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend
+from liveavatar.distributed import RayBackend
 from liveavatar.planner import Plan
 
 
@@ -14,11 +14,11 @@ def test_workers_hold_the_weights_of_their_plan(backend: RayBackend) -> None:
     plan = _two_groups(backend, video)
     assert plan.processes
     video.latents(backend, "2x1")
-    member_bytes = sum(member.loaded["cpu"] for member in backend._crew.members)
-    assert member_bytes == plan.weights_by_device["cpu"] + plan.conditions
+    member_bytes = sum(member.loaded_bytes["cpu"] for member in backend._pool.workers)
+    assert member_bytes == plan.weights_by_device["cpu"] + plan.embedders
     assert plan.weights_by_device["cpu"] == 2 * plan.stages[0].weights
 
 
 def _two_groups(backend: RayBackend, video: Video) -> Plan:
     placement = dataclasses.replace(backend.placement, stages="2x1", dtype="float32")
-    return placement.lay_out(video.job.effective, video.components.config, video.components.name)
+    return placement.make_plan(video.job.resolved, video.components.config, video.components.name)

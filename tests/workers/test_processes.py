@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from liveavatar.engines.ray.cluster import service
-from liveavatar.memory.notice import can_share
+from liveavatar.distributed import cluster
+from liveavatar.offload.host_weights import supports_shared_memory
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 psutil = pytest.importorskip("psutil")
@@ -36,15 +36,15 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     working = [p for p in family if not p.name().endswith("Agent")]
     assert len(working) >= 4, "two workers, Ray's node and its centre"
     shared = memories(working)
-    assert len(shared) == can_share(), "of the layers that both workers have in the host's memory"
+    assert len(shared) == supports_shared_memory(), "of the layers that both workers have in the host's memory"
     caller.kill()
     caller.wait()
     caller.stdout.close()
     _, alive = psutil.wait_procs(working, timeout=30)
     assert not alive
-    service.sweep()
+    cluster.remove_leftovers()
     pids = (caller.pid, *(p.pid for p in family))
-    assert not [found.name for pid in pids for found in service.short_folder().glob(f"la-{pid}-*")]
+    assert not [found.name for pid in pids for found in cluster.short_folder().glob(f"la-{pid}-*")]
     assert not memories(psutil.process_iter()) & shared
 
 
@@ -64,12 +64,12 @@ def listening_beyond_this_machine(pids: set[int]) -> list[str]:
 
 
 def test_only_folders_of_dead_processes_are_swept() -> None:
-    own = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=service.short_folder()))
+    own = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=cluster.short_folder()))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    other = Path(tempfile.mkdtemp(prefix=f"la-{ended.pid}-", dir=service.short_folder()))
+    other = Path(tempfile.mkdtemp(prefix=f"la-{ended.pid}-", dir=cluster.short_folder()))
     try:
-        service.sweep()
+        cluster.remove_leftovers()
         assert own.is_dir() and not other.exists()
     finally:
         own.rmdir()

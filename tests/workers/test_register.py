@@ -12,14 +12,15 @@ import pytest
 from cli.runs import run
 from workers.videos import Video
 
-from liveavatar.engines.ray import BackendStatus, RayBackend, WorkerError
-from liveavatar.engines.ray.cluster.processes import birth
-from liveavatar.engines.ray.cluster.register import drivers
+from liveavatar.distributed import BackendStatus, RayBackend, WorkerError
+from liveavatar.distributed.registry import drivers, process_start_time
 from liveavatar.session import TaskReport
 
 PROJECT = Path(__file__).parents[2]
 STAGES = "1x2"
-pytestmark = pytest.mark.skipif(birth(os.getpid()) is None, reason="this system does not tell who a process is")
+pytestmark = pytest.mark.skipif(
+    process_start_time(os.getpid()) is None, reason="this system does not tell who a process is"
+)
 
 
 def asked_elsewhere(*words: object) -> str:

@@ -13,12 +13,11 @@ import pytest
 import torch
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, RayEngine, WorkerError
-from liveavatar.engines.ray.cluster import service
-from liveavatar.engines.ray.worker.snapshots import complete_in, stage_folder
+from liveavatar.distributed import RayBackend, RayEngine, WorkerError, cluster
+from liveavatar.distributed.snapshots import complete_in, stage_folder
 from liveavatar.errors import Cancelled
-from liveavatar.pipeline import Denoise, task_count
-from liveavatar.session import OnTask, TaskReport, unnoticed
+from liveavatar.session import OnTask, TaskReport, ignore_notice
+from liveavatar.task_graph import Denoise, task_count
 
 EVERY = 6
 """With 18 blocks there are snapshots at 6 and 12. A worker is never more than six blocks ahead of the caller, so it is
@@ -40,7 +39,7 @@ def backend(backend: RayBackend) -> Iterator[RayBackend]:
 
 def folders() -> list[Path]:
     """Those of videos that are being made."""
-    return list(service.short_folder().glob(f"la-{os.getpid()}-*/video-*"))
+    return list(cluster.short_folder().glob(f"la-{os.getpid()}-*/video-*"))
 
 
 def wait_for(engine: RayEngine, *boundaries: int) -> Path:
@@ -97,7 +96,7 @@ def test_a_killed_worker_is_replaced_and_the_video_goes_on(
 
     film.watch(at, kill)
     assert film.beginnings == [boundary]
-    count = film.engine.plan.cut.stages
+    count = film.engine.plan.partition.stages
     assert f"Stage {stage + 1} of {count} (" in film.notices[0] and "was lost" in film.notices[0]
     check_counting(film, boundary)
 
@@ -120,7 +119,7 @@ def check_counting(film: Film, boundary: int) -> None:
     """`done` counts tasks that stand finished: it falls back once, to those before the boundary, and ends in total."""
     done, total = [r.done for r in film.reports], film.reports[0].total
     falls = [after for before, after in itertools.pairwise(done) if after != before + 1]
-    assert falls == [total - task_count(film.engine.plan.cut, 18, boundary) + 1]
+    assert falls == [total - task_count(film.engine.plan.partition, 18, boundary) + 1]
     assert done[-1] == total == film.reports[-1].total
 
 
@@ -235,7 +234,7 @@ def test_cancelled_from_a_notice(backend: RayBackend, video: Video) -> None:
 
 def test_a_video_left_half_made_leaves_no_snapshots(backend: RayBackend, video: Video) -> None:
     engine = video.engine(backend, "1x2", EVERY)
-    left = engine.run(video.job, lambda report: None, unnoticed)
+    left = engine.run(video.job, lambda report: None, ignore_notice)
     for _ in range(6):
         next(left)
     wait_for(engine, 6)

@@ -8,30 +8,37 @@ from hypothesis import strategies as st
 from session.tiny import TinyComponents, tiny_config
 
 from liveavatar.components import MINI_FOLDER, open_components
-from liveavatar.engines.ray import RayBackend
-from liveavatar.engines.ray.cluster.processes import last_lines
-from liveavatar.engines.ray.plain import cut_of, model_of, plain_cut, plain_model, plain_task, task_of
-from liveavatar.engines.ray.routes import links, own_tasks
-from liveavatar.engines.ray.worker.boot import environment
-from liveavatar.engines.ray.worker.links import header_of, task_in
+from liveavatar.distributed import RayBackend
+from liveavatar.distributed.links import header_of, task_in
+from liveavatar.distributed.registry import last_lines
+from liveavatar.distributed.topology import own_tasks, stage_links
+from liveavatar.distributed.wire import (
+    model_from_wire,
+    model_to_wire,
+    partition_from_wire,
+    partition_to_wire,
+    task_from_wire,
+    task_to_wire,
+)
+from liveavatar.distributed.worker_handle import worker_environment
 from liveavatar.errors import PlanError
 from liveavatar.mini.slow import SlowComponents
-from liveavatar.pipeline import Cut, Denoise, Prefill, Task, ends_block, followers, paced_order, task_count
+from liveavatar.task_graph import Denoise, Partition, Prefill, Task, ends_block, followers, paced_order, task_count
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> Cut:
+def cuts(draw: st.DrawFn) -> Partition:
     steps, layers = draw(st.integers(1, 5)), draw(st.integers(1, 6))
-    return Cut.even(draw(st.integers(1, steps)), draw(st.integers(1, layers)), steps, layers)
+    return Partition.even(draw(st.integers(1, steps)), draw(st.integers(1, layers)), steps, layers)
 
 
 def begins(task: Task) -> bool:
-    return task.part == 0 and (task.version == 0 if isinstance(task, Prefill) else task.step == 0)
+    return task.shard == 0 and (task.version == 0 if isinstance(task, Prefill) else task.step == 0)
 
 
 @settings(max_examples=60)
 @given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
-def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: int, clip: int) -> None:
+def test_every_task_gets_its_flow_before_its_turn(cut: Partition, first: int, more: int, clip: int) -> None:
     blocks = first + more
     sent: set[Task] = set()
     ended = []
@@ -46,7 +53,9 @@ def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: in
 
 @settings(max_examples=60)
 @given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
-def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, first: int, more: int, clip: int) -> None:
+def test_stages_share_the_work_and_links_carry_all_that_crosses(
+    cut: Partition, first: int, more: int, clip: int
+) -> None:
     blocks = first + more
     own = [list(own_tasks(cut, blocks, stage, first, clip)) for stage in range(cut.stages)]
     assert sum(map(len, own)) == len(set().union(*own)) == task_count(cut, blocks, first, clip)
@@ -56,20 +65,20 @@ def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, first:
         for task in tasks
         for follower in followers(cut, blocks, task, clip)
     }
-    assert {(a, b) for a, b in crossing if a != b} <= set(links(cut))
+    assert {(a, b) for a, b in crossing if a != b} <= set(stage_links(cut))
 
 
 def test_a_ring_has_a_link_to_each_neighbour_and_the_refresh_reaches_every_row() -> None:
-    assert links(Cut.even(1, 3, 4, 6)) == ((0, 1), (1, 2), (2, 0))
-    assert links(Cut.even(1, 1, 4, 6)) == ()
-    assert links(Cut.even(3, 1, 3, 6)) == ((0, 1), (1, 2), (2, 0), (2, 1))
+    assert stage_links(Partition.even(1, 3, 4, 6)) == ((0, 1), (1, 2), (2, 0))
+    assert stage_links(Partition.even(1, 1, 4, 6)) == ()
+    assert stage_links(Partition.even(3, 1, 3, 6)) == ((0, 1), (1, 2), (2, 0), (2, 1))
 
 
 @given(cuts())
-def test_cuts_and_tasks_survive_the_crossing(cut: Cut) -> None:
-    assert cut_of(plain_cut(cut)) == cut
+def test_cuts_and_tasks_survive_the_crossing(cut: Partition) -> None:
+    assert partition_from_wire(partition_to_wire(cut)) == cut
     for start in paced_order(cut, 5):
-        assert task_of(plain_task(start.task)) == start.task
+        assert task_from_wire(task_to_wire(start.task)) == start.task
 
 
 def test_a_header_names_task_and_shapes() -> None:
@@ -85,25 +94,25 @@ def test_a_header_names_task_and_shapes() -> None:
 
 def test_models_are_opened_again_from_their_files() -> None:
     mini = open_components("mini")
-    again = model_of(plain_model(mini))
+    again = model_from_wire(model_to_wire(mini))
     assert (again.name, again.config) == (mini.name, mini.config)
     assert str(MINI_FOLDER) in again.describe()
-    assert model_of(plain_model(open_components("untrained"))).name == "untrained"
-    slow = model_of(plain_model(SlowComponents(0.25)))
+    assert model_from_wire(model_to_wire(open_components("untrained"))).name == "untrained"
+    slow = model_from_wire(model_to_wire(SlowComponents(0.25)))
     assert isinstance(slow, SlowComponents) and slow.layer_seconds == 0.25
     with pytest.raises(PlanError, match="in this process only"):
-        plain_model(TinyComponents(tiny_config()))
+        model_to_wire(TinyComponents(tiny_config()))
 
 
 def test_workers_inherit_no_allocator_of_their_host() -> None:
     given = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync,garbage_collection_threshold:0.8", "PYTHONPATH": "x"}
-    changed = environment(given, 3)
+    changed = worker_environment(given, 3)
     assert changed["PYTORCH_CUDA_ALLOC_CONF"] == "garbage_collection_threshold:0.8"
     assert changed["PYTHONPATH"].endswith("x") and len(changed["PYTHONPATH"]) > 2
     assert changed["OMP_NUM_THREADS"] == "3"
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in environment({}, 1)
-    assert environment({}, 1)["MALLOC_ARENA_MAX"] == "1"
-    assert environment({"MALLOC_ARENA_MAX": "4"}, 1)["MALLOC_ARENA_MAX"] == "4", "what the user has set"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in worker_environment({}, 1)
+    assert worker_environment({}, 1)["MALLOC_ARENA_MAX"] == "1"
+    assert worker_environment({"MALLOC_ARENA_MAX": "4"}, 1)["MALLOC_ARENA_MAX"] == "4", "what the user has set"
 
 
 def test_a_missing_ray_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

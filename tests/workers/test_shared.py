@@ -10,13 +10,15 @@ import pytest
 import torch
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, RayEngine
-from liveavatar.memory.notice import can_share
+from liveavatar.distributed import RayBackend, RayEngine
+from liveavatar.offload.host_weights import supports_shared_memory
 from liveavatar.planner import make_plan
-from liveavatar.storage import PLAIN, Storage
+from liveavatar.storage import PLAIN, StorageConfig
 
-pytestmark = pytest.mark.skipif(not can_share(), reason="this system has no memory without a name to share")
-KEPT = Storage(streamed=2, prompt_weights="leave")
+pytestmark = pytest.mark.skipif(
+    not supports_shared_memory(), reason="this system has no memory without a name to share"
+)
+KEPT = StorageConfig(offload_layers=2, offload_text_kv=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,10 @@ def video() -> Video:
     return Video(5)
 
 
-def engine(backend: RayBackend, video: Video, stages: str, storage: Storage = KEPT) -> RayEngine:
+def engine(backend: RayBackend, video: Video, stages: str, storage: StorageConfig = KEPT) -> RayEngine:
     config, name = video.components.config, video.components.name
     plan = make_plan(
-        video.job.effective, config, model=name, stages=stages, storage=storage, snapshot_blocks=0, processes=True
+        video.job.resolved, config, model=name, stages=stages, storage=storage, snapshot_blocks=0, processes=True
     )
     return backend.engine(video.components, plan)
 
@@ -51,7 +53,7 @@ def test_stages_of_the_same_layers_share_them_and_make_the_same_numbers(
     assert shared[:parts] == shared[parts:] and min(shared) > 0
     (planned,) = made.plan.host_bytes_by_machine.values()
     assert planned == pytest.approx(sum(shared[:parts]), rel=0.02)
-    resident = sum(made.plan.weights_by_device.values()) + made.plan.conditions
+    resident = sum(made.plan.weights_by_device.values()) + made.plan.embedders
     assert backend.bytes_by_device()["cpu"] == pytest.approx(resident + planned, rel=0.02)
 
 
@@ -71,7 +73,7 @@ def test_nothing_stays_when_other_weights_are_loaded(backend: RayBackend, video:
     ((_, held),) = set.union(*map(memories, backend.worker_pids))
     name = held.removeprefix("/memfd:").split()[0]
     # Of memory that was let go by workers that were killed, a notice stays until the folder goes.
-    (notice,) = (path for path in (backend._crew._hold.folder / "weights").iterdir() if name in path.read_text())
+    (notice,) = (path for path in (backend._pool._resources.folder / "weights").iterdir() if name in path.read_text())
     engine(backend, video, "2x1", PLAIN).load()
     assert not any(map(memories, backend.worker_pids)) and not notice.exists()
     assert {worker.shared for worker in backend.status().workers} == {0}

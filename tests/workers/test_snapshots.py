@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray import WorkerError
-from liveavatar.engines.ray.driver.video import Restarts
-from liveavatar.engines.ray.worker import snapshots
-from liveavatar.engines.ray.worker.snapshots import Snapshots, complete_in, latest_common
-from liveavatar.model.kv import Ring, SinkKV
+from liveavatar.distributed import WorkerError, snapshots
+from liveavatar.distributed.monitor import Restarts
+from liveavatar.distributed.snapshots import Snapshots, complete_in, latest_common
+from liveavatar.model.kv_cache import RollingKVCache, SinkKV
 from liveavatar.stage import Stage
 
 STEPS = range(2, 4)
@@ -24,7 +23,7 @@ def stage_with(number: float) -> Stage:
     """A stage of one layer whose memories hold one number."""
     stage = Stage.__new__(Stage)
     full = lambda rows: torch.full((rows, 2, 4), number)  # noqa: E731
-    stage.rings = {step: [Ring(full(24) + step, full(24) - step)] for step in STEPS}
+    stage.kv_caches = {step: [RollingKVCache(full(24) + step, full(24) - step)] for step in STEPS}
     stage.sinks = {1: [SinkKV(full(2), full(3), full(5))]}
     stage.dtype, stage.device = torch.float32, torch.device("cpu")
     stage.grid = type("Grid", (), {"tokens": 2})()
@@ -50,8 +49,8 @@ def test_the_latest_two_stay_and_come_back_as_they_were(tmp_path: Path) -> None:
     again, stage, right = Snapshots(tmp_path / "a" / "b", STEPS, first=8), stage_with(0), stage_with(8)
     again.restore(8, stage)
     for step in STEPS:
-        assert torch.equal(stage.rings[step][0].k, right.rings[step][0].k)
-        assert torch.equal(stage.rings[step][0].v, right.rings[step][0].v)
+        assert torch.equal(stage.kv_caches[step][0].k, right.kv_caches[step][0].k)
+        assert torch.equal(stage.kv_caches[step][0].v, right.kv_caches[step][0].v)
     assert all(torch.equal(getattr(stage.sinks[1][0], f), getattr(right.sinks[1][0], f)) for f in ("motion_k", "v"))
     assert complete_in(tmp_path / "a" / "b", STEPS) == (8,), "later blocks are made anew"
     save(again, 10)

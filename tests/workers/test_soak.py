@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from workers.videos import Video
 
-from liveavatar.engines.ray import RayBackend, WorkerError
-from liveavatar.engines.ray.cluster import service
+from liveavatar.distributed import RayBackend, WorkerError, cluster
 from liveavatar.errors import Cancelled
 from liveavatar.session import TaskReport
 
@@ -124,7 +123,7 @@ class Soak:
                 threads=me.num_threads(),
                 children=len(me.children(recursive=True)) - len(self.backend.worker_pids),
                 shared_memory=len(list(Path("/dev/shm").iterdir())),
-                folders=len(list(service.short_folder().glob(f"la-{os.getpid()}-*"))),
+                folders=len(list(cluster.short_folder().glob(f"la-{os.getpid()}-*"))),
                 driver_megabytes=me.memory_info().rss / MEGABYTE,
             )
         )

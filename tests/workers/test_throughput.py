@@ -3,7 +3,7 @@
 import pytest
 
 from liveavatar.bench.pipeline import bench_pipeline
-from liveavatar.engines.ray import RayBackend
+from liveavatar.distributed import RayBackend
 
 
 def test_two_workers_work_side_by_side(backend: RayBackend) -> None:

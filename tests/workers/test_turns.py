@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveavatar.engines.ray.driver.turns import Turn, Turns
+from liveavatar.distributed.queue import JobQueue, JobTicket
 from liveavatar.errors import Cancelled
 
 SOON = 10.0
@@ -26,9 +26,9 @@ def until(true: Callable[[], bool]) -> None:
 class Queuer:
     """A thread that waits for its turn, gives up when told, and keeps the turn until told."""
 
-    def __init__(self, turns: Turns, gone: list["Queuer"] | None = None):
+    def __init__(self, turns: JobQueue, gone: list["Queuer"] | None = None):
         self.notices: list[str] = []
-        self.turn: Turn | None = None
+        self.turn: JobTicket | None = None
         self.error: Cancelled | None = None
         self.give_up, self.let_go = threading.Event(), threading.Event()
         self._turns, self._served = turns, gone
@@ -39,14 +39,14 @@ class Queuer:
 
     def _work(self) -> None:
         try:
-            self.turn = self._turns.take(self._hear)
+            self.turn = self._turns.acquire(self._hear)
         except Cancelled as error:
             self.error = error
             return
         if self._served is not None:
             self._served.append(self)
         assert self.let_go.wait(SOON)
-        self.turn.end()
+        self.turn.release()
 
     def _hear(self, text: str) -> None:
         self.notices.append(text)
@@ -57,58 +57,58 @@ class Queuer:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
 def test_first_come_first_served_whoever_gives_up_in_between(patient: list[bool]) -> None:
-    turns, served = Turns(), []
-    first = turns.take()
+    turns, served = JobQueue(), []
+    first = turns.acquire()
     queue = [Queuer(turns, served) for _ in patient]
     assert turns.waiting == len(patient)
     for queuer, stays in zip(queue, patient, strict=True):
         if not stays:
             queuer.give_up.set()
     until(lambda: turns.waiting == sum(patient))
-    assert turns.holds(first) and not served
+    assert turns.is_current(first) and not served
     staying = [queuer for queuer, stays in zip(queue, patient, strict=True) if stays]
     if staying:
         until(lambda: "Waiting for the workers: 1 video comes first." in staying[0].notices)
-    first.end()
+    first.release()
     for number, queuer in enumerate(staying):
         until(lambda known=number: len(served) == known + 1)
         assert served[-1] is queuer and turns.waiting == len(staying) - number - 1
         queuer.let_go.set()
     for queuer in queue:
         queuer.thread.join(SOON)
-    assert not turns.taken and not turns.waiting
+    assert not turns.is_busy and not turns.waiting
     assert all(queuer.error is not None for queuer, stays in zip(queue, patient, strict=True) if not stays)
 
 
 def test_many_threads_never_overlap() -> None:
-    turns, inside, most = Turns(), [0], [0]
+    turns, inside, most = JobQueue(), [0], [0]
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
         for _ in range(20):
-            turn = turns.take()
+            turn = turns.acquire()
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(dice.random() / 2000)
             inside[0] -= 1
-            turn.end()
+            turn.release()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert most == [1] and inside == [0] and not turns.taken and not turns.waiting
+    assert most == [1] and inside == [0] and not turns.is_busy and not turns.waiting
 
 
 def test_whoever_waits_is_told_at_once_and_again_with_the_number_that_comes_first() -> None:
-    turns = Turns()
-    first = turns.take()
+    turns = JobQueue()
+    first = turns.acquire()
     second, third = Queuer(turns), Queuer(turns)
     until(lambda: len(second.notices) >= 2 and len(third.notices) >= 2)
     assert set(second.notices) == {"Waiting for the workers: 1 video comes first."}
     assert set(third.notices) == {"Waiting for the workers: 2 videos come first."}
-    first.end()
+    first.release()
     until(lambda: second.turn is not None and "Waiting for the workers: 1 video comes first." in third.notices)
     second.let_go.set()
     until(lambda: third.turn is not None)
@@ -116,57 +116,57 @@ def test_whoever_waits_is_told_at_once_and_again_with_the_number_that_comes_firs
 
 
 def test_a_wait_that_is_given_up_ends_within_two_seconds_and_disturbs_nobody() -> None:
-    turns = Turns()
-    first = turns.take()
+    turns = JobQueue()
+    first = turns.acquire()
     queuer = Queuer(turns)
     start = time.monotonic()
     queuer.give_up.set()
     queuer.thread.join(SOON)
     assert queuer.error is not None and time.monotonic() - start < 2
-    assert turns.waiting == 0 and first.held
-    first.end()
-    assert turns.take().held
+    assert turns.waiting == 0 and first.is_current
+    first.release()
+    assert turns.acquire().is_current
 
 
 def test_what_the_same_thread_left_half_made_loses_its_turn_also_to_those_who_waited_longer() -> None:
-    turns, served = Turns(), []
-    left = turns.take()
+    turns, served = JobQueue(), []
+    left = turns.acquire()
     queuer = Queuer(turns, served)
-    mine: list[Turn] = []
+    mine: list[JobTicket] = []
 
     def hear(text: str) -> None:
         queuer.let_go.set()
 
-    mine.append(turns.take(hear))
-    assert served == [queuer] and not left.held and mine[0].held
-    left.end()
-    assert mine[0].held, "who has lost a turn cannot end another's"
+    mine.append(turns.acquire(hear))
+    assert served == [queuer] and not left.is_current and mine[0].is_current
+    left.release()
+    assert mine[0].is_current, "who has lost a turn cannot end another's"
 
 
 def test_what_an_ended_thread_left_half_made_loses_its_turn() -> None:
-    turns, taken = Turns(), []
-    thread = threading.Thread(target=lambda: taken.append(turns.take()))
+    turns, taken = JobQueue(), []
+    thread = threading.Thread(target=lambda: taken.append(turns.acquire()))
     thread.start()
     thread.join()
-    mine = turns.take()
-    assert mine.held and not taken[0].held
+    mine = turns.acquire()
+    assert mine.is_current and not taken[0].is_current
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_free_seconds_count_from_the_last_that_wanted_the_workers(wanted: bool) -> None:
-    turns = Turns()
+    turns = JobQueue()
     time.sleep(0.02)
-    assert turns.free_seconds >= 0.02
-    turn = turns.take()
-    assert turns.free_seconds == 0 and turns.take_free(0.0) is None
-    turn.end()
-    assert turns.take_free(5.0) is None
+    assert turns.idle_seconds >= 0.02
+    turn = turns.acquire()
+    assert turns.idle_seconds == 0 and turns.acquire_idle(0.0) is None
+    turn.release()
+    assert turns.acquire_idle(5.0) is None
     time.sleep(0.01)
-    resting = turns.take_free(0.01)
-    assert resting is not None and resting.held
+    resting = turns.acquire_idle(0.01)
+    assert resting is not None and resting.is_current
     if wanted:
         queuer = Queuer(turns)
-        resting.end()
+        resting.release()
         until(lambda: queuer.turn is not None)
-        assert turns.take_free(0.0) is None
+        assert turns.acquire_idle(0.0) is None
         queuer.let_go.set()

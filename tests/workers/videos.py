@@ -8,10 +8,10 @@ from torch import Tensor, cat, equal
 
 from liveavatar.components import Components, open_components
 from liveavatar.config import CLIP_BLOCKS
-from liveavatar.engines.local import LocalEngine
-from liveavatar.engines.ray import RayBackend, RayEngine
+from liveavatar.distributed import RayBackend, RayEngine
+from liveavatar.engine.local import LocalEngine
 from liveavatar.planner import Plan, make_plan
-from liveavatar.session import Job, OnTask
+from liveavatar.session import OnTask, VideoTask
 
 
 class Video:
@@ -28,7 +28,7 @@ class Video:
     ):
         self.components: Components = open_components(model)
         effective = dataclasses.replace(tiny_effective(blocks, steps, size, seed), clip_blocks=clip_blocks)
-        self.job: Job = tiny_job(self.components.config, effective)
+        self.job: VideoTask = tiny_job(self.components.config, effective)
 
     @cached_property
     def expected(self) -> Tensor:
@@ -64,7 +64,7 @@ class Video:
         return cat(list(self.engine(backend, stages, devices=devices).run(self.job, on_task)), 1)
 
     def _plan(self, stages: str, snapshot_blocks: int | None = None, devices: tuple[str, ...] = ("cpu",)) -> Plan:
-        effective, config, model = self.job.effective, self.components.config, self.components.name
+        effective, config, model = self.job.resolved, self.components.config, self.components.name
         return make_plan(
             effective, config, model=model, stages=stages, devices=devices, snapshot_blocks=snapshot_blocks
         )

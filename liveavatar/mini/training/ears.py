@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...encoders import timing
+from ...encoders import audio
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = {
     "num_attention_heads": 4,
     "conv_dim": [16, 16, 32, 32, 32, 32, 32],
-    "conv_kernel": list(timing.CONV_KERNELS),
-    "conv_stride": list(timing.CONV_STRIDES),
+    "conv_kernel": list(audio.CONV_KERNELS),
+    "conv_stride": list(audio.CONV_STRIDES),
     "num_conv_pos_embeddings": 64,
     "num_conv_pos_embedding_groups": 4,
     "feat_extract_norm": "layer",
@@ -81,12 +81,12 @@ class Listener(nn.Module):
 
 def at_frames(states: torch.Tensor, frames: int) -> torch.Tensor:
     """Rows [b, n, c] at 50 a second -> the row each video frame hears [b, frames, c], as `encode_audio` picks them."""
-    steps = timing.resampled_count(states.shape[1])
+    steps = audio.resampled_count(states.shape[1])
     stretched = F.interpolate(states.transpose(1, 2), size=steps, mode="linear", align_corners=True)
-    indices = torch.from_numpy(timing.feature_indices(frames)).to(states.device)
+    indices = torch.from_numpy(audio.feature_indices(frames)).to(states.device)
     return stretched.transpose(1, 2)[:, indices]
 
 
 def samples_for(frames: int) -> int:
     """The fewest 16 kHz samples with which each of so many video frames hears a feature."""
-    return timing.samples_of(timing.features_needed(frames))
+    return audio.samples_of(audio.features_needed(frames))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...config import AUDIO_SAMPLE_RATE
-from ...encoders.audio import Loudness
+from ...encoders.audio import WaveformStats
 from ..world.motion import track
 from ..world.sounds import noise
 from ..world.speech import level, mouth
@@ -32,7 +32,7 @@ class Heard:
 
     def normalised(self) -> np.ndarray:
         """The samples as the encoder gets them: mean 0 and variance 1 over the whole sound."""
-        return Loudness.of(self.wave).normalised(self.wave)
+        return WaveformStats.of(self.wave).normalized(self.wave)
 
 
 def hear(rng: np.random.Generator, sentences: Sequence[np.ndarray], frames: int, samples: int) -> Heard:

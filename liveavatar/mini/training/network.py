@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ...errors import MissingFilesError
-from ...model.transformer import CausalS2VTransformer, Part
-from ...schedule import Schedule
+from ...model.transformer import CausalS2VTransformer, ModelSlice
+from ...noise_schedule import NoiseSchedule
 from .loop import load_checkpoint, train_steps
 from .optimiser import MuonAdamW
 from .recipe import Recipe
@@ -102,7 +102,7 @@ class Draw:
 def new_network(recipe: Recipe) -> CausalS2VTransformer:
     """The network before training; the seed decides its weights."""
     torch.manual_seed(recipe.seed)
-    net = CausalS2VTransformer(recipe.network, Part.whole(recipe.network))
+    net = CausalS2VTransformer(recipe.network, ModelSlice.whole(recipe.network))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("modulation") or name == "trainable_cond_mask.weight":
@@ -113,7 +113,7 @@ def new_network(recipe: Recipe) -> CausalS2VTransformer:
     return net
 
 
-def scene_loss(net: CausalS2VTransformer, scene: Scene, draw: Draw, schedule: Schedule) -> torch.Tensor:
+def scene_loss(net: CausalS2VTransformer, scene: Scene, draw: Draw, schedule: NoiseSchedule) -> torch.Tensor:
     """How far one denoising step leads from the clean latents, where they move counting more."""
     scene = scene.window(draw.window, draw.blocks)
     noise = torch.randn(scene.latents.shape, generator=draw.generator).to(scene.latents.device)
@@ -191,7 +191,7 @@ def _loss(
     """Number of an optimiser step -> its loss; moves the network to where it is trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
-    scenes, schedule = SceneFolder(work / "scenes"), Schedule.of(STEPS)
+    scenes, schedule = SceneFolder(work / "scenes"), NoiseSchedule.flow_matching(STEPS)
     if not scenes.count():
         raise MissingFilesError(f"There are no scenes in {work}.", "Run the stage 'scenes' first.")
 

@@ -11,34 +11,34 @@ import dataclasses
 import torch
 
 from ...config import WINDOW_BLOCKS
-from ...distance import SinkDistance
-from ...model.kv import SinkKV, SinkMemory
+from ...model.kv_cache import SinkKV, SinkRecorder
 from ...model.layer import AudioTokens, TextKV
-from ...model.rope import Rope, RopeGrid, rotate
-from ...model.transformer import CausalS2VTransformer, TimeVectors
-from ...pipeline import sink_version
+from ...model.rope import Rope, RopeGrid, apply_rope
+from ...model.transformer import CausalS2VTransformer, TimestepEmbedding
+from ...request import SinkDistance
+from ...task_graph import sink_version
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass
-class RollingMemory:
+class TrainingKVCache:
     """A noise pass' memory for training: earlier blocks' keys and values in a list, with their gradients.
 
     Attributes:
         past: of the blocks before, oldest first; grows by this block's.
-        sink, reference: as in `model.kv.BlockMemory`.
+        sink, reference: as in `model.kv.BlockCache`.
     """
 
     past: list[KeyValue]
     sink: SinkKV
     reference: Rope
 
-    def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> KeyValue:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> KeyValue:
         """Remember the block's own keys and values, then list all it attends to."""
-        self.past.append((rotate(k, rope), v))
+        self.past.append((apply_rope(k, rope), v))
         del self.past[:-WINDOW_BLOCKS]
-        keys = [k for k, _ in self.past] + [rotate(self.sink.reference_k, self.reference), self.sink.motion_k]
+        keys = [k for k, _ in self.past] + [apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k]
         return torch.cat(keys), torch.cat([v for _, v in self.past] + [self.sink.v])
 
 
@@ -75,7 +75,7 @@ class Scene:
 
     def hear(self, net: CausalS2VTransformer, index: int) -> AudioTokens:
         """What one block hears."""
-        return net.condition_audio(self.audio[12 * index : 12 * index + 12].permute(1, 2, 0)[None])
+        return net.embed_audio(self.audio[12 * index : 12 * index + 12].permute(1, 2, 0)[None])
 
 
 class Rollout:
@@ -95,8 +95,8 @@ class Rollout:
         self.net, self.scene, self.first_block, self.seed = net, scene, first_block, seed
         height, width = scene.latents.shape[-2:]
         self.grid = RopeGrid(height // 2, width // 2, net.config.head_dim, scene.latents.device)
-        self.text: list[TextKV] = net.text_kv(net.condition_text(scene.context))
-        self.time: TimeVectors = net.condition_time([*timesteps, 0.0])
+        self.text: list[TextKV] = net.text_kv(net.embed_text(scene.context))
+        self.time: TimestepEmbedding = net.embed_timesteps([*timesteps, 0.0])
         self._sinks: dict[int, list[SinkKV]] = {}
         self._audio = [scene.hear(net, i) for i in range(scene.blocks)]
 
@@ -111,7 +111,7 @@ class Rollout:
         Returns:
             Velocities of the shape of `noisy`.
         """
-        past: list[list[KeyValue]] = [[] for _ in self.net.part.layers]
+        past: list[list[KeyValue]] = [[] for _ in self.net.slice.layers]
         return torch.cat(
             [
                 self._velocity(i, step, noisy[:, 3 * i : 3 * i + 3], second_reference, past)
@@ -127,7 +127,7 @@ class Rollout:
         time_id = SinkDistance().reference_time_id(self.seed, block, step)
         reference = self.grid.reference(time_id)
         sinks = self._sink(sink_version(block), second_reference)
-        memories = [RollingMemory(p, s, reference) for p, s in zip(past, sinks, strict=True)]
+        memories = [TrainingKVCache(p, s, reference) for p, s in zip(past, sinks, strict=True)]
         tokens = self.net.run_layers(
             self.net.embed_block(noisy),
             self.time.layers[step],
@@ -141,7 +141,7 @@ class Rollout:
     def _sink(self, version: int, second_reference: torch.Tensor) -> list[SinkKV]:
         if version not in self._sinks:
             reference = second_reference if version else self.scene.reference
-            memories = [SinkMemory(self.grid.tokens) for _ in self.net.part.layers]
+            memories = [SinkRecorder(self.grid.tokens) for _ in self.net.slice.layers]
             rope = self.grid.reference() + self.grid.motion()
             tokens = self.net.embed_sink(reference, self.scene.motion)
             self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None)

@@ -13,7 +13,7 @@ import torch
 from ...config import BLOCK_FRAMES, MOTION_LATENTS, VAE_WARMUP_LATENTS
 from ...encoders.audio import encode_audio
 from ...encoders.text import encode_text
-from ...media.picture import to_pixels
+from ...media.image import to_pixels
 from ...vae.wan import encode
 from .recipe import Recipe
 from .rollout import Scene

@@ -13,9 +13,7 @@ import torch
 
 from ...config import FRAMES_PER_LATENT
 from ...errors import MissingFilesError
-from ...vae.cpu import quicken
-from ...vae.stream import DecodeState, decode_block
-from ...vae.wan import build_vae, encode
+from ...vae.wan import DecodeState, build_vae, decode_block, encode, use_mkldnn
 from .loop import load_checkpoint
 from .vae import CHECKPOINT, DECODER, LATENT_CHANNELS, vae_settings
 from .vae_clips import Clips, draw_clips
@@ -46,7 +44,7 @@ class TrainedVAE:
         """The VAE on the CPU, for inference."""
         vae = build_vae(**self.settings)
         vae.load_state_dict(self.weights)
-        return quicken(vae)
+        return use_mkldnn(vae)
 
 
 @torch.inference_mode()

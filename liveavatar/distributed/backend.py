@@ -1,0 +1,249 @@
+"""The Ray backend: engines whose stages are worker processes, on this machine or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+
+import torch
+
+from ..codec import ExecConfig
+from ..components import Components
+from ..device_names import DeviceName
+from ..errors import PlanError
+from ..placement import Placement
+from ..planner import Plan
+from ..session import OnNotice, OnTask, VideoTask, ignore_notice
+from .cluster import LOCAL, check_address, ray_module, set_token
+from .encoders import RayEncoders
+from .monitor import VideoRun, superseded
+from .pool import STOP_TIMEOUT_SECONDS, WorkerPool
+from .queue import IdleReaper, JobQueue, PauseFlag
+from .status import BackendStatus, StatusReader
+from .wire import model_to_wire
+from .worker_handle import FaultLimits
+
+
+class RayEngine:
+    """Runs a plan in worker processes, one per stage (see `liveavatar.session.Engine`).
+
+    A run that is closed, or broken off by an error, leaves its workers warm: within two seconds they stop before
+    their next task and keep their weights. One video at a time is made; see `JobQueue`. A worker that is lost is
+    replaced and the run goes on; see `VideoRun`.
+
+    Args:
+        components: the model; the workers open it from its files.
+        plan: what runs where.
+        pool, jobs, pause: shared with the other engines of a backend.
+
+    Raises:
+        PlanError: the model exists in this process only.
+    """
+
+    def __init__(self, components: Components, plan: Plan, pool: WorkerPool, jobs: JobQueue, pause: PauseFlag):
+        self.plan = plan
+        self._model = model_to_wire(components)
+        self._pool, self._jobs, self._pause = pool, jobs, pause
+        self._video: VideoRun | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the next run begins without starting workers, loading weights or compiling."""
+        return self._pool.holds(self.plan, self._model)
+
+    def load(self, on_notice: OnNotice = ignore_notice) -> None:
+        """Start the workers, load their weights and compile for them now, when other videos are done.
+
+        Args:
+            on_notice: told of other videos that come first, and of what is compiled.
+
+        Raises:
+            WorkerError: one of them could not.
+        """
+        ticket = self._jobs.acquire(on_notice)
+        try:
+            self._pool.start(self.plan, self._model, on_notice)
+        finally:
+            ticket.release()
+
+    def release(self) -> None:
+        """End the workers."""
+        self._pool.stop()
+
+    def stage_seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage in the latest run."""
+        return self._video.seconds if self._video else (0.0,) * len(self.plan.stages)
+
+    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
+
+        Args:
+            job: what is made.
+            on_task: called after every task, also of those that are run again.
+            on_notice: told of every worker that was replaced, and about every second of other videos that come first
+                and of a pause.
+
+        Raises:
+            WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
+            LiveAvatarError: another video took the workers meanwhile.
+        """
+        ticket = self._jobs.acquire(on_notice)
+        try:
+            self._video = video = VideoRun(self._pool, self.plan, self._model, job, self._pause)
+            for block in range(job.resolved.blocks):
+                if not ticket.is_current:
+                    raise superseded()
+                ticket.thread = threading.current_thread()
+                yield video.next_latent(block, on_task, on_notice)
+        finally:
+            if ticket.is_current:
+                self._pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
+                self._pool.remove_snapshots()
+                ticket.release()
+
+
+HUNG_TIMEOUT_SECONDS = 120.0
+RESTARTS = 2
+IDLE_SECONDS = 900.0
+
+
+class RayBackend:
+    """Worker processes on this machine or several (see `liveavatar.engine.backend.Backend`).
+
+    They are started by the first run, stay warm with their weights, and are ended by `release`, when no run has used
+    them for long, with the backend itself, or with this process, however it ends.
+
+    Args:
+        placement: which devices, and how work is cut over them; one worker per stage. "MACHINE/DEVICE" is a device of
+            another machine: its address, host name, node name, or the beginning of its node's id.
+        address: "local", this machine alone; or a Ray cluster that this machine has joined: "auto", or "host:port" of
+            its head. It is left at the end, not stopped.
+        deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+        restarts: how many workers that were lost or hung may be replaced while a video is made; it goes on from the
+            latest snapshot that all stages have (see `Plan.snapshot_blocks`), or from its beginning. 0: the loss of
+            one ends the video.
+        idle_seconds: seconds without a run after which the workers are ended, until the next one; None is never. A
+            video that was begun counts as a run until it is whole, closed, or has lost its turn.
+        token: of the cluster, where it wants one; None: what Ray finds by itself.
+
+    Raises:
+        PlanError: Ray is not installed; a machine or device is not there; the cluster cannot be joined; less than no
+            restarts.
+    """
+
+    def __init__(
+        self,
+        placement: Placement | None = None,
+        address: str = LOCAL,
+        deadline: float = HUNG_TIMEOUT_SECONDS,
+        restarts: int = RESTARTS,
+        idle_seconds: float | None = IDLE_SECONDS,
+        token: str | None = None,
+    ):
+        if restarts < 0:
+            raise PlanError(f"Workers cannot be replaced {restarts} times.", "Use 0 for never, or more.")
+        check_address(address)
+        self.placement = dataclasses.replace(placement or Placement(), processes=True)
+        self.placement.check_devices(elsewhere=address != LOCAL)
+        set_token(token)
+        ray_module(address)
+        self._pool, self._jobs, self._pause = (
+            WorkerPool(FaultLimits(deadline, restarts), address),
+            JobQueue(),
+            PauseFlag(),
+        )
+        self._reaper = IdleReaper(self._pool, self._jobs, idle_seconds)
+        self._status_reader = StatusReader(self._pool, self._jobs, self._pause)
+        if address != LOCAL:
+            self._check_cluster()
+
+    def _check_cluster(self) -> None:
+        """Refuse what the cluster does not have, before anything is loaded."""
+        try:
+            self._pool.find_machines(self.placement.devices)
+        except BaseException:
+            self._pool.stop()
+            raise
+
+    def engine(self, components: Components, plan: Plan) -> RayEngine:
+        """An engine for one plan; workers that hold its weights already are used again."""
+        return RayEngine(components, plan, self._pool, self._jobs, self._pause)
+
+    def codec(self, components: Components, exec_config: ExecConfig) -> RayEncoders:
+        """Encoders and VAE, in a worker of their own."""
+        return RayEncoders(components, exec_config, self._pool.codec_worker)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds of silence after which something counts as hung; may be changed at any time."""
+        return self._pool.limits.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float) -> None:
+        self._pool.limits.deadline = seconds
+
+    @property
+    def restarts(self) -> int:
+        """How many workers may be replaced while a video is made; may be changed between videos."""
+        return self._pool.limits.restarts
+
+    @restarts.setter
+    def restarts(self, count: int) -> None:
+        self._pool.limits.restarts = count
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Seconds without a run after which the workers are ended; may be changed at any time."""
+        return self._reaper.seconds
+
+    @idle_seconds.setter
+    def idle_seconds(self, seconds: float | None) -> None:
+        self._reaper.seconds = seconds
+
+    def pause(self) -> None:
+        """Let no further block begin, in this video and the next ones, until `resume`.
+
+        Blocks that were allowed to begin go on as far as they can without later ones (at most as many blocks as there
+        are stages, and two, are under way). Whoever waits for more is told "Paused." about every second, and can be
+        cancelled then. Workers, weights, keys and values stay where they are.
+        """
+        self._pause.on = True
+
+    def resume(self) -> None:
+        """Go on, with the same numbers as if there had been no pause."""
+        self._pause.on = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether further blocks must wait."""
+        return self._pause.on
+
+    def status(self) -> BackendStatus:
+        """What the workers are doing now: from any thread, within a second, and without disturbing them."""
+        return self._status_reader.read()
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes of stages that are there now, in their order."""
+        return tuple(worker.pid for worker in self._pool.workers)
+
+    @property
+    def codec_pid(self) -> int | None:
+        """The process of encoders and VAE, while there is one."""
+        return self._pool.codec_worker.worker.pid if self._pool.codec_worker.worker else None
+
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes of weights that the workers hold now; what workers of one machine share counts once."""
+        held, known = self._pool.codec_worker.bytes_by_device(), set[str]()
+        for worker in self._pool.workers:
+            again = sum(nbytes for name, nbytes in worker.shared_bytes.items() if name in known)
+            known.update(worker.shared_bytes)
+            for device, nbytes in worker.loaded_bytes.items():
+                new = nbytes - (again if DeviceName.parse(device).device == "cpu" else 0)
+                held[device] = held.get(device, 0) + new
+        return {device: nbytes for device, nbytes in held.items() if nbytes}
+
+    def release(self) -> None:
+        """End all workers; the next engine starts them again. May be called again."""
+        self._pool.stop()

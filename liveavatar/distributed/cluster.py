@@ -1,0 +1,339 @@
+"""The Ray cluster: started or joined for the first backend that needs it, stopped or left with the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..device_names import Machine
+from ..errors import PlanError
+from .ray_compat import RayThread, ray_gate
+
+LOCAL = "local"
+PROBE_SECONDS = 2.0
+"""A machine that does not take a connection within this time is not there."""
+_CHECK_SECONDS = 10.0
+_TOKEN, _TOKEN_FILE, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
+_CHECK_SCRIPT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+"""In a process of its own, because it waits without end where something else than Ray listens."""
+_START = "start it there with `ray start --head`, join with `ray start --address=HEAD:PORT` on every machine"
+_GIVE = "Give the token that the head was started with: RAY_AUTH_TOKEN, or a file of it."
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no address of a cluster.
+
+    Args:
+        address: "local", "auto" or "host:port".
+
+    Raises:
+        PlanError: saying what is.
+    """
+    if address.startswith("ray://"):
+        raise PlanError(
+            f"Ray's client ({address}) cannot be used: frames would pass through a proxy.",
+            f"Join this machine with `ray start --address={_host_of(address)}:6379` and give the address 'auto'.",
+        )
+    host, _, port = address.rpartition(":")
+    if address not in (LOCAL, "auto") and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise PlanError(f"The address {address!r} is not understood.", "Use 'local', 'auto' or HOST:PORT of the head.")
+
+
+def set_token(token: str | None) -> None:
+    """Let Ray have a token, in this process and nowhere else; None: what it finds by itself.
+
+    Raises:
+        PlanError: it is empty.
+    """
+    if token is None:
+        return
+    if not token.strip():
+        raise PlanError("The token is empty.", _GIVE)
+    os.environ[_TOKEN], os.environ[_MODE] = token.strip(), "token"
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        PlanError: it cannot be read, or holds none.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"The token file {path} cannot be read ({error}).", _GIVE) from error
+    if not token:
+        raise PlanError(f"The token file {path} is empty.", _GIVE)
+    return token
+
+
+def has_token() -> bool:
+    """Whether Ray would find a token: it ends the process where it wants one and finds none."""
+    return bool(os.environ.get(_TOKEN) or os.environ.get(_TOKEN_FILE)) or (Path.home() / ".ray/auth_token").exists()
+
+
+def join(ray: Any, address: str) -> None:
+    """Connect this process to a cluster.
+
+    Raises:
+        PlanError: it cannot be reached, or does not want us.
+    """
+    head = _head(address)
+    _check_head(head, address)
+    raylet = importlib.import_module("ray._raylet")
+    with contextlib.suppress(AttributeError):  # an older Ray has no tokens; this one may have read them already
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        ray.init(address=head, log_to_driver=False, configure_logging=False)
+    except Exception as error:
+        raise PlanError(
+            f"The Ray cluster at {address} could not be joined ({_first_line(error)}).",
+            "Join this machine first, with `ray start --address=HEAD:PORT` and the same versions of Python and Ray.",
+        ) from error
+
+
+def is_listening(host: str, port: int, seconds: float = PROBE_SECONDS) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((host, port), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def cluster_machines(ray: Any) -> list[Machine]:
+    """Those that are in the cluster now."""
+    return [
+        Machine(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            host=node["NodeManagerHostname"],
+            name=node.get("NodeName", ""),
+            gpus=int(node["Resources"].get("GPU", 0)),
+            port=int(node["NodeManagerPort"]),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _head(address: str) -> str:
+    """host:port of a head that listens."""
+    head = address
+    if address == "auto":
+        services = importlib.import_module("ray._private.services")
+        try:
+            head = services.canonicalize_bootstrap_address_or_die("auto")
+        except Exception as error:
+            raise PlanError("No Ray cluster was found on this machine.", f"To have one, {_START}.") from error
+    host, _, port = head.rpartition(":")
+    # Ray itself would wait for minutes.
+    if not is_listening(host.strip("[]"), int(port)):
+        raise PlanError(f"No Ray cluster answers at {head}.", f"If it is not running, {_START}; or use 'local'.")
+    return head
+
+
+def _check_head(head: str, address: str) -> None:
+    """Find out whether Ray answers, and accepts the token.
+
+    Raises:
+        PlanError: it does not.
+    """
+    if os.environ.get(_MODE, "").lower() == "token" and not has_token():
+        raise PlanError(f"The Ray cluster at {address} wants a token and none is known here.", _GIVE)
+    asked = [sys.executable, "-c", _CHECK_SCRIPT, head]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_CHECK_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise PlanError(f"What listens at {head} does not answer as Ray does.", f"For a cluster, {_START}.") from None
+    if said.returncode:
+        if "authenticat" in said.stderr.lower():
+            raise PlanError(f"The Ray cluster at {address} does not accept the token of this machine.", _GIVE)
+        reason = (said.stderr.strip().splitlines() or ["no reason was given"])[-1][:300]
+        raise PlanError(f"The Ray cluster at {address} does not answer ({reason}).", f"For a cluster, {_START}.")
+
+
+def _host_of(address: str) -> str:
+    return address.removeprefix("ray://").split("/")[0].rsplit(":", 1)[0] or "HEAD"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+_STORE_BYTES = 200 * 2**20
+_FOLDER = re.compile(r"la-(\d+)-\w+")
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Its default; said aloud, it needs no warning.
+    "RAY_AUTH_MODE": "token",
+    # Whatever its name says: no clusters of several machines, so that everything listens on loopback only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
+    "RAY_worker_niceness": "0",
+    # No diary of calls: nobody reads it, and it costs each process up to 30 MB and a call a third of its time.
+    "RAY_task_events_report_interval_ms": "0",
+}
+"""What Ray reads from the environment when it is imported; what the user has set stays."""
+_SEVERAL = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Whatever its name says: "0" means no clusters of several machines, so that everything listens on loopback only."""
+_lock = threading.RLock()  # a backend may be collected while another starts
+_users = 0
+_folder: Path | None = None
+_ours = False
+_address = LOCAL
+_keeper: RayThread | None = None
+
+
+def ray_module(address: str = LOCAL) -> Any:
+    """The module.
+
+    Args:
+        address: where it will be used first.
+
+    Raises:
+        PlanError: it is not installed.
+    """
+    if "ray" not in sys.modules:
+        for name, value in _ENVIRONMENT.items():
+            # Where a token is wanted and not found, Ray ends the process; for a cluster of its own it makes one.
+            if name != "RAY_AUTH_MODE" or address == LOCAL or has_token():
+                os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise PlanError(
+            "Worker processes need Ray, which is not installed.",
+            "Install the extra 'ray' of this package (ray>=2.40), or run in this process.",
+        ) from error
+
+
+def acquire_ray(address: str = LOCAL) -> Path:
+    """Make sure that Ray runs; the folder where workers of this machine may write their logs.
+
+    Args:
+        address: see `RayBackend`.
+
+    Raises:
+        PlanError: the cluster cannot be joined; this process is in another one.
+    """
+    global _users, _folder, _ours, _address, _keeper
+    ray = ray_module(address)
+    with _lock:
+        if _users and ray.is_initialized() and address != _address:
+            raise PlanError(
+                f"Workers at {address!r} are not possible while others work at {_address!r}.",
+                "Release those first; a process is in one cluster at a time.",
+            )
+        if not _users or not ray.is_initialized():
+            remove_leftovers()
+            _ours = not ray.is_initialized()
+            folder = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
+            try:
+                if _ours:
+                    _keeper = RayThread(lambda: _start(ray, folder) if address == LOCAL else _join(ray, address))
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            _folder, _address = folder, address
+            ray_gate.open()
+        _users += 1
+        return _folder or Path(tempfile.gettempdir())
+
+
+def machines() -> tuple[list[Machine], Machine]:
+    """Those that can work now, and this one."""
+    with ray_gate.entered() as ray:
+        there, own = cluster_machines(ray), ray.get_runtime_context().get_node_id()
+    return there, next(m for m in there if m.id == own)
+
+
+def release_ray() -> None:
+    """The counterpart of `acquire_ray`. The last one ends or leaves Ray, unless somebody else in this process uses
+    it."""
+    global _users, _folder
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        if _ours:
+            ray_gate.close()
+            ray_module().shutdown()
+        if _keeper is not None:
+            _keeper.stop()
+        if _folder is not None:
+            shutil.rmtree(_folder, ignore_errors=True)
+            _folder = None
+
+
+def _start(ray: Any, folder: Path) -> None:
+    """A cluster of this machine alone, on free ports and loopback, that ends with this process."""
+    _allow_remote(os.environ.setdefault(_SEVERAL, "0") != "0")
+    ray.init(
+        address="local",
+        # Workers ask for no CPU of Ray's, so that any number of them starts; more would only be started in advance.
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=_STORE_BYTES,
+        log_to_driver=False,
+        configure_logging=False,
+        _temp_dir=str(folder),
+    )
+
+
+def _join(ray: Any, address: str) -> None:
+    """A cluster of several machines. It is not ours: it goes on when we leave."""
+    if os.environ.get(_SEVERAL) == "0":
+        del os.environ[_SEVERAL]
+    _allow_remote(True)
+    join(ray, address)
+
+
+def _allow_remote(beyond: bool) -> None:
+    """Whether others may reach us; Ray reads its variable only once."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = beyond
+
+
+def short_folder() -> Path:
+    """Where Ray's folder lies: a short path, because names of sockets may have 107 bytes."""
+    short = Path("/tmp")
+    return short if os.name == "posix" and os.access(short, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def remove_leftovers() -> None:
+    """Remove what processes that were killed have left."""
+    for old in short_folder().glob("la-*"):
+        driver = driver_pid(old)
+        if driver is not None and not process_exists(driver):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def driver_pid(folder: Path) -> int | None:
+    """The process whose workers write there, by the name of the folder; None for any other folder."""
+    named = _FOLDER.fullmatch(folder.name)
+    return int(named[1]) if named else None
+
+
+def process_exists(pid: int) -> bool:
+    """Whether there is a process of this number; where that cannot be asked, yes."""
+    if os.name != "posix":  # asking elsewhere would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,158 @@
+"""What the worker of the encoders and the VAE does for its caller. Only plain data goes in and comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ..codec import ExecConfig, LocalEncoders
+from ..encoders.audio import AudioFeatures, Tail
+from ..errors import Cancelled
+from ..spool import Spool
+from ..streams import Decoder
+from ..vae.tiling import Tiles
+from .wire import WireModel, model_from_wire
+from .worker import BaseWorker
+
+T = TypeVar("T")
+_log = logging.getLogger("liveavatar.worker")
+
+
+class CodecWorker(BaseWorker):
+    """Encoders and VAE of one model at a time, and the decoders that are open.
+
+    Methods are called from several threads of Ray. Whatever computes does so alone; `audio_progress` and `close_audio`
+    answer meanwhile.
+
+    Args:
+        log: the file that gets all it says.
+    """
+
+    def __init__(self, log: str) -> None:
+        super().__init__(log)
+        self._alone = threading.Lock()
+        self._opened: tuple[WireModel, ExecConfig] | None = None
+        self._codec: LocalEncoders | None = None
+        self._decoders: dict[int, Decoder] = {}
+        self._audio: dict[int, _AudioJob] = {}
+
+    def open(self, model: WireModel, device: str, dtype: str, threads: int, cap: int) -> None:
+        """Work for this model at this place from now on; nothing is loaded."""
+        place = ExecConfig(device, dtype, threads, cap)
+        with self._alone:
+            if self._opened != (model, place):
+                self._decoders.clear()
+                self._codec = LocalEncoders(model_from_wire(model), place)
+                self._opened = (model, place)
+
+    def encode_prompt(self, prompt: str) -> torch.Tensor:
+        """See `Encoders.encode_prompt`."""
+        return self._compute(lambda codec: codec.encode_prompt(prompt, _do_nothing))
+
+    def load_vae(self) -> int:
+        """Have the VAE; its bytes."""
+        self._compute(lambda codec: codec.load_vae(_do_nothing))
+        _log.info("the VAE is loaded")
+        return self._the_codec.nbytes
+
+    def encode_image(self, pixels: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Encoders.encode_image`."""
+        return self._compute(lambda codec: codec.encode_image(pixels, _do_nothing, tiles))
+
+    def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Encoders.latent_scale`."""
+        return self._compute(lambda codec: codec.latent_scale())
+
+    # -- sound, handed over and fetched in pieces, because an hour of it is large --
+
+    def begin_audio(self, number: int) -> None:
+        """A new one."""
+        self._audio[number] = _AudioJob()
+
+    def add_audio(self, number: int, samples: np.ndarray) -> None:
+        """More of it: 16 kHz samples [n]."""
+        self._audio[number].samples.append(samples.reshape(-1, 1))
+
+    def encode_audio(self, number: int, frames: int, tail: Tail) -> tuple[int, int]:
+        """Encode audio for so many frames; layers and channels of what `audio_features` gives then."""
+        audio = self._audio[number]
+        wave = audio.samples.rows(flat=True)
+        audio.features = self._compute(lambda codec: codec.encode_audio(wave, frames, tail, audio.report, audio.check))
+        return audio.features.layers, audio.features.channels
+
+    def audio_progress(self, number: int) -> float:
+        """How much of the audio is encoded, 0 to 1."""
+        return self._audio[number].share
+
+    def audio_features(self, number: int, block: int, count: int) -> np.ndarray:
+        """Features of some blocks: [12 count, layers, channels]."""
+        features = self._audio[number].features
+        if features is None:
+            raise RuntimeError("nothing was heard")
+        return torch.cat([features.block(b).permute(2, 0, 1) for b in range(block, block + count)]).numpy()
+
+    def close_audio(self, number: int) -> None:
+        """End `encode_audio` before its next window, and give back what was heard."""
+        audio = self._audio.pop(number, None)
+        if audio is not None:
+            audio.stopped = True
+
+    # -- decoders, by number --
+
+    def open_decoder(self, number: int, motion: torch.Tensor, tiles: Tiles) -> None:
+        """A new one."""
+        self._decoders[number] = self._compute(lambda codec: codec.decoder(motion, tiles=tiles))
+
+    def decode(self, number: int, latents: torch.Tensor) -> np.ndarray:
+        """The next images of a decoder: [3, 12, H, W]."""
+        return self._compute(lambda codec: self._decoders[number](latents)).numpy()
+
+    def close_decoder(self, number: int) -> None:
+        """Give back its state."""
+        self._decoders.pop(number, None)
+
+    def _compute(self, what: Callable[[LocalEncoders], T]) -> T:
+        with self._alone:
+            return what(self._the_codec)
+
+    @property
+    def _the_codec(self) -> LocalEncoders:
+        if self._codec is None:
+            raise RuntimeError("no model is open")
+        return self._codec
+
+
+@dataclasses.dataclass
+class _AudioJob:
+    """Audio being encoded; its memory goes with it.
+
+    Attributes:
+        samples: what has arrived of it.
+        features: what was heard.
+        share: how much of it is encoded.
+        stopped: whether nobody waits for it any more.
+    """
+
+    samples: Spool = dataclasses.field(default_factory=lambda: Spool(1))
+    features: AudioFeatures | None = None
+    share: float = 0.0
+    stopped: bool = False
+
+    def report(self, share: float) -> None:
+        """How far it is."""
+        self.share = share
+
+    def check(self) -> None:
+        """Asked before every window."""
+        if self.stopped:
+            raise Cancelled("Nobody listens any more.")
+
+
+def _do_nothing() -> None:
+    """Nobody looks up while this lasts."""

@@ -1,0 +1,183 @@
+"""The encoders and the VAE in a worker process of their own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..codec import CheckCancelled, ExecConfig, LatentScale
+from ..components import Components
+from ..config import BLOCK_FRAMES
+from ..encoders.audio import AudioFeatures, Tail
+from ..session import OnNotice, ignore_notice
+from ..spool import Rows
+from ..streams import Decoder
+from ..vae.tiling import WHOLE, Tiles
+from ..vae.wan import CONTEXT_LATENTS
+from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, do_nothing
+from .wire import model_to_wire
+from .worker_handle import Restarts, WorkerError, WorkerHandle
+
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+"""Of sounds and decoders."""
+_PIECE = 1 << 20
+_BLOCKS_AT_ONCE = 8
+
+
+class RayEncoders:
+    """The encoders and the VAE of a model, in a codec worker (see `liveavatar.codec.Encoders`).
+
+    Raises:
+        PlanError: the model exists in this process only.
+    """
+
+    def __init__(self, components: Components, exec_config: ExecConfig, worker: CodecWorkerHandle):
+        self.components, self.exec_config = components, exec_config
+        self._model, self._worker = model_to_wire(components), worker
+
+    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
+        """See `Encoders`."""
+        context: torch.Tensor = self._call("read the prompt", check, "encode_prompt", prompt)
+        return context
+
+    def encode_audio(
+        self,
+        audio: np.ndarray | Rows,
+        frames: int,
+        tail: Tail,
+        progress: Callable[[float], None],
+        check: CheckCancelled,
+    ) -> AudioFeatures:
+        """See `Encoders`; the audio travels to the worker and what it hears comes back, both in pieces."""
+        number = next(_numbers)
+        self._call("listen", check, "begin_audio", number)
+        try:
+            for start in range(0, len(audio), _PIECE):
+                check()
+                piece = np.ascontiguousarray(audio[start : start + _PIECE])
+                self._call("listen", check, "add_audio", number, piece)
+            watch = self._watching(number, progress, check)
+            layers, channels = self._call("listen", watch, "encode_audio", number, frames, tail)
+            progress(1.0)
+            return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, check)
+        finally:
+            self._worker.call_async("close_audio", number)
+
+    def load_vae(self, check: CheckCancelled) -> None:
+        """See `Encoders`."""
+        self._worker.nbytes = self._call("load the VAE", check, "load_vae")
+
+    def encode_image(
+        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Encoders`."""
+        reference, motion = self._call("encode the picture", check, "encode_image", pixels, tiles)
+        return reference, motion
+
+    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
+        """See `Encoders`; a worker that is lost is replaced, and the pictures are the same."""
+        return _RemoteDecoder(self._worker, self.exec_config, self._open, motion.cpu().clone(), tiles, on_notice)
+
+    def latent_scale(self) -> LatentScale:
+        """See `Encoders`."""
+        mean, inverse_std = self._call("load the VAE", do_nothing, "latent_scale")
+        return mean, inverse_std
+
+    @property
+    def nbytes(self) -> int:
+        """See `Encoders`."""
+        return self._worker.nbytes
+
+    def release(self) -> None:
+        """See `Encoders`."""
+        self._worker.release()
+
+    def _open(self, check: CheckCancelled = do_nothing) -> None:
+        self._worker.open(self._model, self.exec_config, check)
+
+    def _call(self, doing: str, check: CheckCancelled, name: str, *given: Any) -> Any:
+        self._open(check)
+        return self._worker.call(self.exec_config, doing, LOAD_TIMEOUT_SECONDS, check, name, *given)
+
+    def _watching(self, number: int, progress: Callable[[float], None], check: CheckCancelled) -> CheckCancelled:
+        """A check that also tells how far the worker is."""
+
+        def look() -> None:
+            check()
+            progress(
+                self._worker.call(self.exec_config, "listen", LOAD_TIMEOUT_SECONDS, check, "audio_progress", number)
+            )
+
+        return look
+
+    def _fetch(self, number: int, features: AudioFeatures, blocks: int, check: CheckCancelled) -> AudioFeatures:
+        try:
+            for block in range(0, blocks, _BLOCKS_AT_ONCE):
+                count = min(_BLOCKS_AT_ONCE, blocks - block)
+                features.append(self._call("listen", check, "audio_features", number, block, count))
+        except BaseException:
+            features.close()
+            raise
+        return features
+
+
+class _RemoteDecoder:
+    """One video being decoded, with the latents that a new worker would need to go on."""
+
+    def __init__(
+        self,
+        handle: CodecWorkerHandle,
+        exec_config: ExecConfig,
+        have_worker: Callable[[], None],
+        motion: torch.Tensor,
+        tiles: Tiles,
+        on_notice: OnNotice,
+    ):
+        self._handle, self._place, self._have_worker = handle, exec_config, have_worker
+        self._motion, self._tiles, self._on_notice = motion, tiles, on_notice
+        self._recent: deque[torch.Tensor] = deque(maxlen=CONTEXT_LATENTS)
+        self._number, self._restarts, self._decoded = next(_numbers), Restarts(handle.limits.restarts), 0
+        self._worker: WorkerHandle | None = None
+        self._begin()
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                self._restore()
+                pixels = torch.from_numpy(self._call("decode", latents).copy())
+            except WorkerError as error:
+                if not self._restarts.allow(error, self._decoded):
+                    raise
+                _log.warning("%s It is replaced.", error)
+                self._on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {self._decoded}.")
+                continue
+            self._recent.append(latents)
+            self._decoded += 1
+            return pixels
+
+    def __del__(self) -> None:
+        self._handle.call_async("close_decoder", self._number)
+
+    def _begin(self) -> None:
+        self._have_worker()
+        self._call("open_decoder", self._motion, self._tiles)
+        self._worker = self._handle.worker
+
+    def _restore(self) -> None:
+        """Bring a worker that is new to this video to where the old one was."""
+        if self._handle.worker is None or self._handle.worker is not self._worker:
+            self._begin()
+            for latents in self._recent:
+                self._call("decode", latents)
+
+    def _call(self, name: str, *given: Any) -> Any:
+        return self._handle.call(
+            self._place, "decode", self._handle.limits.deadline, do_nothing, name, self._number, *given
+        )

@@ -1,0 +1,337 @@
+"""Monitoring one video across its worker processes: blocks are allowed, latents come in, lost workers are replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .. import compiler
+from ..errors import LiveAvatarError
+from ..noise_schedule import NoiseSchedule
+from ..planner import Plan
+from ..session import OnNotice, OnTask, TaskReport, VideoTask
+from ..task_graph import task_count
+from . import ray_compat
+from .pool import PROBE_AFTER_SECONDS, WorkerPool
+from .queue import PauseFlag
+from .snapshots import latest_common
+from .wire import RunSpec, WireModel, WorkerEvents, WorkerFault, partition_to_wire, task_from_wire, to_wire
+from .worker_handle import Restarts, WorkerError, WorkerHandle
+
+_EVENTS_SECONDS = 1.0
+"""A worker with nothing to say answers after this time."""
+_SECOND_HAND_SECONDS = 3.0
+"""How long the cause is waited for when all that is known is that a link broke."""
+
+
+class ReceivedBlocks:
+    """The finished blocks of a video that wait for the caller. A block that is made again comes in only once.
+
+    Attributes:
+        count: blocks that have come in so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: deque[torch.Tensor] = deque()
+
+    def add(self, block: int, latent: torch.Tensor) -> None:
+        """Blocks come in order, from any that was expected on."""
+        if block == self.count:
+            self._waiting.append(latent)
+            self.count += 1
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def pop(self) -> torch.Tensor:
+        """The next block."""
+        return self._waiting.popleft()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStart:
+    """Where a run begins.
+
+    Attributes:
+        number: of the run, never used again.
+        first: the block; earlier ones are finished.
+        folder: of the video's snapshots.
+    """
+
+    number: int
+    first: int
+    folder: str
+
+
+class RunMonitor:
+    """A run of a plan by a worker pool, until its end or the first trouble.
+
+    Args:
+        pool, workers: who works.
+        plan, job: at what.
+        beginning: from where on.
+        received: takes up the blocks.
+        pause: holds further blocks back.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        workers: list[WorkerHandle],
+        plan: Plan,
+        job: VideoTask,
+        beginning: RunStart,
+        received: ReceivedBlocks,
+        pause: PauseFlag,
+    ):
+        self._pool, self._workers, self._plan, self._job, self._beginning = pool, workers, plan, job, beginning
+        self._blocks, self._received, self._pause = job.resolved.blocks, received, pause
+        self._allowed = self._next = beginning.first
+        self._seconds = [0.0] * len(workers)
+        self._events: dict[Any, int] = {}
+        """Stages that were asked for news."""
+        self._requested = [0.0] * len(workers)
+        self._audio_refs: dict[Any, int] = {}
+        """Blocks whose sound is being made into tokens."""
+        self._lost_link: tuple[float, int, str] | None = None
+        """Since when, at which stage, and in what words something is wrong whose cause is not known yet."""
+        clip_blocks = job.resolved.clip_blocks
+        self._total = task_count(plan.partition, self._blocks, clip_blocks=clip_blocks)
+        self._tasks = self._total - task_count(plan.partition, self._blocks, beginning.first, clip_blocks)
+        self._begin()
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage."""
+        return tuple(self._seconds)
+
+    def next_latent(self, block: int, on_task: OnTask, on_notice: OnNotice) -> torch.Tensor:
+        """Block number `block`, in order; with the last one all tasks are done and reported.
+
+        While the pause holds back what it needs, `on_notice` is called with that.
+
+        Raises:
+            WorkerError: a worker was lost, hung or failed.
+        """
+        last = block == self._blocks - 1
+        # As many blocks as there are stages are at work at once; two more may wait for the caller.
+        wanted = min(self._blocks, block + self._plan.partition.stages + 2)
+        while True:
+            if not self._pause.on:
+                self._allow(wanted)
+            if self._received and not (last and self._tasks < self._total):
+                break
+            if self._allowed < wanted:
+                self._pause.notify(on_notice)
+            self._poll(on_task)
+        return self._received.pop()
+
+    def _begin(self) -> None:
+        resolved, material, distance = self._job.resolved, self._job.conditioning, self._job.distance
+        schedule = NoiseSchedule.flow_matching(resolved.steps)
+        conditions = self._workers[0].call("embed", _own(material.prompt), [*schedule.timesteps, 0.0])
+        # Handed on only when it is there, so that a worker is never kept waiting by another.
+        self._pool.gather(self._plan, {0: conditions}, self._pool.limits.deadline, "embed the prompt")
+        begun = {}
+        for stage, worker in enumerate(self._workers):
+            spec = RunSpec(
+                run=self._beginning.number,
+                stage=stage,
+                partition=partition_to_wire(self._plan.partition),
+                blocks=self._blocks,
+                clip_blocks=resolved.clip_blocks,
+                first=self._beginning.first,
+                snapshot_blocks=self._plan.snapshot_blocks,
+                folder=self._beginning.folder,
+                seed=resolved.seed,
+                timesteps=schedule.timesteps,
+                sigmas=schedule.sigmas,
+                size=resolved.latent_size,
+                distance=(distance.kind, distance.value, distance.recorded),
+                reference=_own(material.reference),
+                motion=_own(material.motion),
+                compiler=compiler.COMPILER if self._plan.compiled else "",
+            )
+            begun[stage] = worker.call("begin", to_wire(spec), conditions)
+        # Blocks may be allowed and news be asked for only when the run is known.
+        self._pool.gather(self._plan, begun, self._pool.limits.deadline, "begin")
+        for stage in range(len(self._workers)):
+            self._request_events(stage)
+
+    def _request_events(self, stage: int) -> None:
+        self._requested[stage] = time.monotonic()
+        self._events[self._workers[stage].call("events", _EVENTS_SECONDS)] = stage
+
+    def _allow(self, blocks: int) -> None:
+        """Let the first so many blocks be worked on."""
+        for block in range(self._allowed, blocks):
+            features = self._job.conditioning.audio.block(block)
+            self._audio_refs[self._workers[0].call("embed_audio", features)] = block
+        self._allowed = max(self._allowed, blocks)
+
+    def _poll(self, on_task: OnTask) -> None:
+        """Wait a moment for answers and act on them."""
+        owing = [*self._events, *self._audio_refs]
+        if owing:
+            done = ray_compat.wait(owing, 0.5)
+        else:
+            done = []
+            time.sleep(0.1)
+        for ref in done:
+            if ref in self._audio_refs:
+                self._distribute_audio(self._audio_refs.pop(ref), ref)
+            else:
+                self._handle_events(self._events.pop(ref), ref, on_task)
+        self._check_silence()
+
+    def _distribute_audio(self, block: int, ref: Any) -> None:
+        """Give a block's sound to all stages."""
+        kind, value = self._pool.result(self._plan, 0, ref)
+        if kind != "ok":
+            raise self._pool.worker_lost(self._plan, 0, f"failed: {value[0]}", value[1])
+        for worker in self._workers:
+            worker.call("allow", self._beginning.number, block, ref)
+
+    def _handle_events(self, stage: int, ref: Any, on_task: OnTask) -> None:
+        kind, value = self._pool.result(self._plan, stage, ref)
+        if kind != "ok":
+            raise self._pool.worker_lost(self._plan, stage, f"failed: {value[0]}", value[1])
+        events = WorkerEvents(*value)
+        if events.state == "running":
+            self._request_events(stage)
+        self._seconds[stage] = events.seconds
+        for latent in events.latents:
+            self._received.add(self._next, latent)
+            self._next += 1
+        if events.fault is not None:
+            self._handle_fault(stage, WorkerFault(*events.fault))
+        elif events.state in ("stopped", "idle"):
+            self._handle_lost_link(stage, "stopped without being told to")
+        if events.busy > self._pool.limits.deadline:
+            happened = f"has hung for {events.busy:.0f} s in one task"
+            raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
+        for task in events.tasks:
+            self._tasks += 1
+            on_task(TaskReport(task_from_wire(task), stage, self._tasks, self._total))
+
+    def _handle_fault(self, stage: int, fault: WorkerFault) -> None:
+        if fault.kind == "link":
+            self._handle_lost_link(stage, fault.what)
+            return
+        nearest = fault.nearest or "Run it again."
+        raise self._pool.worker_lost(self._plan, stage, f"failed: {fault.what.rstrip('.')}", nearest)
+
+    def _handle_lost_link(self, stage: int, what: str) -> None:
+        self._lost_link = self._lost_link or (time.monotonic(), stage, what)
+
+    def _check_silence(self) -> None:
+        now = time.monotonic()
+        if self._events:
+            stage = min(self._events.values(), key=self._requested.__getitem__)
+            silent = now - self._requested[stage] - _EVENTS_SECONDS
+            if silent > PROBE_AFTER_SECONDS:
+                late = (
+                    s for s in self._events.values() if now - self._requested[s] - _EVENTS_SECONDS > PROBE_AFTER_SECONDS
+                )
+                self._pool.check_machines(self._plan, sorted(late))
+            if silent > self._pool.limits.deadline:
+                happened = f"has given no sign of life for {silent:.0f} s"
+                raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
+        if self._lost_link and now - self._lost_link[0] > _SECOND_HAND_SECONDS:
+            raise self._pool.worker_lost(self._plan, self._lost_link[1], self._lost_link[2], replaceable=True)
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in memory of its own, so that only what is seen of it is sent."""
+    return tensor.detach().cpu().clone()
+
+
+def superseded() -> LiveAvatarError:
+    """For a video that was left half made while another one began."""
+    return LiveAvatarError("Another video was begun on these workers before this one was finished.", "Run it again.")
+
+
+_numbers = itertools.count(1)
+"""Of videos and runs, in this process."""
+_log = logging.getLogger(__name__)
+
+
+class VideoRun:
+    """A job that a worker pool works at, in one run or several.
+
+    When a worker is lost, all stages go back to the latest boundary of which each has a snapshot, or to the beginning,
+    and compute from there; blocks that had come in before come in no second time.
+
+    Args:
+        pool: who works.
+        plan, model, job: at what.
+        pause: holds further blocks back.
+    """
+
+    def __init__(self, pool: WorkerPool, plan: Plan, model: WireModel, job: VideoTask, pause: PauseFlag):
+        self._pool, self._plan, self._model, self._job, self._pause = pool, plan, model, job, pause
+        self._received, self._restarts = ReceivedBlocks(), Restarts(pool.limits.restarts)
+        self._run: RunMonitor | None = None
+        self._folder = ""
+        self._lost: list[WorkerError] = []
+        """Those whose replacement was not told yet."""
+        self._seconds = (0.0,) * len(plan.stages)
+        """Of the runs before this one."""
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage."""
+        return _sums(self._seconds, self._run.seconds) if self._run else self._seconds
+
+    def next_latent(self, block: int, on_task: OnTask, on_notice: OnNotice) -> torch.Tensor:
+        """Block number `block`, in order; with the last one all tasks are done and reported.
+
+        Raises:
+            WorkerError: a worker failed, or was lost and may not be replaced.
+        """
+        while True:
+            try:
+                run = self._run or self._begin(on_notice)
+                return run.next_latent(block, on_task, on_notice)
+            except WorkerError as error:
+                self._seconds, self._run = self.seconds, None
+                if not self._restarts.allow(error, delivered=block):
+                    raise
+                _log.warning("A worker is replaced: %s", error)
+                self._lost.append(error)
+
+    def _begin(self, on_notice: OnNotice) -> RunMonitor:
+        workers = self._pool.start(self._plan, self._model, on_notice)
+        number = next(_numbers)
+        if not self._folder:
+            self._folder = self._pool.open_folder(number)
+        first = self._latest_boundary(workers) if self._lost else 0
+        beginning = RunStart(number, first, self._folder)
+        self._run = RunMonitor(self._pool, workers, self._plan, self._job, beginning, self._received, self._pause)
+        lost, self._lost = self._lost, []
+        for error in lost:
+            on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}.")
+        return self._run
+
+    def _latest_boundary(self, workers: list[WorkerHandle]) -> int:
+        """Where all can go on: what every stage has kept, and whose blocks have all come in."""
+        if not self._plan.snapshot_blocks:
+            return 0
+        asked = {}
+        for stage, worker in enumerate(workers):
+            steps = self._plan.stages[stage].steps
+            asked[stage] = worker.call("complete_snapshots", self._folder, stage, (steps.start, steps.stop))
+        kept = self._pool.gather(self._plan, asked, self._pool.limits.deadline, "look for its snapshots")
+        return latest_common(kept.values(), self._received.count)
+
+
+def _sums(left: Iterable[float], right: Iterable[float]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(left, right, strict=True))

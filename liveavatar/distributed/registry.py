@@ -1,0 +1,262 @@
+"""The registry of worker processes on this machine: written by every pool, readable by anybody of the same user."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import itertools
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cluster import driver_pid, process_exists, short_folder
+
+_LOG_LINES = 8
+_LINE_BYTES = 1024
+"""Longer lines are rare."""
+
+
+def process_start_time(pid: int) -> str | None:
+    """What tells a process from any other that has or had its number; None when it is gone, or nobody tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # The name, in brackets, may hold spaces and brackets itself.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        state, started = fields[0], fields[19]
+    except (OSError, IndexError):
+        return None
+    return None if state in "ZX" else f"{boot}/{started}"
+
+
+def output_file(pid: int) -> Path | None:
+    """The file that gets what the process says; None when it is gone, is another user's, or nobody tells."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/fd/1").readlink()
+    return None
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Host memory of a process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)
+
+
+class PidHandle:
+    """A process that keeps its number as long as it is held, so that a signal reaches it or nobody.
+
+    Args:
+        pid: its number.
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self._handle: int | None = None
+        try:
+            self._handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # old kernels and some sandboxes have no handles
+                raise ProcessLookupError(pid) from error
+
+    def kill(self, seconds: float) -> bool:
+        """End it at once; whether it was gone within so many seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._handle is None:
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+        return self._handle is None or bool(select.select([self._handle], [], [], seconds)[0])
+
+    def __enter__(self) -> PidHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def last_lines(log: Path, count: int = _LOG_LINES) -> list[str]:
+    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+_log = logging.getLogger("liveavatar")
+_numbers = itertools.count(1)
+_COMMAND_LETTERS = 60
+_END_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerRecord:
+    """A worker as its worker pool has written it down.
+
+    Attributes:
+        pid, start_time: of its process; see `processes.birth`.
+        stage: its number, from 0; None for encoders and VAE.
+        device: "cpu", "cuda:0".
+        log: the file that gets all it says.
+        since: when it was started, in seconds since 1970.
+    """
+
+    pid: int
+    start_time: str | None
+    stage: int | None
+    device: str
+    log: Path
+    since: float
+
+    @property
+    def state(self) -> str:
+        """ "alive", "dead", or "unknown" where the system does not tell who a process is."""
+        if self.is_alive:
+            return "alive"
+        return "dead" if self.start_time is not None or not process_exists(self.pid) else "unknown"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process of this number surely is the worker: born when it was, and speaking into its log."""
+        return (
+            self.start_time is not None
+            and process_start_time(self.pid) == self.start_time
+            and output_file(self.pid) == self.log
+        )
+
+    @property
+    def memory(self) -> int | None:
+        """Its host memory in bytes, as far as that is known."""
+        return resident_bytes(self.pid) if self.is_alive else None
+
+    def end(self) -> bool:
+        """End it, if it surely is the worker; whether it was, and is gone."""
+        try:
+            with PidHandle(self.pid) as grip:
+                return self.is_alive and grip.kill(_END_SECONDS)
+        except ProcessLookupError:
+            return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Driver:
+    """A process that has, or had, workers.
+
+    Attributes:
+        pid, command: of that process; what was typed to start it, in short.
+        folder: where its workers write.
+        left_over: whether the process has ended, so that the folder is of no use.
+        workers: in the order of their stages.
+    """
+
+    pid: int
+    command: str
+    folder: Path
+    left_over: bool
+    workers: tuple[WorkerRecord, ...]
+
+
+class WorkerFile:
+    """Where one worker pool is listed.
+
+    Args:
+        folder: of the process's workers.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = folder / f"crew-{next(_numbers)}.json"
+
+    def write(self, workers: Iterable[tuple[int, int | None, str, Path]]) -> None:
+        """List these workers, and no others: (pid, stage, device, log). No video fails because of that."""
+        listed = [
+            WorkerRecord(pid, process_start_time(pid), stage, device, log, self._listed_since(pid))
+            for pid, stage, device, log in workers
+        ]
+        rows = [dataclasses.asdict(worker) | {"log": str(worker.log)} for worker in listed]
+        own = {"pid": os.getpid(), "birth": process_start_time(os.getpid()), "command": _own_command()}
+        beside = self._file.with_suffix(".part")
+        try:
+            beside.write_text(json.dumps({"driver": own, "workers": rows}), encoding="utf-8")
+            beside.replace(self._file)
+        except OSError as error:
+            _log.warning("The workers cannot be listed in %s (%s).", self._file, error)
+
+    def remove(self) -> None:
+        """The worker pool has no workers any more."""
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
+
+    def _listed_since(self, pid: int) -> float:
+        """When a worker was listed first."""
+        known = {worker.pid: worker.since for _, _, workers in [_read(self._file)] for worker in workers}
+        return known.get(pid, time.time())
+
+
+def drivers() -> list[Driver]:
+    """All processes of this user whose workers' folder is there, by their number."""
+    found = []
+    for folder in short_folder().glob("la-*"):
+        pid = driver_pid(folder)
+        if pid is not None and _is_mine(folder):
+            found.append(_driver(pid, folder))
+    return sorted(found, key=lambda driver: (driver.pid, driver.folder))
+
+
+def stop(chosen: Sequence[Driver]) -> Iterator[tuple[WorkerRecord, bool]]:
+    """End their workers, each with whether it was there and ended, and remove what dead drivers have left."""
+    for driver in chosen:
+        for worker in driver.workers:
+            yield worker, worker.end()
+        if driver.left_over:
+            shutil.rmtree(driver.folder, ignore_errors=True)
+
+
+def _driver(pid: int, folder: Path) -> Driver:
+    pages = [_read(file) for file in sorted(folder.glob("crew-*.json"))]
+    births = {born for born, _, _ in pages if born is not None}
+    gone = not process_exists(pid) or bool(births and process_start_time(pid) not in births)
+    workers = sorted((w for _, _, listed in pages for w in listed), key=lambda w: (w.stage, w.pid))
+    return Driver(pid, next((c for _, c, _ in pages if c), ""), folder, gone, tuple(workers))
+
+
+def _read(file: Path) -> tuple[str | None, str, list[WorkerRecord]]:
+    """Birth and command of the driver, and its workers; nothing of what cannot be understood."""
+    try:
+        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        workers = [WorkerRecord(**{**row, "log": Path(row["log"]), "pid": int(row["pid"])}) for row in data["workers"]]
+        return data["driver"]["birth"], str(data["driver"]["command"]), workers
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, "", []
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether nobody else can have written there: what another user says of processes is not believed."""
+    if not hasattr(os, "getuid"):
+        return folder.is_dir()
+    with contextlib.suppress(OSError):
+        return folder.is_dir() and not folder.is_symlink() and folder.lstat().st_uid == os.getuid()
+    return False
+
+
+def _own_command() -> str:
+    command = " ".join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]] if sys.orig_argv else sys.argv)
+    line = " ".join(command.split())
+    return line if len(line) <= _COMMAND_LETTERS else f"{line[: _COMMAND_LETTERS - 3]}..."

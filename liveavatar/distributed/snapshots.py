@@ -1,0 +1,213 @@
+"""Snapshots of a stage between two blocks, as files, so that a worker that replaces it goes on from there.
+
+A snapshot at boundary b is all that the blocks before b left: for every step of the stage its KV caches, saved when
+block b - 1 has passed them and before block b does, and the second version of the sink, which never changes. Stages
+save while the pipeline runs, each at its own time; nobody waits for another, and nobody but a thread waits for the
+disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ..stage import Stage
+
+NUM_KEPT = 2
+"""Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
+_SINK = 1
+"""The version that is in use at every boundary."""
+_SINK_PART = "sink"
+_RESERVE = 2
+"""Snapshots that disk and memory must have room for before one is begun, because other stages need them too."""
+_log = logging.getLogger("liveavatar.worker")
+
+_Piece = tuple[int, str, Sequence[torch.Tensor]]
+"""A boundary, which part of its snapshot this is, and what its file will hold."""
+
+
+class Snapshots:
+    """The files of one stage in one run: per boundary one for each step, and one for the sink.
+
+    A snapshot that cannot be written is given up and logged: the run goes on, and an older one has to do.
+
+    Args:
+        folder: of the stage; made here.
+        steps: of the stage.
+        first: the boundary that the run begins at, whose files stay as they are; later ones are removed, because
+            their blocks are made anew. 0: all are removed.
+    """
+
+    def __init__(self, folder: Path, steps: range, first: int = 0):
+        self._folder, self._steps = folder, steps
+        self._wanted: dict[int, bool] = {}
+        """Boundaries of which something was to be saved, and whether there was room."""
+        self._missing: dict[int, int] = {}
+        """Boundaries that are being written, and how many files they still lack; like what follows the thread's own."""
+        self._complete = [b for b in complete_in(folder, steps) if b <= first]
+        self._failed: set[int] = set()
+        with contextlib.suppress(OSError):  # said by the first file
+            folder.mkdir(parents=True, exist_ok=True)
+        self._clean()
+        self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="liveavatar-snapshots", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Files to be written, about."""
+        return self._to_write.qsize()
+
+    def restore(self, boundary: int, stage: Stage) -> None:
+        """Give a new stage what one like it held at a boundary.
+
+        Raises:
+            OSError, SafetensorError: a file is not there or not whole.
+        """
+        stage.restore_sink(_SINK, _read(_file(self._folder, boundary, _SINK_PART)))
+        for step in self._steps:
+            stage.restore_kv_caches(step, _read(_file(self._folder, boundary, str(step))))
+
+    def save(self, boundary: int, step: int, stage: Stage) -> None:
+        """Copy what a step holds now; it is written soon."""
+        if boundary not in self._wanted:
+            self._wanted[boundary] = self._has_room(boundary, stage)
+            if self._wanted[boundary]:
+                self._to_write.put((boundary, _SINK_PART, stage.save_sink(_SINK)))
+        if self._wanted[boundary]:
+            self._to_write.put((boundary, str(step), stage.save_kv_caches(step)))
+
+    def close(self) -> None:
+        """Return when all that was saved is written."""
+        self._to_write.put(None)
+        self._thread.join()
+
+    def _has_room(self, boundary: int, stage: Stage) -> bool:
+        """Whether memory and disk can take a whole snapshot more."""
+        needed = _RESERVE * sum(
+            t.nbytes for kv_caches in stage.kv_caches.values() for r in kv_caches for t in r.tensors()
+        )
+        wanted = f"GB free, and {needed / 1e9:.3g} GB are wanted"
+        if self.waiting > len(_parts(self._steps)):
+            why = "the disk is too slow for those before it"
+        elif (free := _free_disk(self._folder)) < needed:
+            why = f"the disk has {free / 1e9:.3g} {wanted}"
+        elif (free := _free_memory()) < needed:
+            why = f"the memory has {free / 1e9:.3g} {wanted}"
+        else:
+            return True
+        _log.warning("no snapshot at block %s: %s", boundary, why)
+        return False
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while (piece := self._to_write.get()) is not None:
+                if piece[0] not in self._failed:
+                    self._write(*piece)
+
+    def _write(self, boundary: int, part: str, saved: Sequence[torch.Tensor]) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        path, missing = _file(self._folder, boundary, part), self._missing.pop(boundary, len(_parts(self._steps)))
+        unfinished = path.with_suffix(".part")
+        try:
+            save_file({str(number): tensor for number, tensor in enumerate(saved)}, unfinished)
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            _log.warning("no snapshot at block %s: %s", boundary, error)
+            self._failed.add(boundary)
+            self._clean()
+            return
+        if missing > 1:
+            self._missing[boundary] = missing - 1
+        else:
+            self._complete = [*self._complete, boundary][-NUM_KEPT:]
+            self._clean()
+
+    def _clean(self) -> None:
+        """Remove what is of no use any more."""
+        kept = {str(boundary) for boundary in (*self._complete, *self._missing)}
+        for path in _files(self._folder):
+            if path.suffix == ".part" or path.name.split("-")[0] not in kept:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def stage_folder(folder: str, stage: int) -> Path:
+    """Where a stage keeps its files: known by run and number, so that a worker finds those of the one before it."""
+    return Path(folder) / f"stage-{stage}"
+
+
+def complete_in(folder: Path, steps: range) -> tuple[int, ...]:
+    """The boundaries of which all files of a stage are there and whole, rising."""
+    names = (path.name.split("-")[0] for path in _files(folder))
+    found = {int(name) for name in names if name.isdecimal()}
+    return tuple(sorted(b for b in found if all(_whole(_file(folder, b, part)) for part in _parts(steps))))
+
+
+def latest_common(kept: Iterable[Iterable[int]], at_most: int) -> int:
+    """The greatest boundary that every stage has, and that is not beyond `at_most`; 0 where there is none."""
+    common = set.intersection(*map(set, kept))
+    return max((b for b in common if b <= at_most), default=0)
+
+
+def remove(folder: str) -> None:
+    """Remove all files of a run."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parts(steps: range) -> tuple[str, ...]:
+    """What one snapshot is made of."""
+    return (_SINK_PART, *map(str, steps))
+
+
+def _file(folder: Path, boundary: int, part: str) -> Path:
+    return folder / f"{boundary}-{part}.safetensors"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        yield from list(folder.iterdir())
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file is there and as long as it says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return "0" in file.keys()  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+
+
+def _read(path: Path) -> list[torch.Tensor]:
+    from safetensors.torch import load_file
+
+    held = load_file(path)
+    return [held[str(number)] for number in range(len(held))]
+
+
+def _free_disk(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0.0
+
+
+def _free_memory() -> float:
+    """Bytes of host memory that can be had; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)

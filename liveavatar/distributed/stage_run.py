@@ -1,0 +1,254 @@
+"""One run of one stage in its worker: inputs come in by their task, tasks run in the paced order, outputs go out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ..model.layer import AudioTokens, LayerOps
+from ..model.transformer import CausalS2VTransformer, TimestepEmbedding
+from ..noise_schedule import NoiseSchedule
+from ..planner import snapshot_due
+from ..request import SinkDistance
+from ..session import cpu_threads
+from ..stage import InitialInputs, Stage, StageConditioning, StageInput
+from ..storage import StorageConfig
+from ..task_graph import Denoise, Partition, Task, ends_block, followers, is_first
+from .links import ABORT, END, Link, ReceiveThread, SendThread
+from .snapshots import Snapshots, stage_folder
+from .topology import own_tasks
+from .wire import (
+    LoadSpec,
+    RunSpec,
+    WorkerEvents,
+    WorkerFault,
+    fault_from,
+    first_line,
+    is_out_of_memory,
+    partition_from_wire,
+    task_to_wire,
+    to_wire,
+)
+
+_log = logging.getLogger("liveavatar.worker")
+_POLL_SECONDS = 1.0
+
+
+class StageRun:
+    """A stage at work, in threads of its own.
+
+    Args:
+        load_spec, spec: what it does.
+        net: its layers.
+        ops: how they do what they do.
+        text, time: embedded prompt and timesteps.
+        incoming, outgoing: links by the neighbour's number.
+    """
+
+    def __init__(
+        self,
+        load_spec: LoadSpec,
+        spec: RunSpec,
+        net: CausalS2VTransformer,
+        ops: LayerOps,
+        text: torch.Tensor,
+        time: TimestepEmbedding,
+        incoming: Iterable[Link],
+        outgoing: Mapping[int, Link],
+    ):
+        self.load_spec, self.spec = load_spec, spec
+        self.partition: Partition = partition_from_wire(spec.partition)
+        self._steps = self.partition.step_groups[spec.stage // len(self.partition.layer_shards)]
+        self._net, self._ops, self._text, self._time = net, ops, text, time
+        self._device, self._dtype = torch.device(load_spec.device), getattr(torch, load_spec.dtype)
+        self._initial = InitialInputs(spec.reference, spec.seed, spec.size, self._dtype, spec.clip_blocks)
+        self._changed = threading.Condition()
+        self._inputs: dict[Task, StageInput] = {}
+        self._audio: dict[int, AudioTokens] = {}
+        """Of blocks that may be worked on."""
+        self._tasks: list[Task] = []
+        self._latents: list[torch.Tensor] = []
+        self._seconds = self._started = 0.0
+        self._done = 0
+        self._stopped = False
+        self._fault: WorkerFault | None = None
+        self._running = True
+        self._snapshots = self._opened_snapshots()
+        self._out = {stage: SendThread(link, self._lose) for stage, link in outgoing.items()}
+        self._in = [ReceiveThread(link, self._receive, self.stop, self._lose) for link in incoming]
+        self._thread = threading.Thread(target=self._run, name="liveavatar-stage", daemon=True)
+        self._thread.start()
+
+    # -- what the worker asks of it --
+
+    def allow(self, block: int, audio: AudioTokens) -> None:
+        """The block may be worked on; this is what it hears."""
+        with self._changed:
+            self._audio[block] = audio
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End before the next task."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def join(self) -> None:
+        """Wait until nothing of the run is left, neither work nor a input on its way."""
+        self._thread.join()
+        ends: list[SendThread | ReceiveThread] = [*self._out.values(), *self._in]
+        for end in ends:
+            while end.thread.is_alive():
+                end.thread.join(_POLL_SECONDS)
+                end.link.break_off()
+        if self._snapshots is not None:
+            self._snapshots.close()
+        # They know the shift and it knows them; so that links close when they are wired anew, not some time later.
+        self._out.clear()
+        self._in.clear()
+
+    def events(self, wait: float) -> WorkerEvents:
+        """What happened since the last call; waits up to `wait` seconds for something to happen."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tasks or self._fault or not self._running, wait)
+            tasks, self._tasks = self._tasks, []
+            latents, self._latents = self._latents, []
+            busy = time.monotonic() - self._started if self._started else 0.0
+            state = self._state()
+            fault = None if self._fault is None else to_wire(self._fault)
+            return WorkerEvents(state, tuple(map(task_to_wire, tasks)), tuple(latents), self._seconds, busy, fault)
+
+    def stats(self) -> tuple[str, int, float]:
+        """State, tasks run, and seconds busy with them."""
+        with self._changed:
+            return self._state(), self._done, self._seconds
+
+    def _state(self) -> str:
+        return "running" if self._running else "stopped" if self._stopped else "done"
+
+    # -- its threads --
+
+    def _receive(self, task: Task, inputs: StageInput) -> None:
+        with self._changed:
+            self._inputs[task] = inputs
+            self._changed.notify_all()
+
+    def _lose(self, error: BaseException) -> None:
+        """A neighbour is gone; who it was and why is known outside. Or there was no memory for what it sent."""
+        _log.info("a link broke: %s", error)
+        lost = WorkerFault("link", f"lost a neighbouring stage ({first_line(error)})", "")
+        self._fail(fault_from(error) if is_out_of_memory(error) else lost)
+
+    def _fail(self, fault: WorkerFault) -> None:
+        with self._changed:
+            self._fault = self._fault or fault
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        done = False
+        try:
+            with torch.inference_mode(), cpu_threads(self.load_spec.threads):
+                stage = self._stage()
+                if self.spec.first and self._snapshots is not None:
+                    self._snapshots.restore(self.spec.first, stage)
+                    _log.info("going on from block %s", self.spec.first)
+                done = all(self._step(stage, task) for task in self._own_tasks())
+        except BaseException as error:
+            fault = fault_from(error)
+            if fault.kind != "refused":
+                _log.exception("the stage failed")
+            self._fail(fault)
+        for out in self._out.values():
+            out.finish(END if done else ABORT)
+        with self._changed:
+            self._started = 0.0
+            self._inputs.clear()
+            self._audio.clear()
+            self._running = False
+            self._changed.notify_all()
+
+    def _own_tasks(self) -> Iterable[Task]:
+        o = self.spec
+        return own_tasks(self.partition, o.blocks, o.stage, o.first, o.clip_blocks)
+
+    def _opened_snapshots(self) -> Snapshots | None:
+        o = self.spec
+        return Snapshots(stage_folder(o.folder, o.stage), self._steps, o.first) if o.snapshot_blocks else None
+
+    def _save_snapshot(self, stage: Stage, task: Task) -> None:
+        """Save what the step holds, where the task was its last one before a boundary."""
+        o = self.spec
+        if self._snapshots is None or not isinstance(task, Denoise):
+            return
+        if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks, o.clip_blocks):
+            self._snapshots.save(task.block + 1, task.step, stage)
+
+    def _stage(self) -> Stage:
+        o = self.spec
+        rows, columns = (n // 2 for n in o.size)
+        conditions = StageConditioning(
+            rows=rows,
+            columns=columns,
+            schedule=NoiseSchedule(o.timesteps, o.sigmas),
+            seed=o.seed,
+            distance=SinkDistance(*o.distance),
+            prompt=self._text,
+            time=self._time,
+            motion=o.motion,
+            audio=self._audio.__getitem__,
+            clip_blocks=o.clip_blocks,
+        )
+        storage, work = StorageConfig(*self.load_spec.storage), self._ops
+        return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
+
+    def _step(self, stage: Stage, task: Task) -> bool:
+        """Run one task when its input is there; False when the run was stopped."""
+        inputs = self._wait_for(task)
+        if inputs is None:
+            return False
+        with self._changed:
+            self._started = time.monotonic()
+        left = stage.run(task, inputs)
+        if self._device.type == "cuda":
+            # Not the whole device: a transfer of a link may be on its way there, whose other end has gone.
+            torch.cuda.current_stream(self._device).synchronize()
+        latent = left.latent.float().cpu() if ends_block(self.partition, task) else None
+        self._send(task, left)
+        self._save_snapshot(stage, task)
+        with self._changed:
+            self._done += 1
+            self._seconds += time.monotonic() - self._started
+            self._started = 0.0
+            if isinstance(task, Denoise) and task.step == self._steps[-1]:
+                self._audio.pop(task.block)
+            if latent is not None:
+                self._latents.append(latent)
+            self._tasks.append(task)
+            self._changed.notify_all()
+        return True
+
+    def _wait_for(self, task: Task) -> StageInput | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._ready(task))
+            if self._stopped:
+                return None
+            return self._inputs.pop(task, None) or self._initial.stage_input(task)
+
+    def _ready(self, task: Task) -> bool:
+        if isinstance(task, Denoise) and task.block not in self._audio:
+            return False
+        return task in self._inputs or is_first(task)
+
+    def _send(self, task: Task, left: StageInput) -> None:
+        for follower in followers(self.partition, self.spec.blocks, task, self.spec.clip_blocks):
+            to = self.partition.stage_of(follower)
+            inputs = left.for_follower(task, follower)
+            if to == self.spec.stage:
+                self._receive(follower, inputs)
+            else:
+                self._out[to].put(follower, inputs)

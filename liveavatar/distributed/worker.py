@@ -1,0 +1,290 @@
+"""The worker process of a stage: what it does for its caller. Only plain data goes in and comes out (see `wire`)."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..components import Components
+from ..config import SPATIAL_STRIDE
+from ..engine.compile import CompiledLayers
+from ..engine.local import ModelCache
+from ..model.layer import EAGER, AudioTokens, LayerOps
+from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, TimestepEmbedding
+from ..offload.host_weights import HostWeightCache, remove_unused
+from ..offload.streams import limit_device_memory
+from ..session import cpu_threads
+from ..storage import StorageConfig, embedder_storage
+from . import cluster
+from .links import Link
+from .registry import last_lines
+from .snapshots import complete_in, remove, stage_folder
+from .stage_run import StageRun
+from .topology import LinkSpec
+from .wire import Handshake, LoadSpec, RunSpec, WireModel, WorkerEvents, WorkerStats, model_from_wire, to_wire
+
+_NAME = "weights"
+_READ = ("transformer", "config", "lora")
+"""Files of a model that the network's weights come from."""
+
+
+def host_weight_cache(model: WireModel, log: Path) -> HostWeightCache:
+    """For a worker's weights of a model, shared with the other workers on its machine.
+
+    Args:
+        model: as it is now: what was made of its files is not shared when they have changed.
+        log: of the worker.
+    """
+    return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))))
+
+
+def shared_folder(log: Path) -> Path:
+    """Where workers tell each other what they have read; it goes with Ray, or with the folder of their caller.
+
+    Where that is on another machine, a worker's log is in a folder of its own, and the one of all is of Ray's node.
+    """
+    if cluster.driver_pid(log.parent) == os.getpid():
+        return cluster.short_folder() / f"la-{os.getppid()}-{_NAME}"
+    return log.parent / _NAME
+
+
+def remove_shared_folder(log: Path) -> None:
+    """Remove the folder of all, unless others are in it yet."""
+    with contextlib.suppress(OSError):
+        remove_unused(shared_folder(log))
+
+
+def _file_state(model: WireModel) -> Iterator[tuple[str, int, int, int]]:
+    """What changes with the files that weights come from."""
+    for part, named in model[1]:
+        if part not in _READ or named is None:
+            continue
+        path = Path(named)
+        for file in (path, *sorted(path.parent.glob("*.safetensors"))) if path.suffix == ".json" else (path,):
+            with contextlib.suppress(OSError):  # opening the model will say what is wrong
+                found = file.stat()
+                yield str(file), found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class BaseWorker:
+    """A worker process.
+
+    Args:
+        log: the file that gets all it says.
+    """
+
+    def __init__(self, log: str) -> None:
+        self._log = Path(log)
+
+    def handshake(self) -> tuple[Any, ...]:
+        """See `Handshake`. Removes what workers that were killed have left on this machine."""
+        cluster.remove_leftovers()
+        return to_wire(Handshake.local())
+
+    def last_lines(self) -> list[str]:
+        """The end of its log."""
+        return last_lines(self._log)
+
+    def remove_log(self) -> None:
+        """Remove its log, with the folder that was made for it; called before the worker is ended."""
+        shutil.rmtree(self._log.parent, ignore_errors=True)
+
+
+_log = logging.getLogger("liveavatar.worker")
+_MEET = datetime.timedelta(seconds=30)
+
+
+class StageWorker(BaseWorker):
+    """One stage at a time, with its weights; both stay warm between runs.
+
+    Methods are called from several threads of Ray, so each sets its own thread's ways.
+
+    Args:
+        log: the file that gets all it says.
+    """
+
+    def __init__(self, log: str) -> None:
+        super().__init__(log)
+        self._models = ModelCache()
+        self._opened: tuple[WireModel, Components] | None = None
+        self._load_spec: LoadSpec | None = None
+        self._store: Any = None
+        self._hosted: Any = None
+        self._links: dict[tuple[int, int], Link] = {}
+        self._number = 0
+        self._run: StageRun | None = None
+
+    def load(self, *fields: Any) -> tuple[dict[str, int], dict[str, int]]:
+        """Load the weights of a load spec, let go of others.
+
+        Returns:
+            Bytes of weights by device, and those of them that other workers of this machine can share, by name.
+        """
+        spec = LoadSpec(*fields)
+        if spec != self._load_spec:
+            self._load_spec = None
+            self._models.release()
+        if self._opened is None or self._opened[0] != spec.model:
+            self._models = ModelCache(host_weight_cache(spec.model, self._log))
+            self._opened = (spec.model, model_from_wire(spec.model))
+        self._load_spec = spec
+        limit_device_memory(spec.device, spec.cap)
+        with torch.inference_mode(), cpu_threads(spec.threads):
+            self._net()
+            if spec.embedders:
+                self._embedders()
+        _log.info("layers %s-%s are loaded on %s", spec.layers[0], spec.layers[1] - 1, spec.device)
+        return self._models.bytes_by_device, self._models.shared_bytes
+
+    def remove_log(self) -> None:
+        """See `BaseWorker.remove_log`; what is shared with others is left to them."""
+        super().remove_log()
+        self._models.release()
+        remove_shared_folder(self._log)
+
+    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, form: int) -> None:
+        """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task."""
+        spec = self._loaded_spec
+        with torch.inference_mode(), cpu_threads(spec.threads):
+            self._compiled(size, compiler, clip_blocks).warm_up(self._net(), form, getattr(torch, spec.dtype))
+        _log.info("form %s is compiled for %sx%s", form, *size)
+
+    def host(self, here: str) -> int:
+        """Have a store where links meet, on a free port of this address; the port."""
+        import torch.distributed as dist
+
+        if self._hosted is None or self._hosted.host != here:
+            listening = socket.create_server((here, 0), backlog=64)
+            port = listening.getsockname()[1]
+            self._hosted = dist.TCPStore(
+                here, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+            )
+        return int(self._hosted.port)
+
+    def wire(
+        self, host: str, port: int, epoch: int, number: int, routes: tuple[tuple[Any, ...], ...], here: str
+    ) -> None:
+        """Meet the neighbours anew.
+
+        Args:
+            host, port: of the store where links meet.
+            epoch: of the wiring, so that no end meets one of an older wiring.
+            number: of this stage.
+            routes: all links; every worker makes its own in this order, or two could wait for each other.
+            here: the address to listen on.
+        """
+        import torch.distributed as dist
+
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._number = number
+        self._store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEET)
+        for route in (LinkSpec(*fields) for fields in routes):
+            if number in (route.sender, route.receiver):
+                pair = (route.sender, route.receiver)
+                name = f"{epoch}/{route.sender}-{route.receiver}"
+                device = torch.device(self._loaded_spec.device) if route.nccl else None
+                self._links[pair] = Link.connect(self._store, name, number == route.sender, here, device)
+
+    def embed(self, context: torch.Tensor, timesteps: list[float]) -> tuple[torch.Tensor, ...]:
+        """Embedded prompt and timesteps, for all stages."""
+        with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
+            net = self._embedders()
+            time = net.embed_timesteps(timesteps)
+            return net.embed_text(context).cpu(), time.head.cpu(), time.layers.cpu()
+
+    def embed_audio(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What a block [audio_layers, audio_dim, 12] sounds like to the layers, for all stages."""
+        with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
+            audio = self._embedders().embed_audio(features[None])
+            return audio.frame.cpu(), audio.tokens.cpu()
+
+    def complete_snapshots(self, folder: str, stage: int, steps: tuple[int, int]) -> tuple[int, ...]:
+        """The boundaries at which this machine has whole snapshots of a stage, whoever wrote them."""
+        return complete_in(stage_folder(folder, stage), range(*steps))
+
+    def remove_snapshots(self, folder: str) -> None:
+        """End the run, and remove its snapshots."""
+        self.stop()
+        remove(folder)
+
+    def begin(self, spec: tuple[Any, ...], conditioning: tuple[torch.Tensor, ...]) -> None:
+        """Start a run; it goes on by itself."""
+        text, head, layers = conditioning
+        incoming = [link for (_, to), link in self._links.items() if to == self._number]
+        outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
+        given = RunSpec(*spec)
+        _log.info("run %s: %s blocks of %sx%s", given.run, given.blocks, given.size[1] * 8, given.size[0] * 8)
+        time, net = TimestepEmbedding(head, layers), self._net()
+        self._run = StageRun(self._loaded_spec, given, net, self._ops(given), text, time, incoming, outgoing)
+
+    def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
+        """A block of this run may be worked on."""
+        if self._run is not None and self._run.spec.run == run:
+            self._run.allow(block, AudioTokens(*audio))
+
+    def events(self, wait: float) -> tuple[Any, ...]:
+        """See `StageRun.events`."""
+        idle = WorkerEvents("idle", (), (), 0.0, 0.0, None)
+        return to_wire(self._run.events(wait) if self._run is not None else idle)
+
+    def stats(self) -> tuple[Any, ...]:
+        """See `plain.Look`."""
+        run, spec = self._run, self._load_spec
+        so_far = run.stats() if run is not None else ("idle", 0, 0.0)
+        memory = (0, 0)
+        if spec is not None and torch.device(spec.device).type == "cuda":
+            memory = (torch.cuda.memory_allocated(spec.device), torch.cuda.memory_reserved(spec.device))
+        return to_wire(WorkerStats(*so_far, *memory))
+
+    def stop(self) -> None:
+        """End the run before its next task, and return when nothing of it is left."""
+        run = self._run
+        if run is not None:
+            run.stop()
+            run.join()
+            _log.info("run %s is over", run.spec.run)
+            self._run = None
+
+    @property
+    def _loaded_spec(self) -> LoadSpec:
+        if self._load_spec is None:
+            raise RuntimeError("nothing is loaded")
+        return self._load_spec
+
+    def _ops(self, spec: RunSpec) -> LayerOps:
+        height, width = (n * SPATIAL_STRIDE for n in spec.size)
+        if not spec.compiler:
+            return EAGER
+        return self._compiled((width, height), spec.compiler, spec.clip_blocks).ops
+
+    def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> CompiledLayers:
+        spec = self._loaded_spec
+        return self._models.compiled(spec.device, size, spec.threads, compiler, clip_blocks)
+
+    def _net(self) -> CausalS2VTransformer:
+        spec = self._loaded_spec
+        return self._slice(ModelSlice.of(range(*spec.layers), self._components.config), StorageConfig(*spec.storage))
+
+    def _embedders(self) -> CausalS2VTransformer:
+        return self._slice(EMBEDDERS, embedder_storage(StorageConfig(*self._loaded_spec.storage)))
+
+    def _slice(self, part: ModelSlice, storage: StorageConfig) -> CausalS2VTransformer:
+        spec = self._loaded_spec
+        return self._models.get(self._components, spec.device, part, getattr(torch, spec.dtype), storage)
+
+    @property
+    def _components(self) -> Components:
+        if self._opened is None:
+            raise RuntimeError("no model is open")
+        return self._opened[1]

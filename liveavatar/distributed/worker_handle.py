@@ -1,0 +1,360 @@
+"""The caller's handle of a worker process: launching it, calling it, compiling on it, and the errors that name its
+trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import compiler
+from ..device_names import DeviceName, Machine
+from ..engine.compile import compiled_notice, compiling_notice, forms
+from ..errors import LiveAvatarError
+from ..planner import Plan, suggest_next
+from ..session import OnNotice
+from . import ray_compat
+from .cluster import PROBE_SECONDS, is_listening
+from .registry import last_lines
+from .wire import Handshake, LoadSpec
+
+_PACK = Path(__file__).parents[2]
+"""The folder that holds `liveavatar`."""
+STAGE_WORKER_CLASS = "liveavatar.distributed.worker:StageWorker"
+_CALLS = 16
+"""Calls a worker answers side by side: one asks for news and waits, others allow blocks or stop."""
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, path: str = STAGE_WORKER_CLASS) -> Any:
+    """A worker process, as the handle of its Ray actor.
+
+    Args:
+        machine: id of the one where it works.
+        log: the file that gets all it says; "" for one in a folder of its own, on another machine.
+        threads: CPU threads, before a load spec sets its own.
+        alone: whether it meets workers of this machine only.
+        path: "module:class" of what it does.
+    """
+
+    class RemoteWorker:
+        """A worker, seen from outside. It raises nothing, because a caller may not know its classes."""
+
+        def __init__(self, log: str, path: str):
+            import faulthandler
+            import importlib
+            import logging
+            import os
+            import pathlib
+            import sys
+            import tempfile
+
+            if not log:
+                short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
+                log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
+            self._file = pathlib.Path(log).open("ab", buffering=0)  # noqa: SIM115
+            for stream in (1, 2):
+                os.dup2(self._file.fileno(), stream)
+            faulthandler.enable(self._file)
+            form = "%(asctime)s %(levelname)s %(message)s"
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
+            self._worker = None
+            try:
+                # Pickled by value, this class has no package of its own to import from relatively.
+                module, _, name = path.partition(":")
+                self._worker = getattr(importlib.import_module(module), name)(log)
+                self._fault_of = importlib.import_module("liveavatar.distributed.wire").fault_from
+            except ImportError as error:
+                self._missing = str(error)
+                logging.exception("the library is missing")
+
+        def call(self, name: str, *given: Any) -> tuple[str, Any]:
+            """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
+            import logging
+
+            if self._worker is None:
+                install = "Install the same version of this library, with its requirements, on that machine."
+                return "refused", (f"the library is not there or not whole ({self._missing})", install)
+            plain = []
+            for item in given:
+                if isinstance(item, tuple) and len(item) == 2 and item[0] in ("ok", "refused", "failed", "link"):
+                    if item[0] != "ok":
+                        return "link", ("got nothing from another stage", "")
+                    item = item[1]
+                plain.append(item)
+            try:
+                return "ok", getattr(self._worker, name)(*plain)
+            except BaseException as error:
+                logging.getLogger("liveavatar.worker").exception("%s failed", name)
+                fault = self._fault_of(error)
+                return fault.kind, (fault.what, fault.nearest)
+
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
+    options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
+    own: dict[str, Any] = {"env_vars": worker_environment(dict(os.environ), threads, alone)}
+    if log and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
+        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    return ray.remote(RemoteWorker).options(runtime_env=own, **options).remote(log, path)
+
+
+def worker_environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:
+    """What a worker's environment has that differs from this process's, or from that of its machine.
+
+    This library comes before all else on the path; where its folder does not exist, on another machine, the library
+    that is installed there is found. Workers that are alone on one machine meet on loopback, also for NCCL. An
+    allocator that the host chose for itself is not passed on, because it must be known before CUDA starts and is not
+    for workers to share; all devices stay visible. A run brings threads of its own, and an arena for each would keep
+    what they freed: 40 to 50 MB of a worker, for nothing.
+    """
+    path = os.pathsep.join([str(_PACK), *filter(None, [own.get("PYTHONPATH", "")])])
+    changed = {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(threads),
+        "MALLOC_ARENA_MAX": own.get("MALLOC_ARENA_MAX", "1"),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    }
+    if alone:
+        changed["NCCL_SOCKET_IFNAME"] = "lo"
+    for name in _ALLOCATOR:
+        if name in own:
+            kept = [part for part in own[name].split(",") if "cudamallocasync" not in part.lower()]
+            changed[name] = ",".join(kept)
+    return changed
+
+
+_DEVICE_FULL = "OutOfMemoryError"
+"""What PyTorch calls it, as `trouble.fault_from` tells it; a full host has other names."""
+
+
+class WorkerError(LiveAvatarError):
+    """A worker was lost, fell silent or failed; the next run starts it anew.
+
+    Attributes:
+        stage: which, from 0; -1 where no single one is to blame.
+        replaceable: whether another worker in its place may well do better: it was lost, hung or out of reach, and
+            neither its computation nor its memory was the cause.
+    """
+
+    def __init__(self, what: str, nearest: str = "", stage: int = -1, replaceable: bool = False):
+        super().__init__(what, nearest)
+        self.stage, self.replaceable = stage, replaceable
+
+
+@dataclasses.dataclass
+class FaultLimits:
+    """Of patience; may be changed at any time.
+
+    Attributes:
+        deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
+        restarts: how many workers may be replaced while a video is made.
+    """
+
+    deadline: float
+    restarts: int
+
+
+class Restarts:
+    """How often workers may still be replaced in a video.
+
+    Args:
+        most: times at all. The same stage is not replaced again before another block was delivered, because what
+            happened to it twice in a row happens a third time.
+    """
+
+    def __init__(self, most: int):
+        self._left = most
+        self._latest: dict[int, int] = {}
+        """By stage: how many blocks had been delivered when it was replaced."""
+
+    def allow(self, error: WorkerError, delivered: int) -> bool:
+        """Whether the worker may be replaced; if so, it counts as done.
+
+        Args:
+            error: what happened to it.
+            delivered: blocks that the caller has by now.
+        """
+        again = self._latest.get(error.stage) == delivered
+        if not error.replaceable or again or not self._left:
+            return False
+        self._left -= 1
+        self._latest[error.stage] = delivered
+        return True
+
+
+def stage_name(plan: Plan, stage: int) -> str:
+    """A stage in words: "Stage 2 of 3 (steps 0-3, layers 4-7, on cuda:1)"."""
+    s = plan.stages[stage]
+    return (
+        f"Stage {stage + 1} of {len(plan.stages)} ({_span('step', s.steps)}, {_span('layer', s.layers)}, on {s.device})"
+    )
+
+
+def worker_error(
+    plan: Plan, stage: int, happened: str, nearest: str, lines: list[str], replaceable: bool
+) -> WorkerError:
+    """One error that names the stage, what happened and what it said last.
+
+    Args:
+        happened: a sentence's end, after the name of the stage.
+        nearest: what to do.
+        lines: the last of its log.
+        replaceable: see `WorkerError`.
+    """
+    if _DEVICE_FULL in happened:
+        nearest = f"{suggest_next(plan)} {nearest}"
+    return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{log_tail_text(lines)}", stage, replaceable)
+
+
+def log_tail_text(lines: list[str]) -> str:
+    """The end of a log as the end of an error's text."""
+    return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+
+
+def _span(name: str, numbers: range) -> str:
+    return f"{name} {numbers[0]}" if len(numbers) == 1 else f"{name}s {numbers[0]}-{numbers[-1]}"
+
+
+_LINES_SECONDS = 1.0
+
+
+@dataclasses.dataclass
+class WorkerHandle:
+    """One worker process.
+
+    Attributes:
+        actor: its Ray handle.
+        machine: where it is.
+        log: its file; None on another machine.
+        number: of all that were started.
+        handshake: what it said first.
+        load_spec, loaded_bytes: the weights it holds, and their bytes by device.
+        shared_bytes: bytes among them in host memory that other workers of its machine can share, by the memory's name.
+        compiled: for which width and height, by which compiler, for how many blocks of a clip.
+        pending_stop: the answer that it is still owing.
+    """
+
+    actor: Any
+    machine: Machine
+    log: Path | None
+    number: int
+    handshake: Handshake | None = None
+    load_spec: LoadSpec | None = None
+    loaded_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    shared_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    compiled: set[tuple[tuple[int, int], str, int]] = dataclasses.field(default_factory=set)
+    pending_stop: Any = None
+
+    @classmethod
+    def start(
+        cls, number: int, machine: Machine, folder: Path | None, threads: int, alone: bool, worker_class: str
+    ) -> WorkerHandle:
+        """Start one.
+
+        Args:
+            number: of all that were started.
+            machine: where.
+            folder: for its log; None on another machine.
+            threads, alone, worker_class: see `launch_worker`.
+        """
+        log = folder / f"worker-{number}.log" if folder else None
+        with ray_compat.ray_gate.entered() as ray:
+            actor = launch_worker(ray, machine.id, str(log or ""), threads, alone, worker_class)
+        return cls(actor, machine, log, number)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, on its machine; 0 until it has started."""
+        return self.handshake.pid if self.handshake else 0
+
+    def call(self, name: str, *given: Any) -> Any:
+        """Call the worker; a reference to ("ok", result) or to (kind of fault, words)."""
+        return ray_compat.call(self.actor, name, *given)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether its machine is still there; asked of another machine only, within seconds."""
+        return self.log is not None or is_listening(self.machine.address, self.machine.port, PROBE_SECONDS)
+
+    def log_lines(self) -> list[str]:
+        """Its last log lines; from another machine only while it lives."""
+        if self.log is not None:
+            return last_lines(self.log)
+        with contextlib.suppress(Exception):
+            kind, lines = ray_compat.get(self.call("last_lines"), _LINES_SECONDS)
+            return list(lines) if kind == "ok" else []
+        return []
+
+    def kill(self) -> None:
+        """End the process, even one that hears nothing."""
+        with contextlib.suppress(Exception):
+            ray_compat.kill(self.actor)
+        if self.pid and self.log:  # a process of this machine
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def remove_logs(workers: list[WorkerHandle]) -> None:
+    """Have workers of other machines remove their logs, before they are ended."""
+    with contextlib.suppress(Exception):
+        asked = [worker.call("remove_log") for worker in workers if worker.log is None]
+        if asked:
+            ray_compat.wait(asked, _LINES_SECONDS, len(asked))
+
+
+COMPILE_TIMEOUT_SECONDS = 1800.0
+"""How long one form may take."""
+Gather = Callable[[Plan, dict[int, Any], float, str], dict[int, Any]]
+"""See `WorkerPool.gather`."""
+
+
+def compile_problem(plan: Plan, workers: list[WorkerHandle]) -> WorkerError | None:
+    """What to say where a worker's machine lacks what compiling takes; known before it loads anything."""
+    for number, (stage, worker) in enumerate(zip(plan.stages, workers, strict=True)):
+        kind = DeviceName.parse(stage.device).device.partition(":")[0]
+        lacks = worker.handshake.lacks.get(kind, "") if worker.handshake else ""
+        if plan.compiled and lacks and compiler.COMPILER == "inductor":
+            what = f"Stage {number + 1} of {len(workers)} ({stage.device}) cannot compile its layers: {lacks} missing."
+            return WorkerError(what, compiler.WITHOUT_COMPILE, number)
+    return None
+
+
+def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, on_notice: OnNotice) -> None:
+    """Have all workers compile that have not yet, each form on all of them at once.
+
+    Args:
+        on_notice: told between the forms, and what it took; what it raises ends it, and the next time goes on there.
+
+    Raises:
+        WorkerError: one could not.
+    """
+    if all_compiled(plan, workers):
+        return
+    wanted = _wanted(plan)
+    begun = time.monotonic()
+    for form in range(forms(plan.clip_blocks)):
+        on_notice(compiling_notice())
+        asked = {number: worker.call("compile", *wanted, form) for number, worker in enumerate(workers)}
+        gather(plan, asked, COMPILE_TIMEOUT_SECONDS, "compile its layers")
+    for worker in workers:
+        worker.compiled.add(wanted)
+    on_notice(compiled_notice(time.monotonic() - begun))
+
+
+def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:
+    """Whether nothing has to be compiled before a run, as far as is known."""
+    return not plan.compiled or all(_wanted(plan) in worker.compiled for worker in workers)
+
+
+def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int]:
+    """What layers are compiled for: the size of the image, the compiler, and the blocks of a clip."""
+    return plan.size, compiler.COMPILER, plan.clip_blocks

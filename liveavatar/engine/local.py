@@ -1,0 +1,367 @@
+"""All stages in this process: the embedded default, with no service beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+
+from .. import compiler
+from ..components import Components
+from ..model.layer import EAGER, AudioTokens, LayerOps
+from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
+from ..noise_schedule import NoiseSchedule
+from ..offload.host_weights import HostWeightCache, HostWeights
+from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
+from ..offload.streams import AsyncHostTensor, limit_device_memory
+from ..planner import Plan, StagePlan
+from ..session import OnNotice, OnTask, TaskReport, VideoTask, cpu_threads, ignore_notice
+from ..stage import InitialInputs, Stage, StageConditioning, StageInput
+from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
+from ..task_graph import Partition, Task, ends_block, followers, is_first, paced_order, task_count
+from ..weights.load import TensorDevice
+from .compile import CompiledLayers, compiled_notice, compiling_notice
+from .prefetch import PrefetchThread, all_on_accelerators
+
+
+class StageTimer:
+    """Adds up what each stage of a plan spends on its tasks.
+
+    On CUDA devices a task is bracketed by events and read after the run; elsewhere the wall clock tells. It may be read
+    in one thread while another one works.
+    """
+
+    def __init__(self, plan: Plan):
+        self._devices = [torch.device(s.device) for s in plan.stages]
+        self._wall = [0.0] * len(self._devices)
+        self._events: list[list[tuple[Any, Any]]] = [[] for _ in self._devices]
+        self._folding = threading.Lock()
+
+    @contextlib.contextmanager
+    def time(self, stage: int) -> Iterator[None]:
+        """Count what happens inside as work of `stage`."""
+        device = self._devices[stage]
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                before.record()
+                yield
+                after.record()
+            self._events[stage].append((before, after))
+            self._fold(stage, wait=False)
+        else:
+            start = time.perf_counter()
+            yield
+            self._wall[stage] += time.perf_counter() - start
+
+    def seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage so far."""
+        for stage in range(len(self._devices)):
+            self._fold(stage, wait=True)
+        return tuple(self._wall)
+
+    def _fold(self, stage: int, wait: bool) -> None:
+        """Turn finished event pairs into seconds, so that an endless run keeps only a few of them."""
+        waiting = self._events[stage]
+        with self._folding:
+            while waiting and (wait or waiting[0][1].query()):
+                before, after = waiting.pop(0)
+                after.synchronize()
+                self._wall[stage] += before.elapsed_time(after) / 1000
+
+
+_Key = tuple[str, ModelSlice, torch.dtype, StorageConfig]
+
+
+class ModelCache:
+    """A cache of loaded slices of one network, by device, slice, dtype and storage.
+
+    Args:
+        host_weights: of that network, for what lives on the host; parts that differ only in their device share it.
+    """
+
+    def __init__(self, host_weights: HostWeightCache | None = None) -> None:
+        self._host_weights = host_weights or HostWeightCache()
+        self._components: Components | None = None
+        self._loaded: dict[_Key, CausalS2VTransformer] = {}
+        self._compiled: dict[tuple[str, tuple[int, int], int, str, int], CompiledLayers] = {}
+
+    def get(
+        self,
+        components: Components,
+        device: str,
+        model_slice: ModelSlice,
+        dtype: torch.dtype,
+        storage: StorageConfig = PLAIN,
+    ) -> CausalS2VTransformer:
+        """A part, from memory or from its files. Another model, dtype or format takes the place of the old."""
+        kept = ((key[2], key[3].weights) for key in self._loaded)
+        if components is not self._components or any(form != (dtype, storage.weights) for form in kept):
+            self.release()
+            self._components = components
+        key = _key(device, model_slice, dtype, storage)
+        if key not in self._loaded:
+
+            def read(where: TensorDevice) -> CausalS2VTransformer:
+                return components.transformer(model_slice, where, dtype, storage.weights)
+
+            name = f"{dtype} {storage.weights}"
+            self._loaded[key] = load_offloaded(
+                read, model_slice.layers, torch.device(device), storage, self._host_weights, name
+            )
+        return self._loaded[key]
+
+    def is_loaded(
+        self,
+        components: Components,
+        device: str,
+        model_slice: ModelSlice,
+        dtype: torch.dtype,
+        storage: StorageConfig = PLAIN,
+    ) -> bool:
+        """Whether a part is loaded."""
+        return components is self._components and _key(device, model_slice, dtype, storage) in self._loaded
+
+    def compiled(
+        self, device: str, size: tuple[int, int], threads: int, compiler: str, window_blocks: int
+    ) -> CompiledLayers:
+        """What is compiled for them on a device; nothing at first.
+
+        Args:
+            device: by name.
+            size: width and height of the image.
+            threads: on the CPU; other code is made for another number.
+            compiler, window_blocks: see `CompiledLayers`.
+        """
+        key = (device, size, threads, compiler, window_blocks)
+        if key not in self._compiled:
+            self._compiled[key] = CompiledLayers(torch.device(device), size, compiler, window_blocks)
+        return self._compiled[key]
+
+    @property
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes of the loaded weights; those that live on the host count as the CPU's, once for all that share them."""
+        by_device: dict[str, int] = {}
+        for (device, *_), net in self._loaded.items():
+            by_device[device] = by_device.get(device, 0) + resident_bytes(net).device
+        for copy in self._shared_host_weights:
+            by_device["cpu"] = by_device.get("cpu", 0) + copy.nbytes
+        return {device: nbytes for device, nbytes in by_device.items() if nbytes}
+
+    @property
+    def shared_bytes(self) -> dict[str, int]:
+        """Bytes of what lives on the host and can be shared with other processes, by names that it has there."""
+        return {copy.name: copy.nbytes for copy in self._shared_host_weights if copy.name}
+
+    @property
+    def _shared_host_weights(self) -> list[HostWeights]:
+        """Each once."""
+        found = (host_weights_of(net) for net in self._loaded.values())
+        return list(dict.fromkeys(copy for copy in found if copy))
+
+    def release(self) -> None:
+        """Give all of it back."""
+        devices = {device for device, *_ in self._loaded}
+        self._loaded.clear()
+        self._compiled.clear()
+        self._host_weights.clear()
+        self._components = None
+        if any(torch.device(device).type == "cuda" for device in devices):
+            torch.cuda.empty_cache()
+
+
+def _key(device: str, model_slice: ModelSlice, dtype: torch.dtype, storage: StorageConfig) -> _Key:
+    """Keys and values are the stages' business: nets that differ in them alone are one."""
+    return device, model_slice, dtype, weight_storage(storage)
+
+
+class LocalEngine:
+    """Runs a plan in this process.
+
+    Weights are loaded at the first run and kept for the next ones, and so is what was compiled for them; everything
+    else lives as long as its run.
+
+    Args:
+        components: where weights come from.
+        plan: what runs where.
+        models: loaded weights, shared with other engines. Engines that compile and others do not disturb each other.
+        prefetch: whether a thread of its own makes the blocks, up to one ahead; by default where all stages are
+            on accelerators. The bits are the same.
+    """
+
+    def __init__(
+        self, components: Components, plan: Plan, models: ModelCache | None = None, prefetch: bool | None = None
+    ):
+        self.components, self.plan = components, plan
+        self._prefetch = all_on_accelerators(plan) if prefetch is None else prefetch
+        self._dtype: torch.dtype = getattr(torch, plan.dtype)
+        self._models = models or ModelCache()
+        self._timer = StageTimer(plan)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether all weights of the plan are there, and compiled for if it says so."""
+        all_loaded = all(
+            self._models.is_loaded(self.components, device, model_slice, self._dtype, storage)
+            for device, model_slice, storage in self._slices()
+        )
+        return all_loaded and not (self.plan.compiled and self._uncompiled())
+
+    def load(self, on_notice: OnNotice = ignore_notice) -> None:
+        """Load the weights now, and compile for them; stages that own the same layers on the same device share them.
+
+        Args:
+            on_notice: told between the forms that are compiled, and what it took.
+
+        Raises:
+            ModelError: the layers cannot be compiled here.
+        """
+        for stage in self.plan.stages:
+            limit_device_memory(stage.device, self.plan.cap)
+        for where in self._slices():
+            self._network(*where)
+        if self.plan.compiled and (uncompiled := self._uncompiled()):
+            self._compile(uncompiled, on_notice)
+
+    def _compile(self, stages: list[StagePlan], on_notice: OnNotice) -> None:
+        begun = time.perf_counter()
+        for stage in stages:
+            for form in range(self._compiled(stage).forms):
+                on_notice(compiling_notice())
+                with self._inference():
+                    self._compiled(stage).warm_up(self._network_of(stage), form, self._dtype)
+        on_notice(compiled_notice(time.perf_counter() - begun))
+
+    def _uncompiled(self) -> list[StagePlan]:
+        """Stages whose layers nothing was compiled for yet."""
+        return [
+            stage for stage in self.plan.stages if not self._compiled(stage).is_compiled_for(self._network_of(stage))
+        ]
+
+    def _compiled(self, stage: StagePlan) -> CompiledLayers:
+        plan = self.plan
+        return self._models.compiled(stage.device, plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks)
+
+    def _slices(self) -> Iterator[tuple[str, ModelSlice, StorageConfig]]:
+        """What is loaded where, and how it is kept."""
+        for stage in self.plan.stages:
+            yield stage.device, self._slice(stage.layers), stage.storage
+        yield self.plan.stages[0].device, EMBEDDERS, embedder_storage(self.plan.stages[0].storage)
+
+    def release(self) -> None:
+        """Give back the weights."""
+        self._models.release()
+
+    def stage_seconds(self) -> tuple[float, ...]:
+        """Busy seconds of each stage in the latest run."""
+        return self._timer.seconds()
+
+    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
+        """The finished latents [16, 3, h, w] of each block, in order, on the CPU. Notices are those of `load`.
+
+        Weights are loaded, and `on_task` is called, by whoever pulls.
+        """
+        self.load(on_notice)
+        self._timer = StageTimer(self.plan)
+        make = functools.partial(self._latents, job)
+        devices = (torch.device(stage.device) for stage in self.plan.stages)
+        with contextlib.closing(PrefetchThread(make, on_task, devices) if self._prefetch else make(on_task)) as blocks:
+            for latent in blocks:
+                yield latent.wait()
+
+    def _latents(self, job: VideoTask, on_task: OnTask) -> Generator[AsyncHostTensor, None, None]:
+        """The finished latents, on their way to the CPU."""
+        with self._inference():
+            run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
+        partition, blocks, clip_blocks = self.plan.partition, job.resolved.blocks, job.resolved.clip_blocks
+        total = task_count(partition, blocks, clip_blocks=clip_blocks)
+        for done, start in enumerate(paced_order(partition, blocks, clip_blocks=clip_blocks), 1):
+            with self._inference():
+                with self._timer.time(start.stage):
+                    finished = run.run(start.task)
+                latent = None if finished is None else AsyncHostTensor.copy_of(finished.float())
+            on_task(TaskReport(start.task, start.stage, done, total))
+            if latent is not None:
+                yield latent  # whoever takes it waits for it: the one wait of a block
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Entered anew for every task, because between two of them the thread may be the caller's."""
+        # Where nothing is summed on the CPU, the number of threads is left to the decoder, which may work meanwhile.
+        threads = contextlib.nullcontext() if all_on_accelerators(self.plan) else cpu_threads(self.plan.threads)
+        with torch.inference_mode(), threads:
+            yield
+
+    def _stages(self, job: VideoTask) -> list[Stage]:
+        conditioning = self._conditioning(job)
+        return [self._stage(planned, conditioning) for planned in self.plan.stages]
+
+    def _stage(self, planned: StagePlan, conditioning: StageConditioning) -> Stage:
+        """One stage of a run."""
+        there, net = torch.device(planned.device), self._network_of(planned)
+        return Stage(net, planned.steps, conditioning, there, self._dtype, planned.storage, self._ops(planned))
+
+    def _ops(self, stage: StagePlan) -> LayerOps:
+        """How the layers of a stage do what they do."""
+        return self._compiled(stage).ops if self.plan.compiled else EAGER
+
+    def _conditioning(self, job: VideoTask) -> StageConditioning:
+        embedders, resolved = self._embedders(), job.resolved
+        schedule = NoiseSchedule.flow_matching(resolved.steps)
+        rows, columns = (n // 2 for n in resolved.latent_size)
+        return StageConditioning(
+            rows=rows,
+            columns=columns,
+            schedule=schedule,
+            seed=resolved.seed,
+            distance=job.distance,
+            prompt=embedders.embed_text(job.conditioning.prompt),
+            time=embedders.embed_timesteps([*schedule.timesteps, 0.0]),
+            motion=job.conditioning.motion,
+            audio=self._audio_tokens(embedders, job),
+            clip_blocks=resolved.clip_blocks,
+        )
+
+    def _audio_tokens(self, embedders: CausalS2VTransformer, job: VideoTask) -> Callable[[int], AudioTokens]:
+        """What each block hears, kept for the blocks that are open."""
+
+        @functools.lru_cache(maxsize=self.plan.partition.stages + 1)
+        def audio(block: int) -> AudioTokens:
+            return embedders.embed_audio(job.conditioning.audio.block(block)[None])
+
+        return audio
+
+    def _slice(self, layers: range) -> ModelSlice:
+        return ModelSlice.of(layers, self.components.config)
+
+    def _embedders(self) -> CausalS2VTransformer:
+        return self._network(self.plan.stages[0].device, EMBEDDERS, embedder_storage(self.plan.stages[0].storage))
+
+    def _network_of(self, stage: StagePlan) -> CausalS2VTransformer:
+        return self._network(stage.device, self._slice(stage.layers), stage.storage)
+
+    def _network(self, device: str, model_slice: ModelSlice, storage: StorageConfig) -> CausalS2VTransformer:
+        return self._models.get(self.components, device, model_slice, self._dtype, storage)
+
+
+class _LocalRun:
+    """The inputs of tasks of one run, by the task that they wait for."""
+
+    def __init__(self, partition: Partition, job: VideoTask, stages: list[Stage], dtype: torch.dtype):
+        e = job.resolved
+        self.partition, self.blocks, self.clip_blocks, self.stages = partition, e.blocks, e.clip_blocks, stages
+        self.initial = InitialInputs(job.conditioning.reference, e.seed, e.latent_size, dtype, e.clip_blocks)
+        self.inputs: dict[Task, StageInput] = {}
+
+    def run(self, task: Task) -> torch.Tensor | None:
+        """Run one task; the latent when it ends its block."""
+        stage_input = self.initial.stage_input(task) if is_first(task) else self.inputs.pop(task)
+        left = self.stages[self.partition.stage_of(task)].run(task, stage_input)
+        for follower in followers(self.partition, self.blocks, task, self.clip_blocks):
+            self.inputs[follower] = left.for_follower(task, follower)
+        return left.latent if ends_block(self.partition, task) else None

@@ -1,0 +1,70 @@
+"""The devices that a plan may be chosen for: what is free on them now, and how fast they were measured to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from .doctor import Device, known_speeds
+from .doctor.report import FLOAT8_ROWS
+from .model.quantize import supports_fp8_matmul
+from .planner import DeviceSpeed, Hardware
+
+DetectHardware = Callable[[Mapping[str, int]], Hardware]
+"""Looks at the devices; given the bytes per device that the caller holds and can give back."""
+
+
+def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
+    """The devices of this machine, as fast as `liveavatar doctor` found them where it was asked to keep that.
+
+    Args:
+        loaded: bytes per device of the caller's weights, wherever they are held. What this process itself holds counts
+            as free in any case.
+
+    Raises:
+        PlanError: there are none.
+    """
+    hardware = Hardware.detect().with_freed(loaded).with_speeds(measured_speeds(known_speeds() or ()))
+    return hardware.with_fp8_support(
+        {c.name: supports_fp8_matmul(torch.device(c.name), by_row=True) for c in hardware.devices}
+    )
+
+
+def measured_speeds(devices: tuple[Device, ...]) -> dict[str, DeviceSpeed]:
+    """Speeds of the GPUs that were measured in all that a forecast rests on, by name.
+
+    Args:
+        devices: as `liveavatar.doctor.known_speeds` gives them.
+    """
+    found = {}
+    for device in devices:
+        if not device.is_gpu or device.compute is None or device.copies is None:
+            continue
+        plain, attention = (by.get("bfloat16") for by in (device.compute.matmul, device.compute.attention))
+        fp8, copy = device.compute.matmul.get(FLOAT8_ROWS), device.copies.pinned_in
+        if plain and attention and copy:
+            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, supports_fp8=fp8 is not None)
+    return found
+
+
+class CachedHardware:
+    """Hardware that is detected once: a plan must not change because its weights are loaded.
+
+    Args:
+        detect: at them.
+    """
+
+    def __init__(self, detect: DetectHardware):
+        self._detect = detect
+        self._hardware: Hardware | None = None
+
+    def hardware(self, loaded: Mapping[str, int]) -> Hardware:
+        """As they were at the first look since `clear`."""
+        if self._hardware is None:
+            self._hardware = self._detect(loaded)
+        return self._hardware
+
+    def clear(self) -> None:
+        """Look again the next time."""
+        self._hardware = None

@@ -1,0 +1,186 @@
+"""The KV cache of a layer: a rolling window of recent blocks per step, and the sink.
+
+Both kinds of cache answer the same question of a self-attention layer: given the keys and values of the tokens now
+passing, what do they attend to? A noise pass writes into the KV cache and sees the window and the sink; a prefill fills
+the sink and sees only itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS
+from .rope import Rope, apply_rope
+
+
+def window_tokens(frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> int:
+    """Tokens of a whole window."""
+    return window_blocks * BLOCK_LATENTS * frame_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Where a block writes in a KV cache and how much of the KV cache it sees, in tokens.
+
+    Attributes:
+        start, tokens: the block's own rows.
+        valid: how many rows have been written when the block is among them.
+    """
+
+    start: int
+    tokens: int
+    valid: int
+
+    @classmethod
+    def of(cls, block: int, frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> Window:
+        """The first blocks see only what was written; later ones the whole ring."""
+        tokens = BLOCK_LATENTS * frame_tokens
+        return cls(block % window_blocks * tokens, tokens, min(block + 1, window_blocks) * tokens)
+
+    @property
+    def own(self) -> slice:
+        """The rows the block writes."""
+        return slice(self.start, self.start + self.tokens)
+
+    @property
+    def earlier(self) -> tuple[slice, ...]:
+        """The rows of the blocks before it that are still in the KV cache."""
+        around = slice(0, self.start), slice(self.start + self.tokens, self.valid)
+        return tuple(rows for rows in around if rows.start < rows.stop)
+
+
+class KVCacheLayer(Protocol):
+    """Keys and values of the last blocks at one step, in one layer, wherever and in whatever they are kept."""
+
+    def prefetch(self, window: Window) -> None:
+        """A hint that the layer will soon work on a block: begin to get what is far away."""
+
+    def update(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sink_k: Sequence[torch.Tensor],
+        sink_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep a block's own rows, then list all it attends to.
+
+        Args:
+            window: of the block.
+            k, v: its keys (rotated) and values [block tokens, heads, head_dim].
+            sink_k, sink_v: what it attends to besides the window.
+
+        Returns:
+            Keys and values: the rows of the window in the order of the KV cache, then what is there besides; new
+            tensors.
+        """
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All it keeps from one block to the next; written into, they restore it."""
+
+
+@dataclasses.dataclass
+class RollingKVCache:
+    """Keys (rotated) and values of the last blocks at one step, in one layer.
+
+    Attributes:
+        k, v: [window blocks * block tokens, heads, head_dim]; block b lives in slot b mod window blocks.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        frame_tokens: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window_blocks: int = WINDOW_BLOCKS,
+    ) -> RollingKVCache:
+        """A KV cache for images of `frame_tokens` tokens per latent frame; what was not written is never read."""
+        shape = (window_tokens(frame_tokens, window_blocks), heads, head_dim)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+
+    def prefetch(self, window: Window) -> None:
+        """Nothing to do: the rows are there."""
+
+    def update(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sink_k: Sequence[torch.Tensor],
+        sink_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `KVCacheLayer.update`."""
+        self.k[window.own], self.v[window.own] = k, v
+        return torch.cat((self.k[: window.valid], *sink_k)), torch.cat((self.v[: window.valid], *sink_v))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """k and v."""
+        return self.k, self.v
+
+
+@dataclasses.dataclass(frozen=True)
+class SinkKV:
+    """What every block attends to besides its window, in one layer.
+
+    Attributes:
+        reference_k: [S, heads, head_dim], not rotated, because the reference moves along with the blocks.
+        motion_k: [1.5 S, heads, head_dim], rotated once, because motion never moves.
+        v: [2.5 S, heads, head_dim], reference first.
+    """
+
+    reference_k: torch.Tensor
+    motion_k: torch.Tensor
+    v: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCache:
+    """Cache of a denoising pass: the rolling KV cache of its step, and the sink with the reference at its present
+    distance.
+
+    Attributes:
+        kv_cache, window, sink: see there.
+        reference: rotation of the reference.
+        apply_rope: how keys are rotated.
+    """
+
+    kv_cache: KVCacheLayer
+    window: Window
+    sink: SinkKV
+    reference: Rope
+    apply_rope: Callable[[torch.Tensor, Rope], torch.Tensor] = apply_rope
+
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the block's own keys and values, then list all it attends to."""
+        sink_k = self.apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k
+        return self.kv_cache.update(self.window, self.apply_rope(k, rope), v, sink_k, (self.sink.v,))
+
+
+@dataclasses.dataclass
+class SinkRecorder:
+    """Recorder of a prefill: nothing is cached before it; its keys and values become the layer's sink.
+
+    Attributes:
+        reference_tokens: how many of the tokens, from the first, are the reference image.
+        sink: filled by the layer.
+    """
+
+    reference_tokens: int
+    sink: SinkKV | None = None
+
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the sink; the tokens attend to themselves only."""
+        rotated = apply_rope(k, rope)
+        n = self.reference_tokens
+        self.sink = SinkKV(k[:n].clone(), rotated[n:].clone(), v.clone())
+        return rotated, v

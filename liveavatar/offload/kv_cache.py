@@ -1,0 +1,279 @@
+"""KV caches that take less of the device: in fp8, and in the host's memory.
+
+A KV cache on the host borrows one of two device slots while its layer works. A slot is a KV cache of the same format,
+so the
+two ways of saving combine: what travels are the tensors the format keeps.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
+from ..storage import KVDtype, StorageConfig, kv_cache_bytes
+from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
+
+_E4M3_MAX = 448.0
+_NO_SCALE = 1e-12
+"""Smallest scale, so that a row of zeros is no division by zero."""
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Gives memory for a tensor."""
+
+
+@dataclasses.dataclass
+class Fp8KVCache:
+    """Keys (rotated) and values of the last blocks at one step, in one layer, in e4m3.
+
+    A block attends to its own rows as they are; only what later blocks see of it is rounded. Only new rows are
+    quantised, and only the layer that works is widened, straight into the keys and values it attends to.
+
+    Attributes:
+        k, v: [window blocks * block tokens, heads, head_dim] e4m3.
+        k_scale, v_scale: [window blocks * block tokens, heads, 1] float32.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor
+    v_scale: torch.Tensor
+
+    def prefetch(self, window: Window) -> None:
+        """Nothing to do: the rows are there."""
+
+    def update(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sink_k: Sequence[torch.Tensor],
+        sink_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RollingKVCache.update`."""
+        keys = _updated(self.k, self.k_scale, window, k, sink_k)
+        return keys, _updated(self.v, self.v_scale, window, v, sink_v)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """k, v and their scales."""
+        return self.k, self.v, self.k_scale, self.v_scale
+
+
+def _updated(
+    rows: torch.Tensor, scales: torch.Tensor, window: Window, new: torch.Tensor, sink: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    attended = new.new_empty((window.valid + sum(map(len, sink)), *new.shape[1:]))
+    for earlier in window.earlier:
+        attended[earlier].copy_(rows[earlier]).mul_(scales[earlier])
+    attended[window.own] = new
+    torch.cat(tuple(sink), out=attended[window.valid :])
+    rows[window.own], scales[window.own] = quantize_kv(new)
+    return attended
+
+
+def quantize_kv(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[tokens, heads, head_dim] -> e4m3 of the same shape and float32 scales [tokens, heads, 1].
+
+    The largest number of a token and head becomes the largest of the format, so no number is off by more than 1/16 of
+    itself or 1/2**18 of that largest one.
+    """
+    scale = (rows.abs().amax(-1, keepdim=True).float() / _E4M3_MAX).clamp_min_(_NO_SCALE)
+    return torch.div(rows, scale).to(torch.float8_e4m3fn), scale
+
+
+@dataclasses.dataclass(frozen=True)
+class KVCacheShape:
+    """What a KV cache has room for.
+
+    Attributes:
+        tokens: of a whole window.
+        heads, head_dim: of a token.
+        dtype: of the keys and values that pass.
+    """
+
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+def allocate_kv_cache_layer(kv_dtype: KVDtype, shape: KVCacheShape, allocate: Allocate) -> RollingKVCache | Fp8KVCache:
+    """A KV cache of a format, in memory that `allocate` gives; what was not written is never read."""
+    rows = (shape.tokens, shape.heads, shape.head_dim)
+    if kv_dtype == "plain":
+        return RollingKVCache(allocate(rows, shape.dtype), allocate(rows, shape.dtype))
+    k, v = (allocate(rows, torch.float8_e4m3fn) for _ in range(2))
+    return Fp8KVCache(k, v, *(allocate((*rows[:2], 1), torch.float32) for _ in range(2)))
+
+
+PADDING = 4 * ALIGNMENT
+"""Bytes that at most lie unused between the tensors of a KV cache in the host's memory."""
+
+
+class OffloadedKVCache:
+    """A KV cache in the host's memory.
+
+    Args:
+        host_cache: its rows.
+        double_buffer: the slots it borrows.
+        next_layer: the KV cache of the next layer at the same step, whose rows are fetched while this layer works.
+    """
+
+    def __init__(
+        self,
+        host_cache: RollingKVCache | Fp8KVCache,
+        double_buffer: KVDoubleBuffer,
+        next_layer: OffloadedKVCache | None,
+    ):
+        self.host_cache, self.next_layer, self._double_buffer = host_cache, next_layer, double_buffer
+        self.stored: StreamEvent = None
+        """When the rows that were last put away have arrived."""
+
+    def prefetch(self, window: Window) -> None:
+        """Begin to copy the rows of earlier blocks into a slot; what was fetched before and not used is forgotten."""
+        self._double_buffer.prefetch(self, window)
+
+    def update(
+        self,
+        window: Window,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sink_k: Sequence[torch.Tensor],
+        sink_v: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RollingKVCache.update`, in a slot; only the new rows are copied back."""
+        slot = self._double_buffer.acquire(self, window)
+        if self.next_layer is not None:
+            self._double_buffer.prefetch(self.next_layer, window)
+        self._double_buffer.streams.wait_event(slot.arrived)
+        attended = slot.kv_cache.update(window, k, v, sink_k, sink_v)
+        self._double_buffer.release(slot, self, window)
+        return attended
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Those that are kept on the host, once every copy from and to them is done: this waits."""
+        self._double_buffer.streams.synchronize()
+        return self.host_cache.tensors()
+
+
+@dataclasses.dataclass(eq=False)
+class _KVSlot:
+    """Room for one ring on the device.
+
+    Attributes:
+        kv_cache: the room.
+        holds: whose earlier rows were fetched for which window.
+        arrived: when they are there.
+        free: when the computation has done with the slot and the new rows have been copied out of it.
+    """
+
+    kv_cache: RollingKVCache | Fp8KVCache
+    free: StreamEvent
+    holds: tuple[OffloadedKVCache, Window] | None = None
+    arrived: StreamEvent = None
+
+
+class KVDoubleBuffer:
+    """Two slots on the device, shared by the KV caches of a stage: one works while the other is filled.
+
+    Args:
+        streams: of the device.
+        memory: where the KV caches lie; kept for as long as the slots are used.
+        allocate: makes the room of a slot.
+    """
+
+    def __init__(
+        self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | Fp8KVCache]
+    ):
+        self.streams, self._memory = streams, memory
+        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(2)]
+        self._slots = collections.deque(made)
+        """The one that was borrowed last stands last."""
+
+    def prefetch(self, offloaded: OffloadedKVCache, window: Window) -> _KVSlot:
+        """Copy the rows of earlier blocks into the slot that is not at work."""
+        slot = self._slots[0]
+        slot.holds = None
+        pairs = [
+            (target[rows], source[rows])
+            for target, source in zip(slot.kv_cache.tensors(), offloaded.host_cache.tensors(), strict=True)
+            for rows in window.earlier
+        ]
+        slot.arrived = self.streams.h2d(pairs, slot.free, offloaded.stored)
+        slot.holds = offloaded, window
+        return slot
+
+    def acquire(self, offloaded: OffloadedKVCache, window: Window) -> _KVSlot:
+        """The slot with the rows of a KV cache, fetched now if they were not before."""
+        slot = self._slots[0]
+        if slot.holds != (offloaded, window):
+            self.prefetch(offloaded, window)
+        self._slots.rotate(-1)
+        return slot
+
+    def release(self, slot: _KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
+        """Copy the new rows out; the slot is free once that and the computation are done."""
+        own = window.own
+        pairs = zip(offloaded.host_cache.tensors(), slot.kv_cache.tensors(), strict=True)
+        stored = self.streams.d2h([(to[own], of[own]) for to, of in pairs], self.streams.record_event())
+        slot.free = offloaded.stored = stored
+        slot.holds = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageKVCaches:
+    """The KV caches of a stage.
+
+    Attributes:
+        by_step: step -> one KV cache per layer, in the order of the layers.
+        transfer_stats: what they have copied between host and device.
+    """
+
+    by_step: dict[int, list[KVCacheLayer]]
+    transfer_stats: TransferStats
+
+
+def allocate_kv_caches(
+    storage: StorageConfig, steps: range, layers: int, shape: KVCacheShape, device: torch.device
+) -> StageKVCaches:
+    """Empty KV caches for some steps and so many layers, kept as the storage says.
+
+    Raises:
+        HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
+    """
+
+    def on_device(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    if not storage.kv_offload:
+        made: dict[int, list[KVCacheLayer]] = {
+            step: [allocate_kv_cache_layer(storage.kv_dtype, shape, on_device) for _ in range(layers)] for step in steps
+        }
+        return StageKVCaches(made, TransferStats())
+    streams = copy_streams(device)
+    layer_bytes = kv_cache_bytes(storage.kv_dtype, shape.tokens, shape.heads, shape.head_dim, shape.dtype.itemsize)
+    host_buffer = streams.pinned_buffer(len(steps) * layers * (layer_bytes + PADDING))
+    double_buffer = KVDoubleBuffer(
+        streams, host_buffer, lambda allocate: allocate_kv_cache_layer(storage.kv_dtype, shape, allocate)
+    )
+    return StageKVCaches(
+        {step: _linked_caches(storage.kv_dtype, layers, shape, host_buffer, double_buffer) for step in steps},
+        streams.transfer_stats,
+    )
+
+
+def _linked_caches(
+    kv_dtype: KVDtype, layers: int, shape: KVCacheShape, host_buffer: PinnedBuffer, double_buffer: KVDoubleBuffer
+) -> list[KVCacheLayer]:
+    """KV caches on the host, each of which knows the next."""
+    next_layer: OffloadedKVCache | None = None
+    caches: list[KVCacheLayer] = []
+    for _ in range(layers):
+        next_layer = OffloadedKVCache(
+            allocate_kv_cache_layer(kv_dtype, shape, host_buffer.allocate), double_buffer, next_layer
+        )
+        caches.insert(0, next_layer)
+    return caches

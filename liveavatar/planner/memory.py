@@ -1,0 +1,268 @@
+"""Bytes of all that a stage and the models beside it hold, counted for a network, its layers and a storage."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, MINI, SPATIAL_STRIDE, UNTRAINED, WINDOW_BLOCKS, ModelConfig
+from ..request import ResolvedRequest
+from ..storage import (
+    PLAIN,
+    KVDtype,
+    MemoryUse,
+    StorageConfig,
+    WeightFormat,
+    injector_matrices,
+    kv_cache_bytes,
+    kv_cache_resident_bytes,
+    kv_cache_transfer_bytes,
+    layer_matrices_without_injector,
+    layer_transfer_bytes,
+    layers_resident_bytes,
+    layers_transfer_bytes,
+    saved_bytes,
+    text_kv_bytes,
+    text_kv_resident_bytes,
+)
+from ..vae.tiling import WHOLE, Grid, Tiles
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per number of the dtypes a stage can work in."""
+SINK_FRAMES = 2.5
+"""Latent frames' worth of tokens in the sink: the reference, and the packed motion."""
+SINK_VERSIONS = 2
+"""Versions of the sink that overlap while it is refreshed."""
+_FLOAT32_BUFFERS = 6
+"""Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
+_FLOAT32_KEYS = 3
+"""Float32 copies of the keys of the prompt that are alive at once in their norm."""
+
+
+class LayerSizes:
+    """What the layers of a network take, stored in one way; how many of them are offloaded is said where it matters.
+
+    Args:
+        config: of the network.
+        frame_tokens: tokens per latent frame, T.
+        size: bytes per number of the working dtype.
+        storage: how things are kept.
+        window_blocks: blocks a KV cache holds: those of a clip.
+
+    Attributes:
+        sink, text: of one layer: both versions of the sink, and the prompt.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        frame_tokens: int,
+        size: int,
+        storage: StorageConfig,
+        window_blocks: int = WINDOW_BLOCKS,
+    ):
+        def kv_bytes(form: KVDtype, tokens: int) -> int:
+            return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
+
+        s, block = storage, BLOCK_LATENTS * frame_tokens
+        self._storage, self._last, self._injector_layers = s, config.num_layers, frozenset(config.audio_inject_layers)
+        self._window = window_blocks
+        self._layer, self._injector = layer_bytes(config, size, s.weights), injector_bytes(config, size, s.weights)
+        self._prompt = text_kv_bytes(config.dim, s.weights, size)
+        self._embed, self._head = embed_parameters(config) * size, head_parameters(config) * size
+        self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
+        self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
+        self.text = kv_bytes("plain", config.text_len)
+        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
+        self._text_kv_workspace = _text_kv_workspace_bytes(config, size, s)
+
+    @property
+    def layer_transfer_bytes(self) -> int:
+        """Of a layer where it is offloaded."""
+        return layer_transfer_bytes(self._storage, self._layer, self._prompt)
+
+    def weights_resident_bytes(self, layers: range, storage: StorageConfig) -> MemoryUse:
+        """Of layers, their injectors, and the ends of the network that belong to them.
+
+        Args:
+            layers: of the stage.
+            storage: the same as of all, but for how many are offloaded.
+        """
+        injectors = sum(layer in layers for layer in self._injector_layers)
+        ends = self._embed * (layers.start == 0) + self._head * (layers.stop == self._last)
+        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(
+            injectors * self._injector + ends
+        )
+
+    def kv_cache_resident_bytes(self, layers: int, steps: int) -> MemoryUse:
+        """Of so many layers and steps."""
+        return kv_cache_resident_bytes(self._storage, self._kv_cache, layers, steps)
+
+    def workspace(self, layers: int, steps: int) -> int:
+        """What work needs besides, at most.
+
+        The prompt is read before the KV caches and the sink are there: it counts as far as it does not fit in their
+        place.
+        """
+        text_kv = self._text_kv_workspace + text_kv_resident_bytes(self._storage, self._prompt, layers)
+        return max(self._task, text_kv - self.kv_cache_resident_bytes(layers, steps).device - layers * self.sink)
+
+    def transfer_bytes(self, layers: int, storage: StorageConfig) -> int:
+        """Bytes that a task in the full pipeline brings from the host, for so many layers; storage as in
+        `weights_resident_bytes`."""
+        rows, _ = kv_cache_transfer_bytes(storage, self._block, layers, self._window - 1)
+        return rows + layers_transfer_bytes(storage, self._layer, self._prompt)
+
+
+def layer_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
+    """Bytes of a layer's weights, without an injector."""
+    return _layer_parameters(config) * size - saved_bytes(layer_matrices_without_injector(config), weights, size)
+
+
+def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
+    """Bytes of an injector's weights."""
+    return _injector_parameters(config) * size - saved_bytes(injector_matrices(config), weights, size)
+
+
+def workspace_bytes(
+    config: ModelConfig,
+    frame_tokens: int,
+    size: int,
+    storage: StorageConfig = PLAIN,
+    window_blocks: int = WINDOW_BLOCKS,
+) -> int:
+    """What one task needs besides weights and memories, at most.
+
+    The keys and values of one layer side by side, the residual stream and its float32 copies, the widest activation
+    (the feed-forward or q, k and v), and the largest matrix once more where it is stored in another form.
+    """
+    tokens = BLOCK_LATENTS * frame_tokens
+    keys = int((window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens)
+    widest = max(config.ffn_dim, 4 * config.dim)
+    matrix = 0 if storage.weights == "plain" else config.ffn_dim * config.dim * size
+    return 2 * keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
+
+
+def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageConfig) -> int:
+    """What one layer needs to read the prompt besides weights and what it keeps.
+
+    The embedded prompt, its keys, their float32 copies, and a matrix once more where it is stored in another form.
+    """
+    matrix = 0 if storage.weights == "plain" else config.dim * config.dim * size
+    return config.text_len * config.dim * (_FLOAT32_KEYS * 4 + 2 * size) + matrix
+
+
+def layer_parameters(config: ModelConfig, layer: int) -> int:
+    """Numbers in one layer, with its injector if it has one."""
+    has_injector = layer in config.audio_inject_layers
+    return _layer_parameters(config) + (_injector_parameters(config) if has_injector else 0)
+
+
+def _layer_parameters(config: ModelConfig) -> int:
+    """Without an injector: two attentions, the feed-forward, its modulation and a norm."""
+    d = config.dim
+    return 2 * _attention_parameters(d) + 2 * d * config.ffn_dim + config.ffn_dim + d + 6 * d + 2 * d
+
+
+def _injector_parameters(config: ModelConfig) -> int:
+    d = config.dim
+    return _attention_parameters(d) + 2 * d * d + 2 * d
+
+
+def _attention_parameters(d: int) -> int:
+    return 4 * (d * d + d) + 2 * d
+
+
+def embed_parameters(config: ModelConfig) -> int:
+    """Numbers in the latent, pose, kind and motion embeddings."""
+    d = config.dim
+    patch = lambda channels, kernel: channels * kernel * d + d  # noqa: E731
+    packer = patch(config.in_dim, 4) + patch(config.in_dim, 32) + patch(config.in_dim, 256)
+    return patch(config.in_dim, 4) + patch(config.cond_dim, 4) + 3 * d + packer
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Numbers in the head."""
+    return 2 * config.dim + (config.dim + 1) * config.out_dim * 4
+
+
+def embedder_parameters(config: ModelConfig) -> int:
+    """Numbers in the embeddings of text, timesteps and audio."""
+    d, c = config.dim, config.audio_dim
+    text = (config.text_dim + 1) * d + (d + 1) * d
+    time = (config.freq_dim + 1) * d + (d + 1) * d + (d + 1) * 6 * d
+    first = (3 * c + 1) * (d // 4)
+    shared = (3 * (d // 4) + 1) * (d // 2) + (3 * (d // 2) + 1) * d
+    audio = config.audio_layers + d + first * config.num_audio_token + first + shared + (d + 1) * d
+    return text + time + audio
+
+
+_DECODE_WORK = 1.25
+"""Activations of a decode against its caches; 1.08 to 1.2 was found with every allocation tracked."""
+_FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
+"""Bytes per latent pixel of a block's pictures in float32, to which tiles add theirs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxModels:
+    """Sizes of the models beside the network.
+
+    Attributes:
+        vae: parameters of the VAE.
+        decode_state: numbers a decode remembers per latent pixel (h x w); constant from the second latent frame on.
+            1576 times the base width and 32 in the published VAE.
+        decode_flops: operations per latent pixel and latent frame.
+        text, audio: parameters of the encoders.
+    """
+
+    vae: int
+    decode_state: int
+    decode_flops: float
+    text: int
+    audio: int
+
+    def vae_bytes(self, resolved: ResolvedRequest, size: int, tiles: Tiles = WHOLE, on_gpu: bool = True) -> MemoryUse:
+        """Weights, decode caches and the activations of a decode.
+
+        In tiles, one tile's caches and activations are on the device, and the caches of all lie on the host. At
+        1280x704 in 16 bits the whole takes 9.8 GB, 4.3 of them caches. Four tiles would still take 6.8 with all caches
+        on the card; with those at rest on the host they take 3.1, and 4.9 there. To carry them there and back for every
+        block takes 0.4 s at 25 GB/s, where the network of a device that needs it takes ten or more.
+
+        Args:
+            resolved: what is decoded.
+            size: bytes per number.
+            tiles: rows and columns.
+            on_gpu: whether it is decoded on one; the memory of a CPU holds the caches of all tiles by itself.
+        """
+        grid = Grid.of(*resolved.latent_size, tiles)
+        cache = self.decode_state * size
+        device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
+        if tiles == WHOLE:
+            return MemoryUse(device)
+        height, width = resolved.latent_size
+        device += _FRAME_BYTES * height * width
+        kept = cache * grid.covered
+        return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
+
+    def decode_tflop(self, resolved: ResolvedRequest, latents: int, tiles: Tiles = WHOLE) -> float:
+        """10^12 operations to decode so many latent frames; where tiles overlap, twice."""
+        return self.decode_flops * Grid.of(*resolved.latent_size, tiles).covered * latents / 1e12
+
+    def encoder_bytes(self, size: int) -> int:
+        """The larger encoder: they are never there together."""
+        return max(self.text, self.audio) * size
+
+
+PUBLISHED_AUX = AuxModels(
+    vae=126_892_531, decode_state=151_328, decode_flops=2.163e9, text=5_680_910_336, audio=315_438_720
+)
+"""The Wan 2.1 VAE, UMT5-XXL and wav2vec2-large."""
+_SMALL = {
+    MINI: AuxModels(vae=2_050_595, decode_state=16_288, decode_flops=3.43e7, text=131_648, audio=215_136),
+    UNTRAINED: AuxModels(vae=188_211, decode_state=6_528, decode_flops=5.19e6, text=64_944, audio=189_472),
+}
+
+
+def aux_models(config: ModelConfig) -> AuxModels:
+    """Those of a network; one that is not known is taken to have the published ones, which are large."""
+    return _SMALL.get(config, PUBLISHED_AUX)

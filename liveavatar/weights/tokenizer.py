@@ -1,0 +1,93 @@
+"""The tokenizer that a text encoder's file carries: a sentencepiece model, as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..errors import ModelError
+from .formats import SPIECE
+from .source import SafetensorsSource
+
+_PAD, _END = 0, 1
+"""Tokens of the whole T5 family."""
+_NEAREST = "Download the text encoder again, or give the tokenizer folder google/umt5-xxl of Wan-AI/Wan2.2-S2V-14B."
+
+
+class SentencePieceTokenizer:
+    """Text to tokens as the model was trained: sentencepiece, then the end mark; a text holds no special words.
+
+    It is called as tokenizers of transformers are, for the one use this library has.
+
+    Args:
+        model: a serialised sentencepiece model.
+        vocabulary: rows of the text encoder's embedding.
+        origin: where the model comes from, for messages.
+
+    Raises:
+        ModelError: no sentencepiece model, or one of another text encoder.
+    """
+
+    def __init__(self, model: bytes, vocabulary: int, origin: str):
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._pieces = SentencePieceProcessor(model_proto=model)
+        except Exception as e:  # what damaged bytes make its parser raise has no common base
+            raise ModelError(f"The tokenizer in {origin} is damaged.", _NEAREST) from e
+        count, end = self._pieces.get_piece_size(), self._pieces.eos_id()
+        if not 0 < count <= vocabulary or end != _END:
+            raise ModelError(
+                f"The tokenizer in {origin} belongs to another text encoder: it has {count} pieces and the end mark "
+                f"{end}, where this one has {vocabulary} and {_END}.",
+                _NEAREST,
+            )
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        padding: str = "max_length",
+        truncation: bool = True,
+        add_special_tokens: bool = True,
+        return_tensors: str = "pt",
+    ) -> dict[str, torch.Tensor]:
+        """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
+        if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
+            raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
+        ids = torch.full((len(texts), max_length), _PAD)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            tokens = [*self._pieces.encode(text)[: max_length - 1], _END]
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def carries_tokenizer(path: Path) -> bool:
+    """Whether a text encoder's file holds a tokenizer too; a look at its header.
+
+    Raises:
+        ModelError: it is cut off, or what it holds under that name are no bytes.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    source = SafetensorsSource(path)
+    if SPIECE not in source.keys():  # noqa: SIM118 (not a mapping)
+        return False
+    if source.dtype(SPIECE) != "U8" or len(source.shape(SPIECE)) != 1 or not source.shape(SPIECE)[0]:
+        raise ModelError(f"The tokenizer in {path} is damaged.", _NEAREST)
+    return True
+
+
+def read_tokenizer(path: Path, vocabulary: int) -> SentencePieceTokenizer:
+    """The tokenizer in a text encoder's file.
+
+    Raises:
+        MissingFilesError: it holds none.
+        ModelError: damaged, or of another text encoder.
+    """
+    return SentencePieceTokenizer(SafetensorsSource(path).read(SPIECE).numpy().tobytes(), vocabulary, str(path))

@@ -1,0 +1,140 @@
+"""Between ComfyUI's values and the library's. Pure functions; poor but workable input is made to work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..liveavatar.config import ModelConfig
+from ..liveavatar.errors import AudioError, ImageError, RequestError
+from ..liveavatar.media.audio import AudioClip
+
+_PROMPT = "liveavatar_prompt"
+"""Where a CONDITIONING keeps the text of its prompt."""
+
+
+def image_array(image: Any) -> np.ndarray:
+    """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture; alpha is dropped, grey repeated.
+
+    Raises:
+        ImageError: no picture, or another shape.
+    """
+    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not len(image) or image.shape[-1] not in (1, 3, 4):
+        shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+        raise ImageError(f"The image is {shape}, not [pictures, height, width, 3].", "Connect core Load Image.")
+    first = image[0].detach().float().cpu()
+    rgb = first.expand(-1, -1, 3) if first.shape[-1] == 1 else first[..., :3]
+    if not torch.isfinite(rgb).all():
+        raise ImageError("The image holds values that are not numbers.", "Check the nodes before this one.")
+    return rgb.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+
+
+def audio_clip(audio: Any) -> AudioClip:
+    """AUDIO {"waveform": [B, C, T], "sample_rate"} -> the first sound of the batch.
+
+    Raises:
+        AudioError: no sound, or samples that are not numbers.
+    """
+    if not isinstance(audio, Mapping) or "waveform" not in audio:
+        raise AudioError(f"The audio is {type(audio).__name__}, not sound.", "Connect core Load Audio.")
+    waveform = audio["waveform"]
+    if waveform.ndim != 3 or not len(waveform):
+        raise AudioError(f"The audio is {list(waveform.shape)}, not [1, channels, samples].", "Connect Load Audio.")
+    samples = waveform[0].detach().float().cpu().T.numpy()
+    return AudioClip.from_array(samples, int(audio["sample_rate"]), "The connected audio")
+
+
+def prompt_embedding(positive: Any, config: ModelConfig) -> torch.Tensor:
+    """CONDITIONING [[tensor [1, n, text_dim], {}], ...] -> the first one, [n <= text_len, text_dim] float32.
+
+    Core pads with rows of zeros, as this library does itself.
+
+    Raises:
+        RequestError: no conditioning; whether its width fits is for the pipeline to say.
+    """
+    try:
+        rows = positive[0][0]
+        return rows[0, : config.text_len].detach().float().cpu()
+    except (TypeError, IndexError, KeyError) as error:
+        raise RequestError(
+            f"The conditioning is {type(positive).__name__} without any prompt.",
+            "Connect Text Encode (Live Avatar), or core CLIP Text Encode with a CLIP of type wan.",
+        ) from error
+
+
+def conditioning_of(prompt: str, context: torch.Tensor) -> list[list[Any]]:
+    """A prompt and its embedding [n, text_dim] -> CONDITIONING that `prompt_of` finds the prompt in.
+
+    Core's nodes copy what stands beside an embedding, also where they change it: so the prompt stands there together
+    with the embedding that it was encoded to.
+    """
+    embedding = context[None]
+    return [[embedding, {_PROMPT: (prompt, embedding)}]]
+
+
+def prompt_of(positive: Any) -> str | None:
+    """The text of the first prompt of a CONDITIONING; None where it is not known.
+
+    It is not where core encoded it, nor where the embedding has been changed since it was encoded.
+    """
+    embedding, *beside = positive[0]
+    prompt, encoded = beside[0].get(_PROMPT, (None, None)) if beside else (None, None)
+    if encoded is None or encoded.shape != embedding.shape:
+        return None
+    return prompt if torch.equal(encoded.float().cpu(), embedding.float().cpu()) else None
+
+
+def audio_states(output: Any) -> Sequence[torch.Tensor]:
+    """AUDIO_ENCODER_OUTPUT -> hidden states [n, channels], one per layer.
+
+    Raises:
+        AudioError: an output without the hidden states of all layers.
+    """
+    layers = output.get("encoded_audio_all_layers") if isinstance(output, Mapping) else None
+    if not layers:
+        raise AudioError(
+            "The audio encoder output has no hidden states of all layers.",
+            "Use core Audio Encoder Encode with a wav2vec2 encoder.",
+        )
+    return [layer[0] for layer in layers]
+
+
+class CoreAudioEncoder:
+    """Core's AUDIO_ENCODER as an audio encoder. Samples come normalised, so its own normalisation is left out.
+
+    Raises:
+        AudioError: not a wav2vec2 model.
+    """
+
+    def __init__(self, audio_encoder: Any):
+        self._model = getattr(audio_encoder, "model", None)
+        self._encoder = audio_encoder
+        if not all(hasattr(self._model, part) for part in ("feature_extractor", "feature_projection", "encoder")):
+            raise AudioError("The audio encoder is no wav2vec2 model.", "Load wav2vec2_large_english with core's node.")
+
+    @property
+    def layers(self) -> int:
+        """Hidden states, the input of the first layer included."""
+        return len(self._model.encoder.layers) + 1
+
+    @property
+    def channels(self) -> int:
+        """Width of a hidden state."""
+        return int(self._model.encoder.layer_norm.weight.shape[0])
+
+    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
+        """Normalised 16 kHz samples [n] -> hidden states [features, channels]."""
+        from .patcher import load_core_model
+
+        load_core_model(self._encoder.patcher)
+        values = torch.from_numpy(np.ascontiguousarray(samples))[None].to(self._encoder.load_device)
+        features = self._model.feature_projection(self._model.feature_extractor(values))
+        return [state[0].float() for state in self._model.encoder(features)[1]]
+
+
+def core_audio_encoder(audio_encoder: Any) -> CoreAudioEncoder:
+    """See `CoreAudioEncoder`."""
+    return CoreAudioEncoder(audio_encoder)
