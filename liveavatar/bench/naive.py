@@ -78,7 +78,7 @@ class NaiveStage(Stage):
         self.text = self.net.text_kv(self.conditioning.prompt.to(self.device, self.dtype))
         return super().run(task, stage_input)
 
-    def _kv_caches(self, task: Denoise) -> Sequence[KVCache]:
+    def _block_caches(self, task: Denoise) -> Sequence[KVCache]:
         version = sink_version(task.block)
         for old in [v for v in self.sinks if v < version and task.step == max(self._blocks)]:
             del self.sinks[old]

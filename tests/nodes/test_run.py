@@ -163,7 +163,7 @@ def test_a_second_decode_replays(nodes, host, latents):
 
 def test_cancel_leaves_as_comfyui_expects_and_the_next_run_is_whole(nodes, host, latents):
     expected = json.loads(decode(nodes, latents).args[1])["frames_sha256"]
-    take = type(latents)(latents.studio, latents.prospect, latents.voice, latents.context)
+    take = type(latents)(latents.pipeline, latents.spec, latents.audio, latents.context)
     count = 0
     original = host.modules["comfy.model_management"].processing_interrupted
 

@@ -18,7 +18,7 @@ NODES = sorted((PROJECT / "nodes").glob("*.py"))
 SHIPPED = [PROJECT / "__init__.py", *NODES, *sorted((PROJECT / "liveavatar").rglob("*.py"))]
 SCRIPTS = sorted((PROJECT / "web" / "js").glob("*.js"))
 HOST = {"comfy", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
-TOUCH_HOST = {"host.py", "patcher.py", "paths.py", "bridge.py"}
+TOUCH_HOST = {"host.py", "patcher.py", "paths.py", "convert.py"}
 AT_MODULE_SCOPE = {"comfy_api", "torch", "numpy", "safetensors", "einops"}
 HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision", "scipy"}
 

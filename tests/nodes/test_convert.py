@@ -6,8 +6,8 @@ import torch
 
 
 @pytest.fixture
-def bridge(pack):
-    return pack.nodes.bridge
+def convert(pack):
+    return pack.nodes.convert
 
 
 @pytest.fixture
@@ -17,40 +17,40 @@ def errors(pack):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_pictures_of_any_batch_and_channels(bridge, channels, batch):
+def test_pictures_of_any_batch_and_channels(convert, channels, batch):
     image = torch.rand(batch, 20, 30, channels)
-    picture = bridge.picture_of(image)
+    picture = convert.image_array(image)
     assert picture.shape == (20, 30, 3)
     assert picture.dtype == np.uint8
     first = image[0, ..., :3].expand(-1, -1, 3) if channels == 1 else image[0, ..., :3]
     np.testing.assert_allclose(picture / 255, first.numpy(), atol=0.5 / 255 + 1e-6)
 
 
-def test_pictures_beyond_white_are_clipped(bridge):
-    assert bridge.picture_of(torch.full((1, 4, 4, 3), 1.7)).max() == 255
-    assert bridge.picture_of(torch.full((1, 4, 4, 3), -0.2)).max() == 0
+def test_pictures_beyond_white_are_clipped(convert):
+    assert convert.image_array(torch.full((1, 4, 4, 3), 1.7)).max() == 255
+    assert convert.image_array(torch.full((1, 4, 4, 3), -0.2)).max() == 0
 
 
 @pytest.mark.parametrize("image", [None, torch.rand(4, 4, 3), torch.rand(0, 4, 4, 3), torch.rand(1, 4, 4, 2)])
-def test_what_is_no_picture_is_refused(bridge, errors, image):
+def test_what_is_no_picture_is_refused(convert, errors, image):
     with pytest.raises(errors.ImageError, match="Load Image"):
-        bridge.picture_of(image)
+        convert.image_array(image)
 
 
-def test_a_picture_with_nan_is_refused(bridge, errors):
+def test_a_picture_with_nan_is_refused(convert, errors):
     with pytest.raises(errors.ImageError, match="not numbers"):
-        bridge.picture_of(torch.full((1, 4, 4, 3), float("nan")))
+        convert.image_array(torch.full((1, 4, 4, 3), float("nan")))
 
 
 @pytest.mark.parametrize(("batch", "channels", "rate"), [(1, 1, 44_100), (2, 2, 48_000), (1, 6, 16_000)])
-def test_sound_of_any_batch_channels_and_rate(bridge, batch, channels, rate):
+def test_sound_of_any_batch_channels_and_rate(convert, batch, channels, rate):
     waveform = torch.rand(batch, channels, 100) - 0.5
-    sound = bridge.sound_of({"waveform": waveform, "sample_rate": rate})
+    sound = convert.audio_clip({"waveform": waveform, "sample_rate": rate})
     assert (sound.rate, sound.samples.shape) == (rate, (100, channels))
     np.testing.assert_array_equal(sound.samples, waveform[0].T.numpy())
 
 
-def test_a_lazy_mapping_is_sound_too(bridge):
+def test_a_lazy_mapping_is_sound_too(convert):
     from collections.abc import Mapping
 
     class Lazy(Mapping):
@@ -63,44 +63,44 @@ def test_a_lazy_mapping_is_sound_too(bridge):
         def __len__(self):
             return 2
 
-    assert bridge.sound_of(Lazy()).seconds == pytest.approx(50 / 16_000)
+    assert convert.audio_clip(Lazy()).seconds == pytest.approx(50 / 16_000)
 
 
 @pytest.mark.parametrize("audio", [None, [], {"sample_rate": 3}, {"waveform": torch.zeros(5), "sample_rate": 16_000}])
-def test_what_is_no_sound_is_refused(bridge, errors, audio):
+def test_what_is_no_sound_is_refused(convert, errors, audio):
     with pytest.raises(errors.AudioError):
-        bridge.sound_of(audio)
+        convert.audio_clip(audio)
 
 
-def test_sound_without_samples_or_with_nan_is_refused(bridge, errors):
+def test_sound_without_samples_or_with_nan_is_refused(convert, errors):
     for waveform in (torch.zeros(1, 1, 0), torch.full((1, 1, 9), float("inf"))):
         with pytest.raises(errors.AudioError):
-            bridge.sound_of({"waveform": waveform, "sample_rate": 16_000})
+            convert.audio_clip({"waveform": waveform, "sample_rate": 16_000})
 
 
-def test_conditioning_is_cut_to_what_the_model_reads(bridge, pack):
+def test_conditioning_is_cut_to_what_the_model_reads(convert, pack):
     config = pack.liveavatar.config.MINI
     rows = torch.randn(1, config.text_len + 7, config.text_dim, dtype=torch.float16)
-    context = bridge.context_of([[rows, {"pooled_output": None}], [rows * 2, {}]], config)
+    context = convert.prompt_embedding([[rows, {"pooled_output": None}], [rows * 2, {}]], config)
     assert context.dtype == torch.float32
     torch.testing.assert_close(context, rows[0, : config.text_len].float())
 
 
 @pytest.mark.parametrize("positive", [None, [], [[]], 7, [["words", {}]]])
-def test_what_is_no_conditioning_is_refused(bridge, errors, pack, positive):
+def test_what_is_no_conditioning_is_refused(convert, errors, pack, positive):
     with pytest.raises(errors.RequestError, match="CLIP Text Encode"):
-        bridge.context_of(positive, pack.liveavatar.config.MINI)
+        convert.prompt_embedding(positive, pack.liveavatar.config.MINI)
 
 
-def test_the_states_of_all_layers_are_taken(bridge, errors):
+def test_the_states_of_all_layers_are_taken(convert, errors):
     layers = tuple(torch.randn(1, 40, 8) for _ in range(3))
-    states = bridge.states_of({"encoded_audio": layers[-1], "encoded_audio_all_layers": layers, "audio_samples": 9})
+    states = convert.audio_states({"encoded_audio": layers[-1], "encoded_audio_all_layers": layers, "audio_samples": 9})
     assert [tuple(s.shape) for s in states] == [(40, 8)] * 3
     for wrong in (None, {"encoded_audio": layers[0]}, {"encoded_audio_all_layers": []}):
         with pytest.raises(errors.AudioError, match="all layers"):
-            bridge.states_of(wrong)
+            convert.audio_states(wrong)
 
 
-def test_an_encoder_of_another_kind_is_refused(bridge, errors):
+def test_an_encoder_of_another_kind_is_refused(convert, errors):
     with pytest.raises(errors.AudioError, match="wav2vec2"):
-        bridge.listener_of(object())
+        convert.core_audio_encoder(object())
