@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from .components import open_components
 from .config import PRESETS
-from .engine.backend import Backend
-from .errors import OutputError
+from .engine.backend import Backend, LocalBackend
 from .hardware_cache import DetectHardware, detect_hardware
-from .media.audio import AudioClip, read_audio
-from .media.image import check_image, read_image
-from .media.video import check_writable
-from .opening import VideoSpec, open_video
+from .media.audio import AudioClip
+from .pipeline import LiveAvatarPipeline, VideoJob, read_inputs
 from .placement import Placement, default_devices
 from .planner import Hardware, Plan
 from .receipt import Receipt
-from .recorder import OnProgress, Progress, VideoRecorder
+from .recorder import OnProgress, Progress, VideoSpec, check_outputs
 from .request import Request, ResolvedRequest, check_request, prompt_to_encode, resolve
 
 __all__ = [
@@ -75,15 +71,12 @@ def describe_video(
     prompt_to_encode(request.prompt)
     placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     placement.check_devices(elsewhere=True)
-    image_array = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    audio_data = audio if isinstance(audio, AudioClip) else read_audio(audio)
-    size = (image_array.shape[1], image_array.shape[0])
-    resolved = resolve(request, size, len(audio_data.samples), audio_data.rate)
+    pixels, clip, inputs = read_inputs(image, audio)
+    resolved = resolve(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
     components = open_components(model)
     hardware = functools.partial(detect, {})
     resolved, plan = placement.plan(resolved, components.config, components.name, hardware)
-    inputs = tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
-    return VideoSpec(components, request, resolved, plan, image_array, audio_data, inputs)
+    return VideoSpec(components, request, resolved, plan, pixels, clip, inputs)
 
 
 def plan_request(
@@ -148,49 +141,9 @@ def generate(
         Cancelled: on Ctrl-C or from `on_progress`; the file is playable and the receipt says so.
         LiveAvatarError: anything else that stopped the run; the receipt says so.
     """
-    out = Path(out)
+    check_outputs(out, receipt, spec.inputs)
     if backend is None:
         plan = spec.plan
         Placement(tuple(stage.device for stage in plan.stages), compile=plan.compiled).check_devices()
-    opener = functools.partial(open_video, backend=backend)
-    return VideoRecorder(spec, out, check_outputs(out, receipt, spec.inputs), on_progress, opener).run()
-
-
-def check_outputs(
-    out: str | os.PathLike[str],
-    receipt: str | os.PathLike[str] | None = None,
-    inputs: Iterable[str | os.PathLike[str]] = (),
-) -> Path:
-    """Make sure that a video and its receipt can be written, and would replace neither each other nor an input.
-
-    Nothing is created or changed.
-
-    Args:
-        out, receipt: as in `generate`.
-        inputs: files that must stay.
-
-    Returns:
-        The place of the receipt.
-
-    Raises:
-        OutputError: what is wrong, and another name.
-    """
-    out = Path(out)
-    receipt = Path(receipt) if receipt else out.with_suffix(".json")
-    check_writable(out)
-    if receipt.is_dir():
-        raise OutputError(f"The receipt {receipt} is a folder.", f"Name a file in it: {receipt / 'receipt.json'}.")
-    try:
-        tempfile.TemporaryFile(dir=receipt.absolute().parent).close()
-    except OSError as error:
-        raise OutputError(
-            f"The receipt {receipt} cannot be written ({error.strerror or error}).",
-            f"Choose another folder, or leave it out: it is {out.with_suffix('.json')} then.",
-        ) from error
-    if receipt.resolve() == out.resolve():
-        raise OutputError(f"Video and receipt are both {out}.", f"Write the receipt to {out.with_suffix('.json')}.")
-    kept = {Path(given).resolve() for given in inputs}
-    for name, path in (("video", out), ("receipt", receipt)):
-        if path.resolve() in kept:
-            raise OutputError(f"The {name} would replace {path}, which it is made from.", "Choose another name.")
-    return receipt
+    with contextlib.closing(VideoJob(LiveAvatarPipeline(spec.components, backend or LocalBackend()), spec)) as job:
+        return job.save(out, receipt, on_progress)

@@ -17,10 +17,13 @@ import numpy as np
 import torch
 
 from .components import Components
-from .config import MOTION_FRAMES
-from .encoders.audio import AudioFeatures, Tail, encode_audio
+from .config import BLOCK_FRAMES, MOTION_FRAMES
+from .encoders.audio import AudioEncoder, AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
+from .media.audio import AudioClip, mono_16k
+from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
+from .request import Request, ResolvedRequest
 from .session import OnNotice, cpu_threads, ignore_notice
 from .spool import Rows
 from .streams import Decoder
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 CheckCancelled = Callable[[], None]
 """Called while something takes long; what it raises ends the wait."""
+Phase = Callable[[str, float], None]
+"""Called with the name of what is being done and the finished share of it, 0 to 1; what it raises ends the work."""
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
 
@@ -206,3 +211,53 @@ def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles
             return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
 
     return decode
+
+
+def encode_prompt(encoders: Encoders, prompt: str, phase: Phase) -> torch.Tensor:
+    """Prompt features [n, text_dim] on the CPU."""
+    name = "reading the prompt"
+    phase(name, 0.0)
+    return encoders.encode_prompt(prompt, lambda: phase(name, 0.0))
+
+
+def encode_sound(
+    encoders: Encoders,
+    audio: AudioClip,
+    blocks: int,
+    *,
+    tail: Tail = "silence",
+    phase: Phase = lambda name, share: None,
+    audio_encoder: AudioEncoder | None = None,
+) -> AudioFeatures:
+    """Features of all of audio for so many blocks, encoded by the model's encoders or by the `audio_encoder` given."""
+    name = "listening to the sound"
+    phase(name, 0.0)
+    samples = mono_16k(audio)
+
+    def progress(share: float) -> None:
+        phase(name, share)
+
+    def check() -> None:
+        phase(name, 0.0)
+
+    frames = blocks * BLOCK_FRAMES
+    if audio_encoder is not None:
+        return encode_audio(audio_encoder, samples, frames, tail=tail, progress=progress, check=check)
+    return encoders.encode_audio(samples, frames, tail, progress, check)
+
+
+def encode_picture(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    image: np.ndarray,
+    phase: Phase,
+    tiles: Tiles = WHOLE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of the image [16, 1, h, w], and of it standing still for 73 frames [16, 19, h, w], on the CPU."""
+    name = "encoding the picture"
+    phase(name, 0.0)
+    pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
+    latents = encoders.encode_image(pixels, lambda: phase(name, 0.0), tiles)
+    phase(name, 1.0)
+    return latents

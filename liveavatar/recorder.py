@@ -7,22 +7,28 @@ import dataclasses
 import datetime
 import json
 import logging
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .codec import Phase
+from .components import Components
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
 from .interrupt import Interrupts, interrupts
-from .media.video import Probed, VideoWriter, probe
-from .opening import OpenVideoFactory, VideoSpec, open_video
+from .media.audio import AudioClip
+from .media.video import Probed, VideoWriter, check_writable, probe
 from .planner import Plan, suggest_next
 from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
+from .request import Request, ResolvedRequest
 from .session import Session, TaskReport
-from .streams import to_rgb24
+from .streams import FrameStream, to_rgb24
 from .task_graph import Task
 
 _log = logging.getLogger(__name__)
@@ -54,6 +60,45 @@ class Progress:
     stage: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class VideoSpec:
+    """The spec of a video, known before anything heavy is loaded.
+
+    Attributes:
+        components: where the weights would come from.
+        request, resolved: what was asked, and what that means.
+        plan: where it would run.
+        image: uint8 [H, W, 3].
+        audio: as read.
+        inputs: the files they were read from, which no output may replace.
+    """
+
+    components: Components
+    request: Request
+    resolved: ResolvedRequest
+    plan: Plan
+    image: np.ndarray
+    audio: AudioClip
+    inputs: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenVideo:
+    """A video ready to be recorded.
+
+    Attributes:
+        session: makes the latents.
+        frames: the video, decoded from them.
+    """
+
+    session: Session
+    frames: FrameStream
+
+
+OpenVideoFactory = Callable[[VideoSpec, Phase], AbstractContextManager[OpenVideo]]
+"""Makes ready what is recorded, and gives it back at the end."""
+
+
 OnProgress = Callable[[Progress], None]
 """Called after every task and in between; raising `Cancelled` in it ends the run and leaves a playable file."""
 
@@ -79,7 +124,7 @@ class VideoRecorder:
         out: Path,
         receipt_path: Path,
         on_progress: OnProgress,
-        opener: OpenVideoFactory = open_video,
+        opener: OpenVideoFactory,
         on_block: OnBlock = lambda frames: None,
     ):
         self.spec, self.out, self.receipt_path, self.on_progress = spec, out, receipt_path, on_progress
@@ -278,3 +323,43 @@ def out_of_memory(plan: Plan) -> PlanError:
 
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def check_outputs(
+    out: str | os.PathLike[str],
+    receipt: str | os.PathLike[str] | None = None,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> Path:
+    """Make sure that a video and its receipt can be written, and would replace neither each other nor an input.
+
+    Nothing is created or changed.
+
+    Args:
+        out, receipt: as in `generate`.
+        inputs: files that must stay.
+
+    Returns:
+        The place of the receipt.
+
+    Raises:
+        OutputError: what is wrong, and another name.
+    """
+    out = Path(out)
+    receipt = Path(receipt) if receipt else out.with_suffix(".json")
+    check_writable(out)
+    if receipt.is_dir():
+        raise OutputError(f"The receipt {receipt} is a folder.", f"Name a file in it: {receipt / 'receipt.json'}.")
+    try:
+        tempfile.TemporaryFile(dir=receipt.absolute().parent).close()
+    except OSError as error:
+        raise OutputError(
+            f"The receipt {receipt} cannot be written ({error.strerror or error}).",
+            f"Choose another folder, or leave it out: it is {out.with_suffix('.json')} then.",
+        ) from error
+    if receipt.resolve() == out.resolve():
+        raise OutputError(f"Video and receipt are both {out}.", f"Write the receipt to {out.with_suffix('.json')}.")
+    kept = {Path(given).resolve() for given in inputs}
+    for name, path in (("video", out), ("receipt", receipt)):
+        if path.resolve() in kept:
+            raise OutputError(f"The {name} would replace {path}, which it is made from.", "Choose another name.")
+    return receipt

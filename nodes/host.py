@@ -22,9 +22,9 @@ from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled
+from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
 from ..liveavatar.placement import Placement
 from ..liveavatar.recorder import GENERATING, Progress
-from ..liveavatar.studio import LiveAvatarPipeline, VideoJob, receipt_text
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage

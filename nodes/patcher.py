@@ -9,8 +9,8 @@ import comfy.model_management as mm
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.planner import Plan
-from ..liveavatar.studio import LiveAvatarPipeline
 
 
 class ModelStub(torch.nn.Module):

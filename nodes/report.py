@@ -10,9 +10,9 @@ import torch
 
 from ..liveavatar.cli.tables import note_lines, plan_lines, resolved_lines
 from ..liveavatar.errors import LiveAvatarError
+from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.planner import Plan
 from ..liveavatar.request import Request, image_size_for
-from ..liveavatar.studio import LiveAvatarPipeline
 from . import convert
 from .host import device_memory
 

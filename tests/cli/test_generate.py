@@ -1,5 +1,6 @@
 """`generate` from the outside: the file, its receipt, and the same frames however the work is cut."""
 
+import contextlib
 import hashlib
 import json
 
@@ -7,13 +8,8 @@ import av
 import pytest
 from cli.runs import generate, receipt, run, write_inputs, write_voice
 
-from liveavatar.api import describe_video
-from liveavatar.codec import ExecConfig, LocalEncoders
-from liveavatar.engine.local import LocalEngine
 from liveavatar.media.video import probe
-from liveavatar.prepare import prepare
-from liveavatar.request import Request
-from liveavatar.session import Session, VideoTask
+from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.streams import to_rgb24
 
 
@@ -74,14 +70,11 @@ def test_the_plan_is_in_the_file_itself(inputs, made):
 
 def test_the_frames_are_those_of_the_library(inputs, made):
     """What the receipt signs is recomputed from the stream of frames, without the writer."""
-    request = Request(size="64x64", seed=7, prompt="A woman says „hello“.")
-    p = describe_video(inputs / "portrait.png", inputs / "voice.wav", request, threads=1)
-    codec = LocalEncoders(p.components, ExecConfig("cpu", "float32", p.plan.threads))
-    material = prepare(codec, p.request, p.resolved, p.image, p.audio)
+    pipeline = LiveAvatarPipeline.from_pretrained("mini", threads=1)
+    job = pipeline(inputs / "portrait.png", inputs / "voice.wav", "A woman says „hello“.", size="64x64", seed=7)
     sha = hashlib.sha256()
-    job = VideoTask(p.resolved, material, request.sink_distance)
-    with Session(LocalEngine(p.components, p.plan), job, codec.decoder) as session:
-        for pixels in session.frames:
+    with contextlib.closing(job):
+        for pixels in job.frames():
             sha.update(to_rgb24(pixels).tobytes())
     assert sha.hexdigest() == receipt(inputs)["frames_sha256"]
 

@@ -9,29 +9,48 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, vae_decoder
-from .components import Components
+from .codec import Encoders, ExecConfig, Phase, encode_picture, encode_prompt, encode_sound, vae_decoder
+from .components import Components, open_components
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, gather_frame_features
-from .engine.backend import Backend
+from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, RequestError
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .media.audio import AudioClip
-from .media.image import check_image
-from .opening import OpenVideo, VideoSpec
+from .media.audio import AudioClip, read_audio
+from .media.image import check_image, read_image
+from .placement import Placement
 from .planner import Plan
-from .prepare import Phase, encode_picture, encode_prompt, encode_sound
 from .receipt import Receipt
-from .recorder import GENERATING, OnBlock, OnProgress, Progress, VideoRecorder
-from .request import Request, ResolvedRequest, check_request, frame_count, resolve, sample_count
+from .recorder import (
+    GENERATING,
+    OnBlock,
+    OnProgress,
+    OpenVideo,
+    Progress,
+    VideoRecorder,
+    VideoSpec,
+    check_outputs,
+)
+from .request import (
+    DEFAULT_PROMPT,
+    Request,
+    ResolvedRequest,
+    check_request,
+    frame_count,
+    prompt_to_encode,
+    resolve,
+    sample_count,
+)
 from .session import Conditioning, OpenDecoder, Session, VideoTask, ignore_notice
+from .streams import FrameStream
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -77,7 +96,75 @@ class LiveAvatarPipeline:
         self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
         self._hardware = CachedHardware(hardware)
         self.seconds_per_block: dict[tuple[int, int, int], float] = {}
-        """By tokens of a latent frame, steps and blocks of a clip: what the latest complete take needed."""
+        """By tokens of a latent frame, steps and blocks of a clip: what the latest complete video needed."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "mini",
+        *,
+        devices: Sequence[str] = (),
+        stages: str = "auto",
+        dtype: str | None = None,
+        threads: int | None = None,
+        placement: Placement | None = None,
+        backend: Backend | None = None,
+    ) -> LiveAvatarPipeline:
+        """A pipeline of a model that is on this machine; its files are found and checked, no weights are loaded.
+
+        Args:
+            model: "mini", "untrained", a model folder, or one safetensors file with the other parts beside it.
+            devices, stages, dtype, threads: as of `Placement`; all may be left to the library.
+            placement: everything that can be wished of the place, instead of these.
+            backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process.
+
+        Raises:
+            ModelError: no such model, or an incomplete one, with the command that fetches what is missing.
+            PlanError: a device that is not here.
+        """
+        placement = placement or Placement(tuple(devices), stages, dtype, threads)
+        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement))
+
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | np.ndarray,
+        audio: str | os.PathLike[str] | AudioClip,
+        prompt: str = DEFAULT_PROMPT,
+        **options: Any,
+    ) -> VideoJob:
+        """A video that waits to be watched or saved: inputs are read and the work is planned, nothing is loaded.
+
+        Args:
+            image: a file, or uint8 [H, W, 3].
+            audio: a file, or an `AudioClip`.
+            prompt: what the scene is like.
+            options: the other fields of `Request`: size, steps, seed, seconds...
+
+        Raises:
+            LiveAvatarError: the first thing found wrong, with the nearest that works.
+        """
+        return VideoJob(self, self.describe(image, audio, Request(prompt=prompt, **options)))
+
+    def describe(
+        self,
+        image: str | os.PathLike[str] | np.ndarray,
+        audio: str | os.PathLike[str] | AudioClip,
+        request: Request,
+    ) -> VideoSpec:
+        """Read the inputs, and say what a request would really make of them (`resolved`) and where (`plan`).
+
+        Args:
+            image, audio: as in `__call__`.
+            request: what to make.
+
+        Raises:
+            LiveAvatarError: as `__call__`.
+        """
+        check_request(request)
+        prompt_to_encode(request.prompt)
+        pixels, clip, inputs = read_inputs(image, audio)
+        resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
     def config(self) -> ModelConfig:
@@ -205,7 +292,14 @@ class VideoJob:
     again at block 0 and gives the same video.
     """
 
-    def __init__(self, pipeline: LiveAvatarPipeline, spec: VideoSpec, audio: AudioInput, context: torch.Tensor):
+    def __init__(
+        self,
+        pipeline: LiveAvatarPipeline,
+        spec: VideoSpec,
+        audio: AudioInput | None = None,
+        context: torch.Tensor | None = None,
+    ):
+        """What was encoded already is given; the rest is encoded when the video is first watched."""
         self.pipeline, self.spec, self.audio, self.context = pipeline, spec, audio, context
         self._session: Session | None = None
 
@@ -220,7 +314,7 @@ class VideoJob:
         return self._session is not None and self._session.latents.produced == self._session.latents.blocks
 
     def session(self, phase: Phase = _ignore_phase) -> Session:
-        """The session, with the image encoded; made at the first call."""
+        """The session, with everything encoded; made at the first call."""
         p = self.spec
         if not self.complete:
             self.pipeline.make_room(p.plan)
@@ -228,11 +322,37 @@ class VideoJob:
             phase("loading the VAE", 0.0)
             encoders = self.pipeline.encoders(p.plan)
             encoders.load_vae(lambda: phase("loading the VAE", 0.0))
-            reference, motion = encode_picture(encoders, p.request, p.resolved, p.image, phase, p.plan.vae_tiles)
-            conditioning = Conditioning(reference, motion, self.context, self.audio.features)
-            task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
+            task = VideoTask(p.resolved, self._conditioning(encoders, phase), p.request.sink_distance)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
+
+    def _conditioning(self, encoders: Encoders, phase: Phase) -> Conditioning:
+        """Prompt, audio and image, encoded where they are not yet."""
+        p, context = self.spec, self.context
+        if context is None:
+            context = encode_prompt(encoders, prompt_to_encode(p.resolved.prompt), phase)
+        if self.audio is not None:
+            features = self.audio.features
+        else:
+            used = p.audio.limited(p.resolved.samples / p.audio.rate)
+            features = encode_sound(encoders, used, p.resolved.blocks, tail=p.request.tail, phase=phase)
+        try:
+            reference, motion = encode_picture(encoders, p.request, p.resolved, p.image, phase, p.plan.vae_tiles)
+        except BaseException:
+            if self.audio is None:
+                features.close()
+            raise
+        return Conditioning(reference, motion, context, features)
+
+    def frames(self, phase: Phase = _ignore_phase) -> FrameStream:
+        """The video, block by block as it is made: pictures [3, n, H, W] in [-1, 1]; every consumer decodes anew."""
+        return self.session(phase).frames_through(self._decoder_factory(self.spec.plan, None))
+
+    def close(self) -> None:
+        """Stop the work and remove what was kept of it; the weights stay with the pipeline."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def latents(self, on_progress: OnProgress) -> torch.Tensor:
         """All latents at once, without the VAE's normalisation, as core keeps them: [1, 16, 3 blocks, h, w] float32.
@@ -252,20 +372,30 @@ class VideoJob:
 
     def save(
         self,
-        out: Path,
-        receipt: Path,
-        on_progress: OnProgress,
+        out: str | os.PathLike[str],
+        receipt: str | os.PathLike[str] | None = None,
+        on_progress: OnProgress = lambda progress: None,
         vae: AutoencoderKLWan | None = None,
         on_block: OnBlock = lambda frames: None,
     ) -> Receipt:
-        """Film it; as `api.generate`.
+        """Make the video, or replay it, and write its receipt beside it.
 
         Args:
-            out, receipt: known to be writable.
+            out: the MP4; it grows while frames are made and plays at any moment.
+            receipt: the JSON; by default the video's name with `.json`.
             on_progress: is called with the progress; may raise `Cancelled`.
             vae: decodes instead of the model's own.
-            on_block: sees every finished block.
+            on_block: is called with the frames of every finished block.
+
+        Returns:
+            The receipt as written, with status "complete".
+
+        Raises:
+            OutputError: see `check_outputs`, called before anything is loaded; or a disk that fills up meanwhile.
+            Cancelled: on Ctrl-C or from `on_progress`; the file is playable and the receipt says so.
+            LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
+        out, receipt = Path(out), check_outputs(out, receipt, self.spec.inputs)
 
         @contextlib.contextmanager
         def open_video(spec: VideoSpec, phase: Phase) -> Iterator[OpenVideo]:
@@ -307,3 +437,16 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
     check_request(request)
     used = sample_count(request, len(audio.samples), audio.rate)
     return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)
+
+
+def read_inputs(
+    image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
+) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
+    """The image as uint8 [H, W, 3], the audio, and the files they were read from.
+
+    Raises:
+        ImageError, AudioError: what cannot be read or used.
+    """
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -1,27 +1,41 @@
-"""A studio's steps give what the front door gives in one go, and what is kept is used again."""
+"""The pipeline: its steps give what it gives in one go, and what is kept is used again."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli.runs import write_inputs
 
+import liveavatar
 from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.config import MINI
 from liveavatar.encoders.audio import encode_audio, gather_frame_features, hidden_states
 from liveavatar.engine.backend import LocalBackend
-from liveavatar.errors import AudioError, Cancelled, ImageError, PlanError, RequestError
+from liveavatar.errors import (
+    AudioError,
+    Cancelled,
+    ImageError,
+    OutputError,
+    PlanError,
+    RequestError,
+    SizeError,
+)
 from liveavatar.media.audio import AudioClip
+from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
 from liveavatar.placement import Placement
 from liveavatar.recorder import GENERATING, Progress
 from liveavatar.request import Request
 from liveavatar.session import OnNotice, OnTask, VideoTask, ignore_notice
-from liveavatar.studio import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
+from liveavatar.streams import to_rgb24
 from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
 
@@ -40,23 +54,23 @@ def sound(seconds: float = SECONDS, rate: int = 22_050) -> AudioClip:
 
 
 @pytest.fixture(scope="module")
-def studio() -> LiveAvatarPipeline:
+def pipeline() -> LiveAvatarPipeline:
     return LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
 
 
 @pytest.fixture(scope="module")
-def voice(studio: LiveAvatarPipeline) -> AudioInput:
-    return studio.encode_audio(sound())
+def voice(pipeline: LiveAvatarPipeline) -> AudioInput:
+    return pipeline.encode_audio(sound())
 
 
 @pytest.fixture(scope="module")
-def context(studio: LiveAvatarPipeline) -> torch.Tensor:
-    return studio.encode_prompt(REQUEST.prompt)
+def context(pipeline: LiveAvatarPipeline) -> torch.Tensor:
+    return pipeline.encode_prompt(REQUEST.prompt)
 
 
 @pytest.fixture
-def take(studio: LiveAvatarPipeline, voice: AudioInput, context: torch.Tensor) -> VideoJob:
-    return studio.prepare(REQUEST, picture(), voice, context)
+def job(pipeline: LiveAvatarPipeline, voice: AudioInput, context: torch.Tensor) -> VideoJob:
+    return pipeline.prepare(REQUEST, picture(), voice, context)
 
 
 class Heard:
@@ -73,13 +87,13 @@ class Heard:
             raise Cancelled("Enough.")
 
 
-def film(take: VideoJob, folder: Path, name: str = "a", heard: Heard | None = None):
-    return take.save(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
+def film(job: VideoJob, folder: Path, name: str = "a", heard: Heard | None = None):
+    return job.save(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
 
 
-def test_steps_give_the_frames_of_the_front_door(take, tmp_path):
+def test_steps_give_the_frames_of_the_front_door(job, tmp_path):
     prospect = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
-    assert film(take, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
+    assert film(job, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
 
 
 class Telling(LocalBackend):
@@ -115,38 +129,38 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
     assert json.loads(receipt.read_text())["notices"] == list(told[:2])
 
 
-def test_notices_reach_who_collects_latents(studio, voice, context):
-    telling, phases = LiveAvatarPipeline(studio.components, Telling(Placement(("cpu",), threads=1))), []
+def test_notices_reach_who_collects_latents(pipeline, voice, context):
+    telling, phases = LiveAvatarPipeline(pipeline.components, Telling(Placement(("cpu",), threads=1))), []
     telling.prepare(REQUEST, picture(), voice, context).latents(lambda progress: phases.append(progress.phase))
     assert "Before block 1." in phases
 
 
-def test_a_finished_take_is_replayed_without_a_task(take, tmp_path):
+def test_a_finished_take_is_replayed_without_a_task(job, tmp_path):
     first, again = Heard(), Heard()
-    made = film(take, tmp_path, "a", first)
-    assert film(take, tmp_path, "b", again).frames_sha256 == made.frames_sha256
-    effective = take.spec.resolved
-    assert first.tasks >= task_count(take.prospect.plan.cut, effective.blocks)
+    made = film(job, tmp_path, "a", first)
+    assert film(job, tmp_path, "b", again).frames_sha256 == made.frames_sha256
+    effective = job.spec.resolved
+    assert first.tasks >= task_count(job.spec.plan.cut, effective.blocks)
     assert again.tasks == 0
     assert again.phases.count(GENERATING) == effective.blocks
     assert "loading the network" not in again.phases
 
 
-def test_a_take_that_was_broken_off_begins_again_and_ends_the_same(studio, voice, context, tmp_path):
-    whole = film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "whole")
-    take = studio.prepare(REQUEST, picture(), voice, context)
+def test_a_take_that_was_broken_off_begins_again_and_ends_the_same(pipeline, voice, context, tmp_path):
+    whole = film(pipeline.prepare(REQUEST, picture(), voice, context), tmp_path, "whole")
+    job = pipeline.prepare(REQUEST, picture(), voice, context)
     with pytest.raises(Cancelled):
-        film(take, tmp_path, "broken", Heard(break_after=4))
-    assert take.session().latents.produced == 0  # no run is paused that would hold memory
-    assert film(take, tmp_path, "again").frames_sha256 == whole.frames_sha256
+        film(job, tmp_path, "broken", Heard(break_after=4))
+    assert job.session().latents.produced == 0  # no run is paused that would hold memory
+    assert film(job, tmp_path, "again").frames_sha256 == whole.frames_sha256
 
 
-def test_released_memory_comes_back_with_the_next_run(studio, voice, context, tmp_path):
-    made = film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "a")
-    assert studio.loaded_bytes > 1e6
-    studio.release()
-    assert studio.loaded_bytes == 0
-    assert film(studio.prepare(REQUEST, picture(), voice, context), tmp_path, "b").frames_sha256 == made.frames_sha256
+def test_released_memory_comes_back_with_the_next_run(pipeline, voice, context, tmp_path):
+    made = film(pipeline.prepare(REQUEST, picture(), voice, context), tmp_path, "a")
+    assert pipeline.loaded_bytes > 1e6
+    pipeline.release()
+    assert pipeline.loaded_bytes == 0
+    assert film(pipeline.prepare(REQUEST, picture(), voice, context), tmp_path, "b").frames_sha256 == made.frames_sha256
 
 
 def test_a_placement_may_ask_to_keep_nothing(voice, context, tmp_path):
@@ -159,53 +173,53 @@ def test_a_placement_may_ask_to_keep_nothing(voice, context, tmp_path):
 
 def test_room_is_asked_for_before_anything_is_loaded(voice, context, tmp_path):
     asked = []
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
-    studio.make_room = lambda plan: asked.append((plan, studio.loaded_bytes))
-    take = studio.prepare(REQUEST, picture(), voice, context)
+    pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    pipeline.make_room = lambda plan: asked.append((plan, pipeline.loaded_bytes))
+    job = pipeline.prepare(REQUEST, picture(), voice, context)
     assert asked == []
-    film(take, tmp_path)
-    assert asked == [(take.spec.plan, 0)]
-    film(take, tmp_path, "replayed")
+    film(job, tmp_path)
+    assert asked == [(job.spec.plan, 0)]
+    film(job, tmp_path, "replayed")
     assert len(asked) == 1, "a replay needs no room for the network"
 
 
 def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
-    take = studio.prepare(REQUEST, picture(), voice, context)
-    assert studio.expected_seconds(take.spec.resolved) is None
-    spent = film(take, tmp_path).seconds["generate"]
-    assert studio.expected_seconds(take.spec.resolved) == pytest.approx(spent, abs=1e-6)
-    film(take, tmp_path, "replayed")
-    assert studio.expected_seconds(take.spec.resolved) == pytest.approx(spent, abs=1e-6)
+    pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    job = pipeline.prepare(REQUEST, picture(), voice, context)
+    assert pipeline.expected_seconds(job.spec.resolved) is None
+    spent = film(job, tmp_path).seconds["generate"]
+    assert pipeline.expected_seconds(job.spec.resolved) == pytest.approx(spent, abs=1e-6)
+    film(job, tmp_path, "replayed")
+    assert pipeline.expected_seconds(job.spec.resolved) == pytest.approx(spent, abs=1e-6)
 
 
-def test_every_block_is_shown_once(take, tmp_path):
+def test_every_block_is_shown_once(job, tmp_path):
     shown = []
-    take.save(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
-    assert sum(len(frames) for frames in shown) == take.spec.resolved.frames
+    job.save(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
+    assert sum(len(frames) for frames in shown) == job.spec.resolved.frames
     assert all(frames.dtype == np.uint8 and frames.shape[1:] == (64, 64, 3) for frames in shown)
 
 
-def test_collected_latents_are_those_of_the_stream_without_normalisation(take):
-    collected = take.latents(Heard())
-    normalised = torch.cat(list(take.session().latents), 1)[None]
+def test_collected_latents_are_those_of_the_stream_without_normalisation(job):
+    collected = job.latents(Heard())
+    normalised = torch.cat(list(job.session().latents), 1)[None]
     mean, inverse_std = latent_scale(open_components("mini").vae("cpu", torch.float32))
-    assert collected.shape == (1, 16, 3 * take.spec.resolved.blocks, 8, 8)
+    assert collected.shape == (1, 16, 3 * job.spec.resolved.blocks, 8, 8)
     torch.testing.assert_close((collected - mean) * inverse_std, normalised, atol=1e-5, rtol=1e-5)
 
 
-def test_another_vae_decodes_the_same_latents(take, tmp_path):
-    own = film(take, tmp_path, "own")
+def test_another_vae_decodes_the_same_latents(job, tmp_path):
+    own = film(job, tmp_path, "own")
     other = open_components("mini").vae("cpu", torch.float32)
     with torch.no_grad():
         other.decoder.conv_out.bias += 0.5
-    brighter = take.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
+    brighter = job.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
     assert brighter.frames_sha256 != own.frames_sha256
-    assert film(take, tmp_path, "c").frames_sha256 == own.frames_sha256
+    assert film(job, tmp_path, "c").frames_sha256 == own.frames_sha256
 
 
 def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
-    """A take, one with another VAE, and the front door; and their pictures are not those of the whole."""
+    """A job, one with another VAE, and the front door; and their pictures are not those of the whole."""
     request, wide = dataclasses.replace(REQUEST, size="128x64", steps=1), np.repeat(picture(), 2, 1)
 
     def taken(tiles: str | None) -> VideoJob:
@@ -223,14 +237,14 @@ def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
     assert direct.frames_sha256 == found
 
 
-def test_a_limited_voice_gives_a_shorter_video(studio, context):
-    voice = studio.encode_audio(sound(), 0.6)
-    effective = studio.prepare(REQUEST, picture(), voice, context).spec.resolved
+def test_a_limited_voice_gives_a_shorter_video(pipeline, context):
+    voice = pipeline.encode_audio(sound(), 0.6)
+    effective = pipeline.prepare(REQUEST, picture(), voice, context).spec.resolved
     assert (effective.frames, effective.seconds) == (15, pytest.approx(0.6, abs=1e-4))
 
 
-def test_states_that_somebody_else_made_are_picked_like_the_published_ones(studio):
-    model = studio.components.audio_encoder("cpu", torch.float32)
+def test_states_that_somebody_else_made_are_picked_like_the_published_ones(pipeline):
+    model = pipeline.components.audio_encoder("cpu", torch.float32)
     wave = np.random.default_rng(3).normal(size=20_000).astype(np.float32)
     own = encode_audio(model, wave, 48, tail="zeros")
     normal = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
@@ -242,43 +256,44 @@ def test_states_that_somebody_else_made_are_picked_like_the_published_ones(studi
 
 @pytest.mark.parametrize(("length", "seconds"), [(0.01, None), (1.3, 0.01), (1.3, -1.0), (1.3, float("nan"))])
 def test_too_little_sound_is_refused_before_the_encoder_is_loaded(length, seconds, monkeypatch):
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
-    monkeypatch.setattr(studio.components, "audio_encoder", lambda *where: pytest.fail("the encoder was loaded"))
+    pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1)))
+    monkeypatch.setattr(pipeline.components, "audio_encoder", lambda *where: pytest.fail("the encoder was loaded"))
     with pytest.raises(RequestError, match=r"too short|cannot be made"):
-        studio.encode_audio(sound(length), seconds)
+        pipeline.encode_audio(sound(length), seconds)
 
 
-def test_a_heard_voice_makes_a_take(studio, context):
+def test_a_heard_voice_makes_a_take(pipeline, context):
     states = [torch.randn(64, MINI.audio_dim) for _ in range(MINI.audio_layers)]
     assert (
-        studio.prepare(REQUEST, picture(), studio.from_audio_states(sound(), states), context).spec.resolved.blocks == 3
+        pipeline.prepare(REQUEST, picture(), pipeline.from_audio_states(sound(), states), context).spec.resolved.blocks
+        == 3
     )
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_loaded(studio, voice, context):
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(pipeline, voice, context):
     with pytest.raises(AudioError, match="hidden states"):
-        studio.from_audio_states(sound(), [torch.randn(50, 9)] * 2)
+        pipeline.from_audio_states(sound(), [torch.randn(50, 9)] * 2)
     with pytest.raises(AudioError, match="not \\[features, channels\\]"):
         gather_frame_features([], 12)
     with pytest.raises(RequestError, match="encoded as"):
-        studio.prepare(REQUEST, picture(), voice, torch.zeros(4, 5))
+        pipeline.prepare(REQUEST, picture(), voice, torch.zeros(4, 5))
     with pytest.raises(ImageError):
-        studio.prepare(REQUEST, picture()[..., :1], voice, context)
+        pipeline.prepare(REQUEST, picture()[..., :1], voice, context)
     with pytest.raises(AudioError, match="too short"):
-        studio.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(0.001)), context)
+        pipeline.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(0.001)), context)
     with pytest.raises(AudioError, match="blocks"):
-        studio.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(5.0)), context)
+        pipeline.prepare(REQUEST, picture(), dataclasses.replace(voice, audio=sound(5.0)), context)
     with pytest.raises(PlanError, match="cuda:99"):
         LocalBackend(Placement(("cuda:99",)))
 
 
-def test_a_receipt_reads_as_it_was_written(take, tmp_path):
-    film(take, tmp_path)
+def test_a_receipt_reads_as_it_was_written(job, tmp_path):
+    film(job, tmp_path)
     assert '"status": "complete"' in receipt_text(tmp_path / "a.json")
 
 
-def test_collecting_tells_what_the_engine_waits_for(take: VideoJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    session, heard = take.session(), []
+def test_collecting_tells_what_the_engine_waits_for(job: VideoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, heard = job.session(), []
     run = session.engine.run
 
     def waiting(job: VideoTask, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
@@ -287,7 +302,7 @@ def test_collecting_tells_what_the_engine_waits_for(take: VideoJob, monkeypatch:
             yield latents
 
     monkeypatch.setattr(session.engine, "run", waiting)
-    take.latents(heard.append)
+    job.latents(heard.append)
     blocks = session.latents.blocks
     assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
     assert session.on_notice is ignore_notice
@@ -297,3 +312,46 @@ def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
     with pytest.raises(RequestError, match="not known") as refused:
         describe_video(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
     assert "Give a prompt" in refused.value.nearest
+
+
+def test_the_front_door_needs_two_lines(tmp_path, pipeline, voice, context):
+    front = liveavatar.LiveAvatarPipeline.from_pretrained("mini", devices=("cpu",), threads=1)
+    video = front(picture(), sound(), size="64x64", steps=2, seed=9)
+    assert video.spec.resolved.steps == 2 and front.loaded_bytes == 0, "nothing is loaded before it is watched"
+    told = video.save(tmp_path / "talk.mp4")
+    assert told.status == "complete" and (tmp_path / "talk.json").is_file()
+    in_steps = film(pipeline.prepare(REQUEST, picture(), voice, context), tmp_path, "steps")
+    assert told.frames_sha256 == in_steps.frames_sha256
+    shown = hashlib.sha256()
+    for pixels in video.frames():
+        shown.update(to_rgb24(pixels).tobytes())
+    assert shown.hexdigest() == told.frames_sha256, "frames replay what was saved"
+    video.close()
+    assert front.loaded_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"size": "1x1"}, SizeError), ({"steps": 0}, RequestError), ({"seconds": 0.001}, AudioError)],
+)
+def test_the_front_door_refuses_before_anything_is_loaded(options, error):
+    front = liveavatar.LiveAvatarPipeline.from_pretrained("mini", devices=("cpu",))
+    with pytest.raises(error):
+        front(picture(), sound(), **options)
+    assert front.loaded_bytes == 0
+
+
+def test_a_video_does_not_replace_what_it_is_made_from(tmp_path):
+    write_inputs(tmp_path)
+    front = liveavatar.LiveAvatarPipeline.from_pretrained("mini", devices=("cpu",))
+    video = front(tmp_path / "portrait.png", tmp_path / "voice.wav", size="64x64")
+    with pytest.raises(OutputError, match="replace"):
+        video.save(tmp_path / "a.mp4", tmp_path / "voice.wav")
+
+
+def test_public_names_are_found_late():
+    code = "import liveavatar, sys; assert 'torch' not in sys.modules; liveavatar.Request; print(liveavatar.__all__)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LiveAvatarPipeline" in ran.stdout
+    with pytest.raises(AttributeError, match="Pipelin"):
+        _ = liveavatar.Pipelin

@@ -1,19 +1,19 @@
-"""What the planner chooses for cards is what a studio and the front door work by."""
+"""What the planner chooses for cards is what a pipeline and the front door work by."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from studio.test_studio import REQUEST, Heard, film, picture, sound
+from pipeline.test_pipeline import REQUEST, Heard, film, picture, sound
 
 from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import PlanError
+from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.placement import Placement
 from liveavatar.planner import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, Hardware, make_plan
 from liveavatar.storage import StorageConfig
-from liveavatar.studio import LiveAvatarPipeline
 
 CHOOSING = Placement(("cpu",), threads=1, fit=True)
 
@@ -43,21 +43,21 @@ def test_the_front_door_works_by_what_was_chosen(plain, tmp_path):
 
 
 def test_a_studio_keeps_to_the_cards_it_saw(plain, tmp_path):
-    """Free memory goes down with what a take loads; the next take must not be planned for what is left."""
+    """Free memory goes down with what a job loads; the next job must not be planned for what is left."""
     looks = []
 
     def shrinking(held):
         looks.append(dict(held))
         return tight(plain.total_by_device["cpu"] - 3_000_000 * (len(looks) - 1))
 
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(CHOOSING), hardware=shrinking)
-    voice, context = studio.encode_audio(sound()), studio.encode_prompt(REQUEST.prompt)
-    first = studio.prepare(REQUEST, picture(), voice, context)
+    pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(CHOOSING), hardware=shrinking)
+    voice, context = pipeline.encode_audio(sound()), pipeline.encode_prompt(REQUEST.prompt)
+    first = pipeline.prepare(REQUEST, picture(), voice, context)
     film(first, tmp_path, heard=Heard())
-    second = studio.prepare(dataclasses.replace(REQUEST, seed=3), picture(), voice, context)
+    second = pipeline.prepare(dataclasses.replace(REQUEST, seed=3), picture(), voice, context)
     assert second.spec.plan == first.spec.plan and len(looks) == 1
-    studio.release()
-    again = studio.prepare(REQUEST, picture(), voice, context)
+    pipeline.release()
+    again = pipeline.prepare(REQUEST, picture(), voice, context)
     assert len(looks) == 2 and again.spec.plan.stages[0].storage != StorageConfig()
 
 
@@ -69,18 +69,20 @@ def test_a_smaller_video_is_smaller_everywhere(tmp_path):
     config = open_components("mini").config
     fits = describe_video(large, sound(0.4), smallest, devices=["cpu"], threads=1)
     room = make_plan(fits.resolved, config, model="mini").total_by_device["cpu"]
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(placement), hardware=lambda held: tight(room))
-    voice, context = studio.encode_audio(sound(0.4)), studio.encode_prompt(request.prompt)
-    take = studio.prepare(request, large, voice, context)
-    effective = take.spec.resolved
-    assert (effective.width, effective.height) == take.spec.plan.size < (384, 384)
+    pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(placement), hardware=lambda held: tight(room))
+    voice, context = pipeline.encode_audio(sound(0.4)), pipeline.encode_prompt(request.prompt)
+    job = pipeline.prepare(request, large, voice, context)
+    effective = job.spec.resolved
+    assert (effective.width, effective.height) == job.spec.plan.size < (384, 384)
     assert any("does not fit" in note for note in effective.notes)
-    done = film(take, tmp_path)
-    assert (done.probed.width, done.probed.height) == take.spec.plan.size
+    done = film(job, tmp_path)
+    assert (done.probed.width, done.probed.height) == job.spec.plan.size
 
 
 def test_a_refusal_comes_before_anything_is_loaded():
-    studio = LiveAvatarPipeline(open_components("mini"), LocalBackend(CHOOSING), hardware=lambda held: tight(1_000_000))
+    pipeline = LiveAvatarPipeline(
+        open_components("mini"), LocalBackend(CHOOSING), hardware=lambda held: tight(1_000_000)
+    )
     with pytest.raises(PlanError, match=r"What fits: .*--gpus"):
-        studio.plan(REQUEST, (64, 64), 16_000, 16_000)
-    assert studio.loaded_bytes == 0
+        pipeline.plan(REQUEST, (64, 64), 16_000, 16_000)
+    assert pipeline.loaded_bytes == 0
