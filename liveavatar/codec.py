@@ -23,8 +23,8 @@ from .encoders.text import encode_text
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
-from .request import Request, ResolvedRequest
-from .session import OnNotice, cpu_threads, ignore_notice
+from .request import Request, ResolvedRequest, prompt_to_encode
+from .session import Conditioning, OnNotice, cpu_threads, ignore_notice
 from .spool import Rows
 from .streams import Decoder
 from .vae.tiling import WHOLE, Tiles, encode_tiles, open_decoder
@@ -211,6 +211,45 @@ def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles
             return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
 
     return decode
+
+
+def encode_conditioning(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    image: np.ndarray,
+    audio: AudioClip,
+    phase: Phase = lambda name, share: None,
+    tiles: Tiles = WHOLE,
+    *,
+    context: torch.Tensor | None = None,
+    features: AudioFeatures | None = None,
+) -> Conditioning:
+    """Everything the network is told, encoded; each encoder stays as long as it is needed.
+
+    Args:
+        encoders: of the model.
+        request, resolved: what was asked, and what that means.
+        image: uint8 [H, W, 3].
+        audio: at any rate; only what `resolved` uses is encoded.
+        phase: is called with the progress.
+        tiles: see `Plan.vae_tiles`.
+        context: the prompt's features, where they are there already.
+        features: of the audio, likewise.
+    """
+    if context is None:
+        context = encode_prompt(encoders, prompt_to_encode(resolved.prompt), phase)
+    own = features is None
+    if features is None:
+        used = audio.limited(resolved.samples / audio.rate)
+        features = encode_sound(encoders, used, resolved.blocks, tail=request.tail, phase=phase)
+    try:
+        reference, motion = encode_picture(encoders, request, resolved, image, phase, tiles)
+    except BaseException:
+        if own:
+            features.close()
+        raise
+    return Conditioning(reference, motion, context, features)
 
 
 def encode_prompt(encoders: Encoders, prompt: str, phase: Phase) -> torch.Tensor:

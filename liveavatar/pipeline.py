@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, Phase, encode_picture, encode_prompt, encode_sound, vae_decoder
+from .codec import Encoders, ExecConfig, Phase, encode_conditioning, encode_prompt, encode_sound, vae_decoder
 from .components import Components, open_components
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, gather_frame_features
@@ -49,7 +49,7 @@ from .request import (
     resolve,
     sample_count,
 )
-from .session import Conditioning, OpenDecoder, Session, VideoTask, ignore_notice
+from .session import OpenDecoder, Session, VideoTask, ignore_notice
 from .streams import FrameStream
 
 if TYPE_CHECKING:
@@ -322,27 +322,20 @@ class VideoJob:
             phase("loading the VAE", 0.0)
             encoders = self.pipeline.encoders(p.plan)
             encoders.load_vae(lambda: phase("loading the VAE", 0.0))
-            task = VideoTask(p.resolved, self._conditioning(encoders, phase), p.request.sink_distance)
+            conditioning = encode_conditioning(
+                encoders,
+                p.request,
+                p.resolved,
+                p.image,
+                p.audio,
+                phase,
+                p.plan.vae_tiles,
+                context=self.context,
+                features=self.audio and self.audio.features,
+            )
+            task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
-
-    def _conditioning(self, encoders: Encoders, phase: Phase) -> Conditioning:
-        """Prompt, audio and image, encoded where they are not yet."""
-        p, context = self.spec, self.context
-        if context is None:
-            context = encode_prompt(encoders, prompt_to_encode(p.resolved.prompt), phase)
-        if self.audio is not None:
-            features = self.audio.features
-        else:
-            used = p.audio.limited(p.resolved.samples / p.audio.rate)
-            features = encode_sound(encoders, used, p.resolved.blocks, tail=p.request.tail, phase=phase)
-        try:
-            reference, motion = encode_picture(encoders, p.request, p.resolved, p.image, phase, p.plan.vae_tiles)
-        except BaseException:
-            if self.audio is None:
-                features.close()
-            raise
-        return Conditioning(reference, motion, context, features)
 
     def frames(self, phase: Phase = _ignore_phase) -> FrameStream:
         """The video, block by block as it is made: pictures [3, n, H, W] in [-1, 1]; every consumer decodes anew."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..codec import ExecConfig, LocalEncoders
+from ..codec import ExecConfig, LocalEncoders, encode_conditioning
 from ..components import Components, FolderComponents
 from ..config import BLOCK_FRAMES
 from ..engine.local import LocalEngine
@@ -17,7 +17,6 @@ from ..media.audio import AudioClip
 from ..media.image import fit_image, to_pixels
 from ..model.transformer import CausalS2VTransformer, empty_transformer
 from ..planner import make_plan
-from ..prepare import prepare
 from ..request import Request, resolve
 from ..session import Session, VideoTask, cpu_threads
 from ..storage import WeightFormat
@@ -85,7 +84,7 @@ class ExamEngine:
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         effective = resolve(request, (width, height), len(sound.samples), sound.rate)
         plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
-        material = prepare(self.encoders, request, effective, take.picture, sound)
+        material = encode_conditioning(self.encoders, request, effective, take.picture, sound)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
         components: Components = self._without_lora if take.fault == "no LoRA" else self._with_lora

@@ -140,7 +140,7 @@ def test_a_finished_take_is_replayed_without_a_task(job, tmp_path):
     made = film(job, tmp_path, "a", first)
     assert film(job, tmp_path, "b", again).frames_sha256 == made.frames_sha256
     effective = job.spec.resolved
-    assert first.tasks >= task_count(job.spec.plan.cut, effective.blocks)
+    assert first.tasks >= task_count(job.spec.plan.partition, effective.blocks)
     assert again.tasks == 0
     assert again.phases.count(GENERATING) == effective.blocks
     assert "loading the network" not in again.phases
