@@ -331,7 +331,7 @@ class VideoJob:
                 phase,
                 p.plan.vae_tiles,
                 context=self.context,
-                features=self.audio and self.audio.features,
+                features=None if self.audio is None else self.audio.features,
             )
             task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..config import PRESETS, ModelConfig
 from ..errors import ModelError, PlanError, RequestError
 from ..storage import PLAIN, StorageConfig
-from ..vae.tiling import WHOLE
 from .options import add_storage_arguments, storage_of
 from .parser import number, whole_number
 from .terminal import say
@@ -93,6 +92,7 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
     from ..bench.material import noise_effective
     from ..placement import Placement, default_devices
     from ..planner import make_plan
+    from ..vae.tiling import WHOLE
 
     device = arguments.device or default_devices()[0]
     if "," in device:

@@ -21,7 +21,7 @@ from .cluster import LOCAL, PROBE_SECONDS, is_listening
 from .registry import WorkerFile
 from .snapshots import remove
 from .topology import Endpoint, link_specs
-from .wire import Handshake, LoadSpec, WireModel, to_wire
+from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, WireModel, to_wire
 from .worker_handle import (
     STAGE_WORKER_CLASS,
     FaultLimits,
@@ -459,6 +459,9 @@ class WorkerPool:
         except errors.RayError as error:
             self.check_machines(plan, [number])
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
+            if not isinstance(error, errors.RayActorError) and "MemoryError" in str(error):
+                happened = "failed: out of memory (MemoryError while it took in a message)"
+                raise self.worker_lost(plan, number, happened, OUT_OF_MEMORY_NEAREST) from None
             if not isinstance(error, errors.RayActorError):
                 happened = f"could not be reached ({type(error).__name__})"
             out_of_memory = isinstance(error, errors.OutOfMemoryError)

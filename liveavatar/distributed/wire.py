@@ -252,6 +252,7 @@ def _models_in_code() -> dict[str, type[UntrainedComponents]]:
     return {made.name: made for made in (UntrainedComponents, SlowComponents)}
 
 
+OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")
 """How libraries say it that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""
 
@@ -260,8 +261,7 @@ def fault_from(error: BaseException) -> WorkerFault:
     """The fault that an exception is."""
     lacking = is_out_of_memory(error)
     if lacking is not None:
-        nearest = "Use more stages or a smaller size, or end other programs that hold memory of its device."
-        return WorkerFault("failed", f"out of memory ({_message_of(lacking)})", nearest)
+        return WorkerFault("failed", f"out of memory ({_message_of(lacking)})", OUT_OF_MEMORY_NEAREST)
     if isinstance(error, LiveAvatarError):
         return WorkerFault("refused", error.what, error.nearest)
     return WorkerFault("failed", _message_of(error), "Run it again; if it repeats, look at its log.")

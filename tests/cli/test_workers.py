@@ -194,14 +194,14 @@ def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, mon
     reused, elsewhere, younger = machine.crew(os.getpid(), 3)
     file = next((machine.folder / f"la-{os.getpid()}-test").glob("crew-*.json"))
     page = json.loads(file.read_text())
-    page["workers"][0] |= {"birth": "some-boot/1", "log": str(machine.folder / "none.log")}
+    page["workers"][0] |= {"start_time": "some-boot/1", "log": str(machine.folder / "none.log")}
     page["workers"][1] |= {"log": str(machine.folder / "none.log")}
-    page["workers"][2] |= {"birth": page["workers"][2]["birth"] + "1"}
+    page["workers"][2] |= {"start_time": page["workers"][2]["start_time"] + "1"}
     file.write_text(json.dumps(page))
     for number in ((), (reused.pid,), (elsewhere.pid,), (younger.pid,), (os.getpid(),)):
         ran = run("workers", "--stop", *number)
         assert "had ended before" in ran.out and "0 ended" in ran.out
-    page["workers"][1] |= {"birth": None}  # a system that did not tell
+    page["workers"][1] |= {"start_time": None}  # a system that did not tell
     file.write_text(json.dumps(page))
     ran = run("workers", "--stop", elsewhere.pid)
     assert ran.code == 1 and "left alone" in ran.out

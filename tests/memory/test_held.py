@@ -98,7 +98,7 @@ def test_rings_on_the_host_take_what_they_are_said_to(components: TinyComponents
     held = rings_held(storage)
     assert sum(t.nbytes for ring in rings for t in ring.tensors()) == held.host
     tray = rings[0]._double_buffer
-    assert sum(t.nbytes for slot in tray._slots for t in slot.ring.tensors()) == held.device
+    assert sum(t.nbytes for slot in tray._slots for t in slot.kv_cache.tensors()) == held.device
     assert held.host <= tray._memory.bytes.nbytes < 1.03 * held.host
 
 

@@ -116,7 +116,7 @@ def test_stages_on_two_devices_with_one_copy_make_the_same_numbers() -> None:
     leads = [stage.net.layers_on_device for stage in first.stages]
     assert all(isinstance(lead, LayerPrefetcher) for lead in leads)
     assert leads[0] is not leads[1] and leads[0].host_weights is leads[1].host_weights is not None
-    assert all(lead.copies.traffic.to_device for lead in leads)
+    assert all(lead.streams.transfer_stats.to_device for lead in leads)
 
 
 def test_another_model_gets_nothing_of_one_that_is_still_in_use() -> None:

@@ -73,7 +73,9 @@ def test_what_leaves_the_device_arrives_on_the_host(first, count, rung, window, 
     layers = range(first, min(40, first + count))
     streamed = data.draw(st.integers(0, len(layers)))
     storage = StorageConfig(**{**vars(rung.storage), "offload_layers": streamed})
-    plain = stage_plan(BIG, T, range(4), layers, 2, "a", StorageConfig(rung.storage.weights, rung.storage.keys), window)
+    plain = stage_plan(
+        BIG, T, range(4), layers, 2, "a", StorageConfig(rung.storage.weights, rung.storage.kv_dtype), window
+    )
     kept = stage_plan(BIG, T, range(4), layers, 2, "a", storage, window)
     twice = LayerSizes(BIG, T, 2, storage).layer_transfer_bytes * min(streamed, 2)
     assert kept.weights + kept.host_weights == plain.weights + twice, "in a slot, and on the host"

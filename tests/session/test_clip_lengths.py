@@ -35,7 +35,7 @@ class PlainRing:
         self.start, self.sink, self.reference = start, sink, reference
         return self
 
-    def extend(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
         rows = len(self.k)
         slot, valid = self.start % rows, min(self.start + len(k), rows)
         self.k[slot : slot + len(k)], self.v[slot : slot + len(k)] = apply_rope(k, rope), v
