@@ -83,10 +83,14 @@ def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, wo
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
-    own: dict[str, Any] = {"env_vars": environment(dict(os.environ), threads, alone)}
-    if log and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
-        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    own = {"env_vars": environment(dict(os.environ), threads, alone)} | (_interpreter(sys.executable) if log else {})
     return ray.remote(StageWorker).options(runtime_env=own, **options).remote(log, works)
+
+
+def _interpreter(path: str) -> dict[str, str]:
+    """What Ray must be told of the interpreter of this machine: it writes the path into a shell's command as it is."""
+    quoted = shlex.quote(path)
+    return {"py_executable": quoted} if os.name == "posix" and quoted != path else {}
 
 
 def environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:
