@@ -97,7 +97,7 @@ def install_program(folder: Path, *options: str) -> Path:
 def test_without_espeak_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(MissingFilesError, match=r"apt-get install espeak-ng.*pip install espeakng-loader"):
+    with pytest.raises(MissingFilesError, match=r"apt-get install espeak-ng.*package espeakng-loader"):
         voices.speak("hello")
 
 

@@ -64,7 +64,7 @@ def espeak_command() -> list[str]:
     raise MissingFilesError(
         "Speech for the drawn world is made by espeak-ng, which is not on this machine.",
         "Install its program (on Debian and Ubuntu: apt-get install espeak-ng) "
-        "or its library (pip install espeakng-loader).",
+        "or its library (the Python package espeakng-loader).",
     )
 
 
