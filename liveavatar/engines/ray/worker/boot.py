@@ -83,10 +83,16 @@ def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, wo
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
-    own: dict[str, Any] = {"env_vars": environment(dict(os.environ), threads, alone)}
-    if log and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
-        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    own = _runtime_env(threads, alone, here=bool(log))
     return ray.remote(StageWorker).options(runtime_env=own, **options).remote(log, works)
+
+
+def _runtime_env(threads: int, alone: bool, here: bool) -> dict[str, Any]:
+    """Ray's runtime environment of a worker; `here`: whether it works on this machine."""
+    own: dict[str, Any] = {"env_vars": environment(dict(os.environ), threads, alone)}
+    if here and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
+        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    return own
 
 
 def environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:
