@@ -32,6 +32,9 @@ PlainModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
 PlainCut = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 
 
+OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
+
+
 @dataclasses.dataclass(frozen=True)
 class Greeting:
     """What a worker says when it has come to life.
