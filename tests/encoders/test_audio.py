@@ -111,7 +111,7 @@ def test_silence_is_encoded(model: Wav2Vec2Model) -> None:
 
 
 def grouped_convolution_error() -> float:
-    """Of this processor's bfloat16 at the smallest model's positional convolution; some oneDNN with AMX is wrong there."""
+    """Of this processor in bfloat16, at the tiny model's positional convolution: oneDNN with AMX is wrong there."""
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(1, 16, 50, generator=generator), torch.randn(16, 8, 16, generator=generator)
     exact, half = (
