@@ -24,7 +24,7 @@ from .placement import Placement, default_devices
 from .planner import Hardware, Plan
 from .receipt import Receipt
 from .recording import OnProgress, Progress, Recording
-from .request import Effective, Request, check_request, resolve
+from .request import Effective, Request, check_request, prompt_to_encode, resolve
 
 __all__ = [
     "OnProgress",
@@ -72,6 +72,7 @@ def look_ahead(
         LiveAvatarError: the first thing found wrong, with the nearest that works.
     """
     check_request(request)
+    prompt_to_encode(request.prompt)
     placement = placement or Placement(tuple(devices or ()), stages, dtype, threads, processes=processes)
     placement.check_devices(elsewhere=True)
     picture = check_picture(image) if isinstance(image, np.ndarray) else read_picture(image)

@@ -23,9 +23,11 @@ BLOCK_LATENTS = 3
 BLOCK_FRAMES = BLOCK_LATENTS * FRAMES_PER_LATENT
 """Video frames of one block: 12, or 0.48 s."""
 CLIP_BLOCKS = 4
-"""Blocks of one clip; noise is drawn per clip and the sink is renewed at clip 1."""
-WINDOW_BLOCKS = 4
-"""Blocks a KV ring holds: the block itself and the three before it."""
+"""Blocks of one clip, by default: the length the model was trained with (see `Request.clip_blocks`)."""
+MAX_CLIP_BLOCKS = 20
+"""Most blocks of a clip: 240 frames, whose KV rings take five times what those of the trained length take."""
+WINDOW_BLOCKS = CLIP_BLOCKS
+"""Blocks a KV ring holds, by default: the block itself and the three before it. It is always as many as a clip has."""
 MOTION_LATENTS = 19
 """Latent frames of motion context in the sink: 16 + 2 + 1, packed 4x, 2x and 1x."""
 MOTION_FRAMES = 73

@@ -30,7 +30,7 @@ class Denoise:
 class Prefill:
     """The sink passing one part of the layers for one group of steps.
 
-    Version 0 is made of the reference picture; version 1, from clip 1 on, of the first latent frame of block 0.
+    Version 0 is made of the reference picture; version 1, after the first clip, of the first latent frame of block 0.
     """
 
     version: int
@@ -110,15 +110,15 @@ def _even(count: int, pieces: int) -> tuple[range, ...]:
     return tuple(range(a, b) for a, b in itertools.pairwise(edges))
 
 
-def sink_version(block: int) -> int:
-    """The sink a block attends to: the reference in clip 0, the first generated frame from clip 1 on."""
-    return int(block >= CLIP_BLOCKS)
+def sink_version(block: int, clip_blocks: int = CLIP_BLOCKS) -> int:
+    """The sink a block attends to: the reference in the first clip, the first generated frame after it."""
+    return int(block >= clip_blocks)
 
 
-def task_count(cut: Cut, blocks: int, first: int = 0) -> int:
+def task_count(cut: Cut, blocks: int, first: int = 0, clip_blocks: int = CLIP_BLOCKS) -> int:
     """Tasks of a video from block `first` on: every block at every step in every part, and, from the beginning, the
     prefills of its sink versions."""
-    prefills = 0 if first else (1 + sink_version(blocks - 1)) * cut.stages
+    prefills = 0 if first else (1 + sink_version(blocks - 1, clip_blocks)) * cut.stages
     return (blocks - first) * (cut.last_step + 1) * len(cut.layers) + prefills
 
 
@@ -127,7 +127,7 @@ def begins(task: Task) -> bool:
     return task.part == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version == 0)
 
 
-def followers(cut: Cut, blocks: int, task: Task) -> tuple[Task, ...]:
+def followers(cut: Cut, blocks: int, task: Task, clip_blocks: int = CLIP_BLOCKS) -> tuple[Task, ...]:
     """The tasks that take up what `task` leaves.
 
     The last latent of block 0 starts the second version of the sink in every group of steps.
@@ -139,7 +139,7 @@ def followers(cut: Cut, blocks: int, task: Task) -> tuple[Task, ...]:
         return (Denoise(task.block, task.step, task.part + 1),)
     if task.step < cut.last_step:
         return (Denoise(task.block, task.step + 1, 0),)
-    if task.block == 0 and blocks > CLIP_BLOCKS:
+    if task.block == 0 and blocks > clip_blocks:
         return tuple(Prefill(1, group, 0) for group in range(len(cut.steps)))
     return ()
 
@@ -159,7 +159,9 @@ class Start:
     end: float
 
 
-def paced_order(cut: Cut, blocks: int, cost: Callable[[Task], float] | None = None, first: int = 0) -> Iterator[Start]:
+def paced_order(
+    cut: Cut, blocks: int, cost: Callable[[Task], float] | None = None, first: int = 0, clip_blocks: int = CLIP_BLOCKS
+) -> Iterator[Start]:
     """The tasks of a video in the order in which they start.
 
     A block is admitted when the busiest stage has had time for the one before, and while at most stages + 1 blocks are
@@ -170,17 +172,18 @@ def paced_order(cut: Cut, blocks: int, cost: Callable[[Task], float] | None = No
         blocks: how many blocks the video has.
         cost: virtual duration of a task; by default its share of the layers.
         first: the block to begin with: 0, or beyond the first clip, where the stages hold all that blocks before left.
+        clip_blocks: blocks of a clip; the first block of the second clip waits for the sink that block 0 renews.
     """
-    return _Pipeline(cut, blocks, cost or (lambda task: len(cut.layers[task.part])), first).play()
+    return _Pipeline(cut, blocks, cost or (lambda task: len(cut.layers[task.part])), first, clip_blocks).play()
 
 
 class _Pipeline:
     """State of the pipeline in virtual time; its size does not grow with the number of blocks."""
 
-    def __init__(self, cut: Cut, blocks: int, cost: Callable[[Task], float], first: int):
-        if 0 < first <= CLIP_BLOCKS:
-            raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {CLIP_BLOCKS}.")
-        self.cut, self.blocks, self.cost, self.first = cut, blocks, cost, first
+    def __init__(self, cut: Cut, blocks: int, cost: Callable[[Task], float], first: int, clip_blocks: int):
+        if 0 < first <= clip_blocks:
+            raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {clip_blocks}.")
+        self.cut, self.blocks, self.cost, self.first, self.clip_blocks = cut, blocks, cost, first, clip_blocks
         self.groups, self.parts = len(cut.steps), len(cut.layers)
         self.waiting: dict[int, Task] = {}
         """Open blocks, by number, with the task each needs next; negative numbers are prefills."""
@@ -188,7 +191,7 @@ class _Pipeline:
         self.idle = set(range(cut.stages))
         self.done = {(s, p): first - 1 for s in range(cut.last_step + 1) for p in range(self.parts)}
         """The last block that each (step, part) finished."""
-        sink = sink_version(first) if first else -1
+        sink = sink_version(first, clip_blocks) if first else -1
         self.sinks = {(g, p): sink for g in range(self.groups) for p in range(self.parts)}
         self.admitted = self.started = first
         self.open = 0
@@ -241,7 +244,7 @@ class _Pipeline:
         if isinstance(task, Prefill):
             return True
         sink = self.sinks[self.cut.group_of(task.step), task.part]
-        return self.done[task.step, task.part] == task.block - 1 and sink >= sink_version(task.block)
+        return self.done[task.step, task.part] == task.block - 1 and sink >= sink_version(task.block, self.clip_blocks)
 
     def _finish(self, task: Task) -> int:
         """Record the end of a task and offer what follows it; 1 when it ends a block."""
@@ -259,7 +262,7 @@ class _Pipeline:
             self._wait(Denoise(task.block, task.step + 1, 0))
         else:
             self.open -= 1
-            if task.block == 0 and self.blocks > CLIP_BLOCKS:
+            if task.block == 0 and self.blocks > self.clip_blocks:
                 self._offer_sink(1)
             return 1
         return 0

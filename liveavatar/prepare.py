@@ -14,7 +14,7 @@ from .encoders.features import AudioFeatures
 from .encoders.listener import Listener
 from .media.picture import fit_picture, to_pixels
 from .media.sound import Sound, mono_16k
-from .request import Effective, Request
+from .request import Effective, Request, prompt_to_encode
 from .session import Material
 from .vae.tiling import WHOLE, Tiles
 
@@ -41,7 +41,7 @@ def prepare(
         phase: hears of the progress.
         tiles: see `Plan.vae_tiles`.
     """
-    context = read_prompt(codec, effective.prompt, phase)
+    context = read_prompt(codec, prompt_to_encode(effective.prompt), phase)
     used = sound.limited(effective.samples / sound.rate)
     audio = hear_sound(codec, used, effective.blocks, tail=request.tail, phase=phase)
     try:

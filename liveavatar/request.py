@@ -11,7 +11,7 @@ import math
 import secrets
 from typing import Literal
 
-from .config import BLOCK_FRAMES, CLIP_BLOCKS, FPS, SPATIAL_STRIDE
+from .config import BLOCK_FRAMES, CLIP_BLOCKS, FPS, MAX_CLIP_BLOCKS, SPATIAL_STRIDE
 from .distance import SinkDistance
 from .errors import AudioError, RequestError
 from .size import effective_size, parse_size
@@ -36,7 +36,7 @@ class Request:
 
     Attributes:
         size: "704x384" and its like; an area, because width and height follow the picture's aspect.
-        prompt: what the video shows, in words.
+        prompt: what the video shows, in words. None: it comes already encoded, and its text is not known.
         steps: denoising steps per block.
         seed: 0..2^64-1; the same seed gives the same video. -1 draws one, which the receipt then names.
         seconds: stop after so much sound; None for all of it.
@@ -44,10 +44,13 @@ class Request:
         tail: what is heard after the sound ends: "silence" as it is encoded, or "zeros" as published, for parity.
         lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
         sink_distance: how far ahead of a block the reference picture stands.
+        clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
+            clip, a block attends to the last `clip_blocks` blocks including itself, and after the first clip the sink
+            is renewed from the first generated latent frame. The model was trained with 4.
     """
 
     size: str = "704x384"
-    prompt: str = DEFAULT_PROMPT
+    prompt: str | None = DEFAULT_PROMPT
     steps: int = 4
     seed: int = 420
     seconds: float | None = None
@@ -55,6 +58,7 @@ class Request:
     tail: Tail = "silence"
     lead: Lead = "sync"
     sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
+    clip_blocks: int = CLIP_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Effective:
         seconds: of sound that is used, and so of video.
         samples: of sound that are used, at the sound's own rate.
         notes: every difference between what was asked and this, one sentence each.
+        clip_blocks: as in `Request`.
     """
 
     width: int
@@ -79,10 +84,11 @@ class Effective:
     drop: int
     steps: int
     seed: int
-    prompt: str
+    prompt: str | None
     seconds: float
     samples: int
     notes: tuple[str, ...]
+    clip_blocks: int = CLIP_BLOCKS
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -97,7 +103,7 @@ class Effective:
     @property
     def clips(self) -> int:
         """Clips that noise is drawn for."""
-        return -(-self.blocks // CLIP_BLOCKS)
+        return -(-self.blocks // self.clip_blocks)
 
 
 def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int) -> Effective:
@@ -130,6 +136,7 @@ def resolve(request: Request, picture: tuple[int, int], samples: int, rate: int)
         seconds=used / rate,
         samples=used,
         notes=(),
+        clip_blocks=request.clip_blocks,
     )
     return dataclasses.replace(effective, notes=tuple(_notes(request, effective, asked, picture, samples / rate)))
 
@@ -147,17 +154,54 @@ def check_request(request: Request) -> None:
         raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
     if not isinstance(seed, int) or not -1 <= seed <= MAX_SEED:
         raise RequestError(f"The seed {seed} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+    _check_clip(request.clip_blocks)
     if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
         raise RequestError(
             f"{seconds} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt):  # what Python makes of undecodable bytes
+    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
             raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def prompt_to_encode(prompt: str | None) -> str:
+    """The text of a prompt, for whoever has to encode it.
+
+    Raises:
+        RequestError: it is not known.
+    """
+    if prompt is None:
+        raise RequestError("The text of the prompt is not known.", f"Give a prompt, for example: {DEFAULT_PROMPT}")
+    return prompt
+
+
+def clip_blocks_of(frames: int) -> int:
+    """Blocks of a clip of so many video frames.
+
+    Raises:
+        RequestError: no multiple of 12 from 12 to 240; it names the nearest that is.
+    """
+    blocks, rest = divmod(frames, BLOCK_FRAMES)
+    if rest or not 1 <= blocks <= MAX_CLIP_BLOCKS:
+        nearest = min(max(blocks + round(rest / BLOCK_FRAMES), 1), MAX_CLIP_BLOCKS) * BLOCK_FRAMES
+        raise RequestError(
+            f"A clip of {frames} frames is not possible: clips are whole blocks of {BLOCK_FRAMES} frames, "
+            f"at most {MAX_CLIP_BLOCKS}.",
+            f"The nearest is {nearest} frames; the model was trained with {CLIP_BLOCKS * BLOCK_FRAMES}.",
+        )
+    return blocks
+
+
+def _check_clip(blocks: int) -> None:
+    if not isinstance(blocks, int) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
+        near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if isinstance(blocks, int) else CLIP_BLOCKS
+        raise RequestError(
+            f"A clip of {blocks} blocks is not possible.", f"The nearest is {near}; the model was trained with 4."
+        )
 
 
 def frames_of(samples: int, rate: int) -> int:
@@ -200,8 +244,15 @@ def _notes(
         )
     if request.seconds is not None and request.seconds > sound_seconds:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
+    if request.prompt is None:
+        notes.append("the prompt came already encoded; its text is not known")
     if request.steps != 4:
         notes.append(f"{request.steps} steps; the 4-step LoRA was trained for 4, other counts are less sharp")
+    if request.clip_blocks != CLIP_BLOCKS:
+        notes.append(
+            f"clips of {request.clip_blocks * BLOCK_FRAMES} frames; the model was trained with clips of "
+            f"{CLIP_BLOCKS * BLOCK_FRAMES}, and other lengths change how far back a block attends"
+        )
     if request.seed == -1:
         notes.append(f"seed {effective.seed} was drawn")
     if request.lead == "original":

@@ -54,13 +54,23 @@ class Schedule:
 
 
 @functools.lru_cache(maxsize=4)
-def _clip_noise(seed: int, clip: int, channels: int, height: int, width: int) -> torch.Tensor:
+def _clip_noise(seed: int, clip: int, channels: int, frames: int, height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed((seed + clip) % _SEEDS)
-    return torch.randn((channels, CLIP_BLOCKS * BLOCK_LATENTS, height, width), generator=generator)
+    return torch.randn((channels, frames, height, width), generator=generator)
 
 
-def block_noise(seed: int, block: int, channels: int, height: int, width: int) -> torch.Tensor:
-    """Noise of a block: [channels, 3, height, width] float32 on the CPU, a slice of its clip's draw (seed + clip)."""
-    clip, place = divmod(block, CLIP_BLOCKS)
+def block_noise(
+    seed: int, block: int, channels: int, height: int, width: int, clip_blocks: int = CLIP_BLOCKS
+) -> torch.Tensor:
+    """Noise of a block: [channels, 3, height, width] float32 on the CPU, a slice of its clip's draw (seed + clip).
+
+    Args:
+        seed: of the video.
+        block: its number in the video.
+        channels, height, width: of a latent frame.
+        clip_blocks: blocks of a clip, which is drawn in one piece.
+    """
+    clip, place = divmod(block, clip_blocks)
     first = place * BLOCK_LATENTS
-    return _clip_noise(seed, clip, channels, height, width)[:, first : first + BLOCK_LATENTS].clone()
+    noise = _clip_noise(seed, clip, channels, clip_blocks * BLOCK_LATENTS, height, width)
+    return noise[:, first : first + BLOCK_LATENTS].clone()

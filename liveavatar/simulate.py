@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from .config import CLIP_BLOCKS
 from .pipeline import Cut, Denoise, Start, Task, paced_order
 
 _TICKS = 2.0**30
@@ -75,13 +76,14 @@ class Simulation:
         return (self.seconds - self.first_block) / self.period - (self.blocks - 1)
 
 
-def simulate(cut: Cut, blocks: int, speed: StageSpeed) -> Simulation:
+def simulate(cut: Cut, blocks: int, speed: StageSpeed, clip_blocks: int = CLIP_BLOCKS) -> Simulation:
     """Play a video of so many blocks.
 
     Args:
         cut: who owns what.
         blocks: at least 1.
         speed: of the stages.
+        clip_blocks: blocks of a clip.
 
     Raises:
         ValueError: no block, or not one speed per stage.
@@ -91,7 +93,7 @@ def simulate(cut: Cut, blocks: int, speed: StageSpeed) -> Simulation:
     whole, second = _in_ticks(cut, speed)
     starts = tuple(
         Start(s.task, s.stage, s.start / second, s.end / second)
-        for s in paced_order(cut, blocks, lambda task: whole.seconds(cut, task))
+        for s in paced_order(cut, blocks, lambda task: whole.seconds(cut, task), clip_blocks=clip_blocks)
     )
     began, ended = _spans(cut, starts)
     ends = [ended[b] for b in range(blocks)]

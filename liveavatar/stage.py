@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .config import CLIP_BLOCKS
 from .distance import SinkDistance
 from .memory.rings import RingShape, make_rings
 from .model.kv import BlockMemory, SinkKV, SinkMemory, Window, window_tokens
@@ -35,6 +36,7 @@ class Conditions:
         time: embedded timesteps, one row per step and a last one for t = 0.
         motion: motion latents of the sink [16, 19, h, w].
         audio: block -> what it hears.
+        clip_blocks: blocks of a clip: so many a KV ring holds, and after the first clip the second sink is in use.
     """
 
     rows: int
@@ -46,6 +48,7 @@ class Conditions:
     time: TimeVectors
     motion: torch.Tensor
     audio: Callable[[int], AudioTokens]
+    clip_blocks: int = CLIP_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +83,21 @@ class Origin:
         seed: of the noise.
         size: height and width of a latent frame.
         dtype: of the noise's latent.
+        clip_blocks: blocks whose noise is drawn in one piece.
     """
 
     reference: torch.Tensor
     seed: int
     size: tuple[int, int]
     dtype: torch.dtype
+    clip_blocks: int = CLIP_BLOCKS
 
     def flow(self, task: Task) -> Flow:
         """Of a task that `pipeline.begins`."""
         if isinstance(task, Prefill):
             return Flow(self.reference)
-        return Flow(block_noise(self.seed, task.block, self.reference.shape[0], *self.size).to(self.dtype))
+        noise = block_noise(self.seed, task.block, self.reference.shape[0], *self.size, self.clip_blocks)
+        return Flow(noise.to(self.dtype))
 
 
 class Stage:
@@ -125,7 +131,8 @@ class Stage:
         self.time = TimeVectors(_own(conditions.time.head.to(device)), _own(conditions.time.layers.to(device)))
         self.text = net.text_kv(conditions.text.to(device, dtype))
         self._motion_rope = self.grid.motion()
-        shape = RingShape(window_tokens(self.grid.tokens), config.num_heads, config.head_dim, dtype)
+        window = window_tokens(self.grid.tokens, conditions.clip_blocks)
+        shape = RingShape(window, config.num_heads, config.head_dim, dtype)
         made = make_rings(storage, steps, len(net.part.layers), shape, device)
         self.rings, self.traffic = made.by_step, made.traffic
         """One ring per layer for each step, and what they copied between host and device."""
@@ -163,11 +170,12 @@ class Stage:
         return Flow(self.conditions.schedule.euler(step, flow.latent, velocity))
 
     def _memories(self, task: Denoise) -> Sequence[Memory]:
-        version = sink_version(task.block)
+        clip_blocks = self.conditions.clip_blocks
+        version = sink_version(task.block, clip_blocks)
         for old in [v for v in self.sinks if v < version and task.step == self._last_step]:
             del self.sinks[old]
         time_id = self.conditions.distance.reference_time_id(self.conditions.seed, task.block, task.step)
-        window, reference = Window.of(task.block, self.grid.tokens), self.grid.reference(time_id)
+        window, reference = Window.of(task.block, self.grid.tokens, clip_blocks), self.grid.reference(time_id)
         rings = self.rings[task.step]
         for ring in rings[:1]:  # the others are fetched while the one before them works
             ring.fetch(window)

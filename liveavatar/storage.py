@@ -106,7 +106,7 @@ def ring_bytes(keys: KeyFormat, tokens: int, heads: int, head_dim: int, size: in
 
     Args:
         keys: how they are kept.
-        tokens: how many; a ring has those of four blocks.
+        tokens: how many; a ring has those of all blocks of its window.
         heads, head_dim: of the network.
         size: bytes per number of the working dtype.
     """
@@ -160,7 +160,7 @@ def carried_by_rings(storage: Storage, block_row: int, layers: int, earlier: int
         storage: of the stage.
         block_row: `ring_bytes` of the tokens of one block.
         layers: how many.
-        earlier: how many earlier blocks it sees, at most three.
+        earlier: how many earlier blocks it sees.
     """
     return (0, 0) if storage.keys_home == "device" else (earlier * block_row * layers, block_row * layers)
 

@@ -78,8 +78,8 @@ class Studio:
         self.components, self.backend, self.make_room = components, backend, make_room
         self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
         self._seen = Seen(hardware)
-        self.seconds_per_block: dict[tuple[int, int], float] = {}
-        """By tokens of a latent frame and steps: what the latest complete take needed."""
+        self.seconds_per_block: dict[tuple[int, int, int], float] = {}
+        """By tokens of a latent frame, steps and blocks of a clip: what the latest complete take needed."""
 
     @property
     def config(self) -> ModelConfig:
@@ -106,8 +106,8 @@ class Studio:
         return self.placement.foresee(effective, self.config, name, lambda: self._seen.hardware(held()))
 
     def expected_seconds(self, effective: Effective) -> float | None:
-        """Seconds the video will take, from the latest take of this size and steps; None where there was none."""
-        pace = self.seconds_per_block.get((effective.frame_tokens, effective.steps))
+        """Seconds the video will take, from the latest take of this size, steps and clip; None where there was none."""
+        pace = self.seconds_per_block.get((effective.frame_tokens, effective.steps, effective.clip_blocks))
         return None if pace is None else pace * effective.blocks
 
     def read(self, prompt: str, phase: Phase = _quiet) -> torch.Tensor:
@@ -144,7 +144,7 @@ class Studio:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
-            request: its prompt and seconds are not looked at, because they were read and heard before.
+            request: its prompt tells what `context` was read from (None: not known); its seconds are not looked at.
             picture: uint8 [H, W, 3].
             voice: from `listen` or `heard`.
             context: from `read` [n, text_dim].
@@ -277,7 +277,7 @@ class Take:
         done = Recording(self.prospect, out, receipt, on_progress, opening, on_block).run()
         if not replayed:
             e = self.prospect.effective
-            self.studio.seconds_per_block[e.frame_tokens, e.steps] = done.seconds["generate"] / e.blocks
+            self.studio.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = done.seconds["generate"] / e.blocks
         return done
 
     def _opener(self, plan: Plan, vae: AutoencoderKLWan | None) -> OpenDecoder:

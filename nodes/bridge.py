@@ -12,6 +12,9 @@ from ..liveavatar.config import ModelConfig
 from ..liveavatar.errors import AudioError, ImageError, RequestError
 from ..liveavatar.media.sound import Sound
 
+_PROMPT = "liveavatar_prompt"
+"""Where a CONDITIONING keeps the text of its prompt."""
+
 
 def picture_of(image: Any) -> np.ndarray:
     """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture; alpha is dropped, grey repeated.
@@ -60,6 +63,28 @@ def context_of(positive: Any, config: ModelConfig) -> torch.Tensor:
             f"The conditioning is {type(positive).__name__} without any prompt.",
             "Connect Text Encode (Live Avatar), or core CLIP Text Encode with a CLIP of type wan.",
         ) from error
+
+
+def conditioning_of(prompt: str, context: torch.Tensor) -> list[list[Any]]:
+    """A prompt and its embedding [n, text_dim] -> CONDITIONING that `prompt_of` finds the prompt in.
+
+    Core's nodes copy what stands beside an embedding, also where they change it: so the prompt stands there together
+    with the embedding that it was encoded to.
+    """
+    embedding = context[None]
+    return [[embedding, {_PROMPT: (prompt, embedding)}]]
+
+
+def prompt_of(positive: Any) -> str | None:
+    """The text of the first prompt of a CONDITIONING; None where it is not known.
+
+    It is not where core encoded it, nor where the embedding has been changed since it was encoded.
+    """
+    embedding, *beside = positive[0]
+    prompt, encoded = beside[0].get(_PROMPT, (None, None)) if beside else (None, None)
+    if encoded is None or encoded.shape != embedding.shape:
+        return None
+    return prompt if torch.equal(encoded.float().cpu(), embedding.float().cpu()) else None
 
 
 def states_of(output: Any) -> Sequence[torch.Tensor]:

@@ -102,6 +102,6 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
-        request = Request(size=size, steps=steps, seed=seed, fit=fit, sink_distance=distance)
-        context = bridge.context_of(positive, model.config)
+        context, prompt = bridge.context_of(positive, model.config), bridge.prompt_of(positive)
+        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
         return io.NodeOutput(model.take(request, bridge.picture_of(image), audio, context))

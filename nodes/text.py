@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from . import bridge
 from .host import Watch
 from .schema import CATEGORY, ModelSocket, newer, prompt_input
 
@@ -32,6 +33,6 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
-        """[[tensor [1, n, text_dim], {}]]"""
+        """CONDITIONING that knows its prompt."""
         with Watch.now() as watch:
-            return io.NodeOutput([[model.read(prompt, watch.phase)[None], {}]])
+            return io.NodeOutput(bridge.conditioning_of(prompt, model.read(prompt, watch.phase)))

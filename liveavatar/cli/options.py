@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, get_args, get_type_hints
 
-from ..config import MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
+from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..distance import SinkDistance
 from ..errors import RequestError
-from ..request import DEFAULT_PROMPT, Request
+from ..request import DEFAULT_PROMPT, Request, clip_blocks_of
 from ..storage import PLAIN, Storage
 from .parser import number, whole_number
 
@@ -71,6 +71,11 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster",
     )
     _add_memory_arguments(parser)
+    _add_parity_arguments(parser)
+
+
+def _add_parity_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the published implementation does otherwise."""
     parity = parser.add_argument_group("to repeat the published implementation exactly")
     parity.add_argument("--fit", default="cover", metavar="F", help="cover (crop; the default), or pad (black bars)")
     parity.add_argument("--tail", default="silence", metavar="T", help="after the sound: silence (default), or zeros")
@@ -82,6 +87,15 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         default="seeded",
         metavar="seeded|N",
         help="latent frames the reference stands ahead (default: seeded, drawn per block)",
+    )
+    trained = CLIP_BLOCKS * BLOCK_FRAMES
+    parity.add_argument(
+        "--clip-frames",
+        type=whole_number(trained),
+        default=trained,
+        metavar="N",
+        help="frames of a clip, a multiple of 12: noise is drawn for one at a time, a block attends to as many frames, "
+        f"and the sink is renewed after the first (default: {trained}, as the model was trained)",
     )
 
 
@@ -97,6 +111,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         tail=arguments.tail,
         lead=arguments.lead,
         sink_distance=_distance(arguments.sink_distance),
+        clip_blocks=clip_blocks_of(arguments.clip_frames),
     )
 
 

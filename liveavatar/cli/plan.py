@@ -102,7 +102,8 @@ def _simulation(arguments: argparse.Namespace, effective: Effective, plan: Plan)
     if not 0 < arguments.step_seconds < math.inf:
         raise RequestError(f"A step cannot take {arguments.step_seconds} s.", "Give seconds above 0, such as 0.5.")
     blocks = min(effective.blocks, _MOST_SIMULATED)
-    found = simulate(plan.cut, blocks, StageSpeed.even(plan.cut, arguments.step_seconds))
+    speed = StageSpeed.even(plan.cut, arguments.step_seconds)
+    found = simulate(plan.cut, blocks, speed, effective.clip_blocks)
     if arguments.plot:
         _write(draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block), arguments.plot)
     return found

@@ -2,22 +2,24 @@
 
 What is compiled are functions of a layer and its inputs, so that layers of one kind share their graphs; nothing of a
 network is changed, and whoever works with the same network as it is written notices nothing. A graph is kept by the
-code it was made from. Each `Compiled` has code of its own: it serves one device and one size of picture, knows fewer
-forms than PyTorch allows for one piece of code, and goes with all its graphs.
+code it was made from. Each `Compiled` has code of its own: it serves one device, one size of picture and one length of
+clips, and goes with all its graphs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from ..compiler import cannot_compile
-from ..config import BLOCK_LATENTS, SPATIAL_STRIDE, WINDOW_BLOCKS
+from ..config import BLOCK_LATENTS, SPATIAL_STRIDE
 from ..errors import LiveAvatarError
 from ..model.kv import BlockMemory, Ring, SinkKV, SinkMemory, Window
 from ..model.layer import AS_WRITTEN, AudioTokens, Memory, TextKV, Work
@@ -27,8 +29,11 @@ from ..model.transformer import CausalS2VTransformer
 
 _PATCH = 2 * SPATIAL_STRIDE
 """Pixels of a token's side."""
-FORMS = 1 + WINDOW_BLOCKS
-"""Forms of a task: the sink, and a block with one to four blocks in its window."""
+
+
+def forms(window_blocks: int) -> int:
+    """Forms of a task: the sink, and a block with 1 to `window_blocks` blocks in its window."""
+    return 1 + window_blocks
 
 
 class Compiled:
@@ -38,15 +43,18 @@ class Compiled:
         device: where the layers work.
         size: width and height of the picture.
         compiler: backend of `torch.compile`.
+        window_blocks: blocks a KV ring holds.
 
     Attributes:
+        forms: of a task (see `forms`).
         work: for stages and networks.
 
     Raises:
         ModelError: this PyTorch cannot compile.
     """
 
-    def __init__(self, device: torch.device, size: tuple[int, int], compiler: str):
+    def __init__(self, device: torch.device, size: tuple[int, int], compiler: str, window_blocks: int):
+        self.window_blocks, self.forms = window_blocks, forms(window_blocks)
         self.device, self.columns, self.rows = device, *(n // _PATCH for n in size)
 
         def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,14 +72,14 @@ class Compiled:
 
     def knows(self, net: CausalS2VTransformer) -> bool:
         """Whether a network can work without anything being compiled for it."""
-        return len(self._warm.get(net, ())) == FORMS or not net.part.layers
+        return len(self._warm.get(net, ())) == self.forms or not net.part.layers
 
     def warm_up(self, net: CausalS2VTransformer, form: int, dtype: torch.dtype) -> None:
         """Run all layers of a network once on made-up data, in one form; what is new is compiled.
 
         Args:
             net: whose layers.
-            form: 0 to `FORMS` - 1.
+            form: 0 to `forms` - 1.
             dtype: of the tokens.
 
         Raises:
@@ -81,7 +89,8 @@ class Compiled:
             return
         try:
             grid = RopeGrid(self.rows, self.columns, net.config.head_dim, self.device)
-            _work_once(net, grid, form, dtype, self.work)
+            with _room_for(self.forms):
+                _work_once(net, grid, form, dtype, self.work, self.window_blocks)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except (LiveAvatarError, torch.cuda.OutOfMemoryError):
@@ -89,6 +98,14 @@ class Compiled:
         except Exception as error:  # compilers raise errors of many kinds, and start programs that do
             raise cannot_compile(_reason(error)) from error
         known.add(form)
+
+
+def _room_for(forms: int) -> AbstractContextManager[Any]:
+    """Where long clips have more forms than PyTorch makes graphs of one piece of code, it makes more inside."""
+    from torch._dynamo import config
+
+    few = forms <= getattr(config, "recompile_limit", forms)
+    return contextlib.nullcontext() if few else config.patch(recompile_limit=2 * forms)
 
 
 def compiling() -> str:
@@ -108,7 +125,9 @@ def cache_folder() -> str:
     return str(cache_dir())
 
 
-def _work_once(net: CausalS2VTransformer, grid: RopeGrid, form: int, dtype: torch.dtype, work: Work) -> None:
+def _work_once(
+    net: CausalS2VTransformer, grid: RopeGrid, form: int, dtype: torch.dtype, work: Work, window_blocks: int
+) -> None:
     config, frame, device = net.config, grid.tokens, grid.device
 
     def zeros(*shape: int) -> torch.Tensor:
@@ -128,9 +147,10 @@ def _work_once(net: CausalS2VTransformer, grid: RopeGrid, form: int, dtype: torc
         net.run_layers(zeros(seen, config.dim), time, still, words, memories, None, work)
         return
     block = form - 1
-    ring = Ring.empty(frame, config.num_heads, config.head_dim, dtype, device)
+    ring = Ring.empty(frame, config.num_heads, config.head_dim, dtype, device, window_blocks)
     sink = SinkKV(heads(frame), heads(seen - frame), heads(seen))
-    memories = [BlockMemory(ring, Window.of(block, frame), sink, grid.reference(), work.rotate)] * layers
+    window = Window.of(block, frame, window_blocks)
+    memories = [BlockMemory(ring, window, sink, grid.reference(), work.rotate)] * layers
     audio = AudioTokens(
         zeros(1, BLOCK_LATENTS, config.dim), zeros(1, BLOCK_LATENTS, config.num_audio_token + 1, config.dim)
     )

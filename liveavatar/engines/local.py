@@ -28,7 +28,7 @@ from ..stage import Conditions, Flow, Origin, Stage
 from ..storage import Storage, embeddings_of
 from .ahead import Ahead, on_accelerators
 from .clock import StageClock
-from .compiled import FORMS, Compiled, compiling, was_compiled
+from .compiled import Compiled, compiling, was_compiled
 from .nets import Nets
 
 
@@ -81,7 +81,7 @@ class LocalEngine:
     def _compile(self, stages: list[StagePlan], on_notice: OnNotice) -> None:
         begun = time.perf_counter()
         for stage in stages:
-            for form in range(FORMS):
+            for form in range(self._compiled(stage).forms):
                 on_notice(compiling())
                 with self._working():
                     self._compiled(stage).warm_up(self._net_of(stage), form, self._dtype)
@@ -92,7 +92,8 @@ class LocalEngine:
         return [stage for stage in self.plan.stages if not self._compiled(stage).knows(self._net_of(stage))]
 
     def _compiled(self, stage: StagePlan) -> Compiled:
-        return self._nets.compiled(stage.device, self.plan.size, self.plan.threads, compiler.COMPILER)
+        plan = self.plan
+        return self._nets.compiled(stage.device, plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks)
 
     def _parts(self) -> Iterator[tuple[str, Part, Storage]]:
         """What is loaded where, and how it is kept."""
@@ -125,8 +126,9 @@ class LocalEngine:
         """The finished latents, on their way to the CPU."""
         with self._working():
             run = _Run(self.plan.cut, job, self._stages(job), self._dtype)
-        total = task_count(self.plan.cut, job.effective.blocks)
-        for done, start in enumerate(paced_order(self.plan.cut, job.effective.blocks), 1):
+        cut, blocks, clip_blocks = self.plan.cut, job.effective.blocks, job.effective.clip_blocks
+        total = task_count(cut, blocks, clip_blocks=clip_blocks)
+        for done, start in enumerate(paced_order(cut, blocks, clip_blocks=clip_blocks), 1):
             with self._working():
                 with self._clock.timing(start.stage):
                     finished = run.run(start.task)
@@ -170,6 +172,7 @@ class LocalEngine:
             time=conditioner.condition_time([*schedule.timesteps, 0.0]),
             motion=job.material.motion,
             audio=self._hearing(conditioner, job),
+            clip_blocks=effective.clip_blocks,
         )
 
     def _hearing(self, conditioner: CausalS2VTransformer, job: Job) -> Callable[[int], AudioTokens]:
@@ -198,14 +201,15 @@ class _Run:
     """The flows of one run, waiting for the tasks that take them up."""
 
     def __init__(self, cut: Cut, job: Job, stages: list[Stage], dtype: torch.dtype):
-        self.cut, self.blocks, self.stages = cut, job.effective.blocks, stages
-        self.origin = Origin(job.material.reference, job.effective.seed, job.effective.latent_size, dtype)
+        e = job.effective
+        self.cut, self.blocks, self.clip_blocks, self.stages = cut, e.blocks, e.clip_blocks, stages
+        self.origin = Origin(job.material.reference, e.seed, e.latent_size, dtype, e.clip_blocks)
         self.flows: dict[Task, Flow] = {}
 
     def run(self, task: Task) -> torch.Tensor | None:
         """Run one task; the latent when it ends its block."""
         flow = self.origin.flow(task) if begins(task) else self.flows.pop(task)
         left = self.stages[self.cut.stage_of(task)].run(task, flow)
-        for follower in followers(self.cut, self.blocks, task):
+        for follower in followers(self.cut, self.blocks, task, self.clip_blocks):
             self.flows[follower] = left.handed(task, follower)
         return left.latent if ends_block(self.cut, task) else None

@@ -26,7 +26,7 @@ class Nets:
         self._stock = stock or Stock()
         self._components: Components | None = None
         self._loaded: dict[_Key, CausalS2VTransformer] = {}
-        self._compiled: dict[tuple[str, tuple[int, int], int, str], Compiled] = {}
+        self._compiled: dict[tuple[str, tuple[int, int], int, str, int], Compiled] = {}
 
     def get(
         self, components: Components, device: str, part: Part, dtype: torch.dtype, storage: Storage = PLAIN
@@ -52,18 +52,18 @@ class Nets:
         """Whether a part is loaded."""
         return components is self._components and _key(device, part, dtype, storage) in self._loaded
 
-    def compiled(self, device: str, size: tuple[int, int], threads: int, compiler: str) -> Compiled:
+    def compiled(self, device: str, size: tuple[int, int], threads: int, compiler: str, window_blocks: int) -> Compiled:
         """What is compiled for them on a device; nothing at first.
 
         Args:
             device: by name.
             size: width and height of the picture.
             threads: on the CPU; other code is made for another number.
-            compiler: see `Compiled`.
+            compiler, window_blocks: see `Compiled`.
         """
-        key = (device, size, threads, compiler)
+        key = (device, size, threads, compiler, window_blocks)
         if key not in self._compiled:
-            self._compiled[key] = Compiled(torch.device(device), size, compiler)
+            self._compiled[key] = Compiled(torch.device(device), size, compiler, window_blocks)
         return self._compiled[key]
 
     @property

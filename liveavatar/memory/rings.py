@@ -27,7 +27,7 @@ Take = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 @dataclasses.dataclass
 class Fp8Ring:
-    """Keys (rotated) and values of the last four blocks at one step, in one layer, in e4m3.
+    """Keys (rotated) and values of the last blocks at one step, in one layer, in e4m3.
 
     A block attends to its own rows as they are; only what later blocks see of it is rounded. Only new rows are
     quantised, and only the layer that works is widened, straight into the keys and values it attends to.

@@ -48,13 +48,13 @@ class Window:
 
     @property
     def earlier(self) -> tuple[slice, ...]:
-        """The rows of the blocks before it, at most three blocks."""
+        """The rows of the blocks before it that are still in the ring."""
         around = slice(0, self.start), slice(self.start + self.tokens, self.valid)
         return tuple(rows for rows in around if rows.start < rows.stop)
 
 
 class BlockRing(Protocol):
-    """Keys and values of the last four blocks at one step, in one layer, wherever and in whatever they are kept."""
+    """Keys and values of the last blocks at one step, in one layer, wherever and in whatever they are kept."""
 
     def fetch(self, window: Window) -> None:
         """A hint that the layer will soon work on a block: begin to get what is far away."""
@@ -84,7 +84,7 @@ class BlockRing(Protocol):
 
 @dataclasses.dataclass
 class Ring:
-    """Keys (rotated) and values of the last four blocks at one step, in one layer.
+    """Keys (rotated) and values of the last blocks at one step, in one layer.
 
     Attributes:
         k, v: [window blocks * block tokens, heads, head_dim]; block b lives in slot b mod window blocks.

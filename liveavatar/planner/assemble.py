@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ..config import BLOCK_LATENTS, ModelConfig
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
@@ -62,7 +62,16 @@ def make_plan(
             f"{storage.streamed} layers cannot be streamed in stages of {fewest}.", f"The most that works is {fewest}."
         )
     plans = [
-        stage_plan(config, effective.frame_tokens, steps, layers, size, devices[i % len(devices)], storage)
+        stage_plan(
+            config,
+            effective.frame_tokens,
+            steps,
+            layers,
+            size,
+            devices[i % len(devices)],
+            storage,
+            effective.clip_blocks,
+        )
         for i, (steps, layers) in enumerate((steps, layers) for steps in cut.steps for layers in cut.layers)
     ]
     plan = assemble(effective, config, model, cut, plans, dtype, devices[-1], threads, vae_tiles)
@@ -97,7 +106,10 @@ def assemble(
         vae_tiles=vae_tiles,
         vae_host=vae.host,
         encoders=beside.encoder_bytes(size),
-        snapshot_blocks=snapshot_interval(max(stage.snapshot for stage in stages), effective.blocks),
+        snapshot_blocks=snapshot_interval(
+            max(stage.snapshot for stage in stages), effective.blocks, effective.clip_blocks
+        ),
+        clip_blocks=effective.clip_blocks,
     )
 
 
@@ -109,6 +121,7 @@ def stage_plan(
     size: int,
     device: str,
     storage: Storage = PLAIN,
+    window_blocks: int = WINDOW_BLOCKS,
 ) -> StagePlan:
     """Bytes of one stage.
 
@@ -119,8 +132,9 @@ def stage_plan(
         size: bytes per number.
         device: where it runs.
         storage: how it keeps what it holds.
+        window_blocks: blocks a KV ring holds: those of a clip.
     """
-    sizes, count = Sizes(config, frame_tokens, size, storage), len(layers)
+    sizes, count = Sizes(config, frame_tokens, size, storage, window_blocks), len(layers)
     weights, rings = sizes.weights(layers, storage), sizes.rings(count, len(steps))
     away = storage.keys_home == "host"
     return StagePlan(

@@ -42,24 +42,34 @@ class Sizes:
         frame_tokens: tokens per latent frame, T.
         size: bytes per number of the working dtype.
         storage: how things are kept.
+        window_blocks: blocks a KV ring holds: those of a clip.
 
     Attributes:
         sink, text: of one layer: both versions of the sink, and the prompt.
     """
 
-    def __init__(self, config: ModelConfig, frame_tokens: int, size: int, storage: Storage):
+    def __init__(
+        self,
+        config: ModelConfig,
+        frame_tokens: int,
+        size: int,
+        storage: Storage,
+        window_blocks: int = WINDOW_BLOCKS,
+    ):
         def keys(form: KeyFormat, tokens: int) -> int:
             return ring_bytes(form, tokens, config.num_heads, config.head_dim, size)
 
         s, block = storage, BLOCK_LATENTS * frame_tokens
         self._storage, self._last, self._hearing = s, config.num_layers, frozenset(config.audio_inject_layers)
+        self._window = window_blocks
         self._layer, self._injector = layer_bytes(config, size, s.weights), injector_bytes(config, size, s.weights)
         self._prompt = prompt_bytes(config.dim, s.weights, size)
         self._embed, self._head = embed_parameters(config) * size, head_parameters(config) * size
-        self._block, self._ring = keys(s.keys, block), keys(s.keys, WINDOW_BLOCKS * block)
+        self._block, self._ring = keys(s.keys, block), keys(s.keys, window_blocks * block)
         self.sink = SINK_VERSIONS * keys("plain", int(SINK_FRAMES * frame_tokens))
         self.text = keys("plain", config.text_len)
-        self._task, self._reading = workspace_bytes(config, frame_tokens, size, s), _reading_bytes(config, size, s)
+        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
+        self._reading = _reading_bytes(config, size, s)
 
     @property
     def travelling(self) -> int:
@@ -91,7 +101,7 @@ class Sizes:
 
     def carried(self, layers: int, storage: Storage) -> int:
         """Bytes that a task in the full pipeline brings from the host, for so many layers; storage as in `weights`."""
-        rows, _ = carried_by_rings(storage, self._block, layers, WINDOW_BLOCKS - 1)
+        rows, _ = carried_by_rings(storage, self._block, layers, self._window - 1)
         return rows + carried_by_layers(storage, self._layer, self._prompt)
 
 
@@ -105,14 +115,20 @@ def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plai
     return _injector_parameters(config) * size - saving(injector_matrices(config), weights, size)
 
 
-def workspace_bytes(config: ModelConfig, frame_tokens: int, size: int, storage: Storage = PLAIN) -> int:
+def workspace_bytes(
+    config: ModelConfig,
+    frame_tokens: int,
+    size: int,
+    storage: Storage = PLAIN,
+    window_blocks: int = WINDOW_BLOCKS,
+) -> int:
     """What one task needs besides weights and memories, at most.
 
     The keys and values of one layer side by side, the residual stream and its float32 copies, the widest activation
     (the feed-forward or q, k and v), and the largest matrix once more where it is stored in another form.
     """
     tokens = BLOCK_LATENTS * frame_tokens
-    keys = int((WINDOW_BLOCKS * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens)
+    keys = int((window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens)
     widest = max(config.ffn_dim, 4 * config.dim)
     matrix = 0 if storage.weights == "plain" else config.ffn_dim * config.dim * size
     return 2 * keys * config.dim * size + tokens * (_WIDE_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix

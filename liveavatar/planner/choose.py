@@ -119,6 +119,7 @@ def _planned(search: Search, layout: Layout, model: str) -> Plan:
             search.size,
             column[group].card.name,
             share.storage,
+            effective.clip_blocks,
         )
         for group, steps in enumerate(topology.steps)
         for column, share in zip(topology.columns, layout.shares, strict=True)
@@ -139,7 +140,7 @@ def _forecast(search: Search, layout: Layout, cut: Cut) -> Forecast:
     """The pipeline played with the seconds of every stage; a VAE that shares a card adds to its load."""
     shares, groups = layout.shares, range(len(cut.steps))
     speed = StageSpeed(tuple(share.seconds[group] / len(share.layers) for group in groups for share in shares))
-    played = simulate(cut, 4 * cut.stages + 12, speed)
+    played = simulate(cut, 4 * cut.stages + 12, speed, search.effective.clip_blocks)
     used = [seat.card for column in layout.topology.columns for seat in column]
     measured = all(card.measured for card in [*used, layout.topology.vae])
     return Forecast(

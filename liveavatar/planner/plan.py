@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..config import CLIP_BLOCKS
 from ..pipeline import Cut
 from ..storage import PLAIN, Storage, weights_of
 from ..vae.tiling import WHOLE, Tiles
@@ -83,6 +84,7 @@ class Plan:
         cap: bytes that the tensors of one process may take on a GPU; 0: as many as there are.
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
         compiled: whether layers are compiled before the first block.
+        clip_blocks: blocks of a clip, and of every KV ring.
     """
 
     model: str
@@ -104,6 +106,7 @@ class Plan:
     cap: int = 0
     processes: bool = False
     compiled: bool = False
+    clip_blocks: int = CLIP_BLOCKS
 
     @property
     def _owners(self) -> list[StagePlan]:

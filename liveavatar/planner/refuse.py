@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-from ..config import ModelConfig
+from ..config import BLOCK_FRAMES, CLIP_BLOCKS, ModelConfig
 from ..errors import PlanError
 from ..pipeline import Cut
 from ..request import Effective
@@ -38,7 +38,8 @@ def refusal(
         smaller: sizes that may be offered, largest first.
     """
     cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
-    video = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps"
+    clips = f" and clips of {effective.clip_blocks * BLOCK_FRAMES} frames" * (effective.clip_blocks != CLIP_BLOCKS)
+    video = f"{model} at {effective.width}x{effective.height} with {effective.steps} steps{clips}"
     asked = f"{video} does not fit {hardware}{cap}"
     why = _shortage(searches(effective, config, hardware, wishes)[-1])
     offers = list(itertools.islice(_offers(effective, config, hardware, wishes, smaller), _OFFERS))
@@ -58,13 +59,16 @@ def try_next(plan: Plan) -> str:
 def _offers(
     effective: Effective, config: ModelConfig, hardware: Hardware, wishes: Wishes, smaller: Iterable[Effective]
 ) -> Iterator[str]:
-    """Command-line options that fit: a smaller video, more memory on the host, a higher cap, more or larger cards."""
+    """Command-line options that fit: clips as short as the model was trained with, a smaller video, more memory on the
+    host, a higher cap, more or larger cards."""
 
     def fits(wanted: Effective, cards: Hardware) -> str | None:
         found = highest(searches(wanted, config, cards, wishes))
         if found is None:
             return None
         size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
+        if wanted.clip_blocks != CLIP_BLOCKS:
+            size += f" --clip-frames {wanted.clip_blocks * BLOCK_FRAMES}"
         return f"{size}{_options(hardware, cards)} ({LADDER[found[0]].name})"
 
     def first(tried: Iterable[tuple[Effective, Hardware]]) -> Iterator[str]:
@@ -78,6 +82,8 @@ def _offers(
     count = len(hardware.cards)
     more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_CARDS) + 1))
     larger = (_cards(hardware, count, size * GIB) for size in sizes if size * GIB > largest)
+    if effective.clip_blocks > CLIP_BLOCKS:
+        yield from first([(dataclasses.replace(effective, clip_blocks=CLIP_BLOCKS), hardware)])
     yield from first((wanted, hardware) for wanted in smaller)
     yield from first((effective, cards) for cards in more_host)
     yield from first((effective, cards) for cards in higher_caps)
@@ -138,6 +144,7 @@ def _thinnest(search: Search) -> Plan:
             search.size,
             card.name,
             dataclasses.replace(LADDER[-1].storage, streamed=len(layers)),
+            effective.clip_blocks,
         )
         for card, layers in zip(cards, cut.layers, strict=True)
     ]

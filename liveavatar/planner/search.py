@@ -191,7 +191,8 @@ class Search:
 
     def _shelf(self, rung: Rung) -> Shelf:
         if rung not in self._shelves:
-            self._shelves[rung] = Shelf(self.config, self.effective.frame_tokens, self.size, rung)
+            e = self.effective
+            self._shelves[rung] = Shelf(self.config, e.frame_tokens, self.size, rung, e.clip_blocks)
         return self._shelves[rung]
 
     def _room(self, seat: Seat) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from ..config import ModelConfig
+from ..config import WINDOW_BLOCKS, ModelConfig
 from ..storage import SLOTS, Storage
 from .bytes import Sizes
 from .ladder import Rung
@@ -20,11 +20,19 @@ class Shelf:
         frame_tokens: tokens per latent frame.
         size: bytes per number.
         rung: how things are kept.
+        window_blocks: blocks a KV ring holds.
     """
 
-    def __init__(self, config: ModelConfig, frame_tokens: int, size: int, rung: Rung):
-        self._rung, self._sizes = rung, Sizes(config, frame_tokens, size, rung.storage)
-        work = [layer_tflop(config, frame_tokens, i) for i in range(config.num_layers)]
+    def __init__(
+        self,
+        config: ModelConfig,
+        frame_tokens: int,
+        size: int,
+        rung: Rung,
+        window_blocks: int = WINDOW_BLOCKS,
+    ):
+        self._rung, self._sizes = rung, Sizes(config, frame_tokens, size, rung.storage, window_blocks)
+        work = [layer_tflop(config, frame_tokens, i, window_blocks) for i in range(config.num_layers)]
         self._matrices, self._attention = _sums([m for m, _ in work]), _sums([a for _, a in work])
 
     def storage(self, streamed: int) -> Storage:

@@ -40,13 +40,15 @@ class Forecast:
         return BLOCK_FRAMES / self.seconds_per_block
 
 
-def layer_tflop(config: ModelConfig, frame_tokens: int, layer: int) -> tuple[float, float]:
+def layer_tflop(
+    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS
+) -> tuple[float, float]:
     """10^12 operations of one block at one step in one layer: in matrices, and in attention.
 
     The prompt's keys and values, and the conditions, are made once per video and do not count.
     """
     d, tokens = config.dim, BLOCK_LATENTS * frame_tokens
-    seen = (WINDOW_BLOCKS * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens + config.text_len
+    seen = (window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens + config.text_len
     matrices = 2 * tokens * (6 * d * d + 2 * d * config.ffn_dim)
     if layer in config.audio_inject_layers:
         matrices += 4 * tokens * d * d

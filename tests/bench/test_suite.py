@@ -167,8 +167,8 @@ def test_what_a_part_leaves_of_its_time_is_the_later_ones():
     limits = []
     parts = [SuitePart(str(i), share, lambda state: iter(())) for i, share in enumerate((1, 1, 2))]
     state = SuiteState("untrained", "cpu", "64x64", "float32", 1, say=limits.append)
-    report = run_suite(state, parts, 100, False, lambda report: None)
-    assert [part.limit for part in report.parts] == [pytest.approx(limit, abs=1) for limit in (25, 33.3, 100)]
+    report = run_suite(state, parts, 4e6, False, lambda report: None)
+    assert [part.limit for part in report.parts] == [pytest.approx(limit, rel=1e-3) for limit in (1e6, 4e6 / 3, 4e6)]
 
 
 def test_without_time_left_a_part_is_left_out(state):

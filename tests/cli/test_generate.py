@@ -122,11 +122,12 @@ def test_the_shortest_sound_makes_a_frame(inputs, tmp_path):
 
 
 def test_parity_options_are_understood(inputs, tmp_path):
-    options = {"fit": "pad", "tail": "zeros", "lead": "original", "sink-distance": 30}
+    options = {"fit": "pad", "tail": "zeros", "lead": "original", "sink-distance": 30, "clip-frames": 12}
     assert generate(inputs, out=tmp_path / "a.mp4", **options).code == 0
     told = receipt(tmp_path, "a.json")
     assert told["effective"]["drop"] == 3 and told["probed"]["frames"] == 30
     assert told["requested"]["sink_distance"] == {"kind": "fixed", "value": 30, "recorded": []}
+    assert [told[part]["clip_blocks"] for part in ("requested", "effective", "plan")] == [1, 1, 1]
 
 
 def test_names_are_only_names(inputs, tmp_path):

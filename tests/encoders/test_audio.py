@@ -106,8 +106,24 @@ def test_normalisation_is_over_the_real_samples() -> None:
     assert not Loudness.of(np.zeros(500, np.float32)).normalised(np.zeros(500, np.float32)).any()
 
 
-def test_all_silence_and_bfloat16_models_are_encoded(model: Wav2Vec2Model) -> None:
+def test_silence_is_encoded(model: Wav2Vec2Model) -> None:
     assert heard(encode_audio(model, np.zeros(8000, np.float32), 24)).isfinite().all()
+
+
+def grouped_convolution_error() -> float:
+    """Of this processor in bfloat16, at the tiny model's positional convolution: oneDNN with AMX is wrong there."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 16, 50, generator=generator), torch.randn(16, 8, 16, generator=generator)
+    exact, half = (
+        torch.nn.functional.conv1d(x.to(dtype), weight.to(dtype), padding=8, groups=2).float()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return relative(half, exact)
+
+
+def test_bfloat16_models_are_encoded(model: Wav2Vec2Model) -> None:
+    if (error := grouped_convolution_error()) > 0.05:
+        pytest.skip(f"this processor's own grouped convolution in bfloat16 is off by {100 * error:.0f} %")
     half = tiny().to(torch.bfloat16)
     features = heard(encode_audio(half, babble(1), 36))
     assert features.dtype == torch.float32

@@ -11,7 +11,7 @@ from golden.encoders import wav2vec2
 from golden.rollout import config_of
 
 from liveavatar.codec import vae_decoder
-from liveavatar.config import BLOCK_FRAMES, CLIP_BLOCKS, MOTION_FRAMES
+from liveavatar.config import BLOCK_FRAMES, BLOCK_LATENTS, MOTION_FRAMES
 from liveavatar.distance import SinkDistance
 from liveavatar.encoders.audio import encode_audio
 from liveavatar.encoders.features import AudioFeatures
@@ -19,7 +19,7 @@ from liveavatar.engines.local import LocalEngine
 from liveavatar.media.picture import fit_picture, to_pixels
 from liveavatar.model.transformer import CausalS2VTransformer, Part, empty_transformer
 from liveavatar.planner import make_plan
-from liveavatar.request import Effective, Request, resolve
+from liveavatar.request import Effective, Request, clip_blocks_of, resolve
 from liveavatar.schedule import Schedule, block_noise
 from liveavatar.session import Job, Material, Session
 from liveavatar.size import effective_size
@@ -63,8 +63,9 @@ def effective_of(case: Case) -> Effective:
     """The recorded run: whole clips, three frames dropped, the size of the picture's aspect."""
     cfg = case.info["config"]
     height, width = cfg["image_hw"]
-    blocks = cfg["num_clip"] * CLIP_BLOCKS
-    request = Request(size="64x64", steps=cfg["steps"], seed=cfg["seed"], lead="original")
+    clip_blocks = clip_blocks_of(cfg["infer_frames"])
+    blocks = cfg["num_clip"] * clip_blocks
+    request = Request("64x64", steps=cfg["steps"], seed=cfg["seed"], lead="original", clip_blocks=clip_blocks)
     effective = resolve(request, (64, 64), (blocks * BLOCK_FRAMES - 3) * 640, 16_000)
     width, height = effective_size((width, height), cfg["max_area"])
     return dataclasses.replace(effective, width=width, height=height)
@@ -109,7 +110,8 @@ def test_noise_and_timesteps(case: Case) -> None:
     for clip in range(effective.clips):
         if f"noise.clip{clip}" not in case:
             continue
-        blocks = [block_noise(effective.seed, clip * CLIP_BLOCKS + b, 16, *effective.latent_size) for b in range(4)]
+        size, n = effective.latent_size, effective.clip_blocks
+        blocks = [block_noise(effective.seed, b, 16, *size, n) for b in range(clip * n, (clip + 1) * n)]
         assert torch.equal(torch.cat(blocks, 1), case[f"noise.clip{clip}"])
 
 
@@ -125,7 +127,7 @@ def test_latents_and_frames(case: Case, stages: str) -> None:
                     assert_matches(ours[None], case[key], key)
         latents = torch.cat(list(session.latents), 1)
         frames = torch.cat(list(session.frames), 1) if stages == "1x1" else None
-    per_clip = 3 * CLIP_BLOCKS
+        per_clip = session.job.effective.clip_blocks * BLOCK_LATENTS
     for clip in range(case.info["config"]["num_clip"]):
         if f"tpp.x0.clip{clip}" in case:
             ours = latents[:, clip * per_clip : (clip + 1) * per_clip]

@@ -36,8 +36,16 @@ def audio():
 
 
 @pytest.fixture
-def latents(nodes, model, image, audio):
-    (positive,) = run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.")
+def positive(nodes, model):
+    return run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.")[0]
+
+
+@pytest.fixture
+def latents(nodes, model, image, audio, positive):
+    return sample(nodes, model, image, audio, positive)
+
+
+def sample(nodes, model, image, audio, positive):
     (voice,) = run(nodes["LiveAvatarAudioFeatures"], model=model, audio=audio, seconds=0.0)
     return run(
         nodes["LiveAvatarSampler"],
@@ -59,6 +67,15 @@ def decode(nodes, latents, vae="automatic"):
 def frames_in(video) -> int:
     with av.open(video.get_stream_source()) as container:
         return sum(1 for _ in container.decode(video=0))
+
+
+def prompts_told(out) -> list[str | None]:
+    """By the receipt, as asked and as used, and by the MP4."""
+    video, receipt = out.args
+    with av.open(video.get_stream_source()) as container:
+        inside = json.loads(container.metadata["comment"])
+    told = json.loads(receipt)
+    return [told["requested"]["prompt"], told["effective"]["prompt"], inside["prompt"]]
 
 
 def test_the_sampler_answers_before_anything_is_loaded(latents, model):
@@ -84,6 +101,36 @@ def test_the_modular_graph_and_the_single_node_make_the_same_video(nodes, host, 
     )
     assert single.args[0].get_stream_source() != video.get_stream_source()
     assert json.loads(single.args[1])["frames_sha256"] == json.loads(receipt)["frames_sha256"]
+
+
+def test_receipt_and_video_tell_the_prompt_that_was_used(nodes, latents, model, image, audio):
+    assert prompts_told(decode(nodes, latents)) == ["A person talks."] * 3
+    single = {"model": model, "image": image, "audio": audio, "prompt": "A man sings.", **SIZE, "seconds": 0.0}
+    out = fake_comfy.run(nodes["LiveAvatarGenerate"], **single, filename_prefix="clip")
+    assert prompts_told(out) == ["A man sings."] * 3
+
+
+def other_conditionings(positive) -> dict[str, list]:
+    """What core makes by itself, and what its nodes make of ours: they copy what came with the embedding."""
+    embedding, beside = positive[0]
+    return {
+        "CLIP Text Encode": [[embedding.clone(), {"pooled_output": None}]],
+        "Conditioning Zero Out": [[torch.zeros_like(embedding), beside.copy()]],
+        "Conditioning (Concat)": [[torch.cat((embedding, embedding), 1), beside.copy()]],
+    }
+
+
+@pytest.mark.parametrize("kind", ["CLIP Text Encode", "Conditioning Zero Out", "Conditioning (Concat)"])
+def test_a_prompt_whose_text_is_not_known_is_not_made_up(nodes, model, image, audio, positive, kind):
+    out = decode(nodes, sample(nodes, model, image, audio, other_conditionings(positive)[kind]))
+    assert prompts_told(out) == [None] * 3
+    assert "text is not known" in " ".join(json.loads(out.args[1])["effective"]["notes"])
+
+
+def test_the_text_stays_with_conditioning_that_core_copies(nodes, model, image, audio, positive):
+    (embedding, beside), other = positive[0], positive[0][0] * 2
+    combined = [[embedding.clone(), {**beside, "start_percent": 0.0}], [other, {}]]
+    assert prompts_told(decode(nodes, sample(nodes, model, image, audio, combined))) == ["A person talks."] * 3
 
 
 def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, latents):

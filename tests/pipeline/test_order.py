@@ -20,11 +20,14 @@ CUTS = st.integers(1, 6).flatmap(
 )
 
 
-@given(CUTS, st.integers(1, 14))
-def test_every_task_runs_once_and_after_what_it_needs(cut: Cut, blocks: int) -> None:
-    starts = list(paced_order(cut, blocks))
+CLIPS = st.integers(1, 9)
+
+
+@given(CUTS, st.integers(1, 14), CLIPS)
+def test_every_task_runs_once_and_after_what_it_needs(cut: Cut, blocks: int, clip: int) -> None:
+    starts = list(paced_order(cut, blocks, clip_blocks=clip))
     end = {s.task: s.end for s in starts}
-    assert len(end) == len(starts) == task_count(cut, blocks)
+    assert len(end) == len(starts) == task_count(cut, blocks, clip_blocks=clip)
     last = len(cut.layers) - 1
     for s in starts:
         t, needs = s.task, []
@@ -35,22 +38,23 @@ def test_every_task_runs_once_and_after_what_it_needs(cut: Cut, blocks: int) -> 
                 needs.append(Denoise(t.block, t.step - 1, last))
             if t.block:
                 needs.append(Denoise(t.block - 1, t.step, t.part))
-            needs.append(Prefill(sink_version(t.block), cut.group_of(t.step), t.part))
+            needs.append(Prefill(sink_version(t.block, clip), cut.group_of(t.step), t.part))
         elif t.version and not t.part:
             needs.append(Denoise(0, cut.last_step, last))
         for need in needs:
             assert end[need] <= s.start, f"{t} starts at {s.start} before {need} ends at {end[need]}"
 
 
-@given(CUTS, st.integers(CLIP_BLOCKS + 1, 12), st.integers(1, 8))
-def test_what_begins_later_runs_the_rest_and_nothing_else(cut: Cut, first: int, more: int) -> None:
+@given(CUTS, st.integers(1, 8), st.integers(1, 8), CLIPS)
+def test_what_begins_later_runs_the_rest_and_nothing_else(cut: Cut, later: int, more: int, clip: int) -> None:
+    first = clip + later
     blocks, whole = first + more, {}
-    for s in paced_order(cut, blocks):
+    for s in paced_order(cut, blocks, clip_blocks=clip):
         whole[s.task] = s.stage
-    starts = list(paced_order(cut, blocks, first=first))
+    starts = list(paced_order(cut, blocks, first=first, clip_blocks=clip))
     rest = {t: stage for t, stage in whole.items() if isinstance(t, Denoise) and t.block >= first}
     assert {s.task: s.stage for s in starts} == rest
-    assert len(starts) == len(rest) == task_count(cut, blocks, first)
+    assert len(starts) == len(rest) == task_count(cut, blocks, first, clip)
     end, last = {s.task: s.end for s in starts}, len(cut.layers) - 1
     for s in starts:
         t = s.task
@@ -61,10 +65,11 @@ def test_what_begins_later_runs_the_rest_and_nothing_else(cut: Cut, first: int, 
         assert all(end[need] <= s.start for need in before)
 
 
-@pytest.mark.parametrize("first", [1, CLIP_BLOCKS])
-def test_nothing_begins_while_the_first_sink_is_in_use(first: int) -> None:
-    with pytest.raises(ValueError, match=f"Block {first} cannot come first"):
-        list(paced_order(Cut.even(1, 2, 4, 4), 12, first=first))
+@pytest.mark.parametrize("clip", [1, CLIP_BLOCKS, 7])
+def test_nothing_begins_while_the_first_sink_is_in_use(clip: int) -> None:
+    for first in range(1, clip + 1):
+        with pytest.raises(ValueError, match=f"Block {first} cannot come first"):
+            list(paced_order(Cut.even(1, 2, 4, 4), 12, first=first, clip_blocks=clip))
 
 
 @given(CUTS, st.integers(1, 14))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.config import CLIP_BLOCKS, UNTRAINED, WAN2_2_S2V_14B
+from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.planner import LEAST_SNAPSHOT_BLOCKS, Plan, make_plan, snapshot_due, snapshot_interval
 from liveavatar.request import Request, resolve
@@ -15,16 +15,20 @@ def plan_of(config, seconds: float, **given) -> Plan:
     return make_plan(effective, config, model="x", dtype="bfloat16", **given)
 
 
-@given(st.integers(0, 10**12), st.integers(1, 10**6))
-def test_an_interval_costs_little_and_is_used_at_least_once(nbytes: int, blocks: int) -> None:
-    interval = snapshot_interval(nbytes, blocks)
-    due = [b for b in range(min(blocks, 10_000) + 2) if snapshot_due(b, interval, blocks)]
-    assert all(CLIP_BLOCKS < b < blocks for b in due)
+@given(st.integers(0, 10**12), st.integers(1, 10**6), st.integers(1, 20))
+def test_an_interval_costs_little_and_is_used_at_least_once(nbytes: int, blocks: int, clip: int) -> None:
+    interval = snapshot_interval(nbytes, blocks, clip)
+    due = [b for b in range(min(blocks, 10_000) + 2) if snapshot_due(b, interval, blocks, clip)]
+    assert all(clip < b < blocks for b in due)
     if interval:
         assert interval >= LEAST_SNAPSHOT_BLOCKS and nbytes / 1e9 <= 0.05 * interval * 0.48 + 1e-6
-        assert snapshot_due(interval, interval, blocks)
+        assert snapshot_due(interval, interval, blocks, clip)
     else:
         assert not due
+
+
+def test_clips_longer_than_the_shortest_interval_still_have_snapshots() -> None:
+    assert snapshot_interval(0, 100) == LEAST_SNAPSHOT_BLOCKS and snapshot_interval(0, 100, 20) == 21
 
 
 def test_the_published_model_on_four_devices_keeps_one_every_few_minutes() -> None:

@@ -68,18 +68,18 @@ def test_keys_on_the_host_leave_two_slots():
     assert away.slots == 2 * plain.rings // (4 * 40), "of a layer's window"
 
 
-@given(st.integers(0, 39), st.integers(1, 40), st.sampled_from(LADDER), st.data())
-def test_what_leaves_the_device_arrives_on_the_host(first, count, rung, data):
+@given(st.integers(0, 39), st.integers(1, 40), st.sampled_from(LADDER), st.integers(1, 20), st.data())
+def test_what_leaves_the_device_arrives_on_the_host(first, count, rung, window, data):
     layers = range(first, min(40, first + count))
     streamed = data.draw(st.integers(0, len(layers)))
     storage = Storage(**{**vars(rung.storage), "streamed": streamed})
-    plain = stage_plan(BIG, T, range(4), layers, 2, "a", Storage(rung.storage.weights, rung.storage.keys))
-    kept = stage_plan(BIG, T, range(4), layers, 2, "a", storage)
+    plain = stage_plan(BIG, T, range(4), layers, 2, "a", Storage(rung.storage.weights, rung.storage.keys), window)
+    kept = stage_plan(BIG, T, range(4), layers, 2, "a", storage, window)
     twice = Sizes(BIG, T, 2, storage).travelling * min(streamed, 2)
     assert kept.weights + kept.host_weights == plain.weights + twice, "in a slot, and on the host"
     assert kept.rings + kept.host_rings == plain.rings
     assert (kept.slots > 0) == (storage.keys_home == "host")
-    shelf = Shelf(BIG, T, 2, rung)
+    shelf = Shelf(BIG, T, 2, rung, window)
     if not streamed:
         assert shelf.resident(layers, 4) == kept.total
     assert shelf.pinned_weights(layers, streamed) == kept.host_weights

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from liveavatar.config import BLOCK_FRAMES, FPS
 from liveavatar.errors import AudioError, RequestError
-from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, resolve
+from liveavatar.receipt import json_ready
+from liveavatar.request import MIN_SOUND_SECONDS, Effective, Request, clip_blocks_of, prompt_to_encode, resolve
 
 RATES = st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000])
 
@@ -74,8 +75,48 @@ def test_hardly_any_sound_is_refused(seconds: float) -> None:
         ({"fit": "stretch"}, "cover or pad"),
         ({"tail": "loop"}, "silence or zeros"),
         ({"lead": "late"}, "sync or original"),
+        ({"clip_blocks": 0}, "nearest is 1"),
+        ({"clip_blocks": -7}, "nearest is 1"),
+        ({"clip_blocks": 21}, "nearest is 20"),
+        ({"clip_blocks": 3.5}, "nearest is 4"),
     ],
 )
 def test_impossible_requests_name_the_nearest(wrong: dict, nearest: str) -> None:
     with pytest.raises(RequestError, match=nearest):
         of(Request(**wrong))
+
+
+@pytest.mark.parametrize(("frames", "blocks"), [(12, 1), (36, 3), (48, 4), (240, 20)])
+def test_a_clip_is_a_number_of_whole_blocks(frames: int, blocks: int) -> None:
+    assert clip_blocks_of(frames) == blocks
+
+
+@pytest.mark.parametrize(
+    ("frames", "nearest"), [(-5, 12), (0, 12), (11, 12), (32, 36), (50, 48), (80, 84), (241, 240), (10**400, 240)]
+)
+def test_other_clips_are_refused_with_the_nearest(frames: int, nearest: int) -> None:
+    with pytest.raises(RequestError, match=f"nearest is {nearest} frames"):
+        clip_blocks_of(frames)
+
+
+def test_the_length_of_a_clip_is_taken_over_and_told_where_it_is_unusual() -> None:
+    usual, short = of(Request()), of(Request(clip_blocks=3))
+    assert usual.clip_blocks == 4 and short.clip_blocks == 3
+    assert (usual.blocks, usual.clips) == (9, 3) and (short.blocks, short.clips) == (9, 3)
+    assert of(Request(clip_blocks=1)).clips == 9
+    assert "clips" not in " ".join(usual.notes) and "clips of 36 frames" in " ".join(short.notes)
+
+
+def test_what_was_written_before_clips_had_a_length_means_four_blocks() -> None:
+    effective = of(Request())
+    written = {name: value for name, value in json_ready(effective).items() if name != "clip_blocks"}
+    assert Effective(**{**written, "notes": tuple(written["notes"])}) == effective
+
+
+def test_a_prompt_whose_text_is_not_known_is_told_and_cannot_be_encoded() -> None:
+    unknown = of(Request(prompt=None), 4.8)
+    assert unknown.prompt is None
+    assert unknown.notes == ("the prompt came already encoded; its text is not known",)
+    assert prompt_to_encode("A man sings.") == "A man sings." and prompt_to_encode("") == ""
+    with pytest.raises(RequestError, match="Give a prompt"):
+        prompt_to_encode(unknown.prompt)

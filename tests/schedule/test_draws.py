@@ -1,5 +1,6 @@
 """Noise and sink distances depend on seed, clip and block alone, never on order."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,10 +25,16 @@ def test_sink_distances_are_spread_evenly() -> None:
     assert counts[4:].max() < 1150
 
 
-def test_noise_is_a_slice_of_its_clips_draw() -> None:
-    clip = torch.randn(16, 12, 4, 6, generator=torch.Generator().manual_seed(9 + 2))
-    for place in range(4):
-        assert torch.equal(block_noise(9, 8 + place, 16, 4, 6), clip[:, 3 * place : 3 * place + 3])
+@pytest.mark.parametrize("clip_blocks", [1, 3, 4, 5])
+def test_noise_is_a_slice_of_its_clips_draw(clip_blocks: int) -> None:
+    clip = torch.randn(16, 3 * clip_blocks, 4, 6, generator=torch.Generator().manual_seed(9 + 2))
+    for place in range(clip_blocks):
+        noise = block_noise(9, 2 * clip_blocks + place, 16, 4, 6, clip_blocks)
+        assert torch.equal(noise, clip[:, 3 * place : 3 * place + 3])
+
+
+def test_clips_have_four_blocks_unless_told() -> None:
+    assert all(torch.equal(block_noise(9, b, 16, 2, 2), block_noise(9, b, 16, 2, 2, 4)) for b in range(9))
 
 
 def test_noise_of_the_last_seed_wraps() -> None:

@@ -17,7 +17,7 @@ from liveavatar import compiler
 from liveavatar.compiler import check_compiler
 from liveavatar.config import UNTRAINED
 from liveavatar.engines.backend import LocalBackend
-from liveavatar.engines.compiled import FORMS
+from liveavatar.engines.compiled import forms
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.nets import Nets
 from liveavatar.errors import Cancelled, ModelError
@@ -115,6 +115,19 @@ def test_any_number_of_sizes_is_compiled_and_nobody_elses_limits_change() -> Non
     assert not engine_of(nets=nets, size=sizes[0]).loaded
 
 
+@pytest.mark.parametrize("clip_blocks", [1, 12])
+def test_clips_of_any_length_are_compiled_for_before_the_work(clip_blocks: int) -> None:
+    effective = dataclasses.replace(tiny_effective(14, 1), clip_blocks=clip_blocks)
+    plan, limit = make_plan(effective, CONFIG, model="tiny"), torch._dynamo.config.recompile_limit
+    job, engine = tiny_job(CONFIG, effective), LocalEngine(COMPONENTS, dataclasses.replace(plan, compiled=True))
+    engine.load()
+    made = graphs()
+    assert made == GRAPHS - 4 + clip_blocks and torch._dynamo.config.recompile_limit == limit
+    compiled, plain = (list(e.run(job, lambda report: None)) for e in (engine, LocalEngine(COMPONENTS, plan)))
+    assert graphs() == made, "something was compiled while the work went on"
+    assert torch.equal(torch.cat(compiled, 1), torch.cat(plain, 1))
+
+
 def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     engine, said = engine_of(), []
 
@@ -129,7 +142,7 @@ def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     said.clear()
     engine.load(said.append)
     assert graphs() == GRAPHS and engine.loaded
-    assert len(said) == FORMS + 1 and len(set(said)) == 2
+    assert len(said) == forms(engine.plan.clip_blocks) + 1 and len(set(said)) == 2
     assert "once per size" in said[0] and " s; " in said[-1] and all("/" in text for text in said)
 
 

@@ -1,5 +1,6 @@
 """A stage that takes back what another held goes on as that one would have."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import pytest
@@ -32,6 +33,7 @@ def new_stages(job: Job, storage: Storage = PLAIN) -> list[Stage]:
         time=conditioner.condition_time([*schedule.timesteps, 0.0]),
         motion=job.material.motion,
         audio=lambda block: conditioner.condition_audio(job.material.audio.block(block)[None]),
+        clip_blocks=effective.clip_blocks,
     )
     net = components.transformer(Part.whole(config), cpu, dtype)
     return [Stage(net, steps, conditions, cpu, dtype, storage) for steps in CUT.steps]
@@ -39,13 +41,14 @@ def new_stages(job: Job, storage: Storage = PLAIN) -> list[Stage]:
 
 def play(job: Job, stages: list[Stage], tasks: Iterable[Denoise | Prefill]) -> dict[int, torch.Tensor]:
     """Run tasks; the latents of the blocks that end."""
-    origin = Origin(job.material.reference, job.effective.seed, job.effective.latent_size, torch.float32)
+    e = job.effective
+    origin = Origin(job.material.reference, e.seed, e.latent_size, torch.float32, e.clip_blocks)
     flows: dict[Denoise | Prefill, Flow] = {}
     ended = {}
     for task in tasks:
         flow = origin.flow(task) if begins(task) else flows.pop(task)
         left = stages[CUT.stage_of(task)].run(task, flow)
-        for follower in followers(CUT, BLOCKS, task):
+        for follower in followers(CUT, BLOCKS, task, e.clip_blocks):
             flows[follower] = left.handed(task, follower)
         if ends_block(CUT, task):
             ended[task.block] = left.latent
@@ -53,11 +56,14 @@ def play(job: Job, stages: list[Stage], tasks: Iterable[Denoise | Prefill]) -> d
 
 
 @pytest.mark.parametrize("storage", [PLAIN, Storage(keys="fp8", keys_home="host")], ids=["plain", "fp8 on the host"])
-@pytest.mark.parametrize("boundary", [CLIP_BLOCKS + 1, 8, BLOCKS - 1])
+@pytest.mark.parametrize(
+    ("boundary", "clip"),
+    [(CLIP_BLOCKS + 1, CLIP_BLOCKS), (8, CLIP_BLOCKS), (BLOCKS - 1, CLIP_BLOCKS), (2, 1), (5, 3), (8, 7)],
+)
 @torch.inference_mode()
-def test_restored_stages_make_the_same_blocks(boundary: int, storage: Storage) -> None:
-    job = tiny_job(tiny_config(), tiny_effective(BLOCKS))
-    tasks = [s.task for s in paced_order(CUT, BLOCKS)]
+def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage: Storage) -> None:
+    job = tiny_job(tiny_config(), dataclasses.replace(tiny_effective(BLOCKS), clip_blocks=clip))
+    tasks = [s.task for s in paced_order(CUT, BLOCKS, clip_blocks=clip)]
     whole = play(job, new_stages(job, storage), tasks)
     first, second = new_stages(job, storage), new_stages(job, storage)
     play(job, first, [t for t in tasks if isinstance(t, Prefill) or t.block < boundary])
@@ -74,7 +80,7 @@ def test_restored_stages_make_the_same_blocks(boundary: int, storage: Storage) -
                 tensor.zero_()  # a stage keeps nothing of what it was given
         for tensor in sink:
             tensor.zero_()
-    rest = play(job, second, [s.task for s in paced_order(CUT, BLOCKS, first=boundary)])
+    rest = play(job, second, [s.task for s in paced_order(CUT, BLOCKS, first=boundary, clip_blocks=clip)])
     assert rest.keys() == set(range(boundary, BLOCKS))
     assert all(torch.equal(rest[b], whole[b]) for b in rest)
 

@@ -288,3 +288,9 @@ def test_collecting_tells_what_the_engine_waits_for(take: Take, monkeypatch: pyt
     blocks = session.latents.blocks
     assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
     assert session.on_notice is unnoticed
+
+
+def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
+    with pytest.raises(RequestError, match="not known") as refused:
+        look_ahead(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
+    assert "Give a prompt" in refused.value.nearest

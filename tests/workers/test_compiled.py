@@ -7,7 +7,7 @@ import torch
 from workers.videos import Video
 
 from liveavatar import compiler
-from liveavatar.engines.compiled import FORMS
+from liveavatar.engines.compiled import forms
 from liveavatar.engines.ray import RayBackend
 from liveavatar.engines.ray.driver.faults import WorkerError
 from liveavatar.errors import Cancelled
@@ -17,7 +17,7 @@ BLOCKS = 5
 
 def test_compiled_workers_make_the_same_video(backend: RayBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
-    video, said = Video(BLOCKS), []
+    video, said = Video(BLOCKS, clip_blocks=3), []
     plan = dataclasses.replace(video.engine(backend, "1x2").plan, compiled=True)
     engine = backend.engine(video.components, plan)
 
@@ -29,7 +29,7 @@ def test_compiled_workers_make_the_same_video(backend: RayBackend, monkeypatch: 
     pids = backend.worker_pids
     assert not engine.loaded
     engine.load(said.append)
-    assert engine.loaded and len(said) == FORMS + 1 and "compiled" in said[-1]
+    assert engine.loaded and len(said) == forms(3) + 1 and "compiled" in said[-1]
     said.clear()
     latents = torch.cat(list(engine.run(video.job, lambda report: None, said.append)), 1)
     assert torch.equal(latents, video.expected)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # Without what this process has chosen for its own Ray.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = os.pathsep.join((str(PROJECT), str(PROJECT / "tests")))
-    with errors.open("wb") as file:
+    # A folder of this user with a short name: Ray's usual one may be another user's, and sockets lie in it.
+    with errors.open("wb") as file, tempfile.TemporaryDirectory(prefix="la-", ignore_cleanup_errors=True) as folder:
+        environment["RAY_TMPDIR"] = folder
         ran = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=file, env=environment)
     assert ran.returncode == 0, errors.read_text(errors="replace")[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])

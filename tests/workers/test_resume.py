@@ -102,6 +102,20 @@ def test_a_killed_worker_is_replaced_and_the_video_goes_on(
     check_counting(film, boundary)
 
 
+@pytest.mark.parametrize(("stages", "stage", "clip_blocks"), [("1x2", 1, 3), ("2x2", 2, 5)])
+def test_with_clips_of_another_length_too(backend: RayBackend, stages: str, stage: int, clip_blocks: int) -> None:
+    video = Video(18, clip_blocks=clip_blocks)
+    film = Film(video, video.engine(backend, stages, EVERY))
+
+    def kill() -> None:
+        wait_for(film.engine, EVERY)
+        os.kill(backend.worker_pids[stage], signal.SIGKILL)
+
+    film.watch(EVERY, kill)
+    assert film.beginnings == [EVERY]
+    check_counting(film, EVERY)
+
+
 def check_counting(film: Film, boundary: int) -> None:
     """`done` counts tasks that stand finished: it falls back once, to those before the boundary, and ends in total."""
     done, total = [r.done for r in film.reports], film.reports[0].total

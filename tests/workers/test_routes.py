@@ -30,14 +30,14 @@ def begins(task: Task) -> bool:
 
 
 @settings(max_examples=60)
-@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11))
-def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: int) -> None:
+@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
+def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: int, clip: int) -> None:
     blocks = first + more
     sent: set[Task] = set()
     ended = []
-    for start in paced_order(cut, blocks, first=first):
+    for start in paced_order(cut, blocks, first=first, clip_blocks=clip):
         assert start.task in sent or begins(start.task)
-        new = followers(cut, blocks, start.task)
+        new = followers(cut, blocks, start.task, clip)
         assert not sent.intersection(new)
         sent.update(new)
         ended += [start.task.block] if ends_block(cut, start.task) else []
@@ -45,16 +45,16 @@ def test_every_task_gets_its_flow_before_its_turn(cut: Cut, first: int, more: in
 
 
 @settings(max_examples=60)
-@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11))
-def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, first: int, more: int) -> None:
+@given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
+def test_stages_share_the_work_and_links_carry_all_that_crosses(cut: Cut, first: int, more: int, clip: int) -> None:
     blocks = first + more
-    own = [list(own_tasks(cut, blocks, stage, first)) for stage in range(cut.stages)]
-    assert sum(map(len, own)) == len(set().union(*own)) == task_count(cut, blocks, first)
+    own = [list(own_tasks(cut, blocks, stage, first, clip)) for stage in range(cut.stages)]
+    assert sum(map(len, own)) == len(set().union(*own)) == task_count(cut, blocks, first, clip)
     crossing = {
         (stage, cut.stage_of(follower))
         for stage, tasks in enumerate(own)
         for task in tasks
-        for follower in followers(cut, blocks, task)
+        for follower in followers(cut, blocks, task, clip)
     }
     assert {(a, b) for a, b in crossing if a != b} <= set(links(cut))
 

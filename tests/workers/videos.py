@@ -1,11 +1,13 @@
 """Small videos that worker processes can make: their model is opened by name."""
 
+import dataclasses
 from functools import cached_property
 
 from session.tiny import tiny_effective, tiny_job
 from torch import Tensor, cat, equal
 
 from liveavatar.components import Components, open_components
+from liveavatar.config import CLIP_BLOCKS
 from liveavatar.engines.local import LocalEngine
 from liveavatar.engines.ray import RayBackend, RayEngine
 from liveavatar.planner import Plan, make_plan
@@ -15,9 +17,18 @@ from liveavatar.session import Job, OnTask
 class Video:
     """A job of some blocks, made in this process and by workers."""
 
-    def __init__(self, blocks: int, model: str = "untrained", seed: int = 5, steps: int = 4, size: str = "64x64"):
+    def __init__(
+        self,
+        blocks: int,
+        model: str = "untrained",
+        seed: int = 5,
+        steps: int = 4,
+        size: str = "64x64",
+        clip_blocks: int = CLIP_BLOCKS,
+    ):
         self.components: Components = open_components(model)
-        self.job: Job = tiny_job(self.components.config, tiny_effective(blocks, steps, size, seed))
+        effective = dataclasses.replace(tiny_effective(blocks, steps, size, seed), clip_blocks=clip_blocks)
+        self.job: Job = tiny_job(self.components.config, effective)
 
     @cached_property
     def expected(self) -> Tensor:

@@ -32,6 +32,9 @@ PlainModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
 PlainCut = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 
 
+OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
+
+
 @dataclasses.dataclass(frozen=True)
 class Greeting:
     """What a worker says when it has come to life.
@@ -99,7 +102,7 @@ class Orders:
         run: number of the run; what is sent for another run is ignored.
         stage: its own number.
         cut: of all stages.
-        blocks, seed: of the video.
+        blocks, clip_blocks, seed: of the video.
         first: the block to begin with: 0, or one of which all stages have kept a snapshot.
         snapshot_blocks: as in the plan.
         folder: where all stages keep their snapshots.
@@ -114,6 +117,7 @@ class Orders:
     stage: int
     cut: PlainCut
     blocks: int
+    clip_blocks: int
     first: int
     snapshot_blocks: int
     folder: str

@@ -10,13 +10,14 @@ from ...machines import Machine, same_device
 from ...pipeline import Cut, Denoise, Prefill, Task, followers, paced_order
 
 
-def own_tasks(cut: Cut, blocks: int, stage: int, first: int = 0) -> Iterator[Task]:
+def own_tasks(cut: Cut, blocks: int, stage: int, first: int = 0, clip_blocks: int = CLIP_BLOCKS) -> Iterator[Task]:
     """The tasks of one stage from block `first` on, in the order in which it runs them."""
-    return (start.task for start in paced_order(cut, blocks, first=first) if start.stage == stage)
+    order = paced_order(cut, blocks, first=first, clip_blocks=clip_blocks)
+    return (start.task for start in order if start.stage == stage)
 
 
 def links(cut: Cut) -> tuple[tuple[int, int], ...]:
-    """The pairs of different stages (from, to) between which flows travel, sorted."""
+    """The pairs of different stages (from, to) between which flows travel, sorted; equal for any length of clips."""
     parts = range(len(cut.layers))
     tasks: list[Task] = [Denoise(0, step, part) for step in range(cut.last_step + 1) for part in parts]
     tasks += [Prefill(0, group, part) for group in range(len(cut.steps)) for part in parts]

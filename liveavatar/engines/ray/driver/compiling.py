@@ -10,7 +10,7 @@ from .... import compiler
 from ....machines import DeviceName
 from ....planner import Plan
 from ....session import OnNotice
-from ...compiled import FORMS, compiling, was_compiled
+from ...compiled import compiling, forms, was_compiled
 from .faults import WorkerError
 from .member import Member
 
@@ -42,9 +42,9 @@ def compile_layers(plan: Plan, members: list[Member], gather: Gather, on_notice:
     """
     if all_compiled(plan, members):
         return
-    wanted = (plan.size, compiler.COMPILER)
+    wanted = _wanted(plan)
     begun = time.monotonic()
-    for form in range(FORMS):
+    for form in range(forms(plan.clip_blocks)):
         on_notice(compiling())
         asked = {number: member.ask("compile", *wanted, form) for number, member in enumerate(members)}
         gather(plan, asked, COMPILE_SECONDS, "compile its layers")
@@ -55,4 +55,9 @@ def compile_layers(plan: Plan, members: list[Member], gather: Gather, on_notice:
 
 def all_compiled(plan: Plan, members: list[Member]) -> bool:
     """Whether nothing has to be compiled before a run, as far as is known."""
-    return not plan.compiled or all((plan.size, compiler.COMPILER) in member.compiled for member in members)
+    return not plan.compiled or all(_wanted(plan) in member.compiled for member in members)
+
+
+def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int]:
+    """What layers are compiled for: the size of the picture, the compiler, and the blocks of a clip."""
+    return plan.size, compiler.COMPILER, plan.clip_blocks

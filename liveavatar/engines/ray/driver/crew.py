@@ -13,7 +13,7 @@ from ....planner import Plan
 from ....session import OnNotice, unnoticed
 from ..cluster import calls, service
 from ..cluster.joining import LOCAL
-from ..plain import Duty, Greeting, PlainModel, plain
+from ..plain import OUT_OF_MEMORY_NEAREST, Duty, Greeting, PlainModel, plain
 from ..routes import Seat, routes
 from .compiling import all_compiled, compile_layers, unable
 from .desk import LOAD_SECONDS, START_SECONDS, SUSPICIOUS_SECONDS, Desk
@@ -209,6 +209,9 @@ class Crew:
         except errors.RayError as error:
             self.look_for_machines(plan, [number])
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
+            if not isinstance(error, errors.RayActorError) and "MemoryError" in str(error):
+                happened = "failed: out of memory (MemoryError while it took in a message)"
+                raise self.lost(plan, number, happened, OUT_OF_MEMORY_NEAREST) from None
             if not isinstance(error, errors.RayActorError):
                 happened = f"could not be reached ({type(error).__name__})"
             out_of_memory = isinstance(error, errors.OutOfMemoryError)

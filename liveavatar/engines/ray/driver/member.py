@@ -31,7 +31,7 @@ class Member:
         greeting: what it said first.
         duty, loaded: the weights it holds, and their bytes by device.
         shared: bytes among them in host memory that other workers of its machine can share, by the memory's name.
-        compiled: for which width and height, by which compiler.
+        compiled: for which width and height, by which compiler, for how many blocks of a clip.
         stopping: the answer that it is still owing.
     """
 
@@ -43,7 +43,7 @@ class Member:
     duty: Duty | None = None
     loaded: dict[str, int] = dataclasses.field(default_factory=dict)
     shared: dict[str, int] = dataclasses.field(default_factory=dict)
-    compiled: set[tuple[tuple[int, int], str]] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[tuple[int, int], str, int]] = dataclasses.field(default_factory=set)
     stopping: Any = None
 
     @classmethod

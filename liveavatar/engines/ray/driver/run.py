@@ -100,8 +100,9 @@ class Run:
         """Blocks whose sound is being made into tokens."""
         self._puzzle: tuple[float, int, str] | None = None
         """Since when, at which stage, and in what words something is wrong whose cause is not known yet."""
-        self._total = task_count(plan.cut, self._blocks)
-        self._tasks = self._total - task_count(plan.cut, self._blocks, beginning.first)
+        clip_blocks = job.effective.clip_blocks
+        self._total = task_count(plan.cut, self._blocks, clip_blocks=clip_blocks)
+        self._tasks = self._total - task_count(plan.cut, self._blocks, beginning.first, clip_blocks)
         self._begin()
 
     @property
@@ -143,6 +144,7 @@ class Run:
                 stage=stage,
                 cut=plain_cut(self._plan.cut),
                 blocks=self._blocks,
+                clip_blocks=effective.clip_blocks,
                 first=self._beginning.first,
                 snapshot_blocks=self._plan.snapshot_blocks,
                 folder=self._beginning.folder,

@@ -83,14 +83,16 @@ def start_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, wo
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
-    own = {"env_vars": environment(dict(os.environ), threads, alone)} | (_interpreter(sys.executable) if log else {})
+    own = _runtime_env(threads, alone, here=bool(log))
     return ray.remote(StageWorker).options(runtime_env=own, **options).remote(log, works)
 
 
-def _interpreter(path: str) -> dict[str, str]:
-    """What Ray must be told of the interpreter of this machine: it writes the path into a shell's command as it is."""
-    quoted = shlex.quote(path)
-    return {"py_executable": quoted} if os.name == "posix" and quoted != path else {}
+def _runtime_env(threads: int, alone: bool, here: bool) -> dict[str, Any]:
+    """Ray's runtime environment of a worker; `here`: whether it works on this machine."""
+    own: dict[str, Any] = {"env_vars": environment(dict(os.environ), threads, alone)}
+    if here and os.name == "posix" and shlex.quote(sys.executable) != sys.executable:
+        own["py_executable"] = shlex.quote(sys.executable)  # Ray writes the path into a shell's command line as it is
+    return own
 
 
 def environment(own: dict[str, str], threads: int, alone: bool = True) -> dict[str, str]:

@@ -55,7 +55,7 @@ class Shift:
         self._steps = self.cut.steps[orders.stage // len(self.cut.layers)]
         self._net, self._work_of_layers, self._text, self._time = net, work, text, time
         self._device, self._dtype = torch.device(duty.device), getattr(torch, duty.dtype)
-        self._origin = Origin(orders.reference, orders.seed, orders.size, self._dtype)
+        self._origin = Origin(orders.reference, orders.seed, orders.size, self._dtype, orders.clip_blocks)
         self._changed = threading.Condition()
         self._flows: dict[Task, Flow] = {}
         self._audio: dict[int, AudioTokens] = {}
@@ -163,7 +163,8 @@ class Shift:
             self._changed.notify_all()
 
     def _own_tasks(self) -> Iterable[Task]:
-        return own_tasks(self.cut, self.orders.blocks, self.orders.stage, self.orders.first)
+        o = self.orders
+        return own_tasks(self.cut, o.blocks, o.stage, o.first, o.clip_blocks)
 
     def _opened_snapshots(self) -> Snapshots | None:
         o = self.orders
@@ -174,7 +175,7 @@ class Shift:
         o = self.orders
         if self._snapshots is None or not isinstance(task, Denoise):
             return
-        if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks):
+        if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks, o.clip_blocks):
             self._snapshots.save(task.block + 1, task.step, stage)
 
     def _stage(self) -> Stage:
@@ -190,6 +191,7 @@ class Shift:
             time=self._time,
             motion=o.motion,
             audio=self._audio.__getitem__,
+            clip_blocks=o.clip_blocks,
         )
         storage, work = Storage(*self.duty.storage), self._work_of_layers
         return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
@@ -233,7 +235,7 @@ class Shift:
         return task in self._flows or begins(task)
 
     def _hand_on(self, task: Task, left: Flow) -> None:
-        for follower in followers(self.cut, self.orders.blocks, task):
+        for follower in followers(self.cut, self.orders.blocks, task, self.orders.clip_blocks):
             to = self.cut.stage_of(follower)
             flow = left.handed(task, follower)
             if to == self.orders.stage:

@@ -78,11 +78,11 @@ class Worker(Living):
         self._nets.release()
         leave(self._log)
 
-    def compile(self, size: tuple[int, int], compiler: str, form: int) -> None:
-        """Compile its layers for pictures of a width and height, and run them once, in one form of a task."""
+    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, form: int) -> None:
+        """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task."""
         duty = self._on_duty
         with torch.inference_mode(), cpu_threads(duty.threads):
-            self._compiled(size, compiler).warm_up(self._net(), form, getattr(torch, duty.dtype))
+            self._compiled(size, compiler, clip_blocks).warm_up(self._net(), form, getattr(torch, duty.dtype))
         _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
@@ -191,11 +191,13 @@ class Worker(Living):
 
     def _work(self, orders: Orders) -> Work:
         height, width = (n * SPATIAL_STRIDE for n in orders.size)
-        return self._compiled((width, height), orders.compiler).work if orders.compiler else AS_WRITTEN
+        if not orders.compiler:
+            return AS_WRITTEN
+        return self._compiled((width, height), orders.compiler, orders.clip_blocks).work
 
-    def _compiled(self, size: tuple[int, int], compiler: str) -> Compiled:
+    def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> Compiled:
         duty = self._on_duty
-        return self._nets.compiled(duty.device, size, duty.threads, compiler)
+        return self._nets.compiled(duty.device, size, duty.threads, compiler, clip_blocks)
 
     def _net(self) -> CausalS2VTransformer:
         duty = self._on_duty

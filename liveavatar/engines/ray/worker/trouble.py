@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from ....errors import LiveAvatarError
-from ..plain import Fault
+from ..plain import OUT_OF_MEMORY_NEAREST, Fault
 
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")
 """How libraries say it that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""
@@ -15,8 +15,7 @@ def fault_of(error: BaseException) -> Fault:
     """The fault that an exception is."""
     lacking = out_of_memory(error)
     if lacking is not None:
-        nearest = "Use more stages or a smaller size, or end other programs that hold memory of its device."
-        return Fault("failed", f"out of memory ({_told(lacking)})", nearest)
+        return Fault("failed", f"out of memory ({_told(lacking)})", OUT_OF_MEMORY_NEAREST)
     if isinstance(error, LiveAvatarError):
         return Fault("refused", error.what, error.nearest)
     return Fault("failed", _told(error), "Run it again; if it repeats, look at its log.")
