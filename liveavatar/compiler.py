@@ -49,7 +49,15 @@ def missing_requirements(kind: str) -> list[str]:
         missing.append(f"a C{'' if kind == 'cuda' else '++'} compiler ({' or '.join([named] if named else names)})")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing.append("Python.h (the package python3-dev)")
+    if kind == "cpu" and sys.platform != "win32" and " " in _torch_folder():
+        missing.append("a path to PyTorch without spaces")  # it stands unquoted in the compiler's command line
     return missing
+
+
+def _torch_folder() -> str:
+    """Where PyTorch is installed, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return str(Path(spec.origin).parent) if spec is not None and spec.origin else ""
 
 
 def compile_error(why: str) -> ModelError:

@@ -30,6 +30,9 @@ WireModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
 WirePartition = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
 
 
+OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
+
+
 @dataclasses.dataclass(frozen=True)
 class Handshake:
     """The handshake of a worker that has started.
@@ -252,7 +255,6 @@ def _models_in_code() -> dict[str, type[UntrainedComponents]]:
     return {made.name: made for made in (UntrainedComponents, SlowComponents)}
 
 
-OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")
 """How libraries say it that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""
 

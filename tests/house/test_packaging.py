@@ -49,6 +49,7 @@ def test_development_pins_are_exact_and_torch_comes_first():
 def test_user_requirements_leave_comfyuis_own_packages_alone():
     names = {r.name.lower() for r in requirements("requirements.txt")}
     assert not names & LEFT_TO_COMFYUI, f"requirements.txt asks for {sorted(names & LEFT_TO_COMFYUI)}"
+    assert "espeakng-loader" not in names, "it is under the GPL, and nothing of what users run needs it"
 
 
 def test_user_requirements_are_lower_bounds_that_the_pins_meet():

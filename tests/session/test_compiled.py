@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 import shutil
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -147,10 +149,11 @@ def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     assert "once per size" in said[0] and " s; " in said[-1] and all("/" in text for text in said)
 
 
-def test_machine_code_makes_nearly_the_same_video(monkeypatch) -> None:
-    if compiler.missing_requirements("cpu"):
-        pytest.skip("no C++ compiler here to make machine code with")
+def test_machine_code_makes_nearly_the_same_video(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
+    if missing := compiler.missing_requirements("cpu"):
+        pytest.skip(f"no machine code can be made here: {', '.join(missing)} missing")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what another kind of CPU left there gives no numbers
     compiled, plain = latents(engine_of()), latents(engine_of(compiled=False))
     noise = (compiled - plain).square().mean().sqrt()
     assert 20 * math.log10(plain.abs().max() / noise) > 100, "dB against the largest latent"
@@ -165,6 +168,15 @@ def test_a_machine_without_a_compiler_is_refused_before_anything_is_loaded(monke
     assert "without --compile" in refused.value.nearest
     LocalBackend(Placement(("cpu",)))
     assert shutil.which("c++") is None
+
+
+def test_a_pytorch_whose_path_has_a_space_is_refused(monkeypatch, tmp_path: Path) -> None:
+    if os.name != "posix":
+        pytest.skip("PyTorch quotes its path on Windows")
+    monkeypatch.setattr(compiler, "COMPILER", "inductor")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None, origin="/my lib/torch/x.py"))
+    with pytest.raises(ModelError, match="without spaces"):
+        check_compiler(["cpu"])
 
 
 def test_a_gpu_without_triton_is_refused(monkeypatch) -> None:

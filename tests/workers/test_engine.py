@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,3 +142,21 @@ def test_released_workers_are_gone_and_come_again(backend: RayBackend, video: Vi
     assert gone and not alive
     assert not video.engine(backend, "1x2").loaded
     assert backend.worker_pids == () and backend.bytes_by_device() == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an interpreter that is a shell script")
+def test_workers_start_where_the_interpreters_path_has_a_space(
+    backend: RayBackend, video: Video, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import psutil
+
+    python = tmp_path / "my environment" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\nSTARTED_BY=script exec '{sys.executable}' \"$@\"\n")
+    python.chmod(0o755)
+    backend.release()
+    monkeypatch.setattr(sys, "executable", str(python))
+    video.engine(backend, "1x1").load()
+    (pid,) = backend.worker_pids
+    assert psutil.Process(pid).environ()["STARTED_BY"] == "script"
+    backend.release()
