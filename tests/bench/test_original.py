@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from session.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job, tiny_plan
+from engine.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job, tiny_plan
 
 from liveavatar.bench.original import OriginalNetwork, original_bytes
 from liveavatar.bench.original_source import import_original

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.runs import RATE, Ran, generate, run, write_inputs, write_picture, write_voice
-from media.sounds import float_wav
+from media.clips import float_wav
 
 PROJECT = Path(__file__).parents[2]
 EARLIER = b"an earlier video"

@@ -5,9 +5,9 @@ import gc
 
 import pytest
 import torch
+from engine.tiny import ROUND_CONFIG as CONFIG
+from engine.tiny import TinyComponents, tiny_effective, tiny_job
 from gpu.device import DEVICE, ON_GPU, held, on_the_device, psnr
-from session.tiny import ROUND_CONFIG as CONFIG
-from session.tiny import TinyComponents, tiny_effective, tiny_job
 
 from liveavatar.compiler import check_compiler
 from liveavatar.engine.local import LocalEngine, ModelCache

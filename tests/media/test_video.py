@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media.films import decoded, frames_of, heard, sound_of, write_film
+from media.videos import decoded, frames_of, heard, sound_of, write_film
 
 from liveavatar.errors import AudioError, SizeError
 from liveavatar.media.audio import AudioClip

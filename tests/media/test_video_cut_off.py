@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from media.films import PROJECT, decoded, frames_of, sound_of, write_film
+from media.videos import PROJECT, decoded, frames_of, sound_of, write_film
 
 from liveavatar.errors import OutputError
 from liveavatar.media.video import VideoWriter, check_writable, end_of_whole_fragments, probe
@@ -15,7 +15,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
-from media.films import frames_of, sound_of
+from media.videos import frames_of, sound_of
 from liveavatar.media.video import VideoWriter
 writer = VideoWriter(Path(sys.argv[1]), 64, 64, sound_of(80 * int(sys.argv[3]), int(sys.argv[3])), 2000, {})
 for i in range(int(sys.argv[2])):
@@ -61,7 +61,7 @@ import resource, signal, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 import numpy as np
-from media.films import sound_of
+from media.videos import sound_of
 from liveavatar.errors import OutputError
 from liveavatar.media.video import VideoWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

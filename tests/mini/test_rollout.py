@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from session.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job
+from engine.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job
 
 from liveavatar.mini.training.rollout import Rollout, Scene
 from liveavatar.model.transformer import ModelSlice

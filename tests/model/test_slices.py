@@ -1,9 +1,9 @@
 """Parts of the network are slices of the whole: same keys, same numbers; the compiler takes them in one graph."""
 
 import torch
+from engine.tiny import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from session.tiny import tiny_config
 
 from liveavatar.config import UNTRAINED, ModelConfig
 from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkRecorder, Window

@@ -1,0 +1,118 @@
+"""The bytes that storages are said to take are those that are allocated."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from engine.tiny import TinyComponents, tiny_effective, tiny_job
+from offload.drive import Allocations, Drive, drive
+
+from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
+from liveavatar.engine.local import ModelCache
+from liveavatar.model.kv_cache import window_tokens
+from liveavatar.model.transformer import EMBEDDERS, CausalS2VTransformer
+from liveavatar.offload.kv_cache import OffloadedKVCache
+from liveavatar.planner import layer_bytes, layer_parameters
+from liveavatar.request import Request, resolve
+from liveavatar.storage import (
+    PLAIN,
+    MemoryUse,
+    StorageConfig,
+    kv_cache_bytes,
+    kv_cache_resident_bytes,
+    layers_resident_bytes,
+    text_kv_bytes,
+)
+
+CONFIG = UNTRAINED
+EFFECTIVE = tiny_effective(5, 2, "128x128")
+LAYER = 4 * layer_parameters(CONFIG, 1)
+"""One without injector."""
+PROMPT = text_kv_bytes(CONFIG.dim, "plain", 4)
+with torch.device("meta"):
+    CONDITIONING = CausalS2VTransformer(CONFIG, EMBEDDERS)
+STORAGES = [
+    StorageConfig("plain", keys, home, prompt, streamed)
+    for keys, home, prompt, streamed in itertools.product(("plain", "fp8"), (False, True), (False, True), (0, 1, 3, 4))
+]
+
+
+def rings_held(storage: StorageConfig) -> MemoryUse:
+    tokens = window_tokens(EFFECTIVE.frame_tokens)
+    ring = kv_cache_bytes(storage.kv_dtype, tokens, CONFIG.num_heads, CONFIG.head_dim, 4)
+    return kv_cache_resident_bytes(storage, ring, CONFIG.num_layers, EFFECTIVE.steps)
+
+
+def layers_held(storage: StorageConfig) -> MemoryUse:
+    return layers_resident_bytes(storage, LAYER, PROMPT, CONFIG.num_layers)
+
+
+@pytest.fixture(scope="module")
+def components() -> TinyComponents:
+    made = TinyComponents(CONFIG)
+    assert made._weights  # the files of this network, which are no memory of a stage
+    return made
+
+
+def measured(components: TinyComponents, storage: StorageConfig) -> tuple[Drive, int]:
+    """A whole run, and the peak of its device while it ran."""
+    job = tiny_job(CONFIG, EFFECTIVE)
+    with Allocations() as allocations:
+        nets = ModelCache()
+        driven = drive(CONFIG, job, storage, nets=nets, components=components)
+        allocations.peak = allocations.now
+        driven.run()
+    return driven, allocations.peak
+
+
+@pytest.fixture(scope="module")
+def plain_peak(components: TinyComponents) -> int:
+    measured(components, PLAIN)  # what is done once in a process leaves tensors behind for a moment
+    return measured(components, PLAIN)[1]
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_the_peak_changes_as_the_arithmetic_says(
+    components: TinyComponents, plain_peak: int, storage: StorageConfig
+) -> None:
+    driven, peak = measured(components, storage)
+    saved = rings_held(PLAIN).device - rings_held(storage).device
+    layers, plain_layers = layers_held(storage), layers_held(PLAIN).device
+    expected = plain_peak - saved - (plain_layers - layers.device)
+    print(f"{peak / expected - 1:+.2%}")
+    assert abs(peak - expected) < 0.03 * expected
+    loaded = 4 * sum(p.numel() for net in (driven.stages[0].net, CONDITIONING) for p in net.parameters())
+    assert driven.nets.bytes_by_device["cpu"] == pytest.approx(
+        loaded - plain_layers + layers.device + layers.host, rel=0.01
+    )
+
+
+@pytest.mark.parametrize("keys", ["plain", "fp8"])
+def test_rings_on_the_host_take_what_they_are_said_to(components: TinyComponents, keys: str) -> None:
+    storage = StorageConfig("plain", keys, True)
+    stage = drive(CONFIG, tiny_job(CONFIG, EFFECTIVE), storage, components=components).stages[0]
+    rings = [ring for rings in stage.kv_caches.values() for ring in rings]
+    assert all(isinstance(ring, OffloadedKVCache) for ring in rings)
+    held = rings_held(storage)
+    assert sum(t.nbytes for ring in rings for t in ring.tensors()) == held.host
+    tray = rings[0]._double_buffer
+    assert sum(t.nbytes for slot in tray._slots for t in slot.kv_cache.tensors()) == held.device
+    assert held.host <= tray._memory.bytes.nbytes < 1.03 * held.host
+
+
+def test_known_figures_of_the_published_model_on_one_24_gb_card() -> None:
+    """704x384, four steps: weights of fp8 without those of the prompt, and keys of fp8 on the host."""
+    config, asked = WAN2_2_S2V_14B, resolve(Request(size="704x384"), (1280, 720), 160_000, 16_000)
+    storage = StorageConfig("fp8", "fp8", True, True)
+    tokens = window_tokens(asked.frame_tokens)
+    ring = kv_cache_bytes("fp8", tokens, config.num_heads, config.head_dim, 2)
+    rings = kv_cache_resident_bytes(storage, ring, config.num_layers, 4)
+    assert rings.host == pytest.approx(20.8e9 * 132 / 128, rel=2e-3)
+    assert rings.device == pytest.approx(0.27e9, rel=0.01)
+    layers = layers_resident_bytes(
+        storage, layer_bytes(config, 2, "fp8"), text_kv_bytes(config.dim, "fp8", 2), config.num_layers
+    )
+    assert layers.host == pytest.approx(2.1e9, rel=2e-3)
+    assert layers.device == pytest.approx(11.95e9, rel=2e-3)
