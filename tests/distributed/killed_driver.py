@@ -1,6 +1,6 @@
 """Makes a video with workers, from a library that has a name no other process can import, until it is killed.
 
-Run as: lonely_driver.py PROJECT. Says on standard output "started" and then nothing more.
+Run as: killed_driver.py PROJECT. Says on standard output "started" and then nothing more.
 """
 
 import importlib

@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_path: Path) -> None:
-    script = str(Path(__file__).with_name("lonely_driver.py"))
+    script = str(Path(__file__).with_name("killed_driver.py"))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     with (tmp_path / "errors").open("wb") as errors:
         caller = subprocess.Popen(
