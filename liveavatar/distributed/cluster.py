@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import re
 import shutil
@@ -17,6 +15,7 @@ from typing import Any
 
 from ..device_names import Machine
 from ..errors import PlanError
+from . import ray_compat
 from .ray_compat import RayThread, ray_gate
 
 LOCAL = "local"
@@ -24,8 +23,6 @@ PROBE_SECONDS = 2.0
 """A machine that does not take a connection within this time is not there."""
 _CHECK_SECONDS = 10.0
 _TOKEN, _TOKEN_FILE, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
-_CHECK_SCRIPT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
-"""In a process of its own, because it waits without end where something else than Ray listens."""
 _START = "start it there with `ray start --head`, join with `ray start --address=HEAD:PORT` on every machine"
 _GIVE = "Give the token that the head was started with: RAY_AUTH_TOKEN, or a file of it."
 
@@ -90,10 +87,7 @@ def join(ray: Any, address: str) -> None:
     """
     head = _head(address)
     _check_head(head, address)
-    raylet = importlib.import_module("ray._raylet")
-    with contextlib.suppress(AttributeError):  # an older Ray has no tokens; this one may have read them already
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_compat.reload_token()
     try:
         ray.init(address=head, log_to_driver=False, configure_logging=False)
     except Exception as error:
@@ -132,9 +126,8 @@ def _head(address: str) -> str:
     """host:port of a head that listens."""
     head = address
     if address == "auto":
-        services = importlib.import_module("ray._private.services")
         try:
-            head = services.canonicalize_bootstrap_address_or_die("auto")
+            head = ray_compat.local_head()
         except Exception as error:
             raise PlanError("No Ray cluster was found on this machine.", f"To have one, {_START}.") from error
     host, _, port = head.rpartition(":")
@@ -152,15 +145,14 @@ def _check_head(head: str, address: str) -> None:
     """
     if os.environ.get(_MODE, "").lower() == "token" and not has_token():
         raise PlanError(f"The Ray cluster at {address} wants a token and none is known here.", _GIVE)
-    asked = [sys.executable, "-c", _CHECK_SCRIPT, head]
     try:
-        said = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=_CHECK_SECONDS)
+        error = ray_compat.connection_error(head, _CHECK_SECONDS)
     except subprocess.TimeoutExpired:
         raise PlanError(f"What listens at {head} does not answer as Ray does.", f"For a cluster, {_START}.") from None
-    if said.returncode:
-        if "authenticat" in said.stderr.lower():
-            raise PlanError(f"The Ray cluster at {address} does not accept the token of this machine.", _GIVE)
-        reason = (said.stderr.strip().splitlines() or ["no reason was given"])[-1][:300]
+    if "authenticat" in error.lower():
+        raise PlanError(f"The Ray cluster at {address} does not accept the token of this machine.", _GIVE)
+    if error:
+        reason = error.splitlines()[-1][:300]
         raise PlanError(f"The Ray cluster at {address} does not answer ({reason}).", f"For a cluster, {_START}.")
 
 
@@ -203,20 +195,14 @@ def ray_module(address: str = LOCAL) -> Any:
         address: where it will be used first.
 
     Raises:
-        PlanError: it is not installed.
+        PlanError: it is not installed, or of a version that is not supported.
     """
     if "ray" not in sys.modules:
         for name, value in _ENVIRONMENT.items():
             # Where a token is wanted and not found, Ray ends the process; for a cluster of its own it makes one.
             if name != "RAY_AUTH_MODE" or address == LOCAL or has_token():
                 os.environ.setdefault(name, value)
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise PlanError(
-            "Worker processes need Ray, which is not installed.",
-            "Install the extra 'ray' of this package (ray>=2.40), or run in this process.",
-        ) from error
+    return ray_compat.import_ray()
 
 
 def acquire_ray(address: str = LOCAL) -> Path:
@@ -279,7 +265,7 @@ def release_ray() -> None:
 
 def _start(ray: Any, folder: Path) -> None:
     """A cluster of this machine alone, on free ports and loopback, that ends with this process."""
-    _allow_remote(os.environ.setdefault(_SEVERAL, "0") != "0")
+    ray_compat.allow_remote(os.environ.setdefault(_SEVERAL, "0") != "0")
     ray.init(
         address="local",
         # Workers ask for no CPU of Ray's, so that any number of them starts; more would only be started in advance.
@@ -296,14 +282,8 @@ def _join(ray: Any, address: str) -> None:
     """A cluster of several machines. It is not ours: it goes on when we leave."""
     if os.environ.get(_SEVERAL) == "0":
         del os.environ[_SEVERAL]
-    _allow_remote(True)
+    ray_compat.allow_remote(True)
     join(ray, address)
-
-
-def _allow_remote(beyond: bool) -> None:
-    """Whether others may reach us; Ray reads its variable only once."""
-    constants: Any = importlib.import_module("ray._private.ray_constants")
-    constants.ENABLE_RAY_CLUSTER = beyond
 
 
 def short_folder() -> Path:

@@ -1,19 +1,86 @@
-"""All calls of Ray while it runs, from any thread; and the thread that starts Ray and stays as long as Ray does."""
+"""Ray as this library uses it: its versions and private names, calls while it runs, and the thread that starts it."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import LiveAvatarError
+from ..errors import LiveAvatarError, PlanError
+
+OLDEST, TOO_NEW = (2, 52), (3, 0)
+REQUIREMENT = "ray>=2.52,<3"
+"""The same for pip; the extra `ray` of this package asks for it."""
+_INSTALL = f"Install it with `pip install \"{REQUIREMENT}\"` (the extra 'ray' of this package), or run in this process."
+
+
+def import_ray() -> Any:
+    """The module, of a version that is supported.
+
+    Raises:
+        PlanError: it is not installed, too old or too new.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise PlanError(f"Worker processes need Ray ({REQUIREMENT}), which is not installed.", _INSTALL) from error
+    version = str(getattr(ray, "__version__", "unknown"))
+    if not OLDEST <= tuple(map(int, re.findall(r"\d+", version)[:2])) < TOO_NEW:
+        raise PlanError(f"Worker processes need Ray ({REQUIREMENT}); version {version} is installed.", _INSTALL)
+    return ray
+
+
+_CHECK_SCRIPT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+"""In a process of its own, because it waits without end where something else than Ray listens."""
+
+
+def connection_error(head: str, seconds: float) -> str:
+    """What Ray prints when it connects to a head and fails; "" where it succeeds.
+
+    Args:
+        head: host:port.
+        seconds: to wait for an answer.
+
+    Raises:
+        TimeoutExpired (of subprocess): there was none.
+    """
+    command = [sys.executable, "-c", _CHECK_SCRIPT, head]
+    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
+    return (ran.stderr.strip() or "no reason was given") if ran.returncode else ""
+
+
+def reload_token() -> None:
+    """Have Ray read the cluster's token again, which it may have read already."""
+    raylet = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def local_head() -> str:
+    """host:port of the head of the cluster that this machine has joined.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    services = importlib.import_module("ray._private.services")
+    return str(services.canonicalize_bootstrap_address_or_die("auto"))
+
+
+def allow_remote(beyond: bool) -> None:
+    """Whether other machines may reach this process; Ray reads its variable only once."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    constants.ENABLE_RAY_CLUSTER = beyond
+
 
 _LONGEST = 0.5
-"""Seconds that one call stays inside: that long the gate may have to wait."""
+"""Seconds that one call may last: that long the end of Ray may have to wait."""
 _LEAVING_SECONDS = 10.0
 
 
@@ -25,21 +92,21 @@ class RayEnded(LiveAvatarError):
 
 
 class _RayGate:
-    """Who is inside, and whether others may come in."""
+    """The threads that are calling Ray, and whether more may."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._entered: dict[int, int] = {}
-        """Threads, and how often each is inside."""
+        """Threads, and how many nested calls each is in."""
         self._open = False
 
     def open(self) -> None:
-        """Let callers in."""
+        """Let threads call Ray."""
         with self._changed:
             self._open = True
 
     def close(self) -> None:
-        """Let nobody in, and wait until all other threads are out."""
+        """Refuse further calls, and wait until those of other threads have ended."""
         me = threading.get_ident()
         with self._changed:
             self._open = False
@@ -47,10 +114,10 @@ class _RayGate:
 
     @contextmanager
     def entered(self) -> Iterator[Any]:
-        """Inside, Ray does not end.
+        """The module; Ray does not end within this context.
 
         Raises:
-            Ended: it has.
+            RayEnded: it has.
         """
         me = threading.get_ident()
         with self._changed:
@@ -109,7 +176,7 @@ def kill(actor: Any) -> None:
 
 
 class RayThread:
-    """One such thread.
+    """The thread that starts Ray, and stays as long as Ray does.
 
     Args:
         start: starts Ray.

@@ -20,7 +20,7 @@ _PACK = Path(__file__).parents[2]
 _DISTRIBUTION = "live-avatar"
 _ALSO = ("torch", "torchvision", "torchaudio", "numpy", "ray")
 """Libraries whose version explains much, and that the requirements leave to others."""
-_RAY = "2.40"
+_RAY = "2.52"
 """The lowest version that worker processes were tried with; nothing else needs it."""
 _CHUNK = 4 * 2**20
 

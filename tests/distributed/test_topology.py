@@ -1,6 +1,8 @@
 """What workers derive for themselves fits together: nobody waits for what nobody sends."""
 
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from engine.tiny import TinyComponents, tiny_config
@@ -118,6 +120,13 @@ def test_workers_inherit_no_allocator_of_their_host() -> None:
 def test_a_missing_ray_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PlanError, match="extra 'ray'"):
+        RayBackend()
+
+
+@pytest.mark.parametrize("version", ["2.9.3", "2.51.2", "3.0.0", "4.0.0.dev0", "unknown"])
+def test_an_unsupported_ray_is_named_with_the_command_for_another(version: str, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__=version))
+    with pytest.raises(PlanError, match=f'version {re.escape(version)} is installed.*pip install "ray>=2.52,<3"'):
         RayBackend()
 
 

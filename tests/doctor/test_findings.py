@@ -23,8 +23,8 @@ TWO = (card(0), card(1))
 
 
 def libraries(wanted=None, **has):
-    known = {"torch": "2.9.0", "av": "15.0", "ray": "2.50.0"} | has
-    return machine(versions=Versions("0.1.0", "3.12.1", known, wanted or {"av": "14.2", "ray": "2.40"}))
+    known = {"torch": "2.9.0", "av": "15.0", "ray": "2.60.0"} | has
+    return machine(versions=Versions("0.1.0", "3.12.1", known, wanted or {"av": "14.2", "ray": "2.52"}))
 
 
 ROOMY = Disk("temporary", 10**11, True)
@@ -45,7 +45,7 @@ RULES = {
     "a library is missing": (libraries(av=None), "problem", "Not installed: av", "requirements.txt"),
     "a library is old": (libraries(av="14.1.9"), "problem", "av 14.1.9 is older than 14.2", "Update av"),
     "no ray": (libraries(ray=None), "note", "Ray is not installed", "extra 'ray'"),
-    "an old ray": (libraries(ray="2.9.1"), "note", "Ray 2.9.1 is older than 2.40", "Update"),
+    "an old ray": (libraries(ray="2.9.1"), "note", "Ray 2.9.1 is older than 2.52", "Update"),
     "torch for the CPU": (without_gpu("CPU", "570.1", CARD), "problem", "built for the CPU only", "CUDA build"),
     "a hidden card": (without_gpu("CUDA 12.8", "570.1", CARD, network=HIDDEN), "problem", "hides it", "Unset"),
     "an old driver": (without_gpu("CUDA 12.8", "450.1", CARD), "problem", "finds no GPU", "Update the driver"),
@@ -92,7 +92,7 @@ def test_a_healthy_machine_is_praised_only(report):
     found = findings(report)
     assert {f.level for f in found} == {"good"}, found
     told = " ".join(f.what for f in found)
-    assert "float8 290" in told and "gloo: 1.00 GB/s" in told and "Ray 2.50.0" in told and "complete" in told
+    assert "float8 290" in told and "gloo: 1.00 GB/s" in told and "Ray 2.60.0" in told and "complete" in told
     assert ("directly" in told) == (len(report.gpus) > 1)
 
 

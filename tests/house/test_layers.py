@@ -1,12 +1,17 @@
 """The order of the house: who may import whom, what may be loaded when, and how long a thing may be."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
+
+from liveavatar.doctor.host import versions
 
 PROJECT = Path(__file__).parents[2]
 LIBRARY = PROJECT / "liveavatar"
@@ -73,6 +78,7 @@ DISTRIBUTED = (
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 60
 SOURCES = sorted(LIBRARY.rglob("*.py"))
+NODES = sorted((PROJECT / "nodes").rglob("*.py"))
 WRITTEN = [*SOURCES, *sorted((PROJECT / "tools").glob("*.py")), *sorted((PROJECT / "tests").rglob("*.py"))]
 
 
@@ -182,6 +188,36 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
         assert not found, f"{name_of(path)}:{node.lineno} imports {found} at module scope; move it into the function"
 
 
+def private_ray_names(tree: ast.AST) -> list[str]:
+    """Private names of Ray: in what is imported, in attributes of `ray`, and in strings that are imported or run."""
+    found = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    found += [ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    found += [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return [name for name in found if re.search(r"\bray\._\w", name) or re.search(r"\bray\.[\w.]+\._[a-z]", name)]
+
+
+@pytest.mark.parametrize("path", [p for p in (*SOURCES, *NODES) if p.stem != "ray_compat"], ids=name_of)
+def test_private_names_of_ray_stand_in_one_file(path):
+    found = private_ray_names(parse(path))
+    assert not found, (
+        f"{name_of(path)} uses {found}: only distributed/ray_compat.py may, so that a new Ray breaks one file"
+    )
+
+
+def test_the_supported_ray_is_the_same_everywhere():
+    from liveavatar.distributed.ray_compat import OLDEST, REQUIREMENT, TOO_NEW
+
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert extras["ray"] == [REQUIREMENT] == [f"ray>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"]
+    assert versions().wanted["ray"] == f"{OLDEST[0]}.{OLDEST[1]}"
+    pins = (PROJECT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    (pin,) = (Requirement(line) for line in pins if line.startswith("ray=="))
+    assert Requirement(REQUIREMENT).specifier.contains(str(pin.specifier).removeprefix("=="))
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, liveavatar; print(*{m.split('.')[0] for m in sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
@@ -208,6 +244,11 @@ def test_the_rules_see_what_they_forbid(tmp_path):
         "def f():\n import diffusers\nclass C:\n import soxr\n"
     )
     assert set().union(*(roots(n) for n in at_module_scope(tree))) == {"os", "av", "soxr"}
+    private = ["import ray._raylet", "from ray._private import services", "from ray import _private"]
+    private += ["import_module('ray._private.x')", "ray.util._hidden()", "run('from ray._raylet import G')"]
+    assert all(private_ray_names(ast.parse(code)) for code in private)
+    public = "import ray\nfrom ray.util.x import Y\nray.init(_temp_dir='ray')\nself._ray.get(ray.exceptions.RayError)"
+    assert not private_ray_names(ast.parse(public))
     inside = LIBRARY / "model" / "rope.py"
     node = ast.parse(
         "from ..config import ModelConfig\nfrom . import kv_cache\nfrom .. import errors, __version__"
