@@ -164,7 +164,7 @@ class Driver:
         pid, command: of that process; what was typed to start it, in short.
         folder: where its workers write.
         left_over: whether the process has ended, so that the folder is of no use.
-        workers: in the order of their stages.
+        workers: in the order of their stages; encoders and VAE come last.
     """
 
     pid: int
@@ -233,7 +233,7 @@ def _driver(pid: int, folder: Path) -> Driver:
     pages = [_read(file) for file in sorted(folder.glob("crew-*.json"))]
     births = {born for born, _, _ in pages if born is not None}
     gone = not process_exists(pid) or bool(births and process_start_time(pid) not in births)
-    workers = sorted((w for _, _, listed in pages for w in listed), key=lambda w: (w.stage, w.pid))
+    workers = sorted((w for _, _, listed in pages for w in listed), key=lambda w: (w.stage is None, w.stage, w.pid))
     return Driver(pid, next((c for _, c, _ in pages if c), ""), folder, gone, tuple(workers))
 
 

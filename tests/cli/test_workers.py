@@ -147,6 +147,17 @@ def test_workers_are_listed_by_their_process(machine: Machine) -> None:
     assert all(word in shown for word in (f"process {os.getpid()}", "alive", "dead", "0:0", str(second.log), "MB"))
 
 
+def test_the_worker_of_encoders_and_vae_is_listed_after_those_of_stages(machine: Machine) -> None:
+    codec = machine.sleeper(f"la-{os.getpid()}-test/codec.log")
+    WorkerFile(codec.log.parent).write([(codec.pid, None, "cpu", codec.log)])
+    other = machine.sleeper(f"la-{os.getpid()}-test/stage.log")
+    WorkerFile(other.log.parent).write([(other.pid, 0, "cuda:0", other.log)])
+    (this,) = json.loads(run("workers", "--json").out)
+    assert [(w["pid"], w["stage"]) for w in this["workers"]] == [(other.pid, 0), (codec.pid, None)]
+    assert "codec" in run("workers").out
+    assert run("workers", "--stop", os.getpid()).code == 0 and not codec.sleeps and not other.sleeps
+
+
 def test_the_end_of_logs_is_shown(machine: Machine) -> None:
     first, second = machine.crew(os.getpid())
     for log in (first.log, second.log):
