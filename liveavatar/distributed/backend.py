@@ -21,7 +21,7 @@ from .monitor import VideoRun, superseded
 from .pool import STOP_TIMEOUT_SECONDS, WorkerPool
 from .queue import IdleReaper, JobQueue, PauseFlag
 from .status import BackendStatus, StatusReader
-from .wire import model_to_wire
+from .wire import ModelSpec
 from .worker_handle import FaultLimits
 
 
@@ -43,7 +43,7 @@ class RayEngine:
 
     def __init__(self, components: Components, plan: Plan, pool: WorkerPool, jobs: JobQueue, pause: PauseFlag):
         self.plan = plan
-        self._model = model_to_wire(components)
+        self._model = ModelSpec.of(components)
         self._pool, self._jobs, self._pause = pool, jobs, pause
         self._video: VideoRun | None = None
 

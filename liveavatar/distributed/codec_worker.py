@@ -1,4 +1,4 @@
-"""What the worker of the encoders and the VAE does for its caller. Only plain data goes in and comes out."""
+"""The worker process of the encoders and the VAE: the methods that its driver calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import Cancelled
 from ..spool import Spool
 from ..streams import Decoder
 from ..vae.tiling import Tiles
-from .wire import WireModel, model_from_wire
+from .wire import ModelSpec
 from .worker import BaseWorker
 
 T = TypeVar("T")
@@ -37,19 +37,18 @@ class CodecWorker(BaseWorker):
     def __init__(self, log: str) -> None:
         super().__init__(log)
         self._alone = threading.Lock()
-        self._opened: tuple[WireModel, ExecConfig] | None = None
+        self._opened: tuple[ModelSpec, ExecConfig] | None = None
         self._codec: LocalEncoders | None = None
         self._decoders: dict[int, Decoder] = {}
         self._audio: dict[int, _AudioJob] = {}
 
-    def open(self, model: WireModel, device: str, dtype: str, threads: int, cap: int) -> None:
-        """Work for this model at this place from now on; nothing is loaded."""
-        place = ExecConfig(device, dtype, threads, cap)
+    def open(self, model: ModelSpec, exec_config: ExecConfig) -> None:
+        """Open a model for the calls that follow; nothing is loaded yet."""
         with self._alone:
-            if self._opened != (model, place):
+            if self._opened != (model, exec_config):
                 self._decoders.clear()
-                self._codec = LocalEncoders(model_from_wire(model), place)
-                self._opened = (model, place)
+                self._codec = LocalEncoders(model.open(), exec_config)
+                self._opened = (model, exec_config)
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """See `Encoders.encode_prompt`."""

@@ -21,7 +21,7 @@ from ..streams import Decoder
 from ..vae.tiling import WHOLE, Tiles
 from ..vae.wan import CONTEXT_LATENTS
 from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, do_nothing
-from .wire import model_to_wire
+from .wire import ModelSpec
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class RayEncoders:
 
     def __init__(self, components: Components, exec_config: ExecConfig, worker: CodecWorkerHandle):
         self.components, self.exec_config = components, exec_config
-        self._model, self._worker = model_to_wire(components), worker
+        self._model, self._worker = ModelSpec.of(components), worker
 
     def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
         """See `Encoders`."""
@@ -151,7 +151,7 @@ class _RemoteDecoder:
         while True:
             try:
                 self._restore()
-                pixels = torch.from_numpy(self._call("decode", latents).copy())
+                pixels = torch.from_numpy(self._call("decode", latents))
             except WorkerError as error:
                 if not self._restarts.allow(error, self._decoded):
                     raise

@@ -22,7 +22,7 @@ from . import ray_compat
 from .pool import PROBE_AFTER_SECONDS, WorkerPool
 from .queue import PauseFlag
 from .snapshots import latest_common
-from .wire import RunSpec, WireModel, WorkerEvents, WorkerFault, partition_to_wire, task_from_wire, to_wire
+from .wire import ModelSpec, RunSpec, WorkerEvents, WorkerFault
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _EVENTS_SECONDS = 1.0
@@ -145,22 +145,21 @@ class RunMonitor:
             spec = RunSpec(
                 run=self._beginning.number,
                 stage=stage,
-                partition=partition_to_wire(self._plan.partition),
+                partition=self._plan.partition,
                 blocks=self._blocks,
                 clip_blocks=resolved.clip_blocks,
                 first=self._beginning.first,
                 snapshot_blocks=self._plan.snapshot_blocks,
                 folder=self._beginning.folder,
                 seed=resolved.seed,
-                timesteps=schedule.timesteps,
-                sigmas=schedule.sigmas,
+                schedule=schedule,
                 size=resolved.latent_size,
-                distance=(distance.kind, distance.value, distance.recorded),
+                distance=distance,
                 reference=_own(material.reference),
                 motion=_own(material.motion),
                 compiler=compiler.COMPILER if self._plan.compiled else "",
             )
-            begun[stage] = worker.call("begin", to_wire(spec), conditions)
+            begun[stage] = worker.call("begin", spec, conditions)
         # Blocks may be allowed and news be asked for only when the run is known.
         self._pool.gather(self._plan, begun, self._pool.limits.deadline, "begin")
         for stage in range(len(self._workers)):
@@ -204,7 +203,7 @@ class RunMonitor:
         kind, value = self._pool.result(self._plan, stage, ref)
         if kind != "ok":
             raise self._pool.worker_lost(self._plan, stage, f"failed: {value[0]}", value[1])
-        events = WorkerEvents(*value)
+        events: WorkerEvents = value
         if events.state == "running":
             self._request_events(stage)
         self._seconds[stage] = events.seconds
@@ -212,7 +211,7 @@ class RunMonitor:
             self._received.add(self._next, latent)
             self._next += 1
         if events.fault is not None:
-            self._handle_fault(stage, WorkerFault(*events.fault))
+            self._handle_fault(stage, events.fault)
         elif events.state in ("stopped", "idle"):
             self._handle_lost_link(stage, "stopped without being told to")
         if events.busy > self._pool.limits.deadline:
@@ -220,7 +219,7 @@ class RunMonitor:
             raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
         for task in events.tasks:
             self._tasks += 1
-            on_task(TaskReport(task_from_wire(task), stage, self._tasks, self._total))
+            on_task(TaskReport(task, stage, self._tasks, self._total))
 
     def _handle_fault(self, stage: int, fault: WorkerFault) -> None:
         if fault.kind == "link":
@@ -276,7 +275,7 @@ class VideoRun:
         pause: holds further blocks back.
     """
 
-    def __init__(self, pool: WorkerPool, plan: Plan, model: WireModel, job: VideoTask, pause: PauseFlag):
+    def __init__(self, pool: WorkerPool, plan: Plan, model: ModelSpec, job: VideoTask, pause: PauseFlag):
         self._pool, self._plan, self._model, self._job, self._pause = pool, plan, model, job, pause
         self._received, self._restarts = ReceivedBlocks(), Restarts(pool.limits.restarts)
         self._run: RunMonitor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import time
@@ -21,13 +22,14 @@ from .cluster import LOCAL, PROBE_SECONDS, is_listening
 from .registry import WorkerFile
 from .snapshots import remove
 from .topology import Endpoint, link_specs
-from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, WireModel, to_wire
+from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, ModelSpec
 from .worker_handle import (
     STAGE_WORKER_CLASS,
     FaultLimits,
     WorkerError,
     WorkerHandle,
     all_compiled,
+    answer,
     compile_layers,
     compile_problem,
     log_tail_text,
@@ -145,7 +147,7 @@ class CodecWorkerHandle:
     def __init__(self, limits: FaultLimits, address: str):
         self.limits, self.nbytes = limits, 0
         self._resources = PoolResources(address)
-        self._opened: tuple[Any, ...] | None = None
+        self._opened: tuple[ModelSpec, ExecConfig] | None = None
         self._used = time.monotonic()
         self._finalizer = weakref.finalize(self, self._resources.release)
 
@@ -159,7 +161,7 @@ class CodecWorkerHandle:
         """How long nobody has asked it anything."""
         return time.monotonic() - self._used
 
-    def open(self, model: WireModel, exec_config: ExecConfig, check: CheckCancelled = do_nothing) -> None:
+    def open(self, model: ModelSpec, exec_config: ExecConfig, check: CheckCancelled = do_nothing) -> None:
         """Have a worker for this model at this place.
 
         Raises:
@@ -168,8 +170,8 @@ class CodecWorkerHandle:
             LiveAvatarError: the model is not where the worker is.
         """
         name = DeviceName.parse(exec_config.device)
-        wanted = (model, exec_config.device, exec_config.dtype, exec_config.threads, exec_config.cap)
-        if self.worker is None or (self._opened is not None and self._opened[1] != exec_config.device):
+        wanted = (model, exec_config)
+        if self.worker is None or (self._opened is not None and self._opened[1].device != exec_config.device):
             self._start(exec_config, check)
         if self._opened != wanted:
             self.nbytes = 0
@@ -180,10 +182,7 @@ class CodecWorkerHandle:
                 check,
                 "open",
                 model,
-                name.device,
-                exec_config.dtype,
-                exec_config.threads,
-                exec_config.cap,
+                dataclasses.replace(exec_config, device=name.device),
             )
             self._opened = wanted
 
@@ -210,7 +209,7 @@ class CodecWorkerHandle:
                 raise self._worker_lost(exec_config, f"could not {doing} within {seconds:.0f} s")
         self._used = time.monotonic()
         try:
-            kind, value = ray_compat.get(ref)
+            kind, value = answer(ref)
         except errors.RayError as error:
             out_of_memory = isinstance(error, errors.OutOfMemoryError)
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
@@ -231,7 +230,7 @@ class CodecWorkerHandle:
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the worker keeps."""
-        return {self._opened[1]: self.nbytes} if self._opened and self.nbytes else {}
+        return {self._opened[1].device: self.nbytes} if self._opened and self.nbytes else {}
 
     def release(self) -> None:
         """End the worker."""
@@ -243,7 +242,7 @@ class CodecWorkerHandle:
         (machine,) = self._resources.find_machines((exec_config.device,))
         worker = self._resources.start_worker(machine, exec_config.threads, CODEC_WORKER_CLASS)
         self._resources.workers[:] = [worker]
-        handshake = Handshake(*self.call(exec_config, "start", START_TIMEOUT_SECONDS, check, "handshake"))
+        handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, check, "handshake")
         if problem := handshake.incompatibility():
             raise self._worker_lost(exec_config, problem, replaceable=False)
         worker.handshake = handshake
@@ -311,7 +310,7 @@ class WorkerPool:
         """Whether there is any worker at all."""
         return bool(self.workers) or self.codec_worker.worker is not None
 
-    def holds(self, plan: Plan, model: WireModel) -> bool:
+    def holds(self, plan: Plan, model: ModelSpec) -> bool:
         """Whether all workers of a plan are there with its weights and what was compiled, as far as is known."""
         return [m.load_spec for m in self.workers] == _load_specs(plan, model) and all_compiled(plan, self.workers)
 
@@ -319,7 +318,7 @@ class WorkerPool:
         """See `PoolResources.find_machines`."""
         return self._resources.find_machines(devices)
 
-    def start(self, plan: Plan, model: WireModel, on_notice: OnNotice = ignore_notice) -> list[WorkerHandle]:
+    def start(self, plan: Plan, model: ModelSpec, on_notice: OnNotice = ignore_notice) -> list[WorkerHandle]:
         """One loaded worker per stage of a plan, all wired; `on_notice` is called with what they compile.
 
         Raises:
@@ -455,7 +454,7 @@ class WorkerPool:
         """
         errors = cluster.ray_module().exceptions
         try:
-            return ray_compat.get(ref)
+            return answer(ref)
         except errors.RayError as error:
             self.check_machines(plan, [number])
             happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
@@ -478,8 +477,8 @@ class WorkerPool:
             if workers[number] is None:
                 workers[number] = self._resources.start_worker(machine, plan.threads)
         fresh = {number: m.call("handshake") for number, m in enumerate(self.workers) if not m.handshake}
-        for number, said in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start").items():
-            self._check_handshake(plan, number, Handshake(*said))
+        for number, handshake in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start").items():
+            self._check_handshake(plan, number, handshake)
 
     def _check_handshake(self, plan: Plan, number: int, handshake: Handshake) -> None:
         problem = handshake.incompatibility()
@@ -487,12 +486,12 @@ class WorkerPool:
             raise self.worker_lost(plan, number, problem, "Install the same version on all machines.")
         self.workers[number].handshake = handshake
 
-    def _load(self, plan: Plan, model: WireModel) -> None:
+    def _load(self, plan: Plan, model: ModelSpec) -> None:
         refs, specs = {}, _load_specs(plan, model)
         for number, (worker, spec) in enumerate(zip(self.workers, specs, strict=True)):
             if worker.load_spec != spec:
                 worker.load_spec, worker.loaded_bytes, worker.shared_bytes, worker.compiled = None, {}, {}, set()
-                refs[number] = worker.call("load", *to_wire(spec))
+                refs[number] = worker.call("load", spec)
         for number, (loaded, shared) in self.gather(plan, refs, LOAD_TIMEOUT_SECONDS, "load its weights").items():
             named, worker = DeviceName.parse(plan.stages[number].device).machine, self.workers[number]
             worker.load_spec, worker.shared_bytes = specs[number], shared
@@ -514,25 +513,23 @@ class WorkerPool:
         port = self.gather(plan, {0: self.workers[0].call("host", here[0])}, WIRE_TIMEOUT_SECONDS, "host the meeting")[
             0
         ]
-        given, wire_specs = (here[0], port, self._epoch), tuple(map(to_wire, specs))
-        refs = {
-            number: m.call("wire", *given, number, wire_specs, here[number]) for number, m in enumerate(self.workers)
-        }
+        given = (here[0], port, self._epoch)
+        refs = {number: m.call("wire", *given, number, specs, here[number]) for number, m in enumerate(self.workers)}
         self.gather(plan, refs, WIRE_TIMEOUT_SECONDS, "meet its neighbours")
         self._wired = wiring
 
 
-def _load_specs(plan: Plan, model: WireModel) -> list[LoadSpec]:
+def _load_specs(plan: Plan, model: ModelSpec) -> list[LoadSpec]:
     """What each stage's worker holds; the first one embeds text, timesteps and audio for all."""
     return [
         LoadSpec(
             model,
-            (s.layers.start, s.layers.stop),
+            s.layers,
             device,
             plan.dtype,
             plan.threads,
             embedders=number == 0,
-            storage=to_wire(s.storage),
+            storage=s.storage,
             cap=plan.cap,
         )
         for number, s in enumerate(plan.stages)

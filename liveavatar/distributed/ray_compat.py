@@ -137,6 +137,12 @@ class _RayGate:
 ray_gate = _RayGate()
 
 
+def is_ref(item: Any) -> bool:
+    """Whether something is the reference of an answer."""
+    with ray_gate.entered() as ray:
+        return isinstance(item, ray.ObjectRef)
+
+
 def call(actor: Any, name: str, *given: Any) -> Any:
     """Call a worker's method; the reference of its answer."""
     with ray_gate.entered():

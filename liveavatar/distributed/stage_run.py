@@ -11,13 +11,10 @@ import torch
 
 from ..model.layer import AudioTokens, LayerOps
 from ..model.transformer import CausalS2VTransformer, TimestepEmbedding
-from ..noise_schedule import NoiseSchedule
 from ..planner import snapshot_due
-from ..request import SinkDistance
 from ..session import cpu_threads
 from ..stage import InitialInputs, Stage, StageConditioning, StageInput
-from ..storage import StorageConfig
-from ..task_graph import Denoise, Partition, Task, ends_block, followers, is_first
+from ..task_graph import Denoise, Task, ends_block, followers, is_first
 from .links import ABORT, END, Link, ReceiveThread, SendThread
 from .snapshots import Snapshots, stage_folder
 from .topology import own_tasks
@@ -29,9 +26,6 @@ from .wire import (
     fault_from,
     first_line,
     is_out_of_memory,
-    partition_from_wire,
-    task_to_wire,
-    to_wire,
 )
 
 _log = logging.getLogger("liveavatar.worker")
@@ -61,7 +55,7 @@ class StageRun:
         outgoing: Mapping[int, Link],
     ):
         self.load_spec, self.spec = load_spec, spec
-        self.partition: Partition = partition_from_wire(spec.partition)
+        self.partition = spec.partition
         self._steps = self.partition.step_groups[spec.stage // len(self.partition.layer_shards)]
         self._net, self._ops, self._text, self._time = net, ops, text, time
         self._device, self._dtype = torch.device(load_spec.device), getattr(torch, load_spec.dtype)
@@ -119,8 +113,7 @@ class StageRun:
             latents, self._latents = self._latents, []
             busy = time.monotonic() - self._started if self._started else 0.0
             state = self._state()
-            fault = None if self._fault is None else to_wire(self._fault)
-            return WorkerEvents(state, tuple(map(task_to_wire, tasks)), tuple(latents), self._seconds, busy, fault)
+            return WorkerEvents(state, tuple(tasks), tuple(latents), self._seconds, busy, self._fault)
 
     def stats(self) -> tuple[str, int, float]:
         """State, tasks run, and seconds busy with them."""
@@ -194,16 +187,16 @@ class StageRun:
         conditions = StageConditioning(
             rows=rows,
             columns=columns,
-            schedule=NoiseSchedule(o.timesteps, o.sigmas),
+            schedule=o.schedule,
             seed=o.seed,
-            distance=SinkDistance(*o.distance),
+            distance=o.distance,
             prompt=self._text,
             time=self._time,
             motion=o.motion,
             audio=self._audio.__getitem__,
             clip_blocks=o.clip_blocks,
         )
-        storage, work = StorageConfig(*self.load_spec.storage), self._ops
+        storage, work = self.load_spec.storage, self._ops
         return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
 
     def _step(self, stage: Stage, task: Task) -> bool:

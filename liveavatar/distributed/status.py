@@ -11,7 +11,7 @@ from .pool import WorkerPool
 from .queue import JobQueue, PauseFlag
 from .registry import resident_bytes
 from .wire import WorkerStats
-from .worker_handle import WorkerHandle
+from .worker_handle import WorkerHandle, answer
 
 _ANSWER_SECONDS = 0.6
 """Who has not answered then is silent for this time."""
@@ -151,10 +151,9 @@ def _observed(worker: WorkerHandle, asked: Any, there: list[Any]) -> tuple[str, 
     if asked not in there:
         return "silent", None
     try:
-        kind, given = ray_compat.get(asked)
+        kind, stats = answer(asked)
     except Exception:
         return "lost", None
     if kind != "ok":
         return "silent", None
-    look = WorkerStats(*given)
-    return ("loading" if worker.load_spec is None else look.state), look
+    return ("loading" if worker.load_spec is None else stats.state), stats

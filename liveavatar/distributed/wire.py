@@ -1,34 +1,41 @@
-"""What crosses between the caller and a worker: specs, events and faults, and their forms as plain data."""
+"""The messages between a process and its workers: specs, events and faults, and their encoding.
+
+An encoded message is a pickle that names no class and no function, so that reading one can run nothing: types of this
+library are written by their names in a table here, tensors and arrays as their bytes. Module names would not do: as a
+custom node, this library is imported under the path of its folder, which no other process knows.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import logging
 import os
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from .. import __version__
+from ..codec import ExecConfig
 from ..compiler import missing_requirements
 from ..components import Components, FolderComponents
 from ..errors import LiveAvatarError, PlanError
+from ..noise_schedule import NoiseSchedule
+from ..request import SinkDistance
+from ..storage import StorageConfig
 from ..task_graph import Denoise, Partition, Prefill, Task
 from ..weights.folder import ModelFiles
+from .topology import LinkSpec
 
 if TYPE_CHECKING:
     from ..mini.untrained import UntrainedComponents
 
 
 _log = logging.getLogger("liveavatar")
-
-WireTask = tuple[str, int, int, int]
-WireModel = tuple[str, tuple[tuple[str, str | None], ...], tuple[float, ...]]
-"""Name, and files or, for a model that is made in code, the numbers it is made with."""
-WirePartition = tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
-
 
 OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other programs that hold memory of its device."
 
@@ -57,7 +64,7 @@ class Handshake:
 
         nccl = dist.is_available() and dist.is_nccl_available() and torch.cuda.is_available()
         lacks = {kind: ", ".join(missing_requirements(kind)) for kind in ("cpu", "cuda")}
-        return cls(os.getpid(), __version__, torch.__version__, nccl, lacks)
+        return cls(os.getpid(), __version__, str(torch.__version__), nccl, lacks)
 
     def incompatibility(self) -> str:
         """What keeps whoever said this from working for this process, as a sentence's end; "" for nothing."""
@@ -69,26 +76,80 @@ class Handshake:
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model that another process can open.
+
+    Attributes:
+        name: of the model.
+        files: fields of its `ModelFiles` and their absolute paths; empty for a model that is made in code.
+        numbers: what a model that is made in code is made with.
+    """
+
+    name: str
+    files: tuple[tuple[str, str | None], ...]
+    numbers: tuple[float, ...]
+
+    @classmethod
+    def of(cls, components: Components) -> ModelSpec:
+        """The spec of a model.
+
+        Raises:
+            PlanError: the model exists in this process only.
+        """
+        if isinstance(components, FolderComponents):
+            files = components.files
+            named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files))
+            paths = tuple((name, None if path is None else str(path.absolute())) for name, path in named)
+            return cls(components.name, paths, ())
+        made = _models_in_code().get(components.name)
+        if made is not None and isinstance(components, made):
+            return cls(components.name, (), components.numbers)
+        raise PlanError(
+            f"The model {components.name!r} exists in this process only; workers cannot open it.",
+            "Give a model folder or file, or run it in this process.",
+        )
+
+    def open(self) -> Components:
+        """The model, opened in this process.
+
+        Raises:
+            ModelError: its files are not here, or not whole.
+        """
+        if not self.files:
+            return _models_in_code()[self.name](*self.numbers)
+        paths: dict[str, Any] = {key: None if path is None else Path(path) for key, path in self.files}
+        return FolderComponents(ModelFiles(**paths), self.name)
+
+
+def _models_in_code() -> dict[str, type[UntrainedComponents]]:
+    """Models without files, by name."""
+    from ..mini.slow import SlowComponents
+    from ..mini.untrained import UntrainedComponents
+
+    return {made.name: made for made in (UntrainedComponents, SlowComponents)}
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadSpec:
     """The spec of the weights a worker holds.
 
     Attributes:
-        model: see `model_to_wire`.
-        layers: first and end.
+        model: where the weights come from.
+        layers: which layers.
         device: of its machine.
         dtype, threads: as in the plan.
         embedders: whether it embeds text, timesteps and audio for the others.
-        storage: fields of the stage's `StorageConfig`.
+        storage: of the stage.
         cap: as in the plan.
     """
 
-    model: WireModel
-    layers: tuple[int, int]
+    model: ModelSpec
+    layers: range
     device: str
     dtype: str
     threads: int
     embedders: bool
-    storage: tuple[Any, ...]
+    storage: StorageConfig
     cap: int
 
 
@@ -104,26 +165,25 @@ class RunSpec:
         first: the block to begin with: 0, or one of which all stages have kept a snapshot.
         snapshot_blocks: as in the plan.
         folder: where all stages keep their snapshots.
-        timesteps, sigmas: of its schedule.
+        schedule: of its noise.
         size: height and width of a latent.
-        distance: the fields of a `SinkDistance`.
+        distance: of the sink.
         reference, motion: latents of the image, [16, 1, h, w] and [16, 19, h, w].
         compiler: what layers were compiled with; "" where they work as they are written.
     """
 
     run: int
     stage: int
-    partition: WirePartition
+    partition: Partition
     blocks: int
     clip_blocks: int
     first: int
     snapshot_blocks: int
     folder: str
     seed: int
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
+    schedule: NoiseSchedule
     size: tuple[int, int]
-    distance: tuple[str, int, tuple[tuple[int, ...], ...]]
+    distance: SinkDistance
     reference: torch.Tensor
     motion: torch.Tensor
     compiler: str
@@ -139,15 +199,15 @@ class WorkerEvents:
         latents: blocks that ended since, [16, 3, h, w] float32 on the CPU, in order.
         seconds: the stage was busy in this run.
         busy: seconds that the present task has taken; 0 between tasks.
-        fault: None, or a `WorkerFault` as plain data.
+        fault: what ended the run; None for nothing.
     """
 
     state: str
-    tasks: tuple[WireTask, ...]
+    tasks: tuple[Task, ...]
     latents: tuple[torch.Tensor, ...]
     seconds: float
     busy: float
-    fault: tuple[Any, ...] | None
+    fault: WorkerFault | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,77 +242,99 @@ class WorkerFault:
     nearest: str
 
 
-def to_wire(data: Any) -> tuple[Any, ...]:
-    """The fields of a dataclass whose values are plain."""
-    return tuple(getattr(data, field.name) for field in dataclasses.fields(data))
+class WireError(LiveAvatarError):
+    """A message between processes cannot be written or read."""
 
 
-def task_to_wire(task: Task) -> WireTask:
-    """A task as a tuple."""
-    if isinstance(task, Prefill):
-        return ("prefill", task.version, task.group, task.shard)
-    return ("denoise", task.block, task.step, task.shard)
-
-
-def task_from_wire(data: WireTask) -> Task:
-    """A task from its tuple."""
-    kind, first, second, part = data
-    return Prefill(first, second, part) if kind == "prefill" else Denoise(first, second, part)
-
-
-def partition_to_wire(partition: Partition) -> WirePartition:
-    """A cut as the edges of its ranges."""
-    steps, layers = (
-        tuple((r.start, r.stop) for r in ranges) for ranges in (partition.step_groups, partition.layer_shards)
+_TYPES = {
+    kind.__name__: kind
+    for kind in (
+        *(Handshake, ModelSpec, LoadSpec, RunSpec, WorkerEvents, WorkerStats, WorkerFault),
+        *(Denoise, Prefill, Partition, LinkSpec, NoiseSchedule, SinkDistance, StorageConfig, ExecConfig),
     )
-    return steps, layers
+}
+_TENSORS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+_DTYPES = {str(dtype): dtype for dtype in _TENSORS}
+_ARRAYS = "biuf"
+"""Kinds of arrays: bool, integers and floats."""
+
+Encoded = tuple[bytes, Any]
+"""The pickle, and the bytes of its tensors and arrays, which Ray hands on without a copy."""
 
 
-def partition_from_wire(data: WirePartition) -> Partition:
-    """A cut from its edges."""
-    steps, layers = (tuple(range(*edges) for edges in ranges) for ranges in data)
-    return Partition(steps, layers)
+class _Pickler(pickle.Pickler):
+    """Writes tensors, arrays, ranges and the types above by name, plain data as it is, and nothing else."""
+
+    def persistent_id(self, item: Any) -> tuple[Any, ...] | None:
+        kind = type(item)
+        if isinstance(item, torch.Tensor):
+            tensor = item.detach().cpu().contiguous()
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
+            return "Tensor", str(tensor.dtype), tuple(tensor.shape), pickle.PickleBuffer(data)
+        if kind is np.ndarray and item.dtype.kind in _ARRAYS:
+            return "ndarray", item.dtype.str, item.shape, pickle.PickleBuffer(np.ascontiguousarray(item).data)
+        if kind is range:
+            return "range", item.start, item.stop, item.step
+        if _TYPES.get(kind.__name__) is kind:
+            return kind.__name__, *(getattr(item, field.name) for field in dataclasses.fields(item))
+        return None
+
+    def reducer_override(self, item: Any) -> Any:
+        raise WireError(f"A {type(item).__name__} cannot be sent to another process.", "Send plain data.")
 
 
-def model_to_wire(components: Components) -> WireModel:
-    """What a worker needs to open the same model.
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` writes."""
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *fields = pid
+        if kind not in ("Tensor", "ndarray"):
+            return range(*fields) if kind == "range" else _TYPES[kind](*fields)
+        name, shape, data = fields
+        own = bytearray(data)  # the given bytes may lie in memory of Ray's, which cannot be written
+        if kind == "Tensor":
+            dtype = _DTYPES[name]
+            return (torch.frombuffer(own, dtype=dtype) if own else torch.empty(0, dtype=dtype)).reshape(shape)
+        if np.dtype(name).kind not in _ARRAYS:
+            raise ValueError(f"arrays of {name} are not read")
+        return np.frombuffer(own, name).reshape(shape)
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise WireError(f"A message names {module}.{name}, and none may name code.", _SAME_VERSION)
+
+
+_SAME_VERSION = "Use the same version of this library on all machines."
+
+
+def encode(message: Any) -> Encoded:
+    """A message for another process.
+
+    Args:
+        message: plain data, tensors, arrays of numbers, ranges and the specs, events and faults of this module, in
+            containers of Python.
 
     Raises:
-        PlanError: the model exists in this process only.
+        WireError: there is something else in it.
     """
-    if isinstance(components, FolderComponents):
-        files = components.files
-        named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files))
-        paths = tuple((name, None if path is None else str(path.absolute())) for name, path in named)
-        return components.name, paths, ()
-    made = _models_in_code().get(components.name)
-    if made is not None and isinstance(components, made):
-        return components.name, (), components.numbers
-    raise PlanError(
-        f"The model {components.name!r} exists in this process only; workers cannot open it.",
-        "Give a model folder or file, or run it in this process.",
-    )
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _Pickler(file, 5, buffer_callback=buffers.append).dump(message)
+    return file.getvalue(), buffers
 
 
-def model_from_wire(data: WireModel) -> Components:
-    """The same model, opened here.
+def decode(encoded: Encoded) -> Any:
+    """The message that `encode` was given; tensors are on the CPU, in memory of their own.
 
     Raises:
-        ModelError: its files are not here, or not whole.
+        WireError: it names code, or is damaged.
     """
-    name, files, numbers = data
-    if not files:
-        return _models_in_code()[name](*numbers)
-    paths: dict[str, Any] = {key: None if path is None else Path(path) for key, path in files}
-    return FolderComponents(ModelFiles(**paths), name)
-
-
-def _models_in_code() -> dict[str, type[UntrainedComponents]]:
-    """Models without files, by name."""
-    from ..mini.slow import SlowComponents
-    from ..mini.untrained import UntrainedComponents
-
-    return {made.name: made for made in (UntrainedComponents, SlowComponents)}
+    try:
+        data, buffers = encoded
+        return _Unpickler(io.BytesIO(data), buffers=buffers).load()
+    except (MemoryError, WireError):
+        raise
+    except Exception as error:
+        raise WireError(f"A message cannot be read ({_message_of(error)}).", _SAME_VERSION) from None
 
 
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")

@@ -1,4 +1,4 @@
-"""The worker process of a stage: what it does for its caller. Only plain data goes in and comes out (see `wire`)."""
+"""The worker process of a stage: the methods that its driver calls (see `wire` for what they take and give)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from .registry import last_lines
 from .snapshots import complete_in, remove, stage_folder
 from .stage_run import StageRun
 from .topology import LinkSpec
-from .wire import Handshake, LoadSpec, RunSpec, WireModel, WorkerEvents, WorkerStats, model_from_wire, to_wire
+from .wire import Handshake, LoadSpec, ModelSpec, RunSpec, WorkerEvents, WorkerStats
 
 _NAME = "weights"
 _READ = ("transformer", "config", "lora")
 """Files of a model that the network's weights come from."""
 
 
-def host_weight_cache(model: WireModel, log: Path) -> HostWeightCache:
+def host_weight_cache(model: ModelSpec, log: Path) -> HostWeightCache:
     """For a worker's weights of a model, shared with the other workers on its machine.
 
     Args:
@@ -63,9 +63,9 @@ def remove_shared_folder(log: Path) -> None:
         remove_unused(shared_folder(log))
 
 
-def _file_state(model: WireModel) -> Iterator[tuple[str, int, int, int]]:
+def _file_state(model: ModelSpec) -> Iterator[tuple[str, int, int, int]]:
     """What changes with the files that weights come from."""
-    for part, named in model[1]:
+    for part, named in model.files:
         if part not in _READ or named is None:
             continue
         path = Path(named)
@@ -85,10 +85,10 @@ class BaseWorker:
     def __init__(self, log: str) -> None:
         self._log = Path(log)
 
-    def handshake(self) -> tuple[Any, ...]:
+    def handshake(self) -> Handshake:
         """See `Handshake`. Removes what workers that were killed have left on this machine."""
         cluster.remove_leftovers()
-        return to_wire(Handshake.local())
+        return Handshake.local()
 
     def last_lines(self) -> list[str]:
         """The end of its log."""
@@ -115,7 +115,7 @@ class StageWorker(BaseWorker):
     def __init__(self, log: str) -> None:
         super().__init__(log)
         self._models = ModelCache()
-        self._opened: tuple[WireModel, Components] | None = None
+        self._opened: tuple[ModelSpec, Components] | None = None
         self._load_spec: LoadSpec | None = None
         self._store: Any = None
         self._hosted: Any = None
@@ -123,26 +123,25 @@ class StageWorker(BaseWorker):
         self._number = 0
         self._run: StageRun | None = None
 
-    def load(self, *fields: Any) -> tuple[dict[str, int], dict[str, int]]:
+    def load(self, spec: LoadSpec) -> tuple[dict[str, int], dict[str, int]]:
         """Load the weights of a load spec, let go of others.
 
         Returns:
             Bytes of weights by device, and those of them that other workers of this machine can share, by name.
         """
-        spec = LoadSpec(*fields)
         if spec != self._load_spec:
             self._load_spec = None
             self._models.release()
         if self._opened is None or self._opened[0] != spec.model:
             self._models = ModelCache(host_weight_cache(spec.model, self._log))
-            self._opened = (spec.model, model_from_wire(spec.model))
+            self._opened = (spec.model, spec.model.open())
         self._load_spec = spec
         limit_device_memory(spec.device, spec.cap)
         with torch.inference_mode(), cpu_threads(spec.threads):
             self._net()
             if spec.embedders:
                 self._embedders()
-        _log.info("layers %s-%s are loaded on %s", spec.layers[0], spec.layers[1] - 1, spec.device)
+        _log.info("layers %s-%s are loaded on %s", spec.layers.start, spec.layers.stop - 1, spec.device)
         return self._models.bytes_by_device, self._models.shared_bytes
 
     def remove_log(self) -> None:
@@ -170,16 +169,14 @@ class StageWorker(BaseWorker):
             )
         return int(self._hosted.port)
 
-    def wire(
-        self, host: str, port: int, epoch: int, number: int, routes: tuple[tuple[Any, ...], ...], here: str
-    ) -> None:
+    def wire(self, host: str, port: int, epoch: int, number: int, specs: tuple[LinkSpec, ...], here: str) -> None:
         """Meet the neighbours anew.
 
         Args:
             host, port: of the store where links meet.
             epoch: of the wiring, so that no end meets one of an older wiring.
             number: of this stage.
-            routes: all links; every worker makes its own in this order, or two could wait for each other.
+            specs: of all links; every worker makes its own in this order, or two could wait for each other.
             here: the address to listen on.
         """
         import torch.distributed as dist
@@ -189,12 +186,12 @@ class StageWorker(BaseWorker):
         self._links.clear()
         self._number = number
         self._store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEET)
-        for route in (LinkSpec(*fields) for fields in routes):
-            if number in (route.sender, route.receiver):
-                pair = (route.sender, route.receiver)
-                name = f"{epoch}/{route.sender}-{route.receiver}"
-                device = torch.device(self._loaded_spec.device) if route.nccl else None
-                self._links[pair] = Link.connect(self._store, name, number == route.sender, here, device)
+        for spec in specs:
+            pair = (spec.sender, spec.receiver)
+            if number in pair:
+                name = f"{epoch}/{spec.sender}-{spec.receiver}"
+                device = torch.device(self._loaded_spec.device) if spec.nccl else None
+                self._links[pair] = Link.connect(self._store, name, number == spec.sender, here, device)
 
     def embed(self, context: torch.Tensor, timesteps: list[float]) -> tuple[torch.Tensor, ...]:
         """Embedded prompt and timesteps, for all stages."""
@@ -218,34 +215,33 @@ class StageWorker(BaseWorker):
         self.stop()
         remove(folder)
 
-    def begin(self, spec: tuple[Any, ...], conditioning: tuple[torch.Tensor, ...]) -> None:
+    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> None:
         """Start a run; it goes on by itself."""
         text, head, layers = conditioning
         incoming = [link for (_, to), link in self._links.items() if to == self._number]
         outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
-        given = RunSpec(*spec)
-        _log.info("run %s: %s blocks of %sx%s", given.run, given.blocks, given.size[1] * 8, given.size[0] * 8)
+        _log.info("run %s: %s blocks of %sx%s", spec.run, spec.blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
-        self._run = StageRun(self._loaded_spec, given, net, self._ops(given), text, time, incoming, outgoing)
+        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
 
     def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
         """A block of this run may be worked on."""
         if self._run is not None and self._run.spec.run == run:
             self._run.allow(block, AudioTokens(*audio))
 
-    def events(self, wait: float) -> tuple[Any, ...]:
+    def events(self, wait: float) -> WorkerEvents:
         """See `StageRun.events`."""
         idle = WorkerEvents("idle", (), (), 0.0, 0.0, None)
-        return to_wire(self._run.events(wait) if self._run is not None else idle)
+        return self._run.events(wait) if self._run is not None else idle
 
-    def stats(self) -> tuple[Any, ...]:
-        """See `plain.Look`."""
+    def stats(self) -> WorkerStats:
+        """See `WorkerStats`."""
         run, spec = self._run, self._load_spec
         so_far = run.stats() if run is not None else ("idle", 0, 0.0)
         memory = (0, 0)
         if spec is not None and torch.device(spec.device).type == "cuda":
             memory = (torch.cuda.memory_allocated(spec.device), torch.cuda.memory_reserved(spec.device))
-        return to_wire(WorkerStats(*so_far, *memory))
+        return WorkerStats(*so_far, *memory)
 
     def stop(self) -> None:
         """End the run before its next task, and return when nothing of it is left."""
@@ -274,10 +270,10 @@ class StageWorker(BaseWorker):
 
     def _net(self) -> CausalS2VTransformer:
         spec = self._loaded_spec
-        return self._slice(ModelSlice.of(range(*spec.layers), self._components.config), StorageConfig(*spec.storage))
+        return self._slice(ModelSlice.of(spec.layers, self._components.config), spec.storage)
 
     def _embedders(self) -> CausalS2VTransformer:
-        return self._slice(EMBEDDERS, embedder_storage(StorageConfig(*self._loaded_spec.storage)))
+        return self._slice(EMBEDDERS, embedder_storage(self._loaded_spec.storage))
 
     def _slice(self, part: ModelSlice, storage: StorageConfig) -> CausalS2VTransformer:
         spec = self._loaded_spec

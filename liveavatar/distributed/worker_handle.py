@@ -23,7 +23,7 @@ from ..session import OnNotice
 from . import ray_compat
 from .cluster import PROBE_SECONDS, is_listening
 from .registry import last_lines
-from .wire import Handshake, LoadSpec
+from .wire import Handshake, LoadSpec, decode, encode
 
 _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
@@ -70,30 +70,29 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
                 # Pickled by value, this class has no package of its own to import from relatively.
                 module, _, name = path.partition(":")
                 self._worker = getattr(importlib.import_module(module), name)(log)
-                self._fault_of = importlib.import_module("liveavatar.distributed.wire").fault_from
+                self._wire = importlib.import_module("liveavatar.distributed.wire")
             except ImportError as error:
                 self._missing = str(error)
                 logging.exception("the library is missing")
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
-            """("ok", what the worker's method returns), or ("refused" | "failed" | "link", (what, nearest))."""
+            """("ok", what the worker's method returns) or ("refused" | "failed" | "link", (what, nearest)).
+
+            Arguments are encoded, or answers of other workers; so is what is returned.
+            """
             import logging
 
             if self._worker is None:
                 install = "Install the same version of this library, with its requirements, on that machine."
                 return "refused", (f"the library is not there or not whole ({self._missing})", install)
-            plain = []
-            for item in given:
-                if isinstance(item, tuple) and len(item) == 2 and item[0] in ("ok", "refused", "failed", "link"):
-                    if item[0] != "ok":
-                        return "link", ("got nothing from another stage", "")
-                    item = item[1]
-                plain.append(item)
+            if any(isinstance(item[0], str) and item[0] != "ok" for item in given):
+                return "link", ("got nothing from another stage", "")
             try:
-                return "ok", getattr(self._worker, name)(*plain)
+                decoded = [self._wire.decode(item[1] if isinstance(item[0], str) else item) for item in given]
+                return "ok", self._wire.encode(getattr(self._worker, name)(*decoded))
             except BaseException as error:
                 logging.getLogger("liveavatar.worker").exception("%s failed", name)
-                fault = self._fault_of(error)
+                fault = self._wire.fault_from(error)
                 return fault.kind, (fault.what, fault.nearest)
 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -283,8 +282,13 @@ class WorkerHandle:
         return self.handshake.pid if self.handshake else 0
 
     def call(self, name: str, *given: Any) -> Any:
-        """Call the worker; a reference to ("ok", result) or to (kind of fault, words)."""
-        return ray_compat.call(self.actor, name, *given)
+        """Call a method of the worker without waiting; the reference of its answer, see `answer`.
+
+        Args:
+            name: of the method.
+            given: its arguments: what `encode` takes, or references of other workers' answers.
+        """
+        return ray_compat.call(self.actor, name, *(g if ray_compat.is_ref(g) else encode(g) for g in given))
 
     @property
     def is_reachable(self) -> bool:
@@ -296,7 +300,7 @@ class WorkerHandle:
         if self.log is not None:
             return last_lines(self.log)
         with contextlib.suppress(Exception):
-            kind, lines = ray_compat.get(self.call("last_lines"), _LINES_SECONDS)
+            kind, lines = answer(self.call("last_lines"), _LINES_SECONDS)
             return list(lines) if kind == "ok" else []
         return []
 
@@ -307,6 +311,22 @@ class WorkerHandle:
         if self.pid and self.log:  # a process of this machine
             with contextlib.suppress(OSError):
                 os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def answer(ref: Any, seconds: float | None = None) -> tuple[str, Any]:
+    """A worker's answer, decoded: ("ok", result) or (kind of fault, (what, nearest)).
+
+    Args:
+        ref: of the answer.
+        seconds: to wait for it; None where it is there.
+
+    Raises:
+        GetTimeoutError (of Ray): it does not.
+        RayError (of Ray): the worker is gone.
+        WireError: the answer is damaged.
+    """
+    kind, value = ray_compat.get(ref, seconds)
+    return kind, decode(value) if kind == "ok" else value
 
 
 def remove_logs(workers: list[WorkerHandle]) -> None:

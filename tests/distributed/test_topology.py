@@ -5,26 +5,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from engine.tiny import TinyComponents, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.distributed import RayBackend
 from liveavatar.distributed.links import header_of, task_in
 from liveavatar.distributed.registry import last_lines
 from liveavatar.distributed.topology import own_tasks, stage_links
-from liveavatar.distributed.wire import (
-    model_from_wire,
-    model_to_wire,
-    partition_from_wire,
-    partition_to_wire,
-    task_from_wire,
-    task_to_wire,
-)
 from liveavatar.distributed.worker_handle import worker_environment
 from liveavatar.errors import PlanError
-from liveavatar.mini.slow import SlowComponents
 from liveavatar.task_graph import Denoise, Partition, Prefill, Task, ends_block, followers, paced_order, task_count
 
 
@@ -76,13 +65,6 @@ def test_a_ring_has_a_link_to_each_neighbour_and_the_refresh_reaches_every_row()
     assert stage_links(Partition.even(3, 1, 3, 6)) == ((0, 1), (1, 2), (2, 0), (2, 1))
 
 
-@given(cuts())
-def test_cuts_and_tasks_survive_the_crossing(cut: Partition) -> None:
-    assert partition_from_wire(partition_to_wire(cut)) == cut
-    for start in paced_order(cut, 5):
-        assert task_from_wire(task_to_wire(start.task)) == start.task
-
-
 def test_a_header_names_task_and_shapes() -> None:
     import torch
 
@@ -92,18 +74,6 @@ def test_a_header_names_task_and_shapes() -> None:
         assert task_in(numbers) == task
         assert numbers[6:10] == [16, 3, 8, 6] and numbers[11:] == [36, 24]
     assert header_of(Denoise(0, 1, 0), latent, None).tolist()[10] == -1
-
-
-def test_models_are_opened_again_from_their_files() -> None:
-    mini = open_components("mini")
-    again = model_from_wire(model_to_wire(mini))
-    assert (again.name, again.config) == (mini.name, mini.config)
-    assert str(MINI_FOLDER) in again.describe()
-    assert model_from_wire(model_to_wire(open_components("untrained"))).name == "untrained"
-    slow = model_from_wire(model_to_wire(SlowComponents(0.25)))
-    assert isinstance(slow, SlowComponents) and slow.layer_seconds == 0.25
-    with pytest.raises(PlanError, match="in this process only"):
-        model_to_wire(TinyComponents(tiny_config()))
 
 
 def test_workers_inherit_no_allocator_of_their_host() -> None:
