@@ -172,7 +172,7 @@ class RayBackend:
 
     def codec(self, components: Components, exec_config: ExecConfig) -> RayEncoders:
         """Encoders and VAE, in a worker of their own."""
-        return RayEncoders(components, exec_config, self._pool.codec_worker)
+        return RayEncoders(components, exec_config, self._pool)
 
     @property
     def deadline(self) -> float:
@@ -231,12 +231,12 @@ class RayBackend:
     @property
     def codec_pid(self) -> int | None:
         """The process of encoders and VAE, while there is one."""
-        return self._pool.codec_worker.worker.pid if self._pool.codec_worker.worker else None
+        return self._pool.codec_worker.pid
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the workers hold now; what workers of one machine share counts once."""
-        held, known = self._pool.codec_worker.bytes_by_device(), set[str]()
-        for worker in self._pool.workers:
+        held, known = dict[str, int](), set[str]()
+        for worker in self._pool.all_workers:
             again = sum(nbytes for name, nbytes in worker.shared_bytes.items() if name in known)
             known.update(worker.shared_bytes)
             for device, nbytes in worker.loaded_bytes.items():

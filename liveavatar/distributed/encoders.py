@@ -20,7 +20,7 @@ from ..spool import Rows
 from ..streams import Decoder
 from ..vae.tiling import WHOLE, Tiles
 from ..vae.wan import CONTEXT_LATENTS
-from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, do_nothing
+from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, WorkerPool, do_nothing
 from .wire import ModelSpec
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
@@ -38,9 +38,10 @@ class RayEncoders:
         PlanError: the model exists in this process only.
     """
 
-    def __init__(self, components: Components, exec_config: ExecConfig, worker: CodecWorkerHandle):
+    def __init__(self, components: Components, exec_config: ExecConfig, pool: WorkerPool):
         self.components, self.exec_config = components, exec_config
-        self._model, self._worker = ModelSpec.of(components), worker
+        self._model, self._worker = ModelSpec.of(components), pool.codec_worker
+        self._pool = pool  # its workers end with it
 
     def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
         """See `Encoders`."""
@@ -72,7 +73,8 @@ class RayEncoders:
 
     def load_vae(self, check: CheckCancelled) -> None:
         """See `Encoders`."""
-        self._worker.nbytes = self._call("load the VAE", check, "load_vae")
+        self._open(check)
+        self._worker.load_vae(self.exec_config, check)
 
     def encode_image(
         self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE

@@ -22,9 +22,11 @@ from .cluster import LOCAL, PROBE_SECONDS, is_listening
 from .registry import WorkerFile
 from .snapshots import remove
 from .topology import Endpoint, link_specs
-from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, ModelSpec
+from .wire import Handshake, LoadSpec, ModelSpec
 from .worker_handle import (
+    MACHINE_LOST,
     STAGE_WORKER_CLASS,
+    START_ANEW,
     FaultLimits,
     WorkerError,
     WorkerHandle,
@@ -33,6 +35,7 @@ from .worker_handle import (
     compile_layers,
     compile_problem,
     log_tail_text,
+    loss_from,
     remove_logs,
     worker_error,
 )
@@ -41,37 +44,42 @@ _numbers = itertools.count(1)
 """Of workers: all that a process starts write into one folder."""
 
 
+CODEC = -1
+"""The key of the worker of encoders and VAE; those of stages have the numbers of their stages."""
+
+
 class PoolResources:
-    """What one owner of workers has.
+    """What a worker pool holds: Ray, worker processes, their folder and their line in the registry.
 
     Args:
         address: see `RayBackend`.
 
     Attributes:
-        workers: its workers; None for one that was lost.
+        workers: by stage, and at `CODEC`.
         folder: for what they write on this machine.
         snapshots: folder of the latest video's; empty where there are none.
     """
 
     def __init__(self, address: str):
-        self.workers: list[WorkerHandle | None] = []
+        self.workers: dict[int, WorkerHandle] = {}
         self.folder = Path()
         self.snapshots = ""
         self._address = address
         self._worker_file = WorkerFile(self.folder)
         self._acquired = False
-        self._lock = threading.RLock()  # who is idle too long is released by another thread
+        self._lock = threading.RLock()  # stages and codec are started, and idle ones released, by several threads
 
     def acquire_ray(self) -> None:
-        """Have Ray.
+        """Start or join Ray, unless that was done.
 
         Raises:
             PlanError: the cluster cannot be joined.
         """
-        if not self._acquired:
-            self.folder = cluster.acquire_ray(self._address)
-            self._worker_file = WorkerFile(self.folder)
-            self._acquired = True
+        with self._lock:
+            if not self._acquired:
+                self.folder = cluster.acquire_ray(self._address)
+                self._worker_file = WorkerFile(self.folder)
+                self._acquired = True
 
     def find_machines(self, devices: tuple[str, ...]) -> list[Machine]:
         """The machines of some devices, which all exist.
@@ -91,14 +99,29 @@ class PoolResources:
                 check_device(name, found[-1])
         return found
 
-    def start_worker(self, machine: Machine, threads: int, worker_class: str = STAGE_WORKER_CLASS) -> WorkerHandle:
-        """A new worker; see `launch_worker`."""
+    def start_worker(self, key: int, machine: Machine, threads: int, worker_class: str = STAGE_WORKER_CLASS) -> None:
+        """Start a worker; see `launch_worker`."""
         folder = self.folder if machine.id == cluster.machines()[1].id else None
-        return WorkerHandle.start(next(_numbers), machine, folder, threads, self._address == LOCAL, worker_class)
+        alone = self._address == LOCAL
+        self.workers[key] = WorkerHandle.start(next(_numbers), machine, folder, threads, alone, worker_class)
 
-    def record_workers(self, workers: Iterable[tuple[WorkerHandle, int | None, str]]) -> None:
-        """Write down which workers of this machine there are, with their stages and devices."""
-        self._worker_file.write((m.pid, stage, device, m.log) for m, stage, device in workers if m.log is not None)
+    def stop_worker(self, key: int) -> None:
+        """End a worker, if it is there."""
+        worker = self.workers.pop(key, None)
+        if worker is not None:
+            worker.kill()
+
+    def record_workers(self) -> None:
+        """Write the workers of this machine into the registry."""
+        with self._lock:
+            if not self._acquired:
+                return
+            there = [(key, worker) for key, worker in sorted(self.workers.items()) if worker.log and worker.handshake]
+            self._worker_file.write(
+                (worker.pid, None if key == CODEC else key, worker.device, worker.log)
+                for key, worker in there
+                if worker.log is not None
+            )
 
     def remove_snapshots(self) -> None:
         """Remove the snapshots that are here."""
@@ -107,9 +130,9 @@ class PoolResources:
             self.snapshots = ""
 
     def release(self) -> None:
-        """Let all of it go."""
+        """End all workers, remove what they wrote, and leave or end Ray."""
         with self._lock:
-            there = [worker for worker in self.workers if worker is not None]
+            there = list(self.workers.values())
             remove_logs(there)
             for worker in there:
                 worker.kill()
@@ -119,6 +142,12 @@ class PoolResources:
                 self._acquired = False
                 self._worker_file.remove()
                 cluster.release_ray()
+
+    def release_unused(self) -> None:
+        """The same, if there are no workers."""
+        with self._lock:
+            if not self.workers and not self.snapshots:
+                self.release()
 
 
 START_TIMEOUT_SECONDS = 180.0
@@ -130,61 +159,66 @@ _POLL_SECONDS = 0.5
 
 
 def do_nothing() -> None:
-    """Nobody looks up meanwhile."""
+    """A check that never cancels."""
 
 
 class CodecWorkerHandle:
-    """One worker of encoders and VAE.
+    """The pool's worker of encoders and VAE.
 
     Args:
         limits: of patience.
-        address: see `RayBackend`.
-
-    Attributes:
-        nbytes: of weights that the worker keeps.
+        resources: of the pool.
     """
 
-    def __init__(self, limits: FaultLimits, address: str):
-        self.limits, self.nbytes = limits, 0
-        self._resources = PoolResources(address)
-        self._opened: tuple[ModelSpec, ExecConfig] | None = None
+    def __init__(self, limits: FaultLimits, resources: PoolResources):
+        self.limits, self._resources = limits, resources
         self._used = time.monotonic()
-        self._finalizer = weakref.finalize(self, self._resources.release)
 
     @property
     def worker(self) -> WorkerHandle | None:
         """The worker, while it is there."""
-        return self._resources.workers[0] if self._resources.workers else None
+        return self._resources.workers.get(CODEC)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, while it is there."""
+        worker = self.worker
+        return worker.pid if worker else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that the worker keeps."""
+        worker = self.worker
+        return sum(worker.loaded_bytes.values()) if worker else 0
 
     @property
     def idle_seconds(self) -> float:
-        """How long nobody has asked it anything."""
+        """Seconds since the latest answer."""
         return time.monotonic() - self._used
 
     def open(self, model: ModelSpec, exec_config: ExecConfig, check: CheckCancelled = do_nothing) -> None:
-        """Have a worker for this model at this place.
+        """Have a worker that has opened this model on this device.
 
         Raises:
             WorkerError: it does not start.
             PlanError: there is no such machine or device.
             LiveAvatarError: the model is not where the worker is.
         """
-        name = DeviceName.parse(exec_config.device)
-        wanted = (model, exec_config)
-        if self.worker is None or (self._opened is not None and self._opened[1].device != exec_config.device):
-            self._start(exec_config, check)
-        if self._opened != wanted:
-            self.nbytes = 0
-            self.call(
-                exec_config,
-                "open the model",
-                LOAD_TIMEOUT_SECONDS,
-                check,
-                "open",
-                model,
-                dataclasses.replace(exec_config, device=name.device),
-            )
-            self._opened = wanted
+        worker = self.worker
+        if worker is None or worker.device != exec_config.device:
+            worker = self._start(exec_config, check)
+        if worker.opened != (model, exec_config):
+            worker.loaded_bytes = {}
+            there = dataclasses.replace(exec_config, device=DeviceName.parse(exec_config.device).device)
+            self.call(exec_config, "open the model", LOAD_TIMEOUT_SECONDS, check, "open", model, there)
+            worker.opened = (model, exec_config)
+
+    def load_vae(self, exec_config: ExecConfig, check: CheckCancelled) -> None:
+        """Have the VAE loaded."""
+        nbytes = self.call(exec_config, "load the VAE", LOAD_TIMEOUT_SECONDS, check, "load_vae")
+        worker = self.worker
+        if worker is not None:
+            worker.loaded_bytes = {exec_config.device: nbytes}
 
     def call(
         self, exec_config: ExecConfig, doing: str, seconds: float, check: CheckCancelled, name: str, *given: Any
@@ -196,7 +230,7 @@ class CodecWorkerHandle:
             LiveAvatarError: the library refused in it.
             Whatever `check` raises.
         """
-        errors, worker = cluster.ray_module().exceptions, self.worker
+        worker = self.worker
         if worker is None:
             raise self._worker_lost(exec_config, "was given back")
         ref, since = worker.call(name, *given), time.monotonic()
@@ -204,16 +238,15 @@ class CodecWorkerHandle:
             check()
             waited = time.monotonic() - since
             if waited > PROBE_AFTER_SECONDS and not worker.is_reachable:
-                raise self._worker_lost(exec_config, "was lost: its machine does not answer", replaceable=False)
+                raise self._worker_lost(exec_config, MACHINE_LOST, replaceable=False)
             if waited > seconds:
                 raise self._worker_lost(exec_config, f"could not {doing} within {seconds:.0f} s")
         self._used = time.monotonic()
         try:
             kind, value = answer(ref)
-        except errors.RayError as error:
-            out_of_memory = isinstance(error, errors.OutOfMemoryError)
-            happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
-            raise self._worker_lost(exec_config, happened, replaceable=not out_of_memory) from None
+        except ray_compat.import_ray().exceptions.RayError as error:
+            loss = loss_from(error)
+            raise self._worker_lost(exec_config, loss.happened, loss.nearest, loss.replaceable) from None
         if kind == "refused":
             raise LiveAvatarError(*value)
         if kind != "ok":
@@ -228,38 +261,34 @@ class CodecWorkerHandle:
             with contextlib.suppress(ray_compat.RayEnded):
                 worker.call(name, *given)
 
-    def bytes_by_device(self) -> dict[str, int]:
-        """Bytes of weights that the worker keeps."""
-        return {self._opened[1].device: self.nbytes} if self._opened and self.nbytes else {}
-
     def release(self) -> None:
-        """End the worker."""
-        self._opened, self.nbytes = None, 0
-        self._resources.release()
+        """End the worker, and Ray where that was the pool's only one."""
+        self._resources.stop_worker(CODEC)
+        self._resources.record_workers()
+        self._resources.release_unused()
 
-    def _start(self, exec_config: ExecConfig, check: CheckCancelled) -> None:
-        self._stop()
+    def _start(self, exec_config: ExecConfig, check: CheckCancelled) -> WorkerHandle:
+        self._resources.stop_worker(CODEC)
         (machine,) = self._resources.find_machines((exec_config.device,))
-        worker = self._resources.start_worker(machine, exec_config.threads, CODEC_WORKER_CLASS)
-        self._resources.workers[:] = [worker]
+        self._resources.start_worker(CODEC, machine, exec_config.threads, CODEC_WORKER_CLASS)
+        worker = self._resources.workers[CODEC]
+        worker.device = exec_config.device
         handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, check, "handshake")
         if problem := handshake.incompatibility():
             raise self._worker_lost(exec_config, problem, replaceable=False)
         worker.handshake = handshake
-        self._resources.record_workers([(worker, None, exec_config.device)])
+        self._resources.record_workers()
+        return worker
 
-    def _stop(self) -> None:
-        for worker in self._resources.workers:
-            if worker is not None:
-                worker.kill()
-        self._resources.workers.clear()
-        self._opened, self.nbytes = None, 0
-
-    def _worker_lost(self, exec_config: ExecConfig, happened: str, replaceable: bool = True) -> WorkerError:
-        lines = self.worker.log_lines() if self.worker and self.worker.is_reachable else []
-        self._stop()
-        nearest = f"Run it again: the worker is started anew.{log_tail_text(lines)}"
-        return WorkerError(f"{_named(exec_config)} {happened}.", nearest, replaceable=replaceable)
+    def _worker_lost(
+        self, exec_config: ExecConfig, happened: str, nearest: str = START_ANEW, replaceable: bool = True
+    ) -> WorkerError:
+        worker = self.worker
+        lines = worker.log_lines() if worker and worker.is_reachable else []
+        self._resources.stop_worker(CODEC)
+        return WorkerError(
+            f"{_named(exec_config)} {happened}.", f"{nearest}{log_tail_text(lines)}", replaceable=replaceable
+        )
 
 
 def _named(exec_config: ExecConfig) -> str:
@@ -270,12 +299,11 @@ WIRE_TIMEOUT_SECONDS = 40.0
 STOP_TIMEOUT_SECONDS = 1.5
 """How long a broken-off run is waited for; what is in the middle of a task then is waited for by the next run."""
 _LOOPBACK = "127.0.0.1"
-_AGAIN = "Run it again: the worker is started anew."
 _ELSEWHERE = "Bring the machine back, or plan without it."
 
 
 class WorkerPool:
-    """The workers of stages, by their number, and the one of encoders and VAE.
+    """The worker processes of one backend: those of stages, by their number, and the one of encoders and VAE.
 
     Args:
         limits: of patience.
@@ -288,27 +316,27 @@ class WorkerPool:
 
     def __init__(self, limits: FaultLimits, address: str = LOCAL):
         self.limits, self._address = limits, address
-        self.codec_worker = CodecWorkerHandle(limits, address)
         self.plan: Plan | None = None
         self._resources = PoolResources(address)
+        self.codec_worker = CodecWorkerHandle(limits, self._resources)
         self._wired: tuple[Any, ...] | None = None
         self._epoch = 0
         self._finalizer = weakref.finalize(self, self._resources.release)
 
     @property
     def workers(self) -> list[WorkerHandle]:
-        """Those that are there, in the order of the stages."""
-        return [m for m in self._resources.workers if m is not None]
+        """Those of stages that are there, in their order."""
+        return [worker for _, worker in self.numbered_workers]
 
     @property
     def numbered_workers(self) -> list[tuple[int, WorkerHandle]]:
         """The same with the numbers of their stages."""
-        return [(number, m) for number, m in enumerate(list(self._resources.workers)) if m is not None]
+        return [(key, worker) for key, worker in sorted(self._resources.workers.items()) if key != CODEC]
 
     @property
-    def has_workers(self) -> bool:
-        """Whether there is any worker at all."""
-        return bool(self.workers) or self.codec_worker.worker is not None
+    def all_workers(self) -> list[WorkerHandle]:
+        """Those that are there, the one of encoders and VAE among them."""
+        return list(self._resources.workers.values())
 
     def holds(self, plan: Plan, model: ModelSpec) -> bool:
         """Whether all workers of a plan are there with its weights and what was compiled, as far as is known."""
@@ -329,9 +357,7 @@ class WorkerPool:
         self.wait_until_idle(self.limits.deadline, give_up=True)
         self.plan = plan
         self._start_workers(plan, machines)
-        self._resources.record_workers(
-            (m, n, s.device) for n, (m, s) in enumerate(zip(self.workers, plan.stages, strict=True))
-        )
+        self._resources.record_workers()
         if error := compile_problem(plan, self.workers):
             raise error
         self._load(plan, model)
@@ -346,16 +372,14 @@ class WorkerPool:
 
     def _wait_until_idle(self, seconds: float, give_up: bool) -> None:
         errors = cluster.ray_module().exceptions
-        for worker in self.workers:
+        workers = self.numbered_workers
+        for _, worker in workers:
             worker.pending_stop = worker.pending_stop or worker.call("stop")
         until = time.monotonic() + seconds
-        for number in range(len(self._resources.workers)):
-            asked = self._worker(number)
-            if asked is None or asked.pending_stop is None:
-                continue
+        for number, worker in workers:
             try:
-                ray_compat.get(asked.pending_stop, max(0.0, until - time.monotonic()))
-                asked.pending_stop = None
+                ray_compat.get(worker.pending_stop, max(0.0, until - time.monotonic()))
+                worker.pending_stop = None
             except errors.GetTimeoutError:
                 if give_up:
                     self.stop_worker(number)
@@ -364,22 +388,13 @@ class WorkerPool:
 
     def stop_worker(self, number: int) -> None:
         """End one worker; the next plan starts another."""
-        worker = self._worker(number)
-        if worker is not None:
-            worker.kill()
-            self._resources.workers[number] = None
+        self._resources.stop_worker(number)
         self._wired = None
-
-    def _worker(self, number: int) -> WorkerHandle | None:
-        """A worker; None for one that was lost or given back."""
-        workers = self._resources.workers
-        return workers[number] if number < len(workers) else None
 
     def stop(self) -> None:
         """End all workers, and Ray with the last worker pool; a cluster that is not ours is left."""
         self._wired = None
         self._resources.release()
-        self.codec_worker.release()
 
     def open_folder(self, number: int) -> str:
         """Where the snapshots of video number `number` go. One video is made at a time: those of others are removed."""
@@ -397,10 +412,10 @@ class WorkerPool:
         self._resources.remove_snapshots()
 
     def worker_lost(
-        self, plan: Plan, number: int, happened: str, nearest: str = _AGAIN, replaceable: bool = False
+        self, plan: Plan, number: int, happened: str, nearest: str = START_ANEW, replaceable: bool = False
     ) -> WorkerError:
         """The error for a worker that is of no use any more; it is ended, the others stop and stay warm."""
-        worker = self._worker(number)
+        worker = self._resources.workers.get(number)
         lines = worker.log_lines() if worker and nearest != _ELSEWHERE else []
         error = worker_error(plan, number, happened, nearest, lines, replaceable)
         self.stop_worker(number)
@@ -414,9 +429,9 @@ class WorkerPool:
             WorkerError: one does not answer.
         """
         for number in numbers:
-            worker = self._worker(number)
+            worker = self._resources.workers.get(number)
             if worker is not None and not worker.is_reachable:
-                raise self.worker_lost(plan, number, "was lost: its machine does not answer", _ELSEWHERE)
+                raise self.worker_lost(plan, number, MACHINE_LOST, _ELSEWHERE)
 
     def gather(self, plan: Plan, refs: dict[int, Any], seconds: float, doing: str) -> dict[int, Any]:
         """What workers answered, by stage.
@@ -434,7 +449,7 @@ class WorkerPool:
                     second_hand = number
                 elif kind != "ok":
                     raise self.worker_lost(
-                        plan, number, f"could not {doing}: {value[0].rstrip('.')}", value[1] or _AGAIN
+                        plan, number, f"could not {doing}: {value[0].rstrip('.')}", value[1] or START_ANEW
                     )
                 given[number] = value
             if owing and time.monotonic() - begun > PROBE_AFTER_SECONDS:
@@ -452,30 +467,21 @@ class WorkerPool:
         Raises:
             WorkerError: the worker's process is gone.
         """
-        errors = cluster.ray_module().exceptions
         try:
             return answer(ref)
-        except errors.RayError as error:
+        except ray_compat.import_ray().exceptions.RayError as error:
             self.check_machines(plan, [number])
-            happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
-            if not isinstance(error, errors.RayActorError) and "MemoryError" in str(error):
-                happened = "failed: out of memory (MemoryError while it took in a message)"
-                raise self.worker_lost(plan, number, happened, OUT_OF_MEMORY_NEAREST) from None
-            if not isinstance(error, errors.RayActorError):
-                happened = f"could not be reached ({type(error).__name__})"
-            out_of_memory = isinstance(error, errors.OutOfMemoryError)
-            raise self.worker_lost(plan, number, happened, replaceable=not out_of_memory) from None
+            loss = loss_from(error)
+            raise self.worker_lost(plan, number, loss.happened, loss.nearest, loss.replaceable) from None
 
     def _start_workers(self, plan: Plan, machines: list[Machine]) -> None:
-        count, workers = len(plan.stages), self._resources.workers
-        for number, worker in enumerate(workers):
-            if number >= count or (worker and worker.machine.id != machines[number].id):
+        for number, worker in self.numbered_workers:
+            if number >= len(machines) or worker.machine.id != machines[number].id:
                 self.stop_worker(number)
-        del workers[count:]
-        workers += [None] * (count - len(workers))
-        for number, machine in enumerate(machines):
-            if workers[number] is None:
-                workers[number] = self._resources.start_worker(machine, plan.threads)
+        for number, (machine, stage) in enumerate(zip(machines, plan.stages, strict=True)):
+            if number not in self._resources.workers:
+                self._resources.start_worker(number, machine, plan.threads)
+            self._resources.workers[number].device = stage.device
         fresh = {number: m.call("handshake") for number, m in enumerate(self.workers) if not m.handshake}
         for number, handshake in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start").items():
             self._check_handshake(plan, number, handshake)

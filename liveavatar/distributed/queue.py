@@ -201,7 +201,7 @@ class _ReaperThread:
             self.wake.wait(self._seconds_left())
             self.wake.clear()
             pool = self._pool()
-            if pool is not None and pool.has_workers and self.seconds is not None:
+            if pool is not None and pool.all_workers and self.seconds is not None:
                 self._end_idle(pool, self.seconds)
             del pool  # or it would live until the next look
 

@@ -95,10 +95,8 @@ class StatusReader:
             if plan is not None and number < len(plan.stages)
         )
         codec_worker = self._pool.codec_worker
-        codec = codec_worker.worker.pid if codec_worker.worker else None
-        return BackendStatus(
-            self._state(self._pool.has_workers), self._jobs.waiting, workers, codec, codec_worker.nbytes
-        )
+        state = self._state(bool(self._pool.all_workers))
+        return BackendStatus(state, self._jobs.waiting, workers, codec_worker.pid, codec_worker.nbytes)
 
     def _state(self, workers: bool) -> Literal["released", "warm", "running", "paused"]:
         taken = self._jobs.is_busy

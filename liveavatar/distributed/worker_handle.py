@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import compiler
+from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine
 from ..engine.compile import compiled_notice, compiling_notice, forms
 from ..errors import LiveAvatarError
@@ -23,7 +24,7 @@ from ..session import OnNotice
 from . import ray_compat
 from .cluster import PROBE_SECONDS, is_listening
 from .registry import last_lines
-from .wire import Handshake, LoadSpec, decode, encode
+from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, ModelSpec, decode, encode
 
 _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
@@ -220,6 +221,38 @@ def worker_error(
     return WorkerError(f"{stage_name(plan, stage)} {happened}.", f"{nearest}{log_tail_text(lines)}", stage, replaceable)
 
 
+MACHINE_LOST = "was lost: its machine does not answer"
+START_ANEW = "Run it again: the worker is started anew."
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerLoss:
+    """Why a worker gives no answer.
+
+    Attributes:
+        happened: a sentence's end, after the name of the worker.
+        nearest: what to do.
+        replaceable: see `WorkerError`.
+    """
+
+    happened: str
+    nearest: str
+    replaceable: bool
+
+
+def loss_from(error: Exception) -> WorkerLoss:
+    """The loss that a `RayError` means."""
+    errors = ray_compat.import_ray().exceptions
+    replaceable = not isinstance(error, errors.OutOfMemoryError)
+    if isinstance(error, errors.RayActorError):
+        happened = "was lost: its process ended (killed from outside, crashed, or out of host memory)"
+        return WorkerLoss(happened, START_ANEW, replaceable)
+    if "MemoryError" in str(error):
+        happened = "failed: out of memory (MemoryError while it took in a message)"
+        return WorkerLoss(happened, OUT_OF_MEMORY_NEAREST, False)
+    return WorkerLoss(f"could not be reached ({type(error).__name__})", START_ANEW, replaceable)
+
+
 def log_tail_text(lines: list[str]) -> str:
     """The end of a log as the end of an error's text."""
     return "\nIts last log lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
@@ -241,8 +274,11 @@ class WorkerHandle:
         machine: where it is.
         log: its file; None on another machine.
         number: of all that were started.
-        handshake: what it said first.
-        load_spec, loaded_bytes: the weights it holds, and their bytes by device.
+        handshake: its first answer; None until it has started.
+        device: where it computes; "MACHINE/DEVICE" on another machine.
+        opened: of encoders and VAE: the model and where its parts run.
+        load_spec: of a stage: the weights it holds.
+        loaded_bytes: bytes of weights by device.
         shared_bytes: bytes among them in host memory that other workers of its machine can share, by the memory's name.
         compiled: for which width and height, by which compiler, for how many blocks of a clip.
         pending_stop: the answer that it is still owing.
@@ -253,6 +289,8 @@ class WorkerHandle:
     log: Path | None
     number: int
     handshake: Handshake | None = None
+    device: str = ""
+    opened: tuple[ModelSpec, ExecConfig] | None = None
     load_spec: LoadSpec | None = None
     loaded_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     shared_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
