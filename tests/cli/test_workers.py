@@ -79,7 +79,7 @@ class Machine:
         self.sleepers.append(Sleeper(self.folder / name))
         return self.sleepers[-1]
 
-    def crew(self, driver: int, count: int = 2, born: str | None = None) -> list[Sleeper]:
+    def start_workers(self, driver: int, count: int = 2, born: str | None = None) -> list[Sleeper]:
         """So many listed workers of a process, which is this one as far as its birth goes."""
         folder = f"la-{driver}-test"
         workers = [self.sleeper(f"{folder}/worker-{driver}-{number}.log") for number in range(count)]
@@ -128,7 +128,7 @@ def test_a_machine_without_workers(machine: Machine) -> None:
 
 
 def test_workers_are_listed_by_their_process(machine: Machine) -> None:
-    first, second = machine.crew(os.getpid())
+    first, second = machine.start_workers(os.getpid())
     second.process.kill()
     second.process.wait()
     (machine.folder / "la-1-other" / "x").mkdir(parents=True)
@@ -137,8 +137,8 @@ def test_workers_are_listed_by_their_process(machine: Machine) -> None:
     one, this = sorted(json.loads(run("workers", "--json").out), key=lambda driver: driver["pid"])
     assert (one["pid"], one["workers"]) == (1, [])
     assert this["command"] == f"python make-{os.getpid()}.py" and not this["left_over"]
-    told = [(w["pid"], w["stage"], w["device"], w["state"], w["log"]) for w in this["workers"]]
-    assert told == [
+    rows = [(w["pid"], w["stage"], w["device"], w["state"], w["log"]) for w in this["workers"]]
+    assert rows == [
         (first.pid, 0, "cuda:0", "alive", str(first.log)),
         (second.pid, 1, "cuda:1", "dead", str(second.log)),
     ]
@@ -159,22 +159,22 @@ def test_the_worker_of_encoders_and_vae_is_listed_after_those_of_stages(machine:
 
 
 def test_the_end_of_logs_is_shown(machine: Machine) -> None:
-    first, second = machine.crew(os.getpid())
+    first, second = machine.start_workers(os.getpid())
     for log in (first.log, second.log):
         log.write_text("".join(f"line {number} of {log.name}\n" for number in range(70)))
     one = run("workers", "--log", second.pid).out.splitlines()
     assert len(one) == 51 and str(second.pid) in one[0] and one[1].endswith(f"line 20 of {second.log.name}")
     both = run("workers", "--log", "--lines", 3).out
     assert both.count(f"of {first.log.name}") == both.count(f"of {second.log.name}") == 3
-    told = json.loads(run("workers", "--log", "--json", "--lines", 1).out)
-    assert [(w["pid"], w["lines"]) for w in told] == [(w.pid, [f"line 69 of {w.log.name}"]) for w in (first, second)]
+    rows = json.loads(run("workers", "--log", "--json", "--lines", 1).out)
+    assert [(w["pid"], w["lines"]) for w in rows] == [(w.pid, [f"line 69 of {w.log.name}"]) for w in (first, second)]
     assert run("workers", "--log", "--lines", 0).code == 2
 
 
 def test_one_worker_those_of_one_process_or_all_are_stopped(machine: Machine) -> None:
     other = machine.sleeper("other-driver.txt")
-    first, second = machine.crew(os.getpid())
-    third, fourth = machine.crew(other.pid)
+    first, second = machine.start_workers(os.getpid())
+    third, fourth = machine.start_workers(other.pid)
     alone = run("workers", "--stop", first.pid)
     assert alone.code == 0 and f"{first.pid} ended" in alone.out and str(second.pid) not in alone.out
     assert [w.sleeps for w in (first, second, third, fourth)] == [False, True, True, True]
@@ -188,7 +188,7 @@ def test_one_worker_those_of_one_process_or_all_are_stopped(machine: Machine) ->
 
 def test_what_an_ended_process_has_left_is_named_and_removed(machine: Machine) -> None:
     gone = ended_pid()
-    (orphan,) = machine.crew(gone, 1, born="before/1")
+    (orphan,) = machine.start_workers(gone, 1, born="before/1")
     successor = machine.sleeper("successor.txt")  # has the number that another driver had
     machine.listed(successor.pid, [], born="before/2")
     (machine.folder / f"la-{gone}-unlisted").mkdir()
@@ -202,7 +202,7 @@ def test_what_an_ended_process_has_left_is_named_and_removed(machine: Machine) -
 
 def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its number was a worker's once; it speaks into another file; it writes into the log, but was born at another time.
-    reused, elsewhere, younger = machine.crew(os.getpid(), 3)
+    reused, elsewhere, younger = machine.start_workers(os.getpid(), 3)
     file = next((machine.folder / f"la-{os.getpid()}-test").glob("crew-*.json"))
     page = json.loads(file.read_text())
     page["workers"][0] |= {"start_time": "some-boot/1", "log": str(machine.folder / "none.log")}
@@ -223,7 +223,7 @@ def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, mon
 
 def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    (worker,) = machine.crew(os.getpid(), 1)
+    (worker,) = machine.start_workers(os.getpid(), 1)
     assert str(worker.pid) in run("workers").out
     assert run("workers", "--stop", worker.pid).code == 0 and not worker.sleeps
 

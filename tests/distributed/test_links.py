@@ -57,13 +57,13 @@ def ends() -> tuple[Link, Link]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     made: dict[bool, Link] = {}
 
-    def meet(sends: bool) -> None:
+    def connect(sends: bool) -> None:
         own = dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
         made[sends] = Link.connect(own, "0-1", sends, "127.0.0.1")
 
-    other = threading.Thread(target=meet, args=(False,))
+    other = threading.Thread(target=connect, args=(False,))
     other.start()
-    meet(True)
+    connect(True)
     other.join()
     return made[True], made[False]
 
@@ -165,11 +165,13 @@ def test_both_ends_of_a_link_decide_alike(one: Endpoint, other: Endpoint) -> Non
 
 def test_cards_that_differ_talk_by_nccl_and_others_through_the_cpu() -> None:
     here, there = (Machine(a, a, a, a, 2) for a in ("10.0.0.1", "10.0.0.2"))
-    seat: Any = lambda machine, device, nccl=True: Endpoint(machine, device, nccl)  # noqa: E731
-    assert uses_nccl(seat(here, "cuda:0"), seat(here, "cuda:1"))
-    assert uses_nccl(seat(here, "cuda:0"), seat(there, "cuda:0"))
-    assert not uses_nccl(seat(here, "cuda:0"), seat(here, "cuda:0"))
-    assert not uses_nccl(seat(here, "cuda:0"), seat(there, "cpu"))
-    assert not uses_nccl(seat(here, "cuda:0"), seat(there, "cuda:0", nccl=False))
-    ring = link_specs(Partition.even(1, 3, 4, 6), [seat(here, "cuda:0"), seat(there, "cuda:0"), seat(there, "cpu")])
+    endpoint: Any = lambda machine, device, nccl=True: Endpoint(machine, device, nccl)  # noqa: E731
+    assert uses_nccl(endpoint(here, "cuda:0"), endpoint(here, "cuda:1"))
+    assert uses_nccl(endpoint(here, "cuda:0"), endpoint(there, "cuda:0"))
+    assert not uses_nccl(endpoint(here, "cuda:0"), endpoint(here, "cuda:0"))
+    assert not uses_nccl(endpoint(here, "cuda:0"), endpoint(there, "cpu"))
+    assert not uses_nccl(endpoint(here, "cuda:0"), endpoint(there, "cuda:0", nccl=False))
+    ring = link_specs(
+        Partition.even(1, 3, 4, 6), [endpoint(here, "cuda:0"), endpoint(there, "cuda:0"), endpoint(there, "cpu")]
+    )
     assert [(r.sender, r.receiver, r.nccl) for r in ring] == [(0, 1, True), (1, 2, False), (2, 0, False)]

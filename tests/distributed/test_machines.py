@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What happened on a cluster of three machines."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
     errors = tmp_path_factory.mktemp("machines") / "errors"
@@ -43,20 +43,20 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def test_any_cut_over_machines_gives_equal_bits_where_it_was_asked_for(told: dict[str, Any]) -> None:
-    assert told["videos"] == [
+def test_any_cut_over_machines_gives_equal_bits_where_it_was_asked_for(results: dict[str, Any]) -> None:
+    assert results["videos"] == [
         {"equal": True, "nodes": ["studio1", "studio2"], "held": ["cpu", "studio2/cpu"]},
         {"equal": True, "nodes": ["studio2", "studio1"], "held": ["cpu", "studio2/cpu"]},
         {"equal": True, "nodes": ["studio1", "studio2", "studio3"], "held": ["cpu", "studio2/cpu", "studio3/cpu"]},
     ]
 
 
-def test_encoders_work_where_they_were_asked_for(told: dict[str, Any]) -> None:
-    assert told["codec"] == {"equal": True, "nodes": ["studio2"]}
+def test_encoders_work_where_they_were_asked_for(results: dict[str, Any]) -> None:
+    assert results["codec"] == {"equal": True, "nodes": ["studio2"]}
 
 
-def test_a_machine_that_dies_is_named_and_the_others_go_on(told: dict[str, Any]) -> None:
-    lost = told["lost"]
+def test_a_machine_that_dies_is_named_and_the_others_go_on(results: dict[str, Any]) -> None:
+    lost = results["lost"]
     assert lost["kind"] == "WorkerError"
     assert "Stage 2 of 2 (steps 0-3, layers 2-3, on studio3/cpu) was lost: its machine" in lost["said"]
     assert lost["seconds"] < 10
@@ -64,14 +64,14 @@ def test_a_machine_that_dies_is_named_and_the_others_go_on(told: dict[str, Any])
     assert "'studio3'" in lost["gone"] and "studio1, studio2" in lost["gone"]
 
 
-def test_nothing_is_left_and_the_cluster_goes_on(told: dict[str, Any]) -> None:
-    released = dict(told["released"])
+def test_nothing_is_left_and_the_cluster_goes_on(results: dict[str, Any]) -> None:
+    released = dict(results["released"])
     assert released.pop("nodes")[:2] == ["studio1", "studio2"]
     assert released == {"workers": 3, "alive": 0, "left": [], "connected": False}
 
 
-def test_workers_of_another_machine_share_what_lives_on_its_host(told: dict[str, Any]) -> None:
-    assert told["sharing"] == {
+def test_workers_of_another_machine_share_what_lives_on_its_host(results: dict[str, Any]) -> None:
+    assert results["sharing"] == {
         "equal": True,
         "nodes": ["studio2"] * 2,
         "one copy": supports_shared_memory(),
@@ -80,7 +80,7 @@ def test_workers_of_another_machine_share_what_lives_on_its_host(told: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("case", "text"),
     [
         ("no machine", "There are studio1, studio2, studio3"),
         ("no device", "studio2 has cpu and cuda:0..1"),
@@ -90,9 +90,9 @@ def test_workers_of_another_machine_share_what_lives_on_its_host(told: dict[str,
         ("wrong token", "does not accept the token"),
     ],
 )
-def test_what_is_not_there_is_refused_at_once(told: dict[str, Any], case: str, words: str) -> None:
-    refused = told["refusals"][case]
-    assert refused["kind"] == "PlanError" and words in refused["said"]
+def test_what_is_not_there_is_refused_at_once(results: dict[str, Any], case: str, text: str) -> None:
+    refused = results["refusals"][case]
+    assert refused["kind"] == "PlanError" and text in refused["said"]
     assert refused["seconds"] < 30
 
 
@@ -132,14 +132,14 @@ def test_only_another_machine_is_asked_whether_it_is_there(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("library", "words"),
+    ("library", "text"),
     [
         ('__version__ = "0.0.1"\n__path__ = [{real!r}]\n', r"has version 0\.0\.1 of this library"),
         ('raise ModuleNotFoundError("No module named torch")\n', r"not there or not whole \(No module named torch\)"),
     ],
 )
 def test_another_library_on_a_machine_is_refused(
-    backend: RayBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, words: str
+    backend: RayBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, text: str
 ) -> None:
     (tmp_path / "liveavatar").mkdir()
     (tmp_path / "liveavatar/__init__.py").write_text(library.format(real=str(PROJECT / "liveavatar")))
@@ -147,7 +147,7 @@ def test_another_library_on_a_machine_is_refused(
     monkeypatch.chdir(tmp_path)  # Ray looks there first
     backend.release()
     try:
-        with pytest.raises(WorkerError, match=rf"Stage 1 of 1 .*{words}.* [Ii]nstall the same version"):
+        with pytest.raises(WorkerError, match=rf"Stage 1 of 1 .*{text}.* [Ii]nstall the same version"):
             Video(1).engine(backend, "1x1").load()
     finally:
         backend.release()  # and Ray with it, which was started in this folder

@@ -38,6 +38,7 @@ def states() -> list[str]:
 
 
 def test_another_process_lists_shows_and_stops_workers(backend: RayBackend) -> None:
+    backend.release()  # other tests may have left encoders and VAE
     video = Video(6)
     video.engine(backend, STAGES).load()
     pids = backend.worker_pids

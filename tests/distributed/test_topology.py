@@ -23,7 +23,7 @@ def cuts(draw: st.DrawFn) -> Partition:
     return Partition.even(draw(st.integers(1, steps)), draw(st.integers(1, layers)), steps, layers)
 
 
-def begins(task: Task) -> bool:
+def needs_no_input(task: Task) -> bool:
     return task.shard == 0 and (task.version == 0 if isinstance(task, Prefill) else task.step == 0)
 
 
@@ -34,7 +34,7 @@ def test_every_task_gets_its_flow_before_its_turn(cut: Partition, first: int, mo
     sent: set[Task] = set()
     ended = []
     for start in paced_order(cut, blocks, first=first, clip_blocks=clip):
-        assert start.task in sent or begins(start.task)
+        assert start.task in sent or needs_no_input(start.task)
         new = followers(cut, blocks, start.task, clip)
         assert not sent.intersection(new)
         sent.update(new)
