@@ -1,8 +1,9 @@
 """Stages as worker processes, on this machine or several, started and watched by Ray.
 
-`backend` is the front and `engine` one run of it. Behind them are `driver/`, the caller's side; `worker/`, what runs in
-the workers; and `cluster/`, Ray itself. Both sides know `link_specs` (what travels where) and `plain` (what crosses
-between processes). Nothing here imports Ray before a backend is made.
+`backend` has the public classes. The driver's side is `pool` (worker processes), `worker_handle`, `monitor` (one run),
+`queue`, `status` and `encoders`; the workers' side is `worker`, `stage_run`, `links`, `snapshots` and `codec_worker`.
+Both sides share `topology` (which stage runs and sends what) and `wire` (messages and their encoding). `cluster` starts
+or joins Ray, `registry` lists worker processes. Nothing here imports Ray before a backend is made.
 """
 
 from .backend import RayBackend, RayEngine

@@ -47,7 +47,7 @@ def check_address(address: str) -> None:
 
 
 def set_token(token: str | None) -> None:
-    """Let Ray have a token, in this process and nowhere else; None: what it finds by itself.
+    """Set the cluster's token, for this process only; None: what Ray finds by itself.
 
     Raises:
         PlanError: it is empty.
@@ -83,7 +83,7 @@ def join(ray: Any, address: str) -> None:
     """Connect this process to a cluster.
 
     Raises:
-        PlanError: it cannot be reached, or does not want us.
+        PlanError: it cannot be reached, or refuses this process.
     """
     head = _head(address)
     _check_head(head, address)
@@ -168,18 +168,18 @@ _STORE_BYTES = 200 * 2**20
 _FOLDER = re.compile(r"la-(\d+)-\w+")
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Its default; said aloud, it needs no warning.
+    # Its default; where it is set, Ray prints no warning.
     "RAY_AUTH_MODE": "token",
-    # Whatever its name says: no clusters of several machines, so that everything listens on loopback only.
+    # Despite its name, on Linux too: "0" means one machine alone, with everything on loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray makes its workers nicer than everybody else (15), so that a busy machine would starve the devices they feed.
     "RAY_worker_niceness": "0",
-    # No diary of calls: nobody reads it, and it costs each process up to 30 MB and a call a third of its time.
+    # No task events: they are not used, and cost each process up to 30 MB and a call a third of its time.
     "RAY_task_events_report_interval_ms": "0",
 }
 """What Ray reads from the environment when it is imported; what the user has set stays."""
 _SEVERAL = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Whatever its name says: "0" means no clusters of several machines, so that everything listens on loopback only."""
+"""Despite its name, on Linux too: "0" means one machine alone, with everything on loopback."""
 _lock = threading.RLock()  # a backend may be collected while another starts
 _users = 0
 _folder: Path | None = None

@@ -31,7 +31,7 @@ class CodecWorker(BaseWorker):
     answer meanwhile.
 
     Args:
-        log: the file that gets all it says.
+        log: the file that its output goes to.
     """
 
     def __init__(self, log: str) -> None:
@@ -68,14 +68,14 @@ class CodecWorker(BaseWorker):
         """See `Encoders.latent_scale`."""
         return self._compute(lambda codec: codec.latent_scale())
 
-    # -- sound, handed over and fetched in pieces, because an hour of it is large --
+    # -- audio, sent and fetched in pieces, because an hour of it is large --
 
     def begin_audio(self, number: int) -> None:
-        """A new one."""
+        """Begin an audio track."""
         self._audio[number] = _AudioJob()
 
     def add_audio(self, number: int, samples: np.ndarray) -> None:
-        """More of it: 16 kHz samples [n]."""
+        """Append 16 kHz samples [n]."""
         self._audio[number].samples.append(samples.reshape(-1, 1))
 
     def encode_audio(self, number: int, frames: int, tail: Tail) -> tuple[int, int]:
@@ -93,11 +93,11 @@ class CodecWorker(BaseWorker):
         """Features of some blocks: [12 count, layers, channels]."""
         features = self._audio[number].features
         if features is None:
-            raise RuntimeError("nothing was heard")
+            raise RuntimeError("no audio is encoded")
         return torch.cat([features.block(b).permute(2, 0, 1) for b in range(block, block + count)]).numpy()
 
     def close_audio(self, number: int) -> None:
-        """End `encode_audio` before its next window, and give back what was heard."""
+        """End `encode_audio` before its next window, and free its features."""
         audio = self._audio.pop(number, None)
         if audio is not None:
             audio.stopped = True
@@ -105,7 +105,7 @@ class CodecWorker(BaseWorker):
     # -- decoders, by number --
 
     def open_decoder(self, number: int, motion: torch.Tensor, tiles: Tiles) -> None:
-        """A new one."""
+        """Open a decoder."""
         self._decoders[number] = self._compute(lambda codec: codec.decoder(motion, tiles=tiles))
 
     def decode(self, number: int, latents: torch.Tensor) -> np.ndarray:
@@ -113,7 +113,7 @@ class CodecWorker(BaseWorker):
         return self._compute(lambda codec: self._decoders[number](latents)).numpy()
 
     def close_decoder(self, number: int) -> None:
-        """Give back its state."""
+        """Free a decoder's state."""
         self._decoders.pop(number, None)
 
     def _compute(self, what: Callable[[LocalEncoders], T]) -> T:
@@ -132,10 +132,10 @@ class _AudioJob:
     """Audio being encoded; its memory goes with it.
 
     Attributes:
-        samples: what has arrived of it.
-        features: what was heard.
+        samples: received so far.
+        features: of the audio, when it is encoded.
         share: how much of it is encoded.
-        stopped: whether nobody waits for it any more.
+        stopped: whether it was closed.
     """
 
     samples: Spool = dataclasses.field(default_factory=lambda: Spool(1))
@@ -144,7 +144,7 @@ class _AudioJob:
     stopped: bool = False
 
     def report(self, share: float) -> None:
-        """How far it is."""
+        """Record the progress, 0 to 1."""
         self.share = share
 
     def check(self) -> None:
@@ -154,4 +154,4 @@ class _AudioJob:
 
 
 def _do_nothing() -> None:
-    """Nobody looks up while this lasts."""
+    """A check that never cancels."""

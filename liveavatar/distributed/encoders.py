@@ -26,7 +26,7 @@ from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
-"""Of sounds and decoders."""
+"""Of audio tracks and decoders."""
 _PIECE = 1 << 20
 _BLOCKS_AT_ONCE = 8
 
@@ -56,7 +56,7 @@ class RayEncoders:
         progress: Callable[[float], None],
         check: CheckCancelled,
     ) -> AudioFeatures:
-        """See `Encoders`; the audio travels to the worker and what it hears comes back, both in pieces."""
+        """See `Encoders`; the audio is sent and its features are fetched in pieces."""
         number = next(_numbers)
         self._call("listen", check, "begin_audio", number)
         try:
@@ -84,7 +84,7 @@ class RayEncoders:
         return reference, motion
 
     def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
-        """See `Encoders`; a worker that is lost is replaced, and the pictures are the same."""
+        """See `Encoders`; a worker that is lost is replaced, with the same frames."""
         return _RemoteDecoder(self._worker, self.exec_config, self._open, motion.cpu().clone(), tiles, on_notice)
 
     def latent_scale(self) -> LatentScale:
@@ -109,15 +109,15 @@ class RayEncoders:
         return self._worker.call(self.exec_config, doing, LOAD_TIMEOUT_SECONDS, check, name, *given)
 
     def _watching(self, number: int, progress: Callable[[float], None], check: CheckCancelled) -> CheckCancelled:
-        """A check that also tells how far the worker is."""
+        """A check that also reports the worker's progress."""
 
-        def look() -> None:
+        def check_and_report() -> None:
             check()
             progress(
                 self._worker.call(self.exec_config, "listen", LOAD_TIMEOUT_SECONDS, check, "audio_progress", number)
             )
 
-        return look
+        return check_and_report
 
     def _fetch(self, number: int, features: AudioFeatures, blocks: int, check: CheckCancelled) -> AudioFeatures:
         try:
@@ -173,7 +173,7 @@ class _RemoteDecoder:
         self._worker = self._handle.worker
 
     def _restore(self) -> None:
-        """Bring a worker that is new to this video to where the old one was."""
+        """Open the decoder in a worker that does not have it yet, and decode again what its state depends on."""
         if self._handle.worker is None or self._handle.worker is not self._worker:
             self._begin()
             for latents in self._recent:

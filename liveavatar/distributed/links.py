@@ -19,7 +19,7 @@ TensorShape = tuple[tuple[int, ...], torch.dtype]
 FOREVER = datetime.timedelta(days=30)
 """A neighbour may wait as long as the consumer likes; whether it still lives is watched from outside."""
 SENDER, RECEIVER = range(2)
-"""The members of a link."""
+"""The two ranks of a link."""
 
 
 class Payload(Protocol):
@@ -34,7 +34,7 @@ class Payload(Protocol):
         ...
 
     def abort(self) -> None:
-        """Break off what is on its way, which then raises, and let go; from any thread, any number of times."""
+        """Abort a transfer, which then raises, and close; from any thread, any number of times."""
         ...
 
 
@@ -138,18 +138,18 @@ class Link:
     """One end of a directed link.
 
     Args:
-        control: a `torch.distributed.ProcessGroupGloo` of two, for headers and words.
+        control: a `torch.distributed.ProcessGroupGloo` of two, for headers.
         payload: carries the tensors.
     """
 
     def __init__(self, control: Any, payload: Payload):
         self._control, self._payload = control, payload
         self._since = 0.0
-        """When the tensors that are on their way set out; 0 while there are none."""
+        """When the present transfer of tensors began; 0 while there is none."""
 
     @classmethod
     def connect(cls, store: Any, name: str, sends: bool, host: str, device: torch.device | None = None) -> Link:
-        """Meet the other end.
+        """Connect the two ends.
 
         Args:
             store: where both meet, a `torch.distributed.Store`.
@@ -174,22 +174,22 @@ class Link:
         )
 
     def send(self, task: Task, inputs: StageInput) -> None:
-        """Hand a input to the task that takes it up. Returns when the other end has it.
+        """Send a task's input. Returns when the other end has it.
 
         Raises:
             RuntimeError: the other end is gone.
         """
-        self._say(header_of(task, inputs.latent, inputs.tokens))
+        self._send_header(header_of(task, inputs.latent, inputs.tokens))
         self._since = time.monotonic()
         self._payload.send([inputs.latent] if inputs.tokens is None else [inputs.latent, inputs.tokens])
         self._since = 0.0
 
     def finish(self, word: int) -> None:
-        """Say that nothing more comes in this run: END or ABORT."""
-        self._say(torch.tensor([word] + [0] * (_HEADER - 1)))
+        """Send END or ABORT: nothing follows in this run."""
+        self._send_header(torch.tensor([word] + [0] * (_HEADER - 1)))
 
     def receive(self) -> tuple[Task, StageInput] | int:
-        """The next input with the task that takes it up, or END, or ABORT.
+        """The next task with its input, or END, or ABORT.
 
         Raises:
             RuntimeError: the other end is gone.
@@ -205,15 +205,15 @@ class Link:
         return task_in(numbers), StageInput(*tensors)
 
     def break_off(self) -> None:
-        """Break off what has been on its way for too long, because the other end is gone."""
+        """Abort a transfer that has taken too long, because the other end is gone."""
         if self._since and time.monotonic() - self._since > _STUCK_SECONDS:
             self._payload.abort()
 
     def close(self) -> None:
-        """Let go; the other end may be gone."""
+        """Close this end; the other end may be gone."""
         self._payload.abort()
 
-    def _say(self, numbers: torch.Tensor) -> None:
+    def _send_header(self, numbers: torch.Tensor) -> None:
         self._control.send([numbers], RECEIVER, _HEAD).wait(FOREVER)
 
 

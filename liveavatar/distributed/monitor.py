@@ -26,7 +26,7 @@ from .wire import ModelSpec, RunSpec, WorkerEvents, WorkerFault
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _EVENTS_SECONDS = 1.0
-"""A worker with nothing to say answers after this time."""
+"""A worker without events answers after this time."""
 _SECOND_HAND_SECONDS = 3.0
 """How long the cause is waited for when all that is known is that a link broke."""
 
@@ -72,13 +72,13 @@ class RunStart:
 
 
 class RunMonitor:
-    """A run of a plan by a worker pool, until its end or the first trouble.
+    """A run of a plan by a worker pool, until its end or its first error.
 
     Args:
-        pool, workers: who works.
-        plan, job: at what.
-        beginning: from where on.
-        received: takes up the blocks.
+        pool, workers: whose worker processes.
+        plan, job: what they run.
+        beginning: number, first block and folder of the run.
+        received: gets the blocks.
         pause: holds further blocks back.
     """
 
@@ -97,12 +97,12 @@ class RunMonitor:
         self._allowed = self._next = beginning.first
         self._seconds = [0.0] * len(workers)
         self._events: dict[Any, int] = {}
-        """Stages that were asked for news."""
+        """Stages whose events were requested, by the reference of their answer."""
         self._requested = [0.0] * len(workers)
         self._audio_refs: dict[Any, int] = {}
-        """Blocks whose sound is being made into tokens."""
+        """Blocks whose audio is being embedded, by the reference of the answer."""
         self._lost_link: tuple[float, int, str] | None = None
-        """Since when, at which stage, and in what words something is wrong whose cause is not known yet."""
+        """Time, stage and words of a broken link whose cause is not known yet."""
         clip_blocks = job.resolved.clip_blocks
         self._total = task_count(plan.partition, self._blocks, clip_blocks=clip_blocks)
         self._tasks = self._total - task_count(plan.partition, self._blocks, beginning.first, clip_blocks)
@@ -160,7 +160,7 @@ class RunMonitor:
                 compiler=compiler.COMPILER if self._plan.compiled else "",
             )
             begun[stage] = worker.call("begin", spec, conditions)
-        # Blocks may be allowed and news be asked for only when the run is known.
+        # Workers accept blocks and requests for events only once the run has begun.
         self._pool.gather(self._plan, begun, self._pool.limits.deadline, "begin")
         for stage in range(len(self._workers)):
             self._request_events(stage)
@@ -192,7 +192,7 @@ class RunMonitor:
         self._check_silence()
 
     def _distribute_audio(self, block: int, ref: Any) -> None:
-        """Give a block's sound to all stages."""
+        """Send the embedded audio of a block to all stages, which allows the block."""
         kind, value = self._pool.result(self._plan, 0, ref)
         if kind != "ok":
             raise self._pool.worker_lost(self._plan, 0, f"failed: {value[0]}", value[1])
@@ -264,14 +264,14 @@ _log = logging.getLogger(__name__)
 
 
 class VideoRun:
-    """A job that a worker pool works at, in one run or several.
+    """One video on a worker pool, in one run or several.
 
     When a worker is lost, all stages go back to the latest boundary of which each has a snapshot, or to the beginning,
-    and compute from there; blocks that had come in before come in no second time.
+    and compute from there; blocks that were received before are not received again.
 
     Args:
-        pool: who works.
-        plan, model, job: at what.
+        pool: whose worker processes.
+        plan, model, job: what they run.
         pause: holds further blocks back.
     """
 
@@ -281,7 +281,7 @@ class VideoRun:
         self._run: RunMonitor | None = None
         self._folder = ""
         self._lost: list[WorkerError] = []
-        """Those whose replacement was not told yet."""
+        """Errors of replaced workers that the caller has not been notified of."""
         self._seconds = (0.0,) * len(plan.stages)
         """Of the runs before this one."""
 

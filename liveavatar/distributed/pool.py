@@ -41,7 +41,7 @@ from .worker_handle import (
 )
 
 _numbers = itertools.count(1)
-"""Of workers: all that a process starts write into one folder."""
+"""Of workers: all that a process starts log into one folder."""
 
 
 CODEC = -1
@@ -90,7 +90,7 @@ class PoolResources:
         self.acquire_ray()
         there, own = cluster.machines()
         if any(DeviceName.parse(device).machine for device in devices):
-            # Ray counts a machine that has died for a while yet.
+            # Ray lists a machine that has died for a while.
             there = [m for m in there if m.id == own.id or is_listening(m.address, m.port, PROBE_SECONDS)]
         found = []
         for name in map(DeviceName.parse, devices):
@@ -154,7 +154,7 @@ START_TIMEOUT_SECONDS = 180.0
 LOAD_TIMEOUT_SECONDS = 1800.0
 CODEC_WORKER_CLASS = "liveavatar.distributed.codec_worker:CodecWorker"
 PROBE_AFTER_SECONDS = 2.5
-"""Silence after which it is asked whether a worker's machine is still there."""
+"""Seconds without an answer after which a worker's machine is probed."""
 _POLL_SECONDS = 0.5
 
 
@@ -166,7 +166,7 @@ class CodecWorkerHandle:
     """The pool's worker of encoders and VAE.
 
     Args:
-        limits: of patience.
+        limits: of waiting and replacing.
         resources: of the pool.
     """
 
@@ -306,7 +306,7 @@ class WorkerPool:
     """The worker processes of one backend: those of stages, by their number, and the one of encoders and VAE.
 
     Args:
-        limits: of patience.
+        limits: of waiting and replacing.
         address: see `RayBackend`.
 
     Attributes:
@@ -408,7 +408,7 @@ class WorkerPool:
         if folder and self.workers:
             with contextlib.suppress(ray_compat.RayEnded):
                 asked = [worker.call("remove_snapshots", folder) for worker in self.workers]
-                ray_compat.wait(asked, STOP_TIMEOUT_SECONDS, len(asked))  # who needs longer does it later
+                ray_compat.wait(asked, STOP_TIMEOUT_SECONDS, len(asked))  # the others remove them later
         self._resources.remove_snapshots()
 
     def worker_lost(
@@ -423,7 +423,7 @@ class WorkerPool:
         return error
 
     def check_machines(self, plan: Plan, numbers: Iterable[int]) -> None:
-        """Find out about machines that fell silent, before Ray does.
+        """Probe the machines of workers that do not answer, which finds a dead one before Ray does.
 
         Raises:
             WorkerError: one does not answer.
@@ -434,7 +434,7 @@ class WorkerPool:
                 raise self.worker_lost(plan, number, MACHINE_LOST, _ELSEWHERE)
 
     def gather(self, plan: Plan, refs: dict[int, Any], seconds: float, doing: str) -> dict[int, Any]:
-        """What workers answered, by stage.
+        """The answers of workers, by stage.
 
         Raises:
             WorkerError: one failed, was lost, or needed longer than `seconds`.
@@ -462,7 +462,7 @@ class WorkerPool:
         return given
 
     def result(self, plan: Plan, number: int, ref: Any) -> Any:
-        """What a finished call gave.
+        """The answer of a finished call.
 
         Raises:
             WorkerError: the worker's process is gone.

@@ -24,7 +24,7 @@ class PauseFlag:
         self._notified = float("-inf")
 
     def notify(self, on_notice: OnNotice) -> None:
-        """Say so, unless that was said less than a second ago; what `on_notice` raises passes through."""
+        """Notify of the pause, at most once a second; what `on_notice` raises passes through."""
         now = time.monotonic()
         if now - self._notified >= NOTICE_SECONDS:
             self._notified = now
@@ -32,7 +32,7 @@ class PauseFlag:
 
 
 NOTICE_SECONDS = 1.0
-"""Whoever waits is told so about this often, and can be cancelled then."""
+"""Waiting callers are notified this often, and can be cancelled then."""
 
 
 class JobQueue:
@@ -61,7 +61,7 @@ class JobQueue:
 
     @property
     def idle_seconds(self) -> float:
-        """For how long nobody has wanted the workers; 0 while somebody does."""
+        """Seconds without a video, made or waiting; 0 while there is one."""
         with self._changed:
             return 0.0 if self._present or self._queue else time.monotonic() - self._free_since
 
@@ -84,7 +84,7 @@ class JobQueue:
         return mine
 
     def acquire_idle(self, seconds: float) -> JobTicket | None:
-        """The turn, if nobody has wanted the workers for so long."""
+        """A ticket, if there was no video for so long."""
         with self._changed:
             if self._present or self._queue or time.monotonic() - self._free_since < seconds:
                 return None
@@ -92,7 +92,7 @@ class JobQueue:
             return self._present
 
     def is_current(self, ticket: JobTicket) -> bool:
-        """Whether the turn is still the present one."""
+        """Whether a ticket is still the present one."""
         with self._changed:
             return self._present is ticket
 
@@ -117,7 +117,7 @@ class JobQueue:
             self._changed.notify_all()
 
     def _admit(self, mine: JobTicket) -> int:
-        """Take the turn when nobody comes first; how many do."""
+        """Make a ticket the present one when no video comes first; how many do."""
         with self._changed:
             before = self._before(mine)
             if not before:
@@ -140,7 +140,7 @@ class JobTicket:
 
     @property
     def is_current(self) -> bool:
-        """Whether nobody else has taken it."""
+        """Whether the workers are still this video's."""
         return self.jobs.is_current(self)
 
     def release(self) -> None:
@@ -161,8 +161,8 @@ class IdleReaper:
     A thread watches, that knows the worker pool by a weak reference only and ends with it.
 
     Args:
-        pool: whose workers.
-        jobs: who uses them.
+        pool: of the workers.
+        jobs: the queue of videos.
         seconds: how long is long; None is never.
     """
 
@@ -183,7 +183,7 @@ class IdleReaper:
 
 
 class _ReaperThread:
-    """What the thread holds."""
+    """The state of the thread."""
 
     def __init__(self, pool: weakref.ref[WorkerPool], jobs: JobQueue, seconds: float | None):
         self._pool, self._jobs, self.seconds = pool, jobs, seconds
@@ -203,7 +203,7 @@ class _ReaperThread:
             pool = self._pool()
             if pool is not None and pool.all_workers and self.seconds is not None:
                 self._end_idle(pool, self.seconds)
-            del pool  # or it would live until the next look
+            del pool  # or it would live until the thread wakes again
 
     def _seconds_left(self) -> float | None:
         """Seconds until it may be time; None until woken."""

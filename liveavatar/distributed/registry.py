@@ -26,7 +26,7 @@ _LINE_BYTES = 1024
 
 
 def process_start_time(pid: int) -> str | None:
-    """What tells a process from any other that has or had its number; None when it is gone, or nobody tells."""
+    """The boot and start time of a process, unlike any other with its number; None when it is gone, or not known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         # The name, in brackets, may hold spaces and brackets itself.
@@ -38,7 +38,7 @@ def process_start_time(pid: int) -> str | None:
 
 
 def output_file(pid: int) -> Path | None:
-    """The file that gets what the process says; None when it is gone, is another user's, or nobody tells."""
+    """The file of a process's standard output; None when it is gone, is another user's, or not known."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/fd/1").readlink()
     return None
@@ -54,7 +54,7 @@ def resident_bytes(pid: int) -> int | None:
 
 
 class PidHandle:
-    """A process that keeps its number as long as it is held, so that a signal reaches it or nobody.
+    """A process that keeps its number as long as it is held, so that a signal reaches it or no process.
 
     Args:
         pid: its number.
@@ -112,10 +112,10 @@ class WorkerRecord:
     """A worker as its worker pool has written it down.
 
     Attributes:
-        pid, start_time: of its process; see `processes.birth`.
+        pid, start_time: of its process; see `process_start_time`.
         stage: its number, from 0; None for encoders and VAE.
         device: "cpu", "cuda:0".
-        log: the file that gets all it says.
+        log: the file that its output goes to.
         since: when it was started, in seconds since 1970.
     """
 
@@ -128,14 +128,14 @@ class WorkerRecord:
 
     @property
     def state(self) -> str:
-        """ "alive", "dead", or "unknown" where the system does not tell who a process is."""
+        """ "alive", "dead", or "unknown" where the system does not identify processes."""
         if self.is_alive:
             return "alive"
         return "dead" if self.start_time is not None or not process_exists(self.pid) else "unknown"
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process of this number surely is the worker: born when it was, and speaking into its log."""
+        """Whether the process of this number surely is the worker: with its start time and its log."""
         return (
             self.start_time is not None
             and process_start_time(self.pid) == self.start_time
@@ -150,8 +150,8 @@ class WorkerRecord:
     def end(self) -> bool:
         """End it, if it surely is the worker; whether it was, and is gone."""
         try:
-            with PidHandle(self.pid) as grip:
-                return self.is_alive and grip.kill(_END_SECONDS)
+            with PidHandle(self.pid) as handle:
+                return self.is_alive and handle.kill(_END_SECONDS)
         except ProcessLookupError:
             return False
 
@@ -231,8 +231,8 @@ def stop(chosen: Sequence[Driver]) -> Iterator[tuple[WorkerRecord, bool]]:
 
 def _driver(pid: int, folder: Path) -> Driver:
     pages = [_read(file) for file in sorted(folder.glob("crew-*.json"))]
-    births = {born for born, _, _ in pages if born is not None}
-    gone = not process_exists(pid) or bool(births and process_start_time(pid) not in births)
+    start_times = {born for born, _, _ in pages if born is not None}
+    gone = not process_exists(pid) or bool(start_times and process_start_time(pid) not in start_times)
     workers = sorted((w for _, _, listed in pages for w in listed), key=lambda w: (w.stage is None, w.stage, w.pid))
     return Driver(pid, next((c for _, c, _ in pages if c), ""), folder, gone, tuple(workers))
 
@@ -248,7 +248,7 @@ def _read(file: Path) -> tuple[str | None, str, list[WorkerRecord]]:
 
 
 def _is_mine(folder: Path) -> bool:
-    """Whether nobody else can have written there: what another user says of processes is not believed."""
+    """Whether the folder is this user's alone: lists of processes from other users are ignored."""
     if not hasattr(os, "getuid"):
         return folder.is_dir()
     with contextlib.suppress(OSError):

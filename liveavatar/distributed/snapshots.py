@@ -2,8 +2,7 @@
 
 A snapshot at boundary b is all that the blocks before b left: for every step of the stage its KV caches, saved when
 block b - 1 has passed them and before block b does, and the second version of the sink, which never changes. Stages
-save while the pipeline runs, each at its own time; nobody waits for another, and nobody but a thread waits for the
-disk.
+save while the pipeline runs, each at its own time; no stage waits for another, and only a thread waits for the disk.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Snapshots:
         """Boundaries that are being written, and how many files they still lack; like what follows the thread's own."""
         self._complete = [b for b in complete_in(folder, steps) if b <= first]
         self._failed: set[int] = set()
-        with contextlib.suppress(OSError):  # said by the first file
+        with contextlib.suppress(OSError):  # reported by the first file
             folder.mkdir(parents=True, exist_ok=True)
         self._clean()
         self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()

@@ -33,12 +33,12 @@ _POLL_SECONDS = 1.0
 
 
 class StageRun:
-    """A stage at work, in threads of its own.
+    """One run of a stage, in threads of its own.
 
     Args:
-        load_spec, spec: what it does.
+        load_spec, spec: of the worker and of the run.
         net: its layers.
-        ops: how they do what they do.
+        ops: of the layers, compiled or not.
         text, time: embedded prompt and timesteps.
         incoming, outgoing: links by the neighbour's number.
     """
@@ -63,7 +63,7 @@ class StageRun:
         self._changed = threading.Condition()
         self._inputs: dict[Task, StageInput] = {}
         self._audio: dict[int, AudioTokens] = {}
-        """Of blocks that may be worked on."""
+        """Of the blocks that are allowed."""
         self._tasks: list[Task] = []
         self._latents: list[torch.Tensor] = []
         self._seconds = self._started = 0.0
@@ -77,10 +77,10 @@ class StageRun:
         self._thread = threading.Thread(target=self._run, name="liveavatar-stage", daemon=True)
         self._thread.start()
 
-    # -- what the worker asks of it --
+    # -- called by the worker --
 
     def allow(self, block: int, audio: AudioTokens) -> None:
-        """The block may be worked on; this is what it hears."""
+        """Allow a block, with its embedded audio."""
         with self._changed:
             self._audio[block] = audio
             self._changed.notify_all()
@@ -92,7 +92,7 @@ class StageRun:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait until nothing of the run is left, neither work nor a input on its way."""
+        """Wait until the run's threads have ended and its transfers with them."""
         self._thread.join()
         ends: list[SendThread | ReceiveThread] = [*self._out.values(), *self._in]
         for end in ends:
@@ -101,7 +101,7 @@ class StageRun:
                 end.link.break_off()
         if self._snapshots is not None:
             self._snapshots.close()
-        # They know the shift and it knows them; so that links close when they are wired anew, not some time later.
+        # They refer to this run and it to them: without the cycle, links close as soon as they are wired anew.
         self._out.clear()
         self._in.clear()
 
@@ -131,7 +131,7 @@ class StageRun:
             self._changed.notify_all()
 
     def _lose(self, error: BaseException) -> None:
-        """A neighbour is gone; who it was and why is known outside. Or there was no memory for what it sent."""
+        """Fail because a link broke, whose cause the driver finds; or for lack of memory for what arrived."""
         _log.info("a link broke: %s", error)
         lost = WorkerFault("link", f"lost a neighbouring stage ({first_line(error)})", "")
         self._fail(fault_from(error) if is_out_of_memory(error) else lost)

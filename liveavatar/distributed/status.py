@@ -1,4 +1,4 @@
-"""What a backend and its workers are doing, for anybody who asks at any time."""
+"""The status of a backend and its workers, readable at any time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .wire import WorkerStats
 from .worker_handle import WorkerHandle, answer
 
 _ANSWER_SECONDS = 0.6
-"""Who has not answered then is silent for this time."""
+"""A worker that has not answered by then is reported as silent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class WorkerStatus:
         weights: bytes of weights it holds.
         shared: bytes of them in host memory that other workers of its machine can share: for all that do they are
             there once.
-        host_bytes: host memory of its process; None where the system does not tell.
+        host_bytes: host memory of its process; None where the system does not report it.
         allocated, reserved: bytes of its device's memory, in tensors and in all; 0 on the CPU; None when it is silent.
     """
 
@@ -81,7 +81,7 @@ class StatusReader:
     def __init__(self, pool: WorkerPool, jobs: JobQueue, pause: PauseFlag):
         self._pool, self._jobs, self._pause = pool, jobs, pause
         self._pending: dict[int, Any] = {}
-        """Answers that silent workers still owe, by their processes: they are not asked again and again."""
+        """Pending answers of silent workers, by process: they are not called again meanwhile."""
 
     def read(self) -> BackendStatus:
         """The status now; takes well below a second."""
@@ -105,7 +105,7 @@ class StatusReader:
         return "paused" if self._pause.on else "running" if taken else "warm"
 
     def _ask(self, worker: WorkerHandle) -> Any:
-        """The reference of an answer to come; None where nobody can be asked."""
+        """The reference of an answer to come; None for a worker that is gone."""
         owed = self._pending.get(worker.pid)
         if owed is not None:
             return owed

@@ -42,7 +42,7 @@ OUT_OF_MEMORY_NEAREST = "Use more stages or a smaller size, or end other program
 
 @dataclasses.dataclass(frozen=True)
 class Handshake:
-    """The handshake of a worker that has started.
+    """The first answer of a worker process.
 
     Attributes:
         pid: of its process.
@@ -67,7 +67,7 @@ class Handshake:
         return cls(os.getpid(), __version__, str(torch.__version__), nccl, lacks)
 
     def incompatibility(self) -> str:
-        """What keeps whoever said this from working for this process, as a sentence's end; "" for nothing."""
+        """Why a worker with this handshake cannot be used, as a sentence's end; "" if it can."""
         if self.version != __version__:
             return f"has version {self.version} of this library, this process {__version__}"
         if self.torch != torch.__version__:
@@ -338,7 +338,7 @@ def decode(encoded: Encoded) -> Any:
 
 
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "allocate memory", "bad_alloc", "alloc_failed")
-"""How libraries say it that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""
+"""Words of libraries that have no class for it: CUDA, the CPU's allocator, C++, cuBLAS."""
 
 
 def fault_from(error: BaseException) -> WorkerFault:
@@ -352,18 +352,18 @@ def fault_from(error: BaseException) -> WorkerFault:
 
 
 def is_out_of_memory(error: BaseException) -> BaseException | None:
-    """What says that memory of the machine or of a device was asked for and not there: the error, or what caused it."""
+    """The error, or its cause, that reports a lack of memory of the machine or of a device; None for other errors."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return error
-    if not isinstance(error, LiveAvatarError):  # whose words may speak of memory for other reasons
-        said = f"{type(error).__name__} {error}".lower()
-        if any(words in said for words in _OUT_OF_MEMORY):
+    if not isinstance(error, LiveAvatarError):  # whose texts may name memory for other reasons
+        text = f"{type(error).__name__} {error}".lower()
+        if any(words in text for words in _OUT_OF_MEMORY):
             return error
     return None if error.__cause__ is None else is_out_of_memory(error.__cause__)
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says, at most 300 letters."""
+    """The first line of an error's text, at most 300 characters."""
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 

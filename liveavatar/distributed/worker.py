@@ -48,7 +48,7 @@ def host_weight_cache(model: ModelSpec, log: Path) -> HostWeightCache:
 
 
 def shared_folder(log: Path) -> Path:
-    """Where workers tell each other what they have read; it goes with Ray, or with the folder of their caller.
+    """The folder where workers of one machine list the weights they share; removed with Ray or the driver's folder.
 
     Where that is on another machine, a worker's log is in a folder of its own, and the one of all is of Ray's node.
     """
@@ -79,7 +79,7 @@ class BaseWorker:
     """A worker process.
 
     Args:
-        log: the file that gets all it says.
+        log: the file that its output goes to.
     """
 
     def __init__(self, log: str) -> None:
@@ -106,10 +106,10 @@ _MEET = datetime.timedelta(seconds=30)
 class StageWorker(BaseWorker):
     """One stage at a time, with its weights; both stay warm between runs.
 
-    Methods are called from several threads of Ray, so each sets its own thread's ways.
+    Methods are called from several threads of Ray, so each sets inference mode and threads for its own.
 
     Args:
-        log: the file that gets all it says.
+        log: the file that its output goes to.
     """
 
     def __init__(self, log: str) -> None:
@@ -124,7 +124,7 @@ class StageWorker(BaseWorker):
         self._run: StageRun | None = None
 
     def load(self, spec: LoadSpec) -> tuple[dict[str, int], dict[str, int]]:
-        """Load the weights of a load spec, let go of others.
+        """Load the weights of a load spec, and release others.
 
         Returns:
             Bytes of weights by device, and those of them that other workers of this machine can share, by name.
@@ -158,7 +158,7 @@ class StageWorker(BaseWorker):
         _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
-        """Have a store where links meet, on a free port of this address; the port."""
+        """Host the store where links connect, on a free port of this address; returns the port."""
         import torch.distributed as dist
 
         if self._hosted is None or self._hosted.host != here:
@@ -170,11 +170,11 @@ class StageWorker(BaseWorker):
         return int(self._hosted.port)
 
     def wire(self, host: str, port: int, epoch: int, number: int, specs: tuple[LinkSpec, ...], here: str) -> None:
-        """Meet the neighbours anew.
+        """Connect all links of this stage anew.
 
         Args:
-            host, port: of the store where links meet.
-            epoch: of the wiring, so that no end meets one of an older wiring.
+            host, port: of the store where links connect.
+            epoch: of the wiring, so that no end connects to one of an older wiring.
             number: of this stage.
             specs: of all links; every worker makes its own in this order, or two could wait for each other.
             here: the address to listen on.
@@ -201,7 +201,7 @@ class StageWorker(BaseWorker):
             return net.embed_text(context).cpu(), time.head.cpu(), time.layers.cpu()
 
     def embed_audio(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What a block [audio_layers, audio_dim, 12] sounds like to the layers, for all stages."""
+        """Embedded audio of a block, from its features [audio_layers, audio_dim, 12], for all stages."""
         with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
             audio = self._embedders().embed_audio(features[None])
             return audio.frame.cpu(), audio.tokens.cpu()
@@ -225,7 +225,7 @@ class StageWorker(BaseWorker):
         self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
 
     def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
-        """A block of this run may be worked on."""
+        """Allow a block of this run, with its embedded audio."""
         if self._run is not None and self._run.spec.run == run:
             self._run.allow(block, AudioTokens(*audio))
 

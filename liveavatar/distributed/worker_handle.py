@@ -1,5 +1,4 @@
-"""The caller's handle of a worker process: launching it, calling it, compiling on it, and the errors that name its
-trouble."""
+"""The driver's handle of a worker process: launching it, calling it, compiling on it, and the errors that name it."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
 STAGE_WORKER_CLASS = "liveavatar.distributed.worker:StageWorker"
 _CALLS = 16
-"""Calls a worker answers side by side: one asks for news and waits, others allow blocks or stop."""
+"""Calls a worker answers side by side: one waits for events, others allow blocks or stop."""
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
@@ -39,14 +38,14 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
 
     Args:
         machine: id of the one where it works.
-        log: the file that gets all it says; "" for one in a folder of its own, on another machine.
+        log: the file that its output goes to; "" for one in a folder of its own, on another machine.
         threads: CPU threads, before a load spec sets its own.
         alone: whether it meets workers of this machine only.
         path: "module:class" of what it does.
     """
 
     class RemoteWorker:
-        """A worker, seen from outside. It raises nothing, because a caller may not know its classes."""
+        """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
 
         def __init__(self, log: str, path: str):
             import faulthandler
@@ -139,7 +138,7 @@ def worker_environment(own: dict[str, str], threads: int, alone: bool = True) ->
 
 
 _DEVICE_FULL = "OutOfMemoryError"
-"""What PyTorch calls it, as `trouble.fault_from` tells it; a full host has other names."""
+"""What PyTorch calls it, as `wire.fault_from` reports it; a full host has other names."""
 
 
 class WorkerError(LiveAvatarError):
@@ -158,7 +157,7 @@ class WorkerError(LiveAvatarError):
 
 @dataclasses.dataclass
 class FaultLimits:
-    """Of patience; may be changed at any time.
+    """Limits of waiting and replacing; may be changed at any time.
 
     Attributes:
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
@@ -170,7 +169,7 @@ class FaultLimits:
 
 
 class Restarts:
-    """How often workers may still be replaced in a video.
+    """The count of workers that may still be replaced in a video.
 
     Args:
         most: times at all. The same stage is not replaced again before another block was delivered, because what
@@ -208,7 +207,7 @@ def stage_name(plan: Plan, stage: int) -> str:
 def worker_error(
     plan: Plan, stage: int, happened: str, nearest: str, lines: list[str], replaceable: bool
 ) -> WorkerError:
-    """One error that names the stage, what happened and what it said last.
+    """One error that names the stage, what happened and its last log lines.
 
     Args:
         happened: a sentence's end, after the name of the stage.
@@ -281,7 +280,7 @@ class WorkerHandle:
         loaded_bytes: bytes of weights by device.
         shared_bytes: bytes among them in host memory that other workers of its machine can share, by the memory's name.
         compiled: for which width and height, by which compiler, for how many blocks of a clip.
-        pending_stop: the answer that it is still owing.
+        pending_stop: reference of the answer to `stop`, while it is pending.
     """
 
     actor: Any
@@ -343,7 +342,7 @@ class WorkerHandle:
         return []
 
     def kill(self) -> None:
-        """End the process, even one that hears nothing."""
+        """End the process, even one that does not answer."""
         with contextlib.suppress(Exception):
             ray_compat.kill(self.actor)
         if self.pid and self.log:  # a process of this machine
