@@ -9,7 +9,7 @@ from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, cho
 from liveavatar.request import Request, image_size_for, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
-CARDS = ("1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
+CARDS = ("1x16", "1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
 SIZE = "704x384"
 BEGIN, END = "<!-- plans: made by tools/plan_table.py -->", "<!-- end of plans -->"
 _HEAD = (
