@@ -42,6 +42,7 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m tools.check_nodes
 
 format: setup
 	$(RUN) -m ruff check --fix .
