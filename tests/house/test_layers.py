@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 LIBRARY = PROJECT / "liveavatar"
 FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
-HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
+HEAVY = {"diffusers", "transformers", "av", "soxr", "ray", "torchaudio", "torchvision"}
 LAYERS = (
     {
         "errors",
@@ -182,13 +182,16 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
         assert not found, f"{name_of(path)}:{node.lineno} imports {found} at module scope; move it into the function"
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, liveavatar; print(*{m.split('.')[0] for m in sys.modules})"
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("liveavatar", HEAVY | {"torch", "numpy", "PIL", "einops"}), ("liveavatar.planner", HEAVY)]
+)
+def test_importing_loads_nothing_heavy(module, heavy):
+    code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert "liveavatar" in loaded
-    assert not loaded & (HEAVY | {"torch", "numpy"}), f"import liveavatar loads {loaded & (HEAVY | {'torch', 'numpy'})}"
+    assert not loaded & heavy, f"import {module} loads {sorted(loaded & heavy)}"
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=name_of)
