@@ -29,14 +29,12 @@ setup: .venv/ready
 demo: setup
 	@$(RUN) -m liveavatar demo
 
-# Two at a time: the tests of a file stay together, and those that start worker processes (tests/conftest.py).
-PYTEST := $(RUN) -m pytest --numprocesses=2 --dist=loadgroup
-
+# In parallel, with the tests of a file kept together: make test ARGS="-n 2 --dist loadgroup"
 test: lint
-	$(PYTEST) $(ARGS)
+	$(RUN) -m pytest $(ARGS)
 
 test-all: lint
-	$(PYTEST) -m "" --hypothesis-profile=all $(ARGS)
+	$(RUN) -m pytest -m "" --hypothesis-profile=all $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .
