@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # One thread: bit equality holds at equal thread counts, and tiny tensors are quicker so.
 torch.set_num_threads(1)
 
-for profile, examples in (("dev", 10), ("all", 60)):
+for profile, examples in (("dev", 10), ("all", 100)):
     hypothesis.settings.register_profile(
         profile, deadline=None, max_examples=examples, derandomize=bool(os.environ.get("CI"))
     )
@@ -25,7 +25,14 @@ hypothesis.settings.load_profile("dev")  # make test-all takes the other
 
 PROJECT = Path(__file__).parents[1]
 
-WORKER_TESTS = ("distributed/", "cli/test_workers.py", "bench/test_pipeline.py", "offload/test_host_weights.py")
+WORKER_TESTS = (
+    "distributed/",
+    "bench/test_pipeline.py",
+    "cli/test_workers.py",
+    "gpu/test_whole.py",
+    "nodes/test_run.py",
+    "offload/test_host_weights.py",
+)
 """Tests that start worker processes, or look at what all processes of the machine share: never two at a time."""
 
 

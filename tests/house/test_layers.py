@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 LIBRARY = PROJECT / "liveavatar"
 FOREIGN = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
-HEAVY = {"diffusers", "transformers", "av", "soxr", "ray", "torchaudio", "torchvision"}
+HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision"}
 LAYERS = (
     {
         "errors",
