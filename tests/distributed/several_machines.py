@@ -114,7 +114,7 @@ def coding(backend: Any) -> dict[str, Any]:
     from liveavatar.components import open_components
 
     components = open_components("untrained")
-    there = backend.encoders(components, ExecConfig("studio2/cpu", "float32", 1))
+    there = backend.codec(components, ExecConfig("studio2/cpu", "float32", 1))
     here = LocalEncoders(components, ExecConfig("cpu", "float32", 1))
     read, expected = (codec.encode_prompt("a calm man", lambda: None) for codec in (there, here))
     return {"equal": equal(read, expected), "nodes": nodes((backend.codec_pid,))}
