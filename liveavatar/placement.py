@@ -28,7 +28,7 @@ from .planner import (
 )
 from .request import ResolvedRequest
 from .storage import PLAIN, StorageConfig
-from .vae.tiling import WHOLE, Tiles
+from .vae.tile_grid import WHOLE, Tiles
 
 _MOST_THREADS = 8
 _MOST_MEMORY = 100_000

@@ -24,7 +24,7 @@ from ..storage import (
     text_kv_bytes,
     text_kv_resident_bytes,
 )
-from ..vae.tiling import WHOLE, Grid, Tiles
+from ..vae.tile_grid import WHOLE, Grid, Tiles
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""

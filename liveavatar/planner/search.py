@@ -12,7 +12,7 @@ from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..request import ResolvedRequest
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
-from ..vae.tiling import WHOLE, Tiles, possible, tilings
+from ..vae.tile_grid import WHOLE, Tiles, possible, tilings
 from .hardware import (
     CUDA_CONTEXT_BYTES,
     DeviceSpec,

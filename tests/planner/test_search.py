@@ -17,7 +17,7 @@ from liveavatar.planner.hardware import CUDA_CONTEXT_BYTES, GIB
 from liveavatar.planner.search import PlanSearch, plan_searches
 from liveavatar.planner.search import highest_level as highest_of
 from liveavatar.request import Request, ResolvedRequest, image_size_for, resolve
-from liveavatar.vae.tiling import tilings
+from liveavatar.vae.tile_grid import tilings
 
 CARDS = (16, 24, 32, 48, 80, 96, 141)
 SIZES = ("384x256", "640x384", "512x512", "704x384", "720x400", "832x480", "1024x704", "1280x720")
