@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
-from ..storage import KVDtype, StorageConfig, kv_cache_bytes
+from ..storage import NUM_SLOTS, KVDtype, StorageConfig
 from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
 
 _E4M3_MAX = 448.0
@@ -109,6 +109,12 @@ def allocate_kv_cache_layer(kv_dtype: KVDtype, shape: KVCacheShape, allocate: Al
     return Fp8KVCache(k, v, *(allocate((*rows[:2], 1), torch.float32) for _ in range(2)))
 
 
+def _layer_bytes(kv_dtype: KVDtype, shape: KVCacheShape) -> int:
+    """Bytes of the tensors of one KV cache."""
+    layer = allocate_kv_cache_layer(kv_dtype, shape, lambda size, dtype: torch.empty(size, dtype=dtype, device="meta"))
+    return sum(tensor.nbytes for tensor in layer.tensors())
+
+
 PADDING = 4 * ALIGNMENT
 """Bytes that at most lie unused between the tensors of a KV cache in the host's memory."""
 
@@ -189,7 +195,7 @@ class KVDoubleBuffer:
         self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | Fp8KVCache]
     ):
         self.streams, self._memory = streams, memory
-        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(2)]
+        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(NUM_SLOTS)]
         self._slots = collections.deque(made)
         """The one that was borrowed last stands last."""
 
@@ -254,7 +260,7 @@ def allocate_kv_caches(
         }
         return StageKVCaches(made, TransferStats())
     streams = copy_streams(device)
-    layer_bytes = kv_cache_bytes(storage.kv_dtype, shape.tokens, shape.heads, shape.head_dim, shape.dtype.itemsize)
+    layer_bytes = _layer_bytes(storage.kv_dtype, shape)
     host_buffer = streams.pinned_buffer(len(steps) * layers * (layer_bytes + PADDING))
     double_buffer = KVDoubleBuffer(
         streams, host_buffer, lambda allocate: allocate_kv_cache_layer(storage.kv_dtype, shape, allocate)

@@ -12,7 +12,8 @@ from liveavatar.errors import HostMemoryError
 from liveavatar.model.kv_cache import Window, window_tokens
 from liveavatar.offload.kv_cache import KVCacheShape, OffloadedKVCache, StageKVCaches, allocate_kv_caches, quantize_kv
 from liveavatar.offload.streams import PinnedBuffer
-from liveavatar.storage import KVDtype, StorageConfig, kv_cache_bytes, kv_cache_transfer_bytes
+from liveavatar.planner.memory import kv_cache_bytes, kv_cache_transfer_bytes
+from liveavatar.storage import KVDtype, StorageConfig
 
 FRAME, HEADS, WIDTH, LAYERS = 4, 2, 6, 3
 TOKENS = BLOCK_LATENTS * FRAME
