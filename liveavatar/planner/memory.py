@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, MINI, SPATIAL_STRIDE, UNTRAINED, WINDOW_BLOCKS, ModelConfig
-from ..request import ResolvedRequest
 from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 
@@ -50,11 +50,16 @@ class LayerSizes:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
 
         s, block = storage, BLOCK_LATENTS * frame_tokens
-        self._storage, self._last, self._injector_layers = s, config.num_layers, frozenset(config.audio_inject_layers)
-        self._window = window_blocks
-        self._layer, self._injector = layer_bytes(config, size, s.weights), injector_bytes(config, size, s.weights)
-        self._prompt = text_kv_bytes(config.dim, s.weights, size)
-        self._embed, self._head = embed_parameters(config) * size, head_parameters(config) * size
+        self._storage, self._window = s, window_blocks
+        self._layer, self._prompt = layer_bytes(config, size, s.weights), text_kv_bytes(config.dim, s.weights, size)
+        always = [
+            injector_bytes(config, size, s.weights) * (i in config.audio_inject_layers)
+            for i in range(config.num_layers)
+        ]
+        always[0] += embed_parameters(config) * size
+        always[-1] += head_parameters(config) * size
+        self._always_resident = [0, *itertools.accumulate(always)]
+        """Of the layers before each: injectors, and the ends of the network, which are never offloaded."""
         self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
         self.text = kv_bytes("plain", config.text_len)
@@ -73,11 +78,8 @@ class LayerSizes:
             layers: of the stage.
             storage: the same as of all, but for how many are offloaded.
         """
-        injectors = sum(layer in layers for layer in self._injector_layers)
-        ends = self._embed * (layers.start == 0) + self._head * (layers.stop == self._last)
-        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(
-            injectors * self._injector + ends
-        )
+        always = self._always_resident[layers.stop] - self._always_resident[layers.start]
+        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(always)
 
     def kv_cache_resident_bytes(self, layers: int, steps: int) -> MemoryUse:
         """Of so many layers and steps."""
@@ -331,7 +333,9 @@ class AuxModels:
     text: int
     audio: int
 
-    def vae_bytes(self, resolved: ResolvedRequest, size: int, tiles: Tiles = WHOLE, on_gpu: bool = True) -> MemoryUse:
+    def vae_bytes(
+        self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
+    ) -> MemoryUse:
         """Weights, decode caches and the activations of a decode.
 
         In tiles, one tile's caches and activations are on the device, and the caches of all lie on the host. At
@@ -340,24 +344,24 @@ class AuxModels:
         block takes 0.4 s at 25 GB/s, where the network of a device that needs it takes ten or more.
 
         Args:
-            resolved: what is decoded.
+            latent_size: height and width of what is decoded.
             size: bytes per number.
             tiles: rows and columns.
             on_gpu: whether it is decoded on one; the memory of a CPU holds the caches of all tiles by itself.
         """
-        grid = Grid.of(*resolved.latent_size, tiles)
+        grid = Grid.of(*latent_size, tiles)
         cache = self.decode_state * size
         device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
         if tiles == WHOLE:
             return MemoryUse(device)
-        height, width = resolved.latent_size
+        height, width = latent_size
         device += _FRAME_BYTES * height * width
         kept = cache * grid.covered
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
-    def decode_tflop(self, resolved: ResolvedRequest, latents: int, tiles: Tiles = WHOLE) -> float:
+    def decode_tflop(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> float:
         """10^12 operations to decode so many latent frames; where tiles overlap, twice."""
-        return self.decode_flops * Grid.of(*resolved.latent_size, tiles).covered * latents / 1e12
+        return self.decode_flops * Grid.of(*latent_size, tiles).covered * latents / 1e12
 
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""

@@ -313,7 +313,7 @@ def assemble(
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size = aux_models(config), DTYPE_BYTES[dtype]
-    vae = beside.vae_bytes(resolved, size, vae_tiles, is_gpu(vae_device))
+    vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,
         partition=partition,

@@ -76,7 +76,7 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
     with torch.device("meta"):
         vae = to_channels_last(build_vae().to(torch.bfloat16))
     weights = sum(p.nbytes for p in vae.parameters())
-    held, away = PUBLISHED_AUX.vae_bytes(asked, 2, tiles), []
+    held, away = PUBLISHED_AUX.vae_bytes(asked.latent_size, 2, tiles), []
 
     def berth() -> Away:
         away.append(Away())
@@ -94,6 +94,6 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
 
 def test_tiles_of_a_cpu_are_in_its_own_memory():
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
-    there, here = (PUBLISHED_AUX.vae_bytes(asked, 4, (2, 2), card) for card in (True, False))
+    there, here = (PUBLISHED_AUX.vae_bytes(asked.latent_size, 4, (2, 2), card) for card in (True, False))
     tile = 4 * PUBLISHED_AUX.decode_state * Grid.of(*asked.latent_size, (2, 2)).tile
     assert here.host == 0 and here.device == there.device + there.host - tile
