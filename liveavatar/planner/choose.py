@@ -14,6 +14,7 @@ from ..errors import PlanError, SizeError
 from ..request import ResolvedRequest, VideoShape, resolve_size
 from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
+from ..utils import format_bytes
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Forecast, Hardware
 from .memory import DTYPE_BYTES
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
@@ -211,7 +212,7 @@ def infeasible(
         resolved, config, hardware, options, model: of the request.
         smaller: sizes that may be offered, largest first.
     """
-    cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
+    cap = f" capped at {format_bytes(hardware.cap, '.4g')}" if hardware.cap else ""
     clips = f" and clips of {resolved.clip_blocks * BLOCK_FRAMES} frames" * (resolved.clip_blocks != CLIP_BLOCKS)
     video = f"{model} at {resolved.width}x{resolved.height} with {resolved.steps} steps{clips}"
     asked = f"{video} does not fit {hardware}{cap}"
@@ -292,20 +293,17 @@ def _shortage(resolved: ResolvedRequest, search: PlanSearch) -> str:
     """What is too large on the last level, spread over all devices."""
     largest = max(search.hardware.devices, key=lambda device: device.usable)
     if search.encoders > largest.usable:
-        return (
-            f"the largest encoder takes {_gb(search.encoders)} and no card has more than {_gb(largest.usable)} usable"
-        )
+        most = format_bytes(largest.usable)
+        return f"the largest encoder takes {format_bytes(search.encoders)} and no card has more than {most} usable"
     plan = _thinnest(resolved, search)
     room = {device.name: device.usable for device in search.hardware.devices}
     over = {name: total - room[name] for name, total in plan.total_by_device.items()}
     worst = max(over, key=lambda name: over[name])
     if over[worst] > 0:
-        terms = ", ".join(f"{name} {_gb(size)}" for name, size in plan.terms_by_device[worst].items() if size)
-        return f"even on the last rung, {worst} would hold {terms}, and has {_gb(room[worst])} usable"
-    host = sum(plan.host_bytes_by_machine.values())
-    return (
-        f"what the cards cannot hold, {_gb(host)}, has to lie on the host, where {_gb(search.hardware.usable_host)} may"
-    )
+        terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.terms_by_device[worst].items() if size)
+        return f"even on the last rung, {worst} would hold {terms}, and has {format_bytes(room[worst])} usable"
+    host, most = sum(plan.host_bytes_by_machine.values()), format_bytes(search.hardware.usable_host)
+    return f"what the cards cannot hold, {format_bytes(host)}, has to lie on the host, where {most} may"
 
 
 def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
@@ -328,7 +326,3 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
     ]
     vae, dtype = devices[-1].name, search.options.dtype
     return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
