@@ -14,12 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
+from ..model.quantize import quantize_rows_fp8
 from ..storage import NUM_SLOTS, KVDtype, StorageConfig
 from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
-
-_E4M3_MAX = 448.0
-_NO_SCALE = 1e-12
-"""Smallest scale, so that a row of zeros is no division by zero."""
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Gives memory for a tensor."""
@@ -70,18 +67,8 @@ def _updated(
         attended[earlier].copy_(rows[earlier]).mul_(scales[earlier])
     attended[window.own] = new
     torch.cat(tuple(sink), out=attended[window.valid :])
-    rows[window.own], scales[window.own] = quantize_kv(new)
+    rows[window.own], scales[window.own] = quantize_rows_fp8(new)
     return attended
-
-
-def quantize_kv(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[tokens, heads, head_dim] -> e4m3 of the same shape and float32 scales [tokens, heads, 1].
-
-    The largest number of a token and head becomes the largest of the format, so no number is off by more than 1/16 of
-    itself or 1/2**18 of that largest one.
-    """
-    scale = (rows.abs().amax(-1, keepdim=True).float() / _E4M3_MAX).clamp_min_(_NO_SCALE)
-    return torch.div(rows, scale).to(torch.float8_e4m3fn), scale
 
 
 @dataclasses.dataclass(frozen=True)
