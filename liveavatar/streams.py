@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, LiveAvatarError, ModelError, OutputError
@@ -323,7 +324,7 @@ def to_rgb24(pixels: torch.Tensor) -> np.ndarray:
             "The decoded frames hold NaN: the network's numbers overflowed.",
             "Run with bfloat16 or float32 instead of float16, or check that the weights are not damaged.",
         )
-    return scaled.round_().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return rearrange(scaled.round_().to(torch.uint8), "c n h w -> n h w c").contiguous().cpu().numpy()
 
 
 __all__ = ["Decoder", "FrameStream", "LatentStream", "to_rgb24"]

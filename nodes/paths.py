@@ -114,7 +114,7 @@ def _likely(part: str) -> Path | None:
 
 def _folders() -> dict[str, Path]:
     """Folders with a sharded or single transformer in the official layout, by "category/name"."""
-    found = {}
+    found: dict[str, Path] = {}
     for category in _FOLDER_CATEGORIES:
         for root in _roots(category):
             for config in sorted(root.glob("*/config.json")):

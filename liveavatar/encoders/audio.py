@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..config import AUDIO_FEATURE_RATE, AUDIO_SAMPLE_RATE, BLOCK_FRAMES, CLIP_BLOCKS, FPS
 from ..errors import AudioError, ModelError
@@ -122,7 +123,7 @@ class AudioFeatures:
         if not 0 <= b < self.blocks:
             raise IndexError(f"block {b} of {self.blocks}")
         rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
-        return rows.reshape(BLOCK_FRAMES, self.layers, self.channels).permute(1, 2, 0).contiguous()
+        return rearrange(rows, "frames (layers c) -> layers c frames", layers=self.layers).contiguous()
 
     def close(self) -> None:
         """Let memory and file go now instead of with the object."""

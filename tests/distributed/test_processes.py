@@ -31,7 +31,7 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     assert said == b"started\n", (tmp_path / "errors").read_text()[-3000:]
     family = psutil.Process(caller.pid).children(recursive=True)
     assert listening_beyond_this_machine({caller.pid, *(p.pid for p in family)}) == []
-    assert sum("StageWorker" in " ".join(p.cmdline()) for p in family) == 2
+    assert sum("RemoteWorker" in " ".join(p.cmdline()) for p in family) == 2
     # Ray's two agents look for its centre for a minute before they end; they hold no device and no shared memory.
     working = [p for p in family if not p.name().endswith("Agent")]
     assert len(working) >= 4, "two workers, Ray's node and its centre"

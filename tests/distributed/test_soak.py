@@ -142,11 +142,12 @@ def rise(numbers: list[float]) -> float:
 
 def is_worker(process) -> bool:
     try:
-        return "StageWorker" in " ".join(process.cmdline())
+        return "RemoteWorker" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
 
+@pytest.mark.slow
 def test_many_broken_off_videos_leave_nothing_behind(backend: RayBackend) -> None:
     soak, kinds = Soak(backend, SEED), []
     for number in range(SESSIONS):

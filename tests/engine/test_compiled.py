@@ -105,6 +105,7 @@ def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
     assert graphs() == made == GRAPHS
 
 
+@pytest.mark.slow
 def test_any_number_of_sizes_is_compiled_and_nobody_elses_limits_change() -> None:
     limit, nets = torch._dynamo.config.recompile_limit, ModelCache()
     sizes = ("64x64", "128x128", "192x192")
@@ -149,6 +150,7 @@ def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     assert "once per size" in said[0] and " s; " in said[-1] and all("/" in text for text in said)
 
 
+@pytest.mark.slow
 def test_machine_code_makes_nearly_the_same_video(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
     if missing := compiler.missing_requirements("cpu"):

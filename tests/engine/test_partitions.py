@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from engine.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job, tiny_plan
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.engine.local import LocalEngine
@@ -16,7 +16,6 @@ from liveavatar.session import Session
 from liveavatar.task_graph import Denoise, Prefill, task_count
 
 
-@settings(max_examples=12)
 @given(st.data(), st.integers(2, 4), st.integers(1, 6), st.integers(1, 9))
 def test_every_cut_gives_equal_bits(data: st.DataObject, layers: int, steps: int, blocks: int) -> None:
     config, effective = tiny_config(layers), tiny_effective(blocks, steps)

@@ -207,6 +207,7 @@ def test_seconds_may_be_read_while_the_thread_works():
     assert read == sorted(read) and read[0] > 0
 
 
+@pytest.mark.slow
 def test_many_videos_broken_off_anywhere_leave_nothing():
     draw, before = random.Random(3), set(threading.enumerate())
     components = TinyComponents(CONFIG)

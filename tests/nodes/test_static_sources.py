@@ -20,7 +20,7 @@ SCRIPTS = sorted((PROJECT / "web" / "js").glob("*.js"))
 HOST = {"comfy", "comfy_execution", "comfy_extras", "folder_paths", "server", "nodes", "execution"}
 TOUCH_HOST = {"host.py", "patcher.py", "paths.py", "convert.py"}
 AT_MODULE_SCOPE = {"comfy_api", "torch", "numpy", "safetensors", "einops"}
-HEAVY = {"diffusers", "transformers", "accelerate", "av", "soxr", "ray", "torchaudio", "torchvision", "scipy"}
+HEAVY = {"diffusers", "transformers", "av", "soxr", "ray", "torchaudio", "torchvision", "scipy"}
 
 
 def name_of(path: Path) -> str:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.config import WAN2_2_S2V_14B
@@ -55,7 +55,6 @@ def check(found: Plan, cards: Hardware, steps: int) -> None:
     assert found.forecast and found.forecast.fps > 0 and found.forecast.first_frames_seconds > 0
 
 
-@settings(max_examples=60, deadline=None)
 @given(mixes, sizes, st.sampled_from((3, 4, 5)), preferences, st.sampled_from((None, 16, 64, 512)))
 def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer, host):
     asked, given = effective(size, steps), hardware(cards, host)
@@ -80,7 +79,6 @@ def test_videos_of_one_shape_are_searched_for_once():
     assert best_candidate.cache_info().misses == after.misses + 1
 
 
-@settings(max_examples=20, deadline=None)
 @given(mixes, sizes, st.integers(0, len(FIDELITY_LEVELS) - 1))
 def test_the_host_bytes_that_are_searched_with_are_those_of_the_plan(cards, size, rung):
     asked, given, options = effective(size), hardware(cards), PlanOptions()
@@ -89,7 +87,6 @@ def test_the_host_bytes_that_are_searched_with_are_those_of_the_plan(cards, size
         assert sum(shard.host for shard in candidate.shards) == sum(pinned.values())
 
 
-@settings(max_examples=30, deadline=None)
 @given(mixes, sizes, st.data())
 def test_more_memory_never_gives_a_lower_rung(cards, size, data):
     host, place = 256, data.draw(st.integers(0, len(cards) - 1))
@@ -105,7 +102,6 @@ def highest(cards: Hardware, size: str) -> int:
     return len(FIDELITY_LEVELS) if found is None else found[0]
 
 
-@settings(max_examples=15, deadline=None)
 @given(mixes, sizes)
 def test_quality_stands_on_the_highest_rung_and_speed_is_not_slower(cards, size):
     given = hardware(cards)
