@@ -27,7 +27,8 @@ from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, OnNotice, cpu_threads, ignore_notice
 from .spool import Rows
 from .streams import Decoder
-from .vae.tiling import WHOLE, Tiles, encode_tiles, open_decoder
+from .vae.tile_grid import WHOLE, Tiles
+from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
 
 if TYPE_CHECKING:

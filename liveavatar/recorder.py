@@ -30,6 +30,7 @@ from .request import Request, ResolvedRequest
 from .session import Session, TaskReport
 from .streams import FrameStream, to_rgb24
 from .task_graph import Task
+from .utils import format_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -313,7 +314,7 @@ def _enough_memory(plan: Plan) -> Iterator[None]:
 
 def out_of_memory(plan: Plan) -> PlanError:
     """What to say and to try where a device is full."""
-    sizes = ", ".join(f"{total / 1e9:.1f} GB on {device}" for device, total in plan.total_by_device.items())
+    sizes = ", ".join(f"{format_bytes(total)} on {device}" for device, total in plan.total_by_device.items())
     return PlanError(
         f"A device has no memory left; the plan was to take {sizes}.",
         f"{suggest_next(plan)} Or close what else uses the device, let less of it be used (--vram-cap), ask for a "

@@ -14,7 +14,7 @@ from ..codec import vae_decoder
 from ..engine.prefetch import all_on_accelerators
 from ..session import Engine, VideoTask
 from ..streams import Decoder
-from ..vae.tiling import WHOLE, Tiles
+from ..vae.tile_grid import WHOLE, Tiles
 from .figures import seconds_per_block
 from .found import Decoding
 from .random_model import RandomComponents

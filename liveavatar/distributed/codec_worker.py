@@ -16,7 +16,7 @@ from ..encoders.audio import AudioFeatures, Tail
 from ..errors import Cancelled
 from ..spool import Spool
 from ..streams import Decoder
-from ..vae.tiling import Tiles
+from ..vae.tile_grid import Tiles
 from .wire import WireModel, model_from_wire
 from .worker import BaseWorker
 

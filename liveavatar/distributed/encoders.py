@@ -18,7 +18,7 @@ from ..encoders.audio import AudioFeatures, Tail
 from ..session import OnNotice, ignore_notice
 from ..spool import Rows
 from ..streams import Decoder
-from ..vae.tiling import WHOLE, Tiles
+from ..vae.tile_grid import WHOLE, Tiles
 from ..vae.wan import CONTEXT_LATENTS
 from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, do_nothing
 from .wire import model_to_wire

@@ -12,7 +12,7 @@ from liveavatar.codec import Encoders, ExecConfig, LocalEncoders
 from liveavatar.components import open_components
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.vae.tiling import Tiles
+from liveavatar.vae.tile_grid import Tiles
 from liveavatar.vae.wan import CONTEXT_LATENTS
 
 PLACE = ExecConfig("cpu", "float32", 1)
