@@ -13,18 +13,17 @@ import numpy as np
 from .components import open_components
 from .config import PRESETS
 from .engine.backend import Backend, LocalBackend
+from .events import Callback, ignore
 from .hardware_cache import DetectHardware, detect_hardware
 from .media.audio import AudioClip
 from .pipeline import LiveAvatarPipeline, VideoJob, read_inputs
 from .placement import Placement, default_devices
 from .planner import Hardware, Plan
 from .receipt import Receipt
-from .recorder import OnProgress, Progress, VideoSpec, check_outputs
+from .recorder import VideoSpec, check_outputs
 from .request import Request, ResolvedRequest, check_request, prompt_to_encode, resolve
 
 __all__ = [
-    "OnProgress",
-    "Progress",
     "VideoSpec",
     "check_outputs",
     "default_devices",
@@ -121,7 +120,7 @@ def generate(
     out: str | os.PathLike[str],
     *,
     receipt: str | os.PathLike[str] | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: Callback = ignore,
     backend: Backend | None = None,
 ) -> Receipt:
     """Make the video and write its receipt beside it.

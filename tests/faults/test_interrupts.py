@@ -12,6 +12,7 @@ from cli.runs import generate, receipt, write_inputs
 
 from liveavatar import api
 from liveavatar.errors import Cancelled
+from liveavatar.events import Event
 from liveavatar.interrupt import interrupts
 from liveavatar.media.video import VideoWriter
 from liveavatar.request import Request
@@ -119,8 +120,8 @@ def test_too_late_to_cancel_what_is_complete(inputs, tmp_path, monkeypatch):
 
 
 def test_cancelling_from_the_progress_keeps_what_is_there(inputs, tmp_path):
-    def stop(progress: api.Progress) -> None:
-        if progress.frames >= 24:
+    def stop(event: Event) -> None:
+        if event.frames >= 24:
             raise Cancelled("Enough.")
 
     prospect = api.describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), threads=1)

@@ -26,6 +26,7 @@ LAYERS = (
         "interrupt",
         "device_names",
         "utils",
+        "events",
     },
     {"weights"},
     {"model", "vae", "encoders"},

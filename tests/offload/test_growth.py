@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cli.runs import write_picture, write_voice
 
-from liveavatar.api import Progress, describe_video, generate
+from liveavatar.api import describe_video, generate
+from liveavatar.events import Event
 from liveavatar.request import Request
 
 PROJECT = Path(__file__).parents[2]
@@ -31,8 +32,8 @@ def test_a_minute_takes_no_more_memory_than_four_seconds(tmp_path):
     request = Request(size="64x64", seconds=60, steps=2)
     seen: list[float] = []
 
-    def watch(progress: Progress) -> None:
-        if progress.frames >= EARLY_FRAMES:
+    def watch(event: Event) -> None:
+        if event.frames >= EARLY_FRAMES:
             seen.append(resident())
 
     prospect = describe_video(tmp_path / "portrait.png", tmp_path / "voice.wav", request, threads=1)

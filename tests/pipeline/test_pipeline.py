@@ -29,12 +29,12 @@ from liveavatar.errors import (
     RequestError,
     SizeError,
 )
+from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
 from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
 from liveavatar.placement import Placement
-from liveavatar.recorder import GENERATING, Progress
 from liveavatar.request import Request
-from liveavatar.session import OnNotice, OnTask, VideoTask, ignore_notice
+from liveavatar.session import VideoTask
 from liveavatar.streams import to_rgb24
 from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
@@ -79,9 +79,9 @@ class Heard:
     def __init__(self, break_after: int | None = None):
         self.tasks, self.phases, self.break_after = 0, [], break_after
 
-    def __call__(self, progress: Progress) -> None:
-        self.phases.append(progress.phase)
-        if progress.phase == GENERATING and progress.task is not None:
+    def __call__(self, event: Event) -> None:
+        self.phases.append(event.phase)
+        if event.phase == GENERATING and event.task is not None:
             self.tasks += 1
         if self.break_after is not None and self.tasks >= self.break_after:
             raise Cancelled("Enough.")
@@ -102,9 +102,9 @@ class Telling(LocalBackend):
     def engine(self, components, plan):
         engine = super().engine(components, plan)
 
-        def run(job, on_task, on_notice, make=engine.run):
-            for number, block in enumerate(make(job, on_task)):
-                on_notice(f"Before block {number}.")
+        def run(job, callback, make=engine.run):
+            for number, block in enumerate(make(job, callback)):
+                callback(notice_event(f"Before block {number}."))
                 yield block
 
         engine.run = run
@@ -120,8 +120,8 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
     shown = {p.phase: p for p in heard}
     assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
 
-    def stop(progress: Progress) -> None:
-        if progress.phase == told[1]:
+    def stop(event: Event) -> None:
+        if event.phase == told[1]:
             raise Cancelled("Enough.")
 
     with pytest.raises(Cancelled):
@@ -131,7 +131,7 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
 
 def test_notices_reach_who_collects_latents(pipeline, voice, context):
     telling, phases = LiveAvatarPipeline(pipeline.components, Telling(Placement(("cpu",), threads=1))), []
-    telling.prepare(REQUEST, picture(), voice, context).latents(lambda progress: phases.append(progress.phase))
+    telling.prepare(REQUEST, picture(), voice, context).latents(lambda event: phases.append(event.phase))
     assert "Before block 1." in phases
 
 
@@ -194,8 +194,9 @@ def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
 
 
 def test_every_block_is_shown_once(job, tmp_path):
-    shown = []
-    job.save(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
+    events: list[Event] = []
+    job.save(tmp_path / "a.mp4", tmp_path / "a.json", events.append)
+    shown = [event.images for event in events if event.images is not None]
     assert sum(len(frames) for frames in shown) == job.spec.resolved.frames
     assert all(frames.dtype == np.uint8 and frames.shape[1:] == (64, 64, 3) for frames in shown)
 
@@ -296,16 +297,16 @@ def test_collecting_tells_what_the_engine_waits_for(job: VideoJob, monkeypatch: 
     session, heard = job.session(), []
     run = session.engine.run
 
-    def waiting(job: VideoTask, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
-        for latents in run(job, on_task):
-            on_notice("Waiting.")
+    def waiting(job: VideoTask, callback: Callback) -> Iterator[torch.Tensor]:
+        for latents in run(job, callback):
+            callback(notice_event("Waiting."))
             yield latents
 
     monkeypatch.setattr(session.engine, "run", waiting)
     job.latents(heard.append)
     blocks = session.latents.blocks
-    assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
-    assert session.on_notice is ignore_notice
+    assert [e for e in heard if e.notice] == [Event("Waiting.", made, blocks, notice=True) for made in range(blocks)]
+    assert session.callback is ignore
 
 
 def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
