@@ -13,11 +13,10 @@ import torch
 from cli.runs import write_inputs
 from distributed.videos import Video, notices
 
-from liveavatar.api import describe_video, generate
 from liveavatar.distributed import BackendStatus, RayBackend
 from liveavatar.errors import Cancelled
 from liveavatar.events import GENERATING, Event
-from liveavatar.request import Request
+from liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from liveavatar.task_graph import Denoise
 
 psutil = pytest.importorskip("psutil")
@@ -37,6 +36,13 @@ def begun(backend: RayBackend, video: Video) -> Iterator[Callable[[], torch.Tens
     first = next(running)
     yield lambda: torch.cat([first, *running], 1)
     running.close()
+
+
+def video_job(inputs: Path, backend: RayBackend, stages: str) -> VideoJob:
+    pipeline = LiveAvatarPipeline.from_pretrained(
+        "untrained", stages=stages, devices=("cpu",), threads=1, backend=backend
+    )
+    return pipeline(inputs / "portrait.png", inputs / "voice.wav", size="64x64")
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -71,8 +77,7 @@ def test_a_second_video_waits_knows_why_and_is_cancelled_without_disturbing_the_
 def test_waiting_is_a_phase_of_a_recording_and_is_cancelled_there(backend, video, begun, tmp_path: Path) -> None:
     inputs, phases = write_inputs(tmp_path, 0.5), []
     # Another number of stages: it has to wait before its weights are loaded.
-    placement = {"model": "untrained", "stages": "1x1", "devices": ("cpu",), "threads": 1}
-    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    job = video_job(inputs, backend, "1x1")
 
     def watch(event: Event) -> None:
         phases.append(event.phase)
@@ -80,7 +85,7 @@ def test_waiting_is_a_phase_of_a_recording_and_is_cancelled_there(backend, video
             raise Cancelled("stop")
 
     def record() -> None:
-        generate(prospect, tmp_path / "out.mp4", on_progress=watch, backend=backend)
+        job.save(tmp_path / "out.mp4", callback=watch)
 
     with ThreadPoolExecutor() as pool, pytest.raises(Cancelled, match="before the first frame"):
         pool.submit(record).result(60)
@@ -143,8 +148,7 @@ def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stag
 
 def test_a_pause_is_a_phase_of_a_recording_and_takes_nothing_back(backend, tmp_path: Path) -> None:
     inputs, told = write_inputs(tmp_path, 3.0), list[Event]()
-    placement = {"model": "untrained", "stages": STAGES, "devices": ("cpu",), "threads": 1}
-    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    job = video_job(inputs, backend, STAGES)
 
     def watch(event: Event) -> None:
         told.append(event)
@@ -154,7 +158,7 @@ def test_a_pause_is_a_phase_of_a_recording_and_takes_nothing_back(backend, tmp_p
             backend.pause()
 
     try:
-        receipt = generate(prospect, tmp_path / "out.mp4", on_progress=watch, backend=backend)
+        receipt = job.save(tmp_path / "out.mp4", callback=watch)
     finally:
         backend.resume()
     assert receipt.status == "complete"

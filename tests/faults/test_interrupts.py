@@ -10,12 +10,11 @@ import pytest
 import torch
 from cli.runs import generate, receipt, write_inputs
 
-from liveavatar import api
+from liveavatar import LiveAvatarPipeline
 from liveavatar.errors import Cancelled
 from liveavatar.events import Event
 from liveavatar.interrupt import interrupts
 from liveavatar.media.video import VideoWriter
-from liveavatar.request import Request
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to oneself")
 
@@ -124,11 +123,13 @@ def test_cancelling_from_the_progress_keeps_what_is_there(inputs, tmp_path):
         if event.frames >= 24:
             raise Cancelled("Enough.")
 
-    prospect = api.describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), threads=1)
+    pipeline = LiveAvatarPipeline.from_pretrained(threads=1)
+    job = pipeline(inputs / "portrait.png", inputs / "voice.wav", size="64x64")
     with pytest.raises(Cancelled, match=r"plays and holds 24 of 75"):
-        api.generate(prospect, tmp_path / "out.mp4", on_progress=stop)
+        job.save(tmp_path / "out.mp4", callback=stop)
     assert receipt(tmp_path)["status"] == "cancelled" and receipt(tmp_path)["probed"]["frames"] == 24
-    again = api.generate(prospect, tmp_path / "out.mp4")
+    again = job.save(tmp_path / "out.mp4")
+    job.close()
     assert again.status == "complete" and again.probed.frames == 75
 
 

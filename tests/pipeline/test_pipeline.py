@@ -15,7 +15,6 @@ import torch
 from cli.runs import write_inputs
 
 import liveavatar
-from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.config import MINI
 from liveavatar.encoders.audio import encode_audio, gather_frame_features, hidden_states
@@ -91,11 +90,6 @@ def film(job: VideoJob, folder: Path, name: str = "a", heard: Heard | None = Non
     return job.save(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
 
 
-def test_steps_give_the_frames_of_the_front_door(job, tmp_path):
-    prospect = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
-    assert film(job, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
-
-
 class Telling(LocalBackend):
     """Lends engines that tell something before every block."""
 
@@ -112,10 +106,10 @@ class Telling(LocalBackend):
 
 
 def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
-    prospect, heard = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1), []
-    receipt, backend = tmp_path / "a.json", Telling(Placement(("cpu",), threads=1))
-    told = generate(prospect, tmp_path / "a.mp4", on_progress=heard.append, backend=backend).notices
-    assert told == tuple(f"Before block {n}." for n in range(prospect.resolved.blocks))
+    pipeline = LiveAvatarPipeline(open_components("mini"), Telling(Placement(("cpu",), threads=1)))
+    receipt, job, heard = tmp_path / "a.json", pipeline(picture(), sound(), request=REQUEST), []
+    told = job.save(tmp_path / "a.mp4", callback=heard.append).notices
+    assert told == tuple(f"Before block {n}." for n in range(job.spec.resolved.blocks))
     assert json.loads(receipt.read_text())["notices"] == list(told)
     shown = {p.phase: p for p in heard}
     assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
@@ -125,7 +119,7 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
             raise Cancelled("Enough.")
 
     with pytest.raises(Cancelled):
-        generate(prospect, tmp_path / "a.mp4", on_progress=stop, backend=backend)
+        pipeline(picture(), sound(), request=REQUEST).save(tmp_path / "a.mp4", callback=stop)
     assert json.loads(receipt.read_text())["notices"] == list(told[:2])
 
 
@@ -234,7 +228,7 @@ def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
     other = open_components("mini").vae("cpu", torch.float32)
     again = cut.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
     assert again.frames_sha256 == found and json.loads((tmp_path / "b.json").read_text())["plan"]["vae_tiles"] == [1, 2]
-    direct = generate(describe_video(wide, sound(), request, placement=cut.pipeline.placement), tmp_path / "direct.mp4")
+    direct = film(cut.pipeline(wide, sound(), request=request), tmp_path, "direct")
     assert direct.frames_sha256 == found
 
 
@@ -309,9 +303,9 @@ def test_collecting_tells_what_the_engine_waits_for(job: VideoJob, monkeypatch: 
     assert session.callback is ignore
 
 
-def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
+def test_the_front_door_needs_a_prompt_that_it_can_encode(pipeline) -> None:
     with pytest.raises(RequestError, match="not known") as refused:
-        describe_video(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
+        pipeline(picture(), sound(), request=dataclasses.replace(REQUEST, prompt=None))
     assert "Give a prompt" in refused.value.nearest
 
 
