@@ -79,7 +79,7 @@ def decode_alone(
 def side_by_side(engine: Engine, job: VideoTask, decode: Decoder) -> tuple[float, float]:
     """Seconds per block of a video that is made and decoded, and of the decoder in it."""
     ends, times = [], []
-    for latents in engine.run(job, lambda report: None):
+    for latents in engine.run(job):
         start = time.perf_counter()
         decode(latents)
         ends.append(time.perf_counter())

@@ -19,6 +19,7 @@ from ..doctor.report import Compute
 from ..engine.compile import cache_folder
 from ..engine.local import ModelCache
 from ..errors import PlanError, RequestError
+from ..events import Event
 from ..planner import CUDA_CONTEXT_BYTES, Plan, make_plan
 from ..session import VideoTask
 from ..storage import PLAIN
@@ -256,10 +257,10 @@ class ModelMeasurement:
         self.ledger.note_weights(as_written)
         if self.device.type != "cuda":
             with self.ledger.working():
-                as_written.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(as_written))
+                as_written.watch(self._job(_WARMUP_BLOCKS), lambda event: self.ledger.note(as_written))
         return seconds
 
-    def _note(self) -> None:
+    def _note(self, event: Event) -> None:
         """Count what stays between tasks, where the timed run is the one that is counted."""
         if self.device.type == "cuda":
             self.ledger.note(self.engine)

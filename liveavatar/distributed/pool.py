@@ -7,15 +7,15 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..codec import CheckCancelled, ExecConfig
+from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine, check_device, find_machine
 from ..errors import LiveAvatarError
+from ..events import Callback, ignore
 from ..planner import Plan
-from ..session import OnNotice, ignore_notice
 from . import cluster, ray_compat
 from .cluster import LOCAL, PROBE_SECONDS, is_listening
 from .registry import WorkerFile
@@ -127,8 +127,12 @@ PROBE_AFTER_SECONDS = 2.5
 _POLL_SECONDS = 0.5
 
 
-def do_nothing() -> None:
-    """Nobody looks up meanwhile."""
+Heartbeat = Callable[[], object]
+"""Called about twice a second while an answer is waited for; what it raises ends the wait."""
+
+
+def no_heartbeat() -> None:
+    """The heartbeat of a wait that nobody can end."""
 
 
 class CodecWorkerHandle:
@@ -159,7 +163,7 @@ class CodecWorkerHandle:
         """How long nobody has asked it anything."""
         return time.monotonic() - self._used
 
-    def open(self, model: WireModel, exec_config: ExecConfig, check: CheckCancelled = do_nothing) -> None:
+    def open(self, model: WireModel, exec_config: ExecConfig, heartbeat: Heartbeat = no_heartbeat) -> None:
         """Have a worker for this model at this place.
 
         Raises:
@@ -170,14 +174,14 @@ class CodecWorkerHandle:
         name = DeviceName.parse(exec_config.device)
         wanted = (model, exec_config.device, exec_config.dtype, exec_config.threads, exec_config.cap)
         if self.worker is None or (self._opened is not None and self._opened[1] != exec_config.device):
-            self._start(exec_config, check)
+            self._start(exec_config, heartbeat)
         if self._opened != wanted:
             self.nbytes = 0
             self.call(
                 exec_config,
                 "open the model",
                 LOAD_TIMEOUT_SECONDS,
-                check,
+                heartbeat,
                 "open",
                 model,
                 name.device,
@@ -188,21 +192,21 @@ class CodecWorkerHandle:
             self._opened = wanted
 
     def call(
-        self, exec_config: ExecConfig, doing: str, seconds: float, check: CheckCancelled, name: str, *given: Any
+        self, exec_config: ExecConfig, doing: str, seconds: float, heartbeat: Heartbeat, name: str, *given: Any
     ) -> Any:
         """Call the worker and wait.
 
         Raises:
             WorkerError: it was lost, is silent or failed.
             LiveAvatarError: the library refused in it.
-            Whatever `check` raises.
+            Whatever `heartbeat` raises.
         """
         errors, worker = cluster.ray_module().exceptions, self.worker
         if worker is None:
             raise self._worker_lost(exec_config, "was given back")
         ref, since = worker.call(name, *given), time.monotonic()
         while not ray_compat.wait([ref], _POLL_SECONDS):
-            check()
+            heartbeat()
             waited = time.monotonic() - since
             if waited > PROBE_AFTER_SECONDS and not worker.is_reachable:
                 raise self._worker_lost(exec_config, "was lost: its machine does not answer", replaceable=False)
@@ -238,12 +242,12 @@ class CodecWorkerHandle:
         self._opened, self.nbytes = None, 0
         self._resources.release()
 
-    def _start(self, exec_config: ExecConfig, check: CheckCancelled) -> None:
+    def _start(self, exec_config: ExecConfig, heartbeat: Heartbeat) -> None:
         self._stop()
         (machine,) = self._resources.find_machines((exec_config.device,))
         worker = self._resources.start_worker(machine, exec_config.threads, CODEC_WORKER_CLASS)
         self._resources.workers[:] = [worker]
-        handshake = Handshake(*self.call(exec_config, "start", START_TIMEOUT_SECONDS, check, "handshake"))
+        handshake = Handshake(*self.call(exec_config, "start", START_TIMEOUT_SECONDS, heartbeat, "handshake"))
         if problem := handshake.incompatibility():
             raise self._worker_lost(exec_config, problem, replaceable=False)
         worker.handshake = handshake
@@ -319,8 +323,8 @@ class WorkerPool:
         """See `PoolResources.find_machines`."""
         return self._resources.find_machines(devices)
 
-    def start(self, plan: Plan, model: WireModel, on_notice: OnNotice = ignore_notice) -> list[WorkerHandle]:
-        """One loaded worker per stage of a plan, all wired; `on_notice` is called with what they compile.
+    def start(self, plan: Plan, model: WireModel, callback: Callback = ignore) -> list[WorkerHandle]:
+        """One loaded worker per stage of a plan, all wired; `callback` is called with what they compile.
 
         Raises:
             WorkerError: one did not start, load, meet its neighbours or compile.
@@ -337,7 +341,7 @@ class WorkerPool:
             raise error
         self._load(plan, model)
         self._wire(plan)
-        compile_layers(plan, self.workers, self.gather, on_notice)
+        compile_layers(plan, self.workers, self.gather, callback)
         return self.workers
 
     def wait_until_idle(self, seconds: float, give_up: bool = False) -> None:

@@ -107,17 +107,17 @@ def test_weights_are_loaded_once_and_shared_by_stages_of_other_steps() -> None:
     components = TinyComponents(config)
     engine = LocalEngine(components, tiny_plan(config, effective, "4x1"))
     for _ in range(2):
-        list(engine.run(tiny_job(config, effective), lambda report: None))
+        list(engine.run(tiny_job(config, effective)))
     assert len(components.loaded) == 2  # the layers, and the conditions
     engine.release()
-    list(engine.run(tiny_job(config, effective), lambda report: None))
+    list(engine.run(tiny_job(config, effective)))
     assert len(components.loaded) == 4
 
 
 def test_stage_seconds_are_counted_per_stage() -> None:
     config, effective = tiny_config(), tiny_effective(1)
     engine = LocalEngine(TinyComponents(config), tiny_plan(config, effective, "1x3"))
-    list(engine.run(tiny_job(config, effective), lambda report: None))
+    list(engine.run(tiny_job(config, effective)))
     assert len(engine.stage_seconds()) == 3
     assert all(s > 0 for s in engine.stage_seconds())
 

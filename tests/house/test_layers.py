@@ -26,6 +26,7 @@ LAYERS = (
         "interrupt",
         "device_names",
         "utils",
+        "events",
     },
     {"weights"},
     {"model", "vae", "encoders"},
@@ -45,7 +46,6 @@ LAYERS = (
         "mini/evaluate",
     },
     {"pipeline"},
-    {"api"},
     {"cli", "__main__", "__init__"},
 )
 """Lowest first; a part imports its own layer and those below."""
