@@ -1,14 +1,15 @@
 # make demo    set up, then make a talking video from the project's own picture and voice
 # make test    set up, then lint, types and tests
+# make test-all  the same with the slow tests and many more examples of every property
 # make lint    ruff and mypy only        make format    let ruff rewrite
 # make clean   remove .venv, caches and output
 #
 # Needs python3 (3.11 or newer) with venv, and a package index for the first setup. All paths are relative, so the
-# folder may lie anywhere. PYTHON=python3.12 chooses another interpreter, ARGS="-k ring" passes words to pytest.
+# folder may lie anywhere. PYTHON=python3.12 chooses another interpreter, ARGS="-k planner" passes words to pytest.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-all lint format clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -28,13 +29,18 @@ setup: .venv/ready
 demo: setup
 	@$(RUN) -m liveavatar demo
 
+# In parallel, with the tests of a file kept together: make test ARGS="-n 2 --dist loadgroup"
 test: lint
 	$(RUN) -m pytest $(ARGS)
+
+test-all: lint
+	$(RUN) -m pytest -m "" --hypothesis-profile=all $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m tools.check_nodes
 
 format: setup
 	$(RUN) -m ruff check --fix .

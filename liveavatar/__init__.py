@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import Cancelled, LiveAvatarError
+    from .events import Event
     from .pipeline import LiveAvatarPipeline
     from .request import Request
 
 __version__ = "0.1.0"
-__all__ = ["Cancelled", "LiveAvatarError", "LiveAvatarPipeline", "Request"]
+__all__ = ["Cancelled", "Event", "LiveAvatarError", "LiveAvatarPipeline", "Request"]
 _HOMES = {
     "LiveAvatarPipeline": "pipeline",
     "Request": "request",
+    "Event": "events",
     "LiveAvatarError": "errors",
     "Cancelled": "errors",
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .task_graph import Denoise
+from .utils import format_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,7 +74,7 @@ def draw_memory(terms: Mapping[str, Mapping[str, int]], usable: Mapping[str, int
             edge = _LABEL + usable[device] * scale
             pen.line((edge, y, edge, y + _ROW - 2), fill="black", width=2)
         end = max(x, _LABEL + usable.get(device, 0) * scale)
-        pen.text((end + 8, y + 8), f"{totals[device] / 1e9:.1f} GB", fill="black")
+        pen.text((end + 8, y + 8), format_bytes(totals[device]), fill="black")
     x, y = float(_LABEL), image.height - _ROW + 4
     for colour, name in zip(_COLOURS, next(iter(terms.values())), strict=True):
         pen.rectangle((x, y + 2, x + 10, y + 12), fill=colour)

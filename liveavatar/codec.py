@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,25 +18,23 @@ import torch
 
 from .components import Components
 from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioEncoder, AudioFeatures, Tail, encode_audio
+from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
+from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, ignore, share_event
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .request import Request, ResolvedRequest, prompt_to_encode
-from .session import Conditioning, OnNotice, cpu_threads, ignore_notice
+from .session import Conditioning, cpu_threads
 from .spool import Rows
 from .streams import Decoder
-from .vae.tiling import WHOLE, Tiles, encode_tiles, open_decoder
+from .vae.tile_grid import WHOLE, Tiles
+from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-CheckCancelled = Callable[[], None]
-"""Called while something takes long; what it raises ends the wait."""
-Phase = Callable[[str, float], None]
-"""Called with the name of what is being done and the finished share of it, 0 to 1; what it raises ends the work."""
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
 
@@ -65,36 +63,37 @@ class ExecConfig:
 
 
 class Encoders(Protocol):
-    """The encoders and the VAE of one model at one place."""
+    """The encoders and the VAE of one model at one place.
 
-    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
+    Callbacks are called with the progress, at least at the beginning; what they raise ends the work.
+    """
+
+    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim] on the CPU; the text encoder comes and goes."""
         ...
 
     def encode_audio(
-        self,
-        audio: np.ndarray | Rows,
-        frames: int,
-        tail: Tail,
-        progress: Callable[[float], None],
-        check: CheckCancelled,
+        self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
     ) -> AudioFeatures:
-        """What so many video frames hear; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
+        """Features of so many video frames; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
         ...
 
-    def load_vae(self, check: CheckCancelled) -> None:
+    def load_vae(self, callback: Callback = ignore) -> None:
         """Have the VAE; otherwise whatever needs it first loads it."""
         ...
 
     def encode_image(
-        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+        self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """An image [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
         for 73 frames [16, 19, h, w]; encoded in so many tiles."""
         ...
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
-        """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own."""
+    def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
+        """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own.
+
+        The callback is called with notices, also while it decodes.
+        """
         ...
 
     def latent_scale(self) -> LatentScale:
@@ -118,8 +117,9 @@ class LocalEncoders:
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
 
-    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
+    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """See `Encoders`."""
+        callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
             model, tokenizer = self.components.text_encoder(*where)
             context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
@@ -129,36 +129,36 @@ class LocalEncoders:
         return context
 
     def encode_audio(
-        self,
-        audio: np.ndarray | Rows,
-        frames: int,
-        tail: Tail,
-        progress: Callable[[float], None],
-        check: CheckCancelled,
+        self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
     ) -> AudioFeatures:
         """See `Encoders`."""
+        callback(share_event(ENCODING_AUDIO, 0.0))
         with self.exec_config.active() as where:
             model = self.components.audio_encoder(*where)
-            features = encode_audio(model, audio, frames, tail=tail, progress=progress, check=check)
+            features = encode_audio(model, audio, frames, tail=tail, callback=callback)
             gone = weakref.ref(model)
             del model
         self._release_encoder(gone)
         return features
 
-    def load_vae(self, check: CheckCancelled) -> None:
+    def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""
+        callback(share_event(LOADING_VAE, 0.0))
         _ = self.vae
 
     def encode_image(
-        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+        self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders`."""
+        callback(share_event(ENCODING_IMAGE, 0.0))
         vae = self.vae
         with self.exec_config.active():
             reference = encode_tiles(vae, pixels, tiles)[0].cpu()
-            return reference, encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
+            motion = encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
+        callback(share_event(ENCODING_IMAGE, 1.0))
+        return reference, motion
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
+    def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
         return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
 
@@ -219,7 +219,7 @@ def encode_conditioning(
     resolved: ResolvedRequest,
     image: np.ndarray,
     audio: AudioClip,
-    phase: Phase = lambda name, share: None,
+    callback: Callback = ignore,
     tiles: Tiles = WHOLE,
     *,
     context: torch.Tensor | None = None,
@@ -232,71 +232,22 @@ def encode_conditioning(
         request, resolved: what was asked, and what that means.
         image: uint8 [H, W, 3].
         audio: at any rate; only what `resolved` uses is encoded.
-        phase: is called with the progress.
+        callback: called with the progress; what it raises ends the work.
         tiles: see `Plan.vae_tiles`.
         context: the prompt's features, where they are there already.
         features: of the audio, likewise.
     """
     if context is None:
-        context = encode_prompt(encoders, prompt_to_encode(resolved.prompt), phase)
+        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
     own = features is None
     if features is None:
-        used = audio.limited(resolved.samples / audio.rate)
-        features = encode_sound(encoders, used, resolved.blocks, tail=request.tail, phase=phase)
+        used = mono_16k(audio.limited(resolved.samples / audio.rate))
+        features = encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
     try:
-        reference, motion = encode_picture(encoders, request, resolved, image, phase, tiles)
+        pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
+        reference, motion = encoders.encode_image(pixels, callback, tiles)
     except BaseException:
         if own:
             features.close()
         raise
     return Conditioning(reference, motion, context, features)
-
-
-def encode_prompt(encoders: Encoders, prompt: str, phase: Phase) -> torch.Tensor:
-    """Prompt features [n, text_dim] on the CPU."""
-    name = "reading the prompt"
-    phase(name, 0.0)
-    return encoders.encode_prompt(prompt, lambda: phase(name, 0.0))
-
-
-def encode_sound(
-    encoders: Encoders,
-    audio: AudioClip,
-    blocks: int,
-    *,
-    tail: Tail = "silence",
-    phase: Phase = lambda name, share: None,
-    audio_encoder: AudioEncoder | None = None,
-) -> AudioFeatures:
-    """Features of all of audio for so many blocks, encoded by the model's encoders or by the `audio_encoder` given."""
-    name = "listening to the sound"
-    phase(name, 0.0)
-    samples = mono_16k(audio)
-
-    def progress(share: float) -> None:
-        phase(name, share)
-
-    def check() -> None:
-        phase(name, 0.0)
-
-    frames = blocks * BLOCK_FRAMES
-    if audio_encoder is not None:
-        return encode_audio(audio_encoder, samples, frames, tail=tail, progress=progress, check=check)
-    return encoders.encode_audio(samples, frames, tail, progress, check)
-
-
-def encode_picture(
-    encoders: Encoders,
-    request: Request,
-    resolved: ResolvedRequest,
-    image: np.ndarray,
-    phase: Phase,
-    tiles: Tiles = WHOLE,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of the image [16, 1, h, w], and of it standing still for 73 frames [16, 19, h, w], on the CPU."""
-    name = "encoding the picture"
-    phase(name, 0.0)
-    pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
-    latents = encoders.encode_image(pixels, lambda: phase(name, 0.0), tiles)
-    phase(name, 1.0)
-    return latents

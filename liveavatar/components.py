@@ -18,7 +18,7 @@ from torch import nn
 from .config import PRESETS, ModelConfig
 from .errors import MissingFilesError, ModelError
 from .storage import WeightFormat
-from .weights.folder import ModelFiles, find_model
+from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.load import (
     DType,
@@ -26,7 +26,6 @@ from .weights.load import (
     audio_settings,
     audio_weights,
     check,
-    check_encoders,
     config_of_single_file,
     fill,
     text_settings,
@@ -34,7 +33,7 @@ from .weights.load import (
     vae_weights,
 )
 from .weights.lora import LoRASource, lora_targets, open_lora
-from .weights.source import TensorSource
+from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def open_components(model: str | Path) -> Components:
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return FolderComponents(find_model(MINI_FOLDER), name="mini")
+        return _open_folder(MINI_FOLDER, "mini")
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -104,7 +103,12 @@ def open_components(model: str | Path) -> Components:
         )
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
-    return FolderComponents(find_model(model), name=str(model))
+    return _open_folder(model, str(model))
+
+
+def _open_folder(model: str | Path, name: str) -> FolderComponents:
+    with opening_files_once():
+        return FolderComponents(find_model(model), name=name)
 
 
 def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
@@ -134,11 +138,12 @@ class FolderComponents:
     def __init__(self, files: ModelFiles, name: str = ""):
         self.files = files
         self.name = name or str(files.transformer)
-        base = open_transformer(files.transformer)
-        self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
-        check(_whole(self.config), base)
-        check_encoders(files, self.config)
-        self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
+        with opening_files_once():
+            base = open_transformer(files.transformer)
+            self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
+            check(_whole(self.config), base)
+            check_encoders(files, self.config)
+            self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"

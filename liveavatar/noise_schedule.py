@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from .config import BLOCK_LATENTS, CLIP_BLOCKS
 
+Sigmas = TypeVar("Sigmas", torch.Tensor, np.ndarray)
+
 _SHIFT = 3.0
+_TRAIN_TIMESTEPS = 1000
 _SEEDS = 1 << 64
 
 
@@ -36,12 +40,15 @@ class NoiseSchedule:
 
     @classmethod
     def flow_matching(cls, steps: int) -> NoiseSchedule:
-        """The flow-matching schedule of diffusers with shift 3 (which shifts its low end twice, as published)."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
+        """The flow-matching schedule with shift 3: sigmas fall evenly from 1 to their lowest before they are shifted.
 
-        scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=_SHIFT)
-        scheduler.set_timesteps(steps)
-        return cls(tuple(scheduler.timesteps.tolist()), tuple(scheduler.sigmas.tolist()))
+        The lowest of 1000 training timesteps is shifted twice, as in diffusers' `FlowMatchEulerDiscreteScheduler` and
+        so as published; roundings are the same, too.
+        """
+        lowest = _shifted(torch.tensor(1 / _TRAIN_TIMESTEPS)).item()
+        times = np.linspace(float(_TRAIN_TIMESTEPS), _TRAIN_TIMESTEPS * lowest, steps)
+        sigmas = torch.from_numpy(_shifted(times / _TRAIN_TIMESTEPS)).float()
+        return cls(tuple((sigmas * _TRAIN_TIMESTEPS).tolist()), (*sigmas.tolist(), 0.0))
 
     def euler(self, step: int, latent: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
         """One Euler step; the increment is rounded to the velocity's dtype before it is added in float32.
@@ -51,6 +58,10 @@ class NoiseSchedule:
         """
         delta = torch.tensor(self.sigmas[step + 1] - self.sigmas[step], dtype=torch.float32)
         return (latent.float() + delta * velocity).to(latent.dtype)
+
+
+def _shifted(sigmas: Sigmas) -> Sigmas:
+    return _SHIFT * sigmas / (1 + (_SHIFT - 1) * sigmas)
 
 
 @functools.lru_cache(maxsize=4)

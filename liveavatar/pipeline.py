@@ -1,46 +1,36 @@
-"""The pipeline: one model on one backend, and what of it is warm. Its video jobs are lazy: made when they are watched.
+"""The front door: `LiveAvatarPipeline`, one model on one backend, and `VideoJob`, a video made while it is read.
 
-What a graph of nodes does in steps (read the prompt, listen to the voice, sample, decode) happens here step by step,
-and every result can be kept and used again.
+What a graph of nodes does in steps (encode the prompt, encode the audio, sample, decode) happens here step by step, and
+every result can be kept and used again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, Phase, encode_conditioning, encode_prompt, encode_sound, vae_decoder
+from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
 from .components import Components, open_components
 from .config import BLOCK_FRAMES, ModelConfig
-from .encoders.audio import AudioEncoder, AudioFeatures, gather_frame_features
+from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, RequestError
+from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .media.audio import AudioClip, read_audio
+from .media.audio import AudioClip, mono_16k, read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
 from .planner import Plan
 from .receipt import Receipt
-from .recorder import (
-    GENERATING,
-    OnBlock,
-    OnProgress,
-    OpenVideo,
-    Progress,
-    VideoRecorder,
-    VideoSpec,
-    check_outputs,
-)
+from .recorder import VideoRecorder, VideoSpec, check_outputs
 from .request import (
-    DEFAULT_PROMPT,
     Request,
     ResolvedRequest,
     check_request,
@@ -49,15 +39,11 @@ from .request import (
     resolve,
     sample_count,
 )
-from .session import OpenDecoder, Session, VideoTask, ignore_notice
+from .session import OpenDecoder, Session, VideoTask
 from .streams import FrameStream
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-
-def _ignore_phase(name: str, share: float) -> None:
-    """A phase nobody listens to."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +52,7 @@ class AudioInput:
 
     Attributes:
         audio: what is put into the video, all of it.
-        features: what the network hears, for every block of it.
+        features: of every block of it.
     """
 
     audio: AudioClip
@@ -79,7 +65,7 @@ class LiveAvatarPipeline:
     Args:
         components: the model.
         backend: lends the engines.
-        dtype: of weights and keys; None leaves it to the backend's placement.
+        placement: which devices, and how work is cut over them; None: the backend's.
         make_room: called with the plan before anything is loaded for it; frees memory that others hold.
         hardware: looks at the devices that plans are chosen for, where they are chosen.
     """
@@ -88,12 +74,12 @@ class LiveAvatarPipeline:
         self,
         components: Components,
         backend: Backend,
-        dtype: str | None = None,
+        placement: Placement | None = None,
         make_room: Callable[[Plan], None] = lambda plan: None,
         hardware: DetectHardware = detect_hardware,
     ):
         self.components, self.backend, self.make_room = components, backend, make_room
-        self.placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
+        self.placement = dataclasses.replace(placement or backend.placement, processes=backend.placement.processes)
         self._hardware = CachedHardware(hardware)
         self.seconds_per_block: dict[tuple[int, int, int], float] = {}
         """By tokens of a latent frame, steps and blocks of a clip: what the latest complete video needed."""
@@ -116,20 +102,24 @@ class LiveAvatarPipeline:
             model: "mini", "untrained", a model folder, or one safetensors file with the other parts beside it.
             devices, stages, dtype, threads: as of `Placement`; all may be left to the library.
             placement: everything that can be wished of the place, instead of these.
-            backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process.
+            backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process. Where
+                nothing else is said of the place, it is the backend's.
 
         Raises:
             ModelError: no such model, or an incomplete one, with the command that fetches what is missing.
             PlanError: a device that is not here.
         """
-        placement = placement or Placement(tuple(devices), stages, dtype, threads)
-        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement))
+        named = Placement(tuple(devices), stages, dtype, threads)
+        placement = placement or (None if backend and named == Placement() else named)
+        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
         image: str | os.PathLike[str] | np.ndarray,
         audio: str | os.PathLike[str] | AudioClip,
-        prompt: str = DEFAULT_PROMPT,
+        prompt: str | None = None,
+        *,
+        request: Request | None = None,
         **options: Any,
     ) -> VideoJob:
         """A video that waits to be watched or saved: inputs are read and the work is planned, nothing is loaded.
@@ -137,13 +127,16 @@ class LiveAvatarPipeline:
         Args:
             image: a file, or uint8 [H, W, 3].
             audio: a file, or an `AudioClip`.
-            prompt: what the scene is like.
-            options: the other fields of `Request`: size, steps, seed, seconds...
+            prompt: what the video shows; None: that of the request.
+            request: what to make; by default `Request()`.
+            options: fields of `Request` in place of the request's: size, steps, seed, seconds...
 
         Raises:
             LiveAvatarError: the first thing found wrong, with the nearest that works.
         """
-        return VideoJob(self, self.describe(image, audio, Request(prompt=prompt, **options)))
+        if prompt is not None:
+            options["prompt"] = prompt
+        return VideoJob(self, self.describe(image, audio, dataclasses.replace(request or Request(), **options)))
 
     def describe(
         self,
@@ -198,29 +191,34 @@ class LiveAvatarPipeline:
         pace = self.seconds_per_block.get((resolved.frame_tokens, resolved.steps, resolved.clip_blocks))
         return None if pace is None else pace * resolved.blocks
 
-    def encode_prompt(self, prompt: str, phase: Phase = _ignore_phase) -> torch.Tensor:
+    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes."""
-        return encode_prompt(self.encoders(), prompt, phase)
+        return self.encoders().encode_prompt(prompt, callback)
 
     def encode_audio(
         self,
         audio: AudioClip,
         seconds: float | None = None,
-        phase: Phase = _ignore_phase,
+        callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,
     ) -> AudioInput:
-        """Listen to (the first seconds of) audio; the audio encoder comes and goes.
+        """Encode (the first seconds of) audio; the audio encoder comes and goes.
 
         Args:
-            audio_encoder: hears instead of the model's own encoder.
+            audio: at any rate.
+            seconds: of it that are used; None: all.
+            callback: called with the progress; what it raises ends the work.
+            audio_encoder: encodes instead of the model's own.
 
         Raises:
             AudioError: too short; the audio encoder is another one than the network was trained with.
         """
         used, blocks = _used_audio(audio, seconds)
-        if audio_encoder is not None:
-            self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
-        return AudioInput(used, encode_sound(self.encoders(), used, blocks, phase=phase, audio_encoder=audio_encoder))
+        samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
+        if audio_encoder is None:
+            return AudioInput(used, self.encoders().encode_audio(samples, frames, "silence", callback))
+        self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
+        return AudioInput(used, encode_audio(audio_encoder, samples, frames, callback=callback))
 
     def from_audio_states(
         self, audio: AudioClip, states: Sequence[torch.Tensor], seconds: float | None = None
@@ -313,22 +311,21 @@ class VideoJob:
         """Whether all latents are made, so that a run only replays them."""
         return self._session is not None and self._session.latents.produced == self._session.latents.blocks
 
-    def session(self, phase: Phase = _ignore_phase) -> Session:
+    def session(self, callback: Callback = ignore) -> Session:
         """The session, with everything encoded; made at the first call."""
         p = self.spec
         if not self.complete:
             self.pipeline.make_room(p.plan)
         if self._session is None:
-            phase("loading the VAE", 0.0)
             encoders = self.pipeline.encoders(p.plan)
-            encoders.load_vae(lambda: phase("loading the VAE", 0.0))
+            encoders.load_vae(callback)
             conditioning = encode_conditioning(
                 encoders,
                 p.request,
                 p.resolved,
                 p.image,
                 p.audio,
-                phase,
+                callback,
                 p.plan.vae_tiles,
                 context=self.context,
                 features=None if self.audio is None else self.audio.features,
@@ -337,9 +334,15 @@ class VideoJob:
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
 
-    def frames(self, phase: Phase = _ignore_phase) -> FrameStream:
-        """The video, block by block as it is made: pictures [3, n, H, W] in [-1, 1]; every consumer decodes anew."""
-        return self.session(phase).frames_through(self._decoder_factory(self.spec.plan, None))
+    def frames(self, callback: Callback = ignore) -> FrameStream:
+        """The video, block by block as it is made: images [3, n, H, W] in [-1, 1]; every consumer decodes anew.
+
+        Args:
+            callback: called with every event, also while the frames are read.
+        """
+        session = self.session(callback)
+        session.callback = callback
+        return session.frames_through(self._decoder_factory(None))
 
     def close(self) -> None:
         """Stop the work and remove what was kept of it; the weights stay with the pipeline."""
@@ -347,19 +350,24 @@ class VideoJob:
             self._session.close()
             self._session = None
 
-    def latents(self, on_progress: OnProgress) -> torch.Tensor:
+    def latents(self, callback: Callback = ignore) -> torch.Tensor:
         """All latents at once, without the VAE's normalisation, as core keeps them: [1, 16, 3 blocks, h, w] float32.
 
         Args:
-            on_progress: is called with the progress; may raise `Cancelled`.
+            callback: called with every event; may raise `Cancelled`.
         """
-        session = self.session(lambda name, share: on_progress(Progress(name, round(100 * share), 100)))
-        session.on_task = lambda r: on_progress(Progress(GENERATING, r.done, r.total, task=r.task, stage=r.stage))
-        session.on_notice = lambda text: on_progress(Progress(text, session.latents.produced, session.latents.blocks))
+        session = self.session(callback)
+
+        def on_event(event: Event) -> None:
+            if event.notice:
+                event = dataclasses.replace(event, done=session.latents.produced, total=session.latents.blocks)
+            callback(event)
+
+        session.callback = on_event
         try:
             latents = torch.cat(list(session.latents), 1)[None]
         finally:
-            session.on_task, session.on_notice = lambda report: None, ignore_notice
+            session.callback = ignore
         mean, inverse_std = self.pipeline.encoders(self.spec.plan).latent_scale()
         return latents.float() / inverse_std + mean
 
@@ -367,55 +375,49 @@ class VideoJob:
         self,
         out: str | os.PathLike[str],
         receipt: str | os.PathLike[str] | None = None,
-        on_progress: OnProgress = lambda progress: None,
+        callback: Callback = ignore,
         vae: AutoencoderKLWan | None = None,
-        on_block: OnBlock = lambda frames: None,
     ) -> Receipt:
         """Make the video, or replay it, and write its receipt beside it.
 
         Args:
             out: the MP4; it grows while frames are made and plays at any moment.
             receipt: the JSON; by default the video's name with `.json`.
-            on_progress: is called with the progress; may raise `Cancelled`.
+            callback: called with every event; may raise `Cancelled`.
             vae: decodes instead of the model's own.
-            on_block: is called with the frames of every finished block.
 
         Returns:
             The receipt as written, with status "complete".
 
         Raises:
             OutputError: see `check_outputs`, called before anything is loaded; or a disk that fills up meanwhile.
-            Cancelled: on Ctrl-C or from `on_progress`; the file is playable and the receipt says so.
+            Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
-        out, receipt = Path(out), check_outputs(out, receipt, self.spec.inputs)
-
-        @contextlib.contextmanager
-        def open_video(spec: VideoSpec, phase: Phase) -> Iterator[OpenVideo]:
-            session = self.session(phase)
+        recorder = VideoRecorder(self.spec, Path(out), check_outputs(out, receipt, self.spec.inputs), callback)
+        replayed = self.complete
+        with recorder.recording():
+            with recorder.timed("prepare"):
+                session = self.session(recorder.on_event)
             try:
-                yield OpenVideo(session, session.frames_through(self._decoder_factory(spec.plan, vae)))
+                recorder.write(session, session.frames_through(self._decoder_factory(vae)))
             except BaseException:
-                session.latents.cancel()  # or a paused run would hold its keys and values as long as the video job
+                session.latents.cancel()  # or a paused run would hold its KV caches as long as the video job
                 raise
             finally:
-                session.on_task, session.on_notice = lambda report: None, ignore_notice
+                session.callback = ignore
                 if not self.pipeline.placement.keep_loaded:
                     self.pipeline.release()
-
-        replayed = self.complete
-        done = VideoRecorder(self.spec, out, receipt, on_progress, open_video, on_block).run()
         if not replayed:
-            e = self.spec.resolved
-            self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = (
-                done.seconds["generate"] / e.blocks
-            )
-        return done
+            e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
+            self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
+        return recorder.receipt
 
-    def _decoder_factory(self, plan: Plan, vae: AutoencoderKLWan | None) -> OpenDecoder:
+    def _decoder_factory(self, vae: AutoencoderKLWan | None) -> OpenDecoder:
+        plan = self.spec.plan
         if vae is None:
             encoders = self.pipeline.encoders(plan)
-            return lambda motion, tell: encoders.decoder(motion, tell, plan.vae_tiles)
+            return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
         return lambda motion, _: vae_decoder(vae, motion, plan.threads, plan.vae_tiles)
 
 

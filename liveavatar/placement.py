@@ -28,7 +28,8 @@ from .planner import (
 )
 from .request import ResolvedRequest
 from .storage import PLAIN, StorageConfig
-from .vae.tiling import WHOLE, Tiles
+from .utils import format_bytes
+from .vae.tile_grid import WHOLE, Tiles
 
 _MOST_THREADS = 8
 _MOST_MEMORY = 100_000
@@ -250,7 +251,7 @@ class Placement:
         if self.cap <= 0:
             raise PlanError(
                 f"A cap of {self.vram_cap:g} GB leaves nothing: a GPU's driver alone takes "
-                f"{CUDA_CONTEXT_BYTES / 1e9:g} GB.",
+                f"{format_bytes(CUDA_CONTEXT_BYTES, 'g')}.",
                 "Allow at least 1 GB.",
             )
 
@@ -260,8 +261,8 @@ class Placement:
         if over:
             device, total = max(over.items(), key=lambda pair: pair[1])
             raise PlanError(
-                f"The plan takes {total / 1e9:.1f} GB on {device}, where a cap of {self.vram_cap:g} GB leaves "
-                f"{self.cap / 1e9:.1f} GB to it.",
+                f"The plan takes {format_bytes(total)} on {device}, where a cap of {self.vram_cap:g} GB leaves "
+                f"{format_bytes(self.cap)} to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
         return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)

@@ -10,54 +10,30 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .codec import Phase
 from .components import Components
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
+from .events import GENERATING, LOADING_NETWORK, Callback, Event, share_event
 from .interrupt import Interrupts, interrupts
 from .media.audio import AudioClip
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .planner import Plan, suggest_next
 from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
 from .request import Request, ResolvedRequest
-from .session import Session, TaskReport
+from .session import Session
 from .streams import FrameStream, to_rgb24
-from .task_graph import Task
+from .utils import format_bytes
 
 _log = logging.getLogger(__name__)
 
-GENERATING = "generating"
-"""The phase from whose beginning on there may be a file."""
 _ESTIMATE_AFTER_SECONDS = 2.0
 """From here on the rate so far says something about the rest."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a recording is.
-
-    Attributes:
-        phase: what is being done, in words.
-        done, total: in units of the phase: tasks while generating, hundredths before.
-        frames: video frames already in the file.
-        seconds_left: estimate for the rest, or None while nothing is known.
-        task, stage: the latest one, and where it ran; None outside of generating.
-    """
-
-    phase: str
-    done: int
-    total: int
-    frames: int = 0
-    seconds_left: float | None = None
-    task: Task | None = None
-    stage: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,60 +58,30 @@ class VideoSpec:
     inputs: tuple[Path, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenVideo:
-    """A video ready to be recorded.
-
-    Attributes:
-        session: makes the latents.
-        frames: the video, decoded from them.
-    """
-
-    session: Session
-    frames: FrameStream
-
-
-OpenVideoFactory = Callable[[VideoSpec, Phase], AbstractContextManager[OpenVideo]]
-"""Makes ready what is recorded, and gives it back at the end."""
-
-
-OnProgress = Callable[[Progress], None]
-"""Called after every task and in between; raising `Cancelled` in it ends the run and leaves a playable file."""
-
-
-OnBlock = Callable[[np.ndarray], None]
-"""Called with the frames of every block, uint8 [n, H, W, 3]."""
-
-
 class VideoRecorder:
     """The recorder of one video: what was measured so far, and its receipt.
+
+        with recorder.recording():
+            with recorder.timed("prepare"):
+                session = ...  # `recorder.on_event` is the callback of all that is done here
+            recorder.write(session, session.frames)
+        recorder.receipt  # as written
 
     Args:
         spec: what is made.
         out, receipt_path: where to; both known to be writable.
-        on_progress: is called with the progress.
-        opener: makes the session ready.
-        on_block: sees every block that was written.
+        callback: called with every event, completed by the frames that are written and the seconds that are left.
     """
 
-    def __init__(
-        self,
-        spec: VideoSpec,
-        out: Path,
-        receipt_path: Path,
-        on_progress: OnProgress,
-        opener: OpenVideoFactory,
-        on_block: OnBlock = lambda frames: None,
-    ):
-        self.spec, self.out, self.receipt_path, self.on_progress = spec, out, receipt_path, on_progress
-        self._open_video, self._on_block_frames = opener, on_block
+    def __init__(self, spec: VideoSpec, out: Path, receipt_path: Path, callback: Callback):
+        self.spec, self.out, self.receipt_path, self.callback = spec, out, receipt_path, callback
         self._interrupts = Interrupts()
         self._seconds: dict[str, float] = {}
         self._notices: list[str] = []
         self._generating_since = 0.0
-        self._latest: Progress | None = None
+        self._latest: Event | None = None
         self._writer = self._new_writer()
-        self._receipt = Receipt(
+        self.receipt = Receipt(
             status="running",
             video=out,
             requested=spec.request,
@@ -146,18 +92,19 @@ class VideoRecorder:
             started=_now(),
         )
 
-    def run(self) -> Receipt:
-        """Record to the end.
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keeps the receipt: "running" while inside, and at the end what came of it.
 
         Raises:
-            Cancelled: by Ctrl-C or `on_progress`; the file so far is playable and the receipt says "cancelled".
+            Cancelled: by Ctrl-C or the callback; the file so far is playable and the receipt says "cancelled".
             LiveAvatarError: whatever broke it off; the receipt says "failed" and why.
         """
-        write_receipt(self.receipt_path, self._receipt)
+        write_receipt(self.receipt_path, self.receipt)
         with interrupts() as self._interrupts:
             try:
                 with _enough_memory(self.spec.plan):
-                    self._record()
+                    yield
                 probed = self._probe_whole()
             except (KeyboardInterrupt, Cancelled) as stop:
                 self._break_off("cancelled", self._what_is_left())
@@ -165,32 +112,48 @@ class VideoRecorder:
             except BaseException as error:
                 self._break_off("failed", str(error) or type(error).__name__)
                 raise
-            return self._end("complete", probed)
+            self._end("complete", probed)
 
-    def _record(self) -> None:
-        with contextlib.ExitStack() as stack:
-            with self._timed("prepare"):
-                video = stack.enter_context(self._open_video(self.spec, self._phase))
-            stack.enter_context(self._writer)
-            session = video.session
-            session.on_task, session.on_notice = self._on_task, self._on_notice
+    def write(self, session: Session, frames: FrameStream) -> None:
+        """Write the video to its end.
+
+        Args:
+            session: makes the latents; its callback becomes `on_event`.
+            frames: decoded from them.
+        """
+        session.callback = self.on_event
+        with self._writer:
             try:
                 if session.latents.produced < session.latents.blocks and not session.engine.loaded:
-                    with self._timed("load network"):
-                        self._phase("loading the network", 0.0)
-                        session.engine.load(self._on_notice)
+                    with self.timed("load network"):
+                        self.on_event(share_event(LOADING_NETWORK, 0.0))
+                        session.engine.load(self.on_event)
                 self._generating_since = time.monotonic()
-                with self._timed("generate"):
-                    for pixels in video.frames:
+                with self.timed("generate"):
+                    for pixels in frames:
                         rgb = to_rgb24(pixels)
                         with self._interrupts.held():
                             self._writer.write(rgb)
-                        self._on_block_frames(rgb)
-                        self._on_block(session)
+                        self.on_event(self._written(rgb, session.latents.blocks))
                     self._interrupts.hold()
                     self._writer.close()
             finally:
                 self._count_stages(session)
+
+    def on_event(self, event: Event) -> None:
+        """The callback of what is recorded.
+
+        Raises:
+            Cancelled: somebody has pressed Ctrl-C.
+            Whatever the recorder's callback raises.
+        """
+        if event.notice:
+            event = self._noticed(event)
+        elif event.task is not None and event.images is None:
+            event = self._latest = self._estimated(event)
+        if self._interrupts.asked:
+            raise Cancelled("Cancelled.")
+        self.callback(event)
 
     def _new_writer(self) -> VideoWriter:
         e, plan = self.spec.resolved, self.spec.plan
@@ -205,42 +168,31 @@ class VideoRecorder:
             {"title": "Live Avatar", "comment": json.dumps(json_ready(comment), ensure_ascii=False)},
         )
 
-    def _on_task(self, report: TaskReport) -> None:
+    def _estimated(self, event: Event) -> Event:
+        """A task that has run, with the frames that are written and the seconds that are left."""
         spent = time.monotonic() - self._generating_since
-        left = spent / report.done * (report.total - report.done) if spent > _ESTIMATE_AFTER_SECONDS else None
+        left = spent / event.done * (event.total - event.done) if spent > _ESTIMATE_AFTER_SECONDS else None
+        return dataclasses.replace(event, frames=self._writer.frames_written, seconds_left=left)
+
+    def _noticed(self, event: Event) -> Event:
+        """A notice, kept for the receipt; it takes nothing back of what is done."""
+        if event.phase not in self._notices:
+            self._notices.append(event.phase)
+        if self._latest is None:
+            return event
+        done, total = self._latest.done, self._latest.total
+        return dataclasses.replace(event, done=done, total=total, frames=self._writer.frames_written)
+
+    def _written(self, images: np.ndarray, blocks: int) -> Event:
+        """A block is in the file; where it was only replayed, no task has run for it."""
         frames = self._writer.frames_written
-        self._latest = Progress(GENERATING, report.done, report.total, frames, left, report.task, report.stage)
-        self._report(self._latest)
-
-    def _on_notice(self, text: str) -> None:
-        """Something out of the ordinary, or a wait: a phase of its own, which takes nothing back of what is done."""
-        if text not in self._notices:
-            self._notices.append(text)
         if self._latest is None:
-            self._phase(text, 0.0)
-        else:
-            frames = self._writer.frames_written
-            self._report(Progress(text, self._latest.done, self._latest.total, frames))
-
-    def _on_block(self, session: Session) -> None:
-        """A block is in the file; where it was only replayed, no task told of it."""
-        frames, blocks = self._writer.frames_written, session.latents.blocks
-        if self._latest is None:
-            self._report(Progress(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames))
-        else:
-            self._latest = dataclasses.replace(self._latest, frames=frames)
-            self._report(self._latest)
-
-    def _phase(self, name: str, share: float) -> None:
-        self._report(Progress(name, round(100 * share), 100))
-
-    def _report(self, progress: Progress) -> None:
-        if self._interrupts.asked:
-            raise Cancelled("Cancelled.")
-        self.on_progress(progress)
+            return Event(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames, images=images)
+        return dataclasses.replace(self._latest, frames=frames, images=images)
 
     @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
+        """The seconds inside stand in the receipt under this name."""
         start = time.monotonic()
         try:
             yield
@@ -279,10 +231,10 @@ class VideoRecorder:
         except OutputError as second:
             _log.warning("%s", second)
 
-    def _end(self, status: Status, probed: Probed | None, error: str | None = None) -> Receipt:
+    def _end(self, status: Status, probed: Probed | None, error: str | None = None) -> None:
         whole = probed is not None and probed.frames == self._writer.frames_written
-        self._receipt = dataclasses.replace(
-            self._receipt,
+        self.receipt = dataclasses.replace(
+            self.receipt,
             status=status,
             finished=_now(),
             error=error,
@@ -292,8 +244,7 @@ class VideoRecorder:
             notices=tuple(self._notices),
             peak_memory=peak_memory(),
         )
-        write_receipt(self.receipt_path, self._receipt)
-        return self._receipt
+        write_receipt(self.receipt_path, self.receipt)
 
     def _what_is_left(self) -> str:
         written = self._writer.frames_written
@@ -313,7 +264,7 @@ def _enough_memory(plan: Plan) -> Iterator[None]:
 
 def out_of_memory(plan: Plan) -> PlanError:
     """What to say and to try where a device is full."""
-    sizes = ", ".join(f"{total / 1e9:.1f} GB on {device}" for device, total in plan.total_by_device.items())
+    sizes = ", ".join(f"{format_bytes(total)} on {device}" for device, total in plan.total_by_device.items())
     return PlanError(
         f"A device has no memory left; the plan was to take {sizes}.",
         f"{suggest_next(plan)} Or close what else uses the device, let less of it be used (--vram-cap), ask for a "
@@ -335,7 +286,7 @@ def check_outputs(
     Nothing is created or changed.
 
     Args:
-        out, receipt: as in `generate`.
+        out, receipt: as in `VideoJob.save`.
         inputs: files that must stay.
 
     Returns:

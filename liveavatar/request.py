@@ -218,6 +218,31 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoShape:
+    """What of a video decides how much memory and work a block takes: equal for all videos that can be planned alike.
+
+    Attributes:
+        width, height: pixels.
+        steps, clip_blocks: as in `Request`.
+    """
+
+    width: int
+    height: int
+    steps: int
+    clip_blocks: int = CLIP_BLOCKS
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame."""
+        return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame (T = H/16 x W/16)."""
+        return self.height * self.width // (2 * SPATIAL_STRIDE) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
 class ResolvedRequest:
     """What will really happen.
 
@@ -247,14 +272,19 @@ class ResolvedRequest:
     clip_blocks: int = CLIP_BLOCKS
 
     @property
+    def shape(self) -> VideoShape:
+        """What a plan depends on."""
+        return VideoShape(self.width, self.height, self.steps, self.clip_blocks)
+
+    @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of a latent frame."""
-        return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
+        return self.shape.latent_size
 
     @property
     def frame_tokens(self) -> int:
         """Tokens of one latent frame (T = H/16 x W/16)."""
-        return self.height * self.width // (2 * SPATIAL_STRIDE) ** 2
+        return self.shape.frame_tokens
 
     @property
     def clips(self) -> int:

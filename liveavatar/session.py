@@ -18,10 +18,10 @@ from typing import Protocol
 import torch
 
 from .encoders.audio import AudioFeatures
+from .events import Callback, ignore
 from .planner import Plan
 from .request import ResolvedRequest, SinkDistance
 from .streams import Decoder, FrameStream, LatentStream
-from .task_graph import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,43 +56,17 @@ class VideoTask:
     distance: SinkDistance
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskReport:
-    """One task that an engine has run (on an accelerator: has sent).
-
-    Attributes:
-        task, stage: which, and where.
-        done, total: tasks of the video. When an engine goes on from an earlier block, `done` falls back to the tasks
-            that still stand finished: those of the blocks before it, and what has run since.
-    """
-
-    task: Task
-    stage: int
-    done: int
-    total: int
-
-
-OnTask = Callable[[TaskReport], None]
-"""Called after every task; what it raises stops the run."""
-OnNotice = Callable[[str], None]
-"""Called with a readable sentence when something out of the ordinary happened to a run that goes on all the same, and,
-again and again meanwhile, with what the run waits for; what it raises stops the run."""
-
-
-def ignore_notice(text: str) -> None:
-    """For callers that want no notices."""
-
-
 class Engine(Protocol):
     """Who runs the stages of a plan."""
 
     plan: Plan
 
-    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
+    def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """Finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
         The work begins with the first pull and may then go on by itself, but only so far (`LocalEngine`: a block).
-        Tasks and notices are told in the thread that pulls. Closing the iterator stops the work before its next task.
+        The callback is called after every task and with notices, in the thread that pulls; what it raises stops the
+        run. Closing the iterator stops the work before its next task.
         """
         ...
 
@@ -101,7 +75,7 @@ class Engine(Protocol):
         """Whether the next run begins without loading weights."""
         ...
 
-    def load(self, on_notice: OnNotice = ignore_notice) -> None:
+    def load(self, callback: Callback = ignore) -> None:
         """Load the weights now; otherwise the first run does."""
         ...
 
@@ -114,9 +88,8 @@ class Engine(Protocol):
         ...
 
 
-OpenDecoder = Callable[[torch.Tensor, OnNotice], Decoder]
-"""Motion latents [16, 19, h, w], and who is called with what is out of the ordinary -> a decoder of the video to
-come."""
+OpenDecoder = Callable[[torch.Tensor, Callback], Decoder]
+"""Motion latents [16, 19, h, w], and who is called with notices -> a decoder of the video to come."""
 
 
 class Session:
@@ -126,8 +99,7 @@ class Session:
         engine: runs the stages.
         job: what is made.
         open_decoder: who makes images of the latents. None where every consumer brings its own.
-        on_task: called after every task; what it raises stops the run. May be exchanged at any time.
-        on_notice: called with what else is worth telling; likewise.
+        callback: called after every task and with notices; what it raises stops the run. May be exchanged at any time.
         spool_dir: where finished latents are kept while the session lives; the system's temporary folder by default.
     """
 
@@ -136,12 +108,10 @@ class Session:
         engine: Engine,
         job: VideoTask,
         open_decoder: OpenDecoder | None = None,
-        on_task: OnTask = lambda report: None,
+        callback: Callback = ignore,
         spool_dir: Path | None = None,
-        on_notice: OnNotice = ignore_notice,
     ):
-        self.engine, self.job, self.open_decoder = engine, job, open_decoder
-        self.on_task, self.on_notice = on_task, on_notice
+        self.engine, self.job, self.open_decoder, self.callback = engine, job, open_decoder, callback
         self.decode_seconds = 0.0
         self.latents = LatentStream(job.resolved.blocks, self._run, spool_dir)
 
@@ -171,11 +141,11 @@ class Session:
     def _run(self) -> Iterator[torch.Tensor]:
         # A run that kept the session would keep the stream, which could then not end it when both are forgotten.
         me = weakref.proxy(self)
-        return self.engine.run(self.job, lambda report: me.on_task(report), lambda text: me.on_notice(text))
+        return self.engine.run(self.job, lambda event: me.callback(event))
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""
-        decode = open_decoder(self.job.conditioning.motion, lambda text: self.on_notice(text))
+        decode = open_decoder(self.job.conditioning.motion, lambda event: self.callback(event))
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()

@@ -1,11 +1,13 @@
-"""Rows that may become more than memory should hold: few stay in memory, many go to a temporary file."""
+"""Working data that may become more than memory should hold: a temporary file, and a table that moves into one."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 import threading
-from typing import IO, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,59 @@ MEMORY_BYTES = 32 * 2**20
 """Rows up to this many bytes are kept in memory."""
 
 
-class Spool:
-    """A growing float32 table [rows, width].
+class TemporaryFile:
+    """An unnamed file that grows at its end. The system removes it with its last handle, however the process ends.
 
-    The file has no name (or is deleted by the system on the last close), so nothing is left behind however the
-    process ends. Reading is safe from several threads; appending is for one.
+    Not thread-safe.
+
+    Args:
+        refused: makes the error of what could not be done ("opened", "written" or "read") and why.
+        folder: where its bytes lie; None: the system's folder for temporary files.
+
+    Raises:
+        OutputError: what `refused` makes; of every method, too.
+    """
+
+    def __init__(self, refused: Callable[[str, OSError], OutputError], folder: Path | None = None):
+        self._refused = refused
+        try:
+            # Unbuffered: a full disk shows at the write that meets it, not at some later one.
+            self._file = tempfile.TemporaryFile(buffering=0, prefix="liveavatar-", dir=folder)  # noqa: SIM115
+        except OSError as error:
+            raise refused("opened", error) from error
+
+    def write(self, start: int, values: np.ndarray) -> None:
+        """Write the bytes of a contiguous array from byte `start` on."""
+        data = values.reshape(-1).view(np.uint8).data
+        try:
+            self._file.seek(start)
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise self._refused("written", error) from error
+
+    def read_into(self, start: int, values: np.ndarray) -> None:
+        """Fill a contiguous array with the bytes from `start` on."""
+        data = values.reshape(-1).view(np.uint8).data
+        try:
+            self._file.seek(start)
+            while data:
+                count = self._file.readinto(data)
+                if not count:
+                    raise OSError("the file is shorter than it was")
+                data = data[count:]
+        except OSError as error:
+            raise self._refused("read", error) from error
+
+    def close(self) -> None:
+        """Remove the file. May be called again."""
+        self._file.close()
+
+
+class Spool:
+    """A growing float32 table [rows, width]: few rows stay in memory, many go to a temporary file.
+
+    Reading is safe from several threads; appending is for one.
 
     Args:
         width: values per row.
@@ -33,7 +83,7 @@ class Spool:
         self.width = width
         self._memory_bytes = memory_bytes
         self._chunks: list[np.ndarray] = []
-        self._file: IO[bytes] | None = None
+        self._file: TemporaryFile | None = None
         self._lock = threading.Lock()
         self._rows = 0
         self._closed = False
@@ -51,13 +101,13 @@ class Spool:
         rows = np.ascontiguousarray(rows, dtype=np.float32).reshape(-1, self.width)
         with self._lock:
             self._check_open()
-            self._rows += len(rows)
+            before, self._rows = self._rows, self._rows + len(rows)
             if self._file is None and 4 * self.width * self._rows > self._memory_bytes:
                 self._move_to_disk()
             if self._file is None:
                 self._chunks.append(rows.copy())
             else:
-                _write(self._file, rows)
+                self._file.write(4 * self.width * before, rows)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of rows [start, stop) as float32 [stop - start, width]."""
@@ -67,9 +117,9 @@ class Spool:
             self._check_open()
             if self._file is None:
                 return self._in_memory()[start:stop].copy()
-            self._file.seek(4 * self.width * start)
-            data = self._file.read(4 * self.width * (stop - start))
-        return np.frombuffer(bytearray(data), dtype=np.float32).reshape(-1, self.width)
+            rows = np.empty((stop - start, self.width), np.float32)
+            self._file.read_into(4 * self.width * start, rows)
+            return rows
 
     def rows(self, flat: bool = False) -> np.ndarray | Rows:
         """All rows, read-only: an array while they are in memory, `Rows` once they lie in a file.
@@ -107,12 +157,8 @@ class Spool:
         return self._chunks[0]
 
     def _move_to_disk(self) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(prefix="liveavatar-")  # noqa: SIM115 (lives as long as the spool)
-        except OSError as e:
-            raise _no_room(e) from e
-        for chunk in self._chunks:
-            _write(self._file, chunk)
+        self._file = TemporaryFile(_no_room)
+        self._file.write(0, self._in_memory())
         self._chunks = []
 
 
@@ -163,17 +209,8 @@ class Rows:
         return self.spool.read(self.start, self.stop).reshape(self.shape).astype(dtype or np.float32, copy=False)
 
 
-def _write(file: IO[bytes], rows: np.ndarray) -> None:
-    try:
-        file.seek(0, 2)
-        file.write(rows.data)
-        file.flush()  # a full disk is reported here, not when the rows are read
-    except OSError as e:
-        raise _no_room(e) from e
-
-
-def _no_room(e: OSError) -> OutputError:
+def _no_room(_: str, error: OSError) -> OutputError:
     return OutputError(
-        f"The temporary folder {tempfile.gettempdir()} cannot take the working data ({e.strerror or e}).",
+        f"The temporary folder {tempfile.gettempdir()} cannot take the working data ({error.strerror or error}).",
         "Free some space there, or point the environment variable TMPDIR at a folder with more.",
     )

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, LiveAvatarError, ModelError, OutputError
+from .spool import TemporaryFile
 
 
 class BlockFile:
@@ -25,11 +27,7 @@ class BlockFile:
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         self._folder = folder
-        try:
-            # Unbuffered: a full disk shows at the write that meets it, not at some later one.
-            self._file = tempfile.TemporaryFile(buffering=0, prefix="liveavatar-", dir=folder)  # noqa: SIM115
-        except OSError as error:
-            raise self._refusal("opened", error) from error
+        self._file = TemporaryFile(self._refusal, folder)
 
     def append(self, block: torch.Tensor) -> None:
         """Write one block at the end.
@@ -42,13 +40,7 @@ class BlockFile:
             self._shape, self._dtype = tuple(block.shape), block.dtype
         if (tuple(block.shape), block.dtype) != (self._shape, self._dtype):
             raise ValueError(f"Block {self.blocks} is {tuple(block.shape)} {block.dtype}, others {self._shape}.")
-        data = _bytes_of(block.detach().cpu().contiguous()).data
-        try:
-            self._file.seek(self.blocks * len(data))
-            while data:
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            raise self._refusal("written", error) from error
+        self._file.write(self.blocks * block.nbytes, _bytes_of(block.detach().cpu().contiguous()))
         self.blocks += 1
 
     def read(self, index: int) -> torch.Tensor:
@@ -58,16 +50,7 @@ class BlockFile:
             OutputError: the file cannot be read.
         """
         block = torch.empty(self._shape, dtype=self._dtype)
-        data = _bytes_of(block).data
-        try:
-            self._file.seek(index * len(data))
-            while data:
-                count = self._file.readinto(data)
-                if not count:
-                    raise OSError("the file is shorter than it was")
-                data = data[count:]
-        except OSError as error:
-            raise self._refusal("read", error) from error
+        self._file.read_into(index * block.nbytes, _bytes_of(block))
         return block
 
     def close(self) -> None:
@@ -341,7 +324,7 @@ def to_rgb24(pixels: torch.Tensor) -> np.ndarray:
             "The decoded frames hold NaN: the network's numbers overflowed.",
             "Run with bfloat16 or float32 instead of float16, or check that the weights are not damaged.",
         )
-    return scaled.round_().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return rearrange(scaled.round_().to(torch.uint8), "c n h w -> n h w c").contiguous().cpu().numpy()
 
 
 __all__ = ["Decoder", "FrameStream", "LatentStream", "to_rgb24"]

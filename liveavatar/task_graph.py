@@ -210,8 +210,8 @@ class _PacedSchedule:
 
     def play(self) -> Iterator[Start]:
         now, finished = 0.0, self.first
-        if not self.first:
-            self._offer_sink(0)
+        for group in range(0 if self.first else self.groups):
+            self._wait(Prefill(0, group, 0))
         while finished < self.blocks:
             if self._may_admit(now):
                 self.waiting[self.admitted] = Denoise(self.admitted, 0, 0)
@@ -256,30 +256,18 @@ class _PacedSchedule:
         sink = self.sinks[self.partition.group_of(task.step), task.shard]
         return self.done[task.step, task.shard] == task.block - 1 and sink >= sink_version(task.block, self.clip_blocks)
 
-    def _finish(self, task: Task) -> int:
-        """Record the end of a task and offer what follows it; 1 when it ends a block."""
+    def _finish(self, task: Task) -> bool:
+        """Record the end of a task and offer what follows it; whether it ends a block."""
         self.idle.add(self.partition.stage_of(task))
-        more = task.shard + 1 < self.parts
         if isinstance(task, Prefill):
             self.sinks[task.group, task.shard] = task.version
-            if more:
-                self._wait(Prefill(task.version, task.group, task.shard + 1))
-            return 0
-        self.done[task.step, task.shard] = task.block
-        if more:
-            self._wait(Denoise(task.block, task.step, task.shard + 1))
-        elif task.step < self.partition.last_step:
-            self._wait(Denoise(task.block, task.step + 1, 0))
         else:
-            self.open -= 1
-            if task.block == 0 and self.blocks > self.clip_blocks:
-                self._offer_sink(1)
-            return 1
-        return 0
-
-    def _offer_sink(self, version: int) -> None:
-        for group in range(self.groups):
-            self._wait(Prefill(version, group, 0))
+            self.done[task.step, task.shard] = task.block
+        for follower in followers(self.partition, self.blocks, task, self.clip_blocks):
+            self._wait(follower)
+        ended = ends_block(self.partition, task)
+        self.open -= ended
+        return ended
 
     def _wait(self, task: Task) -> None:
         self.waiting[_owner(task, self.groups)] = task

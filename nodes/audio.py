@@ -53,9 +53,9 @@ class AudioFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         """The voice, with its sound."""
         clip = convert.audio_clip(audio)
-        with NodeProgress.current() as watch:
+        with NodeProgress.current() as progress:
             if audio_encoder_output is not None:
                 states = convert.audio_states(audio_encoder_output)
                 return io.NodeOutput(model.from_audio_states(clip, states, seconds or None))
             encoder = convert.core_audio_encoder(audio_encoder) if audio_encoder is not None else None
-            return io.NodeOutput(model.encode_audio(clip, seconds or None, watch.phase, encoder))
+            return io.NodeOutput(model.encode_audio(clip, seconds or None, progress, encoder))

@@ -78,8 +78,8 @@ class Avatar(io.ComfyNode):
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         pixels, clip = convert.image_array(image), convert.audio_clip(audio)
         model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
-        with NodeProgress.current() as watch:
-            context = model.encode_prompt(prompt, watch.phase)
-            voice = model.encode_audio(clip, request.seconds, watch.phase)
+        with NodeProgress.current() as progress:
+            context = model.encode_prompt(prompt, progress)
+            voice = model.encode_audio(clip, request.seconds, progress)
             take = model.prepare(request, pixels, voice, context)
-            return save(watch, take, filename_prefix, paths.AUTOMATIC)
+            return save(progress, take, filename_prefix, paths.AUTOMATIC)

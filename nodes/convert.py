@@ -110,7 +110,7 @@ class CoreAudioEncoder:
     """
 
     def __init__(self, audio_encoder: Any):
-        self._model = getattr(audio_encoder, "model", None)
+        self._model: Any = getattr(audio_encoder, "model", None)
         self._encoder = audio_encoder
         if not all(hasattr(self._model, part) for part in ("feature_extractor", "feature_projection", "encoder")):
             raise AudioError("The audio encoder is no wav2vec2 model.", "Load wav2vec2_large_english with core's node.")

@@ -52,5 +52,5 @@ class Decode(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, vae: str, filename_prefix: str) -> io.NodeOutput:
         """The file and its receipt."""
-        with NodeProgress.current() as watch:
-            return save(watch, latents, filename_prefix, vae)
+        with NodeProgress.current() as progress:
+            return save(progress, latents, filename_prefix, vae)

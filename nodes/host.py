@@ -22,9 +22,9 @@ from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled
+from ..liveavatar.events import GENERATING, Event
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
 from ..liveavatar.placement import Placement
-from ..liveavatar.recorder import GENERATING, Progress
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
@@ -49,8 +49,10 @@ def device_memory(name: str) -> int | None:
 
 
 def open_pipeline(components: Components, backend: Backend | None, dtype: str | None) -> LiveAvatarPipeline:
-    """A studio that ComfyUI may evict."""
-    pipeline = LiveAvatarPipeline(components, backend or LocalBackend(Placement((default_device(),))), dtype=dtype)
+    """A pipeline that ComfyUI may evict; `dtype` None leaves it to the backend."""
+    backend = backend or LocalBackend(Placement((default_device(),)))
+    placement = dataclasses.replace(backend.placement, dtype=dtype or backend.placement.dtype)
+    pipeline = LiveAvatarPipeline(components, backend, placement)
     manage(pipeline)
     return pipeline
 
@@ -62,7 +64,7 @@ class NodeProgress:
         node: execution id of the node.
 
     Attributes:
-        job: what is filmed, for the numbers in the messages; None before that.
+        job: the video that is made, for the numbers in the messages; None before that.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
@@ -83,35 +85,45 @@ class NodeProgress:
     @classmethod
     @contextlib.contextmanager
     def current(cls) -> Iterator[NodeProgress]:
-        """The watch of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
+        """The progress of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
-        watch = cls(context.node_id if context else "")
+        progress = cls(context.node_id if context else "")
         try:
-            yield watch
+            yield progress
         except Cancelled:
-            watch.send("cancelled", 1.0)
+            progress.send("cancelled", 1.0)
             mm.interrupt_current_processing(False)  # core's own check may have taken the wish already, or not
             raise mm.InterruptProcessingException from None
         except BaseException:
-            watch.send("failed", 1.0)
+            progress.send("failed", 1.0)
             raise
-        watch.send("done", 1.0)
+        progress.send("done", 1.0)
 
     @property
     def file(self) -> dict[str, str] | None:
         """The growing file as ComfyUI names it: filename, subfolder, type."""
         return None if self.out is None else {"filename": self.out.name, "subfolder": self.subfolder, "type": "temp"}
 
-    def phase(self, name: str, share: float) -> None:
-        """Something before the first task."""
-        self._show(Progress(name, round(100 * share), 100))
+    def __call__(self, event: Event) -> None:
+        """The callback of the library: shows the event, and cancels when the user wants that."""
+        if event.images is not None:
+            self._keep_preview(event.images)
+        if mm.processing_interrupted():
+            raise Cancelled("Cancelled.")
+        now = time.monotonic()
+        if event.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
+            self._phase, self._sent = event.phase, now
+            self.send(event.phase, event.share, event)
+        if self.job is None or event.phase == GENERATING:
+            try:
+                self._bar.update_absolute(round(_UNITS * event.share), _UNITS)
+            except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
+                if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
+                    raise Cancelled("Cancelled.") from error
+                raise
 
-    def __call__(self, progress: Progress) -> None:
-        """A task, a block, or something before."""
-        self._show(progress)
-
-    def on_frames(self, frames: np.ndarray) -> None:
-        """A finished block, uint8 [n, H, W, 3]; its last frame goes with the next message.
+    def _keep_preview(self, frames: np.ndarray) -> None:
+        """The last frame of a block, uint8 [n, H, W, 3], goes with the next message.
 
         Not through the progress bar: the frontend takes a node's preview for its video, and then plays neither.
         """
@@ -127,14 +139,14 @@ class NodeProgress:
         self._shown += len(frames)
         self._preview = {**(self.file or {}), "filename": self.out.with_suffix(".jpg").name, "frames": self._shown}
 
-    def send(self, phase: str, share: float, progress: Progress | None = None) -> None:
+    def send(self, phase: str, share: float, event: Event | None = None) -> None:
         """A message to the browser that asked for the run."""
         server = PromptServer.instance
         if server is None:
             return
         message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
         if self.job is not None:
-            message |= self._numbers(self.job, progress) | {
+            message |= self._numbers(self.job, event) | {
                 "elapsed": time.monotonic() - self._began,
                 "file": self.file,
             }
@@ -142,51 +154,35 @@ class NodeProgress:
             message["preview"], self._preview = self._preview, None
         server.send_sync(EVENT, message, server.client_id)
 
-    def _show(self, progress: Progress) -> None:
-        if mm.processing_interrupted():
-            raise Cancelled("Cancelled.")
-        share = progress.done / max(1, progress.total)
-        now = time.monotonic()
-        if progress.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
-            self._phase, self._sent = progress.phase, now
-            self.send(progress.phase, share, progress)
-        if self.job is None or progress.phase == GENERATING:
-            try:
-                self._bar.update_absolute(round(_UNITS * share), _UNITS)
-            except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
-                if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
-                    raise Cancelled("Cancelled.") from error
-                raise
-
-    def _numbers(self, take: VideoJob, progress: Progress | None) -> dict[str, Any]:
-        resolved, plan = take.spec.resolved, take.spec.plan
+    def _numbers(self, job: VideoJob, event: Event | None) -> dict[str, Any]:
+        resolved, plan = job.spec.resolved, job.spec.plan
         numbers: dict[str, Any] = {
             "blocks": resolved.blocks,
             "steps": resolved.steps,
             "total_frames": resolved.frames,
             "seconds": resolved.seconds,
         }
-        if progress is None or progress.phase != GENERATING:
+        if event is None or event.phase != GENERATING:
             return numbers
         now = time.monotonic()
         self._since = self._since or now
         spent = now - self._since
-        self._task = task = progress.task if isinstance(progress.task, Denoise) else self._task
-        busy = None if progress.stage is None else plan.stages[progress.stage].device
+        self._task = task = event.task if isinstance(event.task, Denoise) else self._task
+        busy = None if event.stage is None else plan.stages[event.stage].device
         names = dict.fromkeys([*(s.device for s in plan.stages), plan.vae_device])
         return numbers | {
             "block": task.block + 1 if task else 1,
             "step": task.step + 1 if task else 0,
-            "frames": progress.frames,
-            "seconds_ready": progress.frames / FPS,
-            "fps": progress.frames / spent if spent > 1 and progress.frames else None,
-            "eta": progress.seconds_left,
+            "frames": event.frames,
+            "seconds_ready": event.frames / FPS,
+            "fps": event.frames / spent if spent > 1 and event.frames else None,
+            "eta": event.seconds_left,
             "devices": [{"name": name, "busy": name == busy} for name in names],
         }
 
 
 def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
-    """Film a video job into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
+    """Write a video job into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
     resolved, plan = job.spec.resolved, job.spec.plan
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_temp_directory(), resolved.width, resolved.height
@@ -198,7 +194,7 @@ def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.Nod
     if vae != paths.AUTOMATIC:
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
     try:
-        job.save(out, receipt, progress, vae=other, on_block=progress.on_frames)
+        job.save(out, receipt, progress, vae=other)
     finally:
         out.with_suffix(".jpg").unlink(missing_ok=True)
     shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])

@@ -30,6 +30,6 @@ class Latent(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any) -> io.NodeOutput:
         """{"samples": [1, 16, n, h, w]}, not normalised, as core keeps them."""
-        with NodeProgress.current() as watch:
-            watch.job = latents
-            return io.NodeOutput({"samples": latents.latents(watch)})
+        with NodeProgress.current() as progress:
+            progress.job = latents
+            return io.NodeOutput({"samples": latents.latents(progress)})

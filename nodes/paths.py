@@ -12,6 +12,7 @@ import folder_paths
 from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
 from ..liveavatar.errors import MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
+from ..liveavatar.weights.source import opening_files_once
 
 SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
 """The pack's own portrait and voice."""
@@ -54,9 +55,11 @@ def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae
     chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
     given = {part: _place(_PARTS[part][0], name) for part, name in chosen.items() if name != AUTOMATIC}
     place = _model_place(model)
-    lacking = {item.name.replace(" ", "_").lower() for item in inspect_model(place, **given).items if not item.usable}
-    found = {part: path for part in lacking & (set(_PARTS) - set(given)) if (path := _likely(part))}
-    return FolderComponents(find_model(place, **given, **found), name=model)
+    with opening_files_once():
+        items = inspect_model(place, **given).items
+        lacking = {item.name.replace(" ", "_").lower() for item in items if not item.usable}
+        found = {part: path for part in lacking & (set(_PARTS) - set(given)) if (path := _likely(part))}
+        return FolderComponents(find_model(place, **given, **found), name=model)
 
 
 def open_vae(name: str, device: Any, dtype: Any) -> Any:
@@ -111,7 +114,7 @@ def _likely(part: str) -> Path | None:
 
 def _folders() -> dict[str, Path]:
     """Folders with a sharded or single transformer in the official layout, by "category/name"."""
-    found = {}
+    found: dict[str, Path] = {}
     for category in _FOLDER_CATEGORIES:
         for root in _roots(category):
             for config in sorted(root.glob("*/config.json")):

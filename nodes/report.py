@@ -13,6 +13,7 @@ from ..liveavatar.errors import LiveAvatarError
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.planner import Plan
 from ..liveavatar.request import Request, image_size_for
+from ..liveavatar.utils import format_bytes
 from . import convert
 from .host import device_memory
 
@@ -94,7 +95,7 @@ def draw(devices: list[dict[str, Any]]) -> torch.Tensor:
         if device["capacity"]:
             edge = _LABEL + device["capacity"] * scale
             pen.line((edge, y, edge, y + _ROW - 4), fill="white", width=2)
-        pen.text((x + 8, y + 8), f"{device['total'] / 1e9:.2f} GB", fill="white")
+        pen.text((x + 8, y + 8), format_bytes(device["total"], ".2f"), fill="white")
     x = float(_LABEL)
     for name, colour in PARTS.items():
         pen.rectangle((x, height - _ROW + 6, x + 10, height - _ROW + 16), fill=colour)

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.request import Request, SinkDistance
+from ..liveavatar.request import Fit, Request, SinkDistance
 from . import convert
 from .schema import (
     CATEGORY,
@@ -95,7 +95,7 @@ class Sampler(io.ComfyNode):
         size: str,
         steps: int,
         seed: int,
-        fit: str,
+        fit: Fit,
         sink: str,
         sink_distance: int,
     ) -> io.NodeOutput:

@@ -34,5 +34,5 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
         """CONDITIONING that knows its prompt."""
-        with NodeProgress.current() as watch:
-            return io.NodeOutput(convert.conditioning_of(prompt, model.encode_prompt(prompt, watch.phase)))
+        with NodeProgress.current() as progress:
+            return io.NodeOutput(convert.conditioning_of(prompt, model.encode_prompt(prompt, progress)))

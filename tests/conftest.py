@@ -17,11 +17,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # One thread: bit equality holds at equal thread counts, and tiny tensors are quicker so.
 torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("house", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "house")
+for profile, examples in (("dev", 10), ("all", 100)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, max_examples=examples, derandomize=bool(os.environ.get("CI"))
+    )
+hypothesis.settings.load_profile("dev")  # make test-all takes the other
 
 PROJECT = Path(__file__).parents[1]
+
+WORKER_TESTS = (
+    "distributed/",
+    "bench/test_pipeline.py",
+    "cli/test_workers.py",
+    "gpu/test_whole.py",
+    "nodes/test_run.py",
+    "offload/test_host_weights.py",
+)
+"""Tests that start worker processes, or look at what all processes of the machine share: never two at a time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in parallel, those of a file stay together, and those that start workers too."""
+    tests = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(tests).as_posix()
+        item.add_marker(pytest.mark.xdist_group("workers" if file.startswith(WORKER_TESTS) else file))
 
 
 @pytest.fixture(scope="session")

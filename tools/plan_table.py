@@ -1,4 +1,4 @@
-"""Rewrite the README's table of plans between its two markers: `python -m tools.plan_table`."""
+"""Rewrite the table of plans of docs/hardware.md between its two markers: `python -m tools.plan_table`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, choose_plan, level_of
 from liveavatar.request import Request, image_size_for, resolve
 
-README = Path(__file__).parents[1] / "README.md"
-CARDS = ("1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
+PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
+CARDS = ("1x16", "1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
 SIZE = "704x384"
 BEGIN, END = "<!-- plans: made by tools/plan_table.py -->", "<!-- end of plans -->"
 _HEAD = (
@@ -34,9 +34,9 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def rewritten(readme: str) -> str:
-    """The README with the table as it is now."""
-    before, rest = readme.split(BEGIN)
+def rewritten(page: str) -> str:
+    """The page with the table as it is now."""
+    before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
@@ -61,4 +61,4 @@ def _row(cards: str, prefer: str, plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,7 +14,7 @@ from ..codec import vae_decoder
 from ..engine.prefetch import all_on_accelerators
 from ..session import Engine, VideoTask
 from ..streams import Decoder
-from ..vae.tiling import WHOLE, Tiles
+from ..vae.tile_grid import WHOLE, Tiles
 from .figures import seconds_per_block
 from .found import Decoding
 from .random_model import RandomComponents
@@ -79,7 +79,7 @@ def decode_alone(
 def side_by_side(engine: Engine, job: VideoTask, decode: Decoder) -> tuple[float, float]:
     """Seconds per block of a video that is made and decoded, and of the decoder in it."""
     ends, times = [], []
-    for latents in engine.run(job, lambda report: None):
+    for latents in engine.run(job):
         start = time.perf_counter()
         decode(latents)
         ends.append(time.perf_counter())

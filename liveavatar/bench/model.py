@@ -19,9 +19,11 @@ from ..doctor.report import Compute
 from ..engine.compile import cache_folder
 from ..engine.local import ModelCache
 from ..errors import PlanError, RequestError
+from ..events import Event
 from ..planner import CUDA_CONTEXT_BYTES, Plan, make_plan
 from ..session import VideoTask
 from ..storage import PLAIN
+from ..utils import format_bytes
 from .decoding import decoding
 from .figures import bytes_needed, free_bytes, pace_of, seconds_per_block, work_of
 from .found import Compared, Decoding, Launching, ModelBench, Moved, Work
@@ -131,14 +133,14 @@ def check_fit(plan: Plan, asked: Asked) -> None:
         free, needed = host().ram_free, needed + sum(plan.host_bytes_by_machine.values())
         if free is not None and needed > free:
             raise PlanError(
-                f"This takes {needed / 1e9:.1f} GB of host memory, and {free / 1e9:.1f} GB are free.",
+                f"This takes {format_bytes(needed)} of host memory, and {format_bytes(free)} are free.",
                 "Measure mini or untrained on the CPU, or a smaller size.",
             )
         return
     room = free_bytes(torch.device(name), asked.most)
     if needed > room:
         raise PlanError(
-            f"This takes {needed / 1e9:.1f} GB of {name}, and {room / 1e9:.1f} GB may be used.",
+            f"This takes {format_bytes(needed)} of {name}, and {format_bytes(room)} may be used.",
             "Keep keys and values in eight bits (--keys fp8) or on the host (--keys-home host), weights in fp8 "
             "(--weights fp8), or let --plan auto choose.",
         )
@@ -195,7 +197,7 @@ class ModelMeasurement:
         except torch.cuda.OutOfMemoryError as error:
             needed = bytes_needed(self.plan, self.asked.vae)
             raise PlanError(
-                f"The memory of {self.device} ran out; the plan sets {needed / 1e9:.1f} GB aside.",
+                f"The memory of {self.device} ran out; the plan sets {format_bytes(needed)} aside.",
                 "Keep more on the host or in eight bits, or let --plan auto choose.",
             ) from error
 
@@ -255,10 +257,10 @@ class ModelMeasurement:
         self.ledger.note_weights(as_written)
         if self.device.type != "cuda":
             with self.ledger.working():
-                as_written.watch(self._job(_WARMUP_BLOCKS), lambda: self.ledger.note(as_written))
+                as_written.watch(self._job(_WARMUP_BLOCKS), lambda event: self.ledger.note(as_written))
         return seconds
 
-    def _note(self) -> None:
+    def _note(self, event: Event) -> None:
         """Count what stays between tasks, where the timed run is the one that is counted."""
         if self.device.type == "cuda":
             self.ledger.note(self.engine)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from ..engine.backend import Backend
 from ..errors import RequestError
+from ..events import Event
 from ..mini.slow import SlowComponents
 from ..planner import make_plan
-from ..session import TaskReport
 from ..task_graph import Partition, StageSpeed, ends_block, simulate, steady, task_count
 from .material import noise_job
 
@@ -157,13 +157,13 @@ def _time(backend: Backend, components: SlowComponents, partition: Partition, bl
     job = noise_job(components.config, blocks, STEPS)
     plan = make_plan(job.resolved, components.config, model=components.name, stages=str(partition))
     engine = backend.engine(components, plan)
-    for _ in engine.run(noise_job(components.config, 1, STEPS), lambda report: None):
+    for _ in engine.run(noise_job(components.config, 1, STEPS)):
         pass
     ends: list[float] = []
     start = time.perf_counter()
 
-    def note(report: TaskReport) -> None:
-        if ends_block(partition, report.task):
+    def note(event: Event) -> None:
+        if event.task is not None and ends_block(partition, event.task):
             ends.append(time.perf_counter() - start)
 
     for _ in engine.run(job, note):

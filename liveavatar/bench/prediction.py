@@ -45,7 +45,7 @@ def block_seconds(config: ModelConfig, plan: Plan, speed: DeviceSpeed) -> float:
 
 def vae_seconds(config: ModelConfig, resolved: ResolvedRequest, plan: Plan, speed: DeviceSpeed) -> float:
     """Seconds to decode a block."""
-    tflop = aux_models(config).decode_tflop(resolved, BLOCK_LATENTS, plan.vae_tiles)
+    tflop = aux_models(config).decode_tflop(resolved.latent_size, BLOCK_LATENTS, plan.vae_tiles)
     return decode_seconds(tflop, speed, plan.vae_host)
 
 

@@ -26,6 +26,7 @@ from ..planner import DeviceSpeed, Hardware, Plan, PlanOptions, apply_plan_size,
 from ..planner.plan import check_dtype_and_threads
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, WeightFormat
+from ..utils import format_bytes
 from ..vae.wan import layout_for
 from .attention_kernels import time_kernels
 from .decoding import decode_alone, side_by_side
@@ -375,7 +376,7 @@ def _check_room_for_both(state: SuiteState, plan: Plan) -> None:
     free = free_bytes(state.device)
     if needed > free:
         raise PlanError(
-            f"Both networks take {needed / 1e9:.1f} GB of {state.device}, and {free / 1e9:.1f} GB are free."
+            f"Both networks take {format_bytes(needed)} of {state.device}, and {format_bytes(free)} are free."
         )
 
 

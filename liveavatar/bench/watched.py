@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 
 from ..engine.local import LocalEngine, ModelCache
+from ..events import Callback, Event, ignore
 from ..model.transformer import CausalS2VTransformer
 from ..offload.kv_cache import OffloadedKVCache
 from ..offload.layers import LayerPrefetcher
 from ..offload.streams import TransferStats
 from ..planner import Plan, StagePlan
-from ..session import TaskReport, VideoTask
+from ..session import VideoTask
 from ..stage import Stage, StageConditioning, StageInput
 from ..storage import MemoryUse
 from ..task_graph import Task, ends_block
@@ -58,30 +59,26 @@ class WatchedEngine(LocalEngine):
     def watch(
         self,
         job: VideoTask,
-        on_task: Callable[[], None] = lambda: None,
-        on_block: Callable[[torch.Tensor], None] = lambda latents: None,
+        callback: Callback = ignore,
     ) -> Run:
-        """Make a video and note everything; `on_task` and `on_block` are not part of what is timed on CUDA."""
+        """Make a video and note everything; the callback is not part of what is timed on CUDA."""
         self._timeline = timeline = Timeline(self.device)
         moved: list[TransferStats] = []
 
-        def note(report: TaskReport) -> None:
-            if ends_block(self.plan.partition, report.task):
+        def note(event: Event) -> None:
+            if event.task is not None and ends_block(self.plan.partition, event.task):
                 timeline.end_block()
                 moved.append(self.transfer_bytes())
-            on_task()
+            callback(event)
 
-        latents = []
-        for finished in self.run(job, note):
-            latents.append(finished)
-            on_block(finished)
+        latents = tuple(self.run(job, note))
         self.stages = []
         return Run(
             timeline.task_times(),
             timeline.block_ends(),
             tuple(t.to_device for t in moved),
             tuple(t.to_host for t in moved),
-            tuple(latents),
+            latents,
         )
 
     def unwatched(self, prefetch: bool | None = None) -> LocalEngine:

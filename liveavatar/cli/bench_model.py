@@ -92,7 +92,7 @@ def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan
     from ..bench.material import noise_effective
     from ..placement import Placement, default_devices
     from ..planner import make_plan
-    from ..vae.tiling import WHOLE
+    from ..vae.tile_grid import WHOLE
 
     device = arguments.device or default_devices()[0]
     if "," in device:

@@ -17,6 +17,7 @@ from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_err
 
 if TYPE_CHECKING:
     from ..engine.backend import Backend
+    from ..recorder import VideoSpec
 
 OUTPUT = Path("output")
 """Where videos go that were given no name; made when needed."""
@@ -63,30 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     _check_workers(arguments)
-    from ..api import check_outputs, describe_video, generate
+    from ..pipeline import LiveAvatarPipeline
+    from ..recorder import check_outputs
 
     out = Path(arguments.out)
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
     receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
-    spec = describe_video(
-        arguments.image, arguments.audio, request, model=arguments.model, placement=placement_of(arguments)
-    )
-    notes = [f"{out} is there already and will be replaced"] if out.exists() else []
-    notes += [*spec.resolved.notes, *([_ABOUT[arguments.model]] if arguments.model in _ABOUT else [])]
-    if not arguments.quiet:
-        say(
-            [
-                *resolved_lines(spec.resolved),
-                *plan_lines(spec.plan),
-                *note_lines([*notes, *spec.plan.notes]),
-            ]
-        )
     progress = ProgressLine(arguments.quiet)
     try:
         with _backend(arguments) as backend:
-            receipt = generate(spec, out, receipt=receipt_path, on_progress=progress, backend=backend)
+            pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend)
+            with contextlib.closing(pipeline(arguments.image, arguments.audio, request=request)) as video:
+                if not arguments.quiet:
+                    say(_spec_lines(video.spec, arguments.model, out))
+                receipt = video.save(out, receipt_path, progress)
     except LiveAvatarError as error:
         progress.end()
         say_error(error)
@@ -95,6 +88,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         say([*receipt_lines(receipt), f"receipt {receipt_path}"])
     return 0
+
+
+def _spec_lines(spec: VideoSpec, model: str, out: Path) -> list[str]:
+    """What will be made, before anything is loaded."""
+    notes = [f"{out} is there already and will be replaced"] if out.exists() else []
+    notes += [*spec.resolved.notes, *([_ABOUT[model]] if model in _ABOUT else []), *spec.plan.notes]
+    return [*resolved_lines(spec.resolved), *plan_lines(spec.plan), *note_lines(notes)]
 
 
 def _check_workers(arguments: argparse.Namespace) -> None:
@@ -114,10 +114,12 @@ def _check_workers(arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _backend(arguments: argparse.Namespace) -> Iterator[Backend | None]:
-    """Who runs the stages, for one video; None for this process."""
+def _backend(arguments: argparse.Namespace) -> Iterator[Backend]:
+    """Who runs the stages, for one video."""
     if arguments.engine == "local":
-        yield None
+        from ..engine.backend import LocalBackend
+
+        yield LocalBackend(placement_of(arguments))
         return
     from ..distributed import RayBackend, read_token
     from ..distributed.backend import RESTARTS

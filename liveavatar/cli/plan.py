@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
@@ -17,7 +18,8 @@ from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..planner import Plan
+    from ..placement import Placement
+    from ..planner import Hardware, Plan
     from ..request import ResolvedRequest
     from ..task_graph import Simulation
 
@@ -55,12 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_of(arguments)
     check_placement_options(arguments)
     check_request(request)
-    from ..api import plan_request
     from ..charts import draw_memory
     from ..media.audio import read_audio
     from ..media.image import read_image
     from ..receipt import json_ready
-    from ..request import image_size_for
+    from ..request import image_size_for, resolve
 
     image, length = None, None
     if arguments.image:
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         length = (len(audio.samples), audio.rate)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    resolved, plan = plan_request(request, image, *length, model=arguments.model, **_where(arguments))
+    resolved, plan = _plan(arguments, resolve(request, image, *length))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -107,8 +108,19 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
     return found
 
 
-def _where(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `plan_request`: where it runs as told, or devices to choose for.
+def _plan(arguments: argparse.Namespace, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
+    """The plan of a video, on devices that need not be here; as `Placement.plan`."""
+    from ..components import open_components
+    from ..config import PRESETS
+
+    model = arguments.model
+    config = PRESETS[model] if model in PRESETS else open_components(model).config
+    placement, hardware = _where(arguments)
+    return placement.plan(resolved, config, model, hardware)
+
+
+def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardware]]:
+    """Where it runs as told, or chosen for all devices that are asked for; and the devices at hand.
 
     Raises:
         RequestError: options that make no sense, or not together.
@@ -118,14 +130,15 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
     placement = placement_of(arguments)
     if not arguments.gpus:
-        return {"placement": placement}
+        return placement, lambda: detect_hardware({})
     if placement.storage is not None or placement.stages != "auto" or placement.devices:
         raise RequestError(
             "With --gpus, stages, devices and storage are chosen.",
             "Leave out --stages, --devices and the ways to keep stages, or leave out --gpus.",
         )
     hardware = detect_hardware({}) if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
-    return {"placement": placement, "hardware": hardware}
+    devices = tuple(device.name for device in hardware.devices)
+    return dataclasses.replace(placement, devices=devices, fit=True), lambda: hardware
 
 
 def _write(image: Image, path: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..config import BLOCK_FRAMES, FPS
+from ..utils import format_bytes
 
 if TYPE_CHECKING:
     from ..distributed.registry import Driver
@@ -168,7 +169,7 @@ def counted(count: int, noun: str) -> str:
 
 def gigabytes(count: int) -> str:
     """Decimal gigabytes, or megabytes below one."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return format_bytes(count, ".2f") if count >= 1e9 else format_bytes(count, unit="MB")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

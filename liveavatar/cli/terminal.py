@@ -14,7 +14,7 @@ from ..errors import LiveAvatarError
 from .tables import clock
 
 if TYPE_CHECKING:
-    from ..recorder import Progress
+    from ..events import Event
 
 BROKEN_OFF, REFUSED, CANCELLED = 1, 2, 130
 """Exit codes besides 0, which means that the work is complete."""
@@ -38,11 +38,11 @@ class ProgressLine:
         self._shown = 0.0
         self._phase = ""
 
-    def __call__(self, progress: Progress) -> None:
-        from ..recorder import GENERATING
+    def __call__(self, event: Event) -> None:
+        from ..events import GENERATING
 
-        self.generating = self.generating or progress.phase == GENERATING
-        self.show(progress.phase, progress_text(progress))
+        self.generating = self.generating or event.phase == GENERATING
+        self.show(event.phase, event_text(event))
 
     def show(self, phase: str, text: str) -> None:
         """Show a line of any kind: a new phase at once, the same one now and then."""
@@ -80,13 +80,13 @@ def forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def progress_text(p: Progress) -> str:
+def event_text(event: Event) -> str:
     """What is being done, how much of it is finished, and how long the rest may take."""
-    percent = 100 * p.done // max(p.total, 1)
+    percent = 100 * event.done // max(event.total, 1)
     share = f"{percent:3d} %  " if percent else " " * 7
-    frames = f", {p.frames / 25:.1f} s of video" if p.frames else ""
-    left = f", {clock(p.seconds_left)} left" if p.seconds_left is not None else ""
-    return f"{share}{p.phase}{frames}{left}"
+    frames = f", {event.frames / 25:.1f} s of video" if event.frames else ""
+    left = f", {clock(event.seconds_left)} left" if event.seconds_left is not None else ""
+    return f"{share}{event.phase}{frames}{left}"
 
 
 def say_error(error: LiveAvatarError) -> None:

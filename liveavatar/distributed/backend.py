@@ -12,9 +12,10 @@ from ..codec import ExecConfig
 from ..components import Components
 from ..device_names import DeviceName
 from ..errors import PlanError
+from ..events import Callback, ignore
 from ..placement import Placement
 from ..planner import Plan
-from ..session import OnNotice, OnTask, VideoTask, ignore_notice
+from ..session import VideoTask
 from .cluster import LOCAL, check_address, ray_module, set_token
 from .encoders import RayEncoders
 from .monitor import VideoRun, superseded
@@ -52,18 +53,18 @@ class RayEngine:
         """Whether the next run begins without starting workers, loading weights or compiling."""
         return self._pool.holds(self.plan, self._model)
 
-    def load(self, on_notice: OnNotice = ignore_notice) -> None:
+    def load(self, callback: Callback = ignore) -> None:
         """Start the workers, load their weights and compile for them now, when other videos are done.
 
         Args:
-            on_notice: told of other videos that come first, and of what is compiled.
+            callback: called with notices of other videos that come first, and of what is compiled.
 
         Raises:
             WorkerError: one of them could not.
         """
-        ticket = self._jobs.acquire(on_notice)
+        ticket = self._jobs.acquire(callback)
         try:
-            self._pool.start(self.plan, self._model, on_notice)
+            self._pool.start(self.plan, self._model, callback)
         finally:
             ticket.release()
 
@@ -75,27 +76,26 @@ class RayEngine:
         """Busy seconds of each stage in the latest run."""
         return self._video.seconds if self._video else (0.0,) * len(self.plan.stages)
 
-    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
+    def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
         Args:
             job: what is made.
-            on_task: called after every task, also of those that are run again.
-            on_notice: told of every worker that was replaced, and about every second of other videos that come first
-                and of a pause.
+            callback: called after every task, also of those that are run again, and with notices of every worker that
+                was replaced, and about every second of other videos that come first and of a pause.
 
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
         """
-        ticket = self._jobs.acquire(on_notice)
+        ticket = self._jobs.acquire(callback)
         try:
             self._video = video = VideoRun(self._pool, self.plan, self._model, job, self._pause)
             for block in range(job.resolved.blocks):
                 if not ticket.is_current:
                     raise superseded()
                 ticket.thread = threading.current_thread()
-                yield video.next_latent(block, on_task, on_notice)
+                yield video.next_latent(block, callback)
         finally:
             if ticket.is_current:
                 self._pool.wait_until_idle(STOP_TIMEOUT_SECONDS)

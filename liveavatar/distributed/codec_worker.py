@@ -14,9 +14,10 @@ import torch
 from ..codec import ExecConfig, LocalEncoders
 from ..encoders.audio import AudioFeatures, Tail
 from ..errors import Cancelled
+from ..events import Event
 from ..spool import Spool
 from ..streams import Decoder
-from ..vae.tiling import Tiles
+from ..vae.tile_grid import Tiles
 from .wire import ModelSpec
 from .worker import BaseWorker
 
@@ -52,17 +53,17 @@ class CodecWorker(BaseWorker):
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """See `Encoders.encode_prompt`."""
-        return self._compute(lambda codec: codec.encode_prompt(prompt, _do_nothing))
+        return self._compute(lambda codec: codec.encode_prompt(prompt))
 
     def load_vae(self) -> int:
         """Have the VAE; its bytes."""
-        self._compute(lambda codec: codec.load_vae(_do_nothing))
+        self._compute(lambda codec: codec.load_vae())
         _log.info("the VAE is loaded")
         return self._the_codec.nbytes
 
     def encode_image(self, pixels: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.encode_image`."""
-        return self._compute(lambda codec: codec.encode_image(pixels, _do_nothing, tiles))
+        return self._compute(lambda codec: codec.encode_image(pixels, tiles=tiles))
 
     def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.latent_scale`."""
@@ -82,7 +83,7 @@ class CodecWorker(BaseWorker):
         """Encode audio for so many frames; layers and channels of what `audio_features` gives then."""
         audio = self._audio[number]
         wave = audio.samples.rows(flat=True)
-        audio.features = self._compute(lambda codec: codec.encode_audio(wave, frames, tail, audio.report, audio.check))
+        audio.features = self._compute(lambda codec: codec.encode_audio(wave, frames, tail, audio.on_event))
         return audio.features.layers, audio.features.channels
 
     def audio_progress(self, number: int) -> float:
@@ -143,15 +144,8 @@ class _AudioJob:
     share: float = 0.0
     stopped: bool = False
 
-    def report(self, share: float) -> None:
-        """Record the progress, 0 to 1."""
-        self.share = share
-
-    def check(self) -> None:
-        """Asked before every window."""
+    def on_event(self, event: Event) -> None:
+        """The callback of its encoding: notes how far it is, and ends it when nobody waits for it."""
+        self.share = event.share
         if self.stopped:
-            raise Cancelled("Nobody listens any more.")
-
-
-def _do_nothing() -> None:
-    """A check that never cancels."""
+            raise Cancelled("Nobody waits for this audio any more.")

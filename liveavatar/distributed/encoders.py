@@ -11,22 +11,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..codec import CheckCancelled, ExecConfig, LatentScale
+from ..codec import ExecConfig, LatentScale
 from ..components import Components
 from ..config import BLOCK_FRAMES
 from ..encoders.audio import AudioFeatures, Tail
-from ..session import OnNotice, ignore_notice
+from ..events import (
+    ENCODING_AUDIO,
+    ENCODING_IMAGE,
+    ENCODING_PROMPT,
+    LOADING_VAE,
+    Callback,
+    ignore,
+    notice_event,
+    share_event,
+)
 from ..spool import Rows
 from ..streams import Decoder
-from ..vae.tiling import WHOLE, Tiles
+from ..vae.tile_grid import WHOLE, Tiles
 from ..vae.wan import CONTEXT_LATENTS
-from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, WorkerPool, do_nothing
+from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, Heartbeat, WorkerPool, no_heartbeat
 from .wire import ModelSpec
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
-"""Of audio tracks and decoders."""
+"""Of audio and decoders."""
 _PIECE = 1 << 20
 _BLOCKS_AT_ONCE = 8
 
@@ -43,53 +52,58 @@ class RayEncoders:
         self._model, self._worker = ModelSpec.of(components), pool.codec_worker
         self._pool = pool  # its workers end with it
 
-    def encode_prompt(self, prompt: str, check: CheckCancelled) -> torch.Tensor:
+    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """See `Encoders`."""
-        context: torch.Tensor = self._call("read the prompt", check, "encode_prompt", prompt)
+        heartbeat = _Heartbeat(callback, ENCODING_PROMPT)
+        context: torch.Tensor = self._call("read the prompt", heartbeat, "encode_prompt", prompt)
         return context
 
     def encode_audio(
-        self,
-        audio: np.ndarray | Rows,
-        frames: int,
-        tail: Tail,
-        progress: Callable[[float], None],
-        check: CheckCancelled,
+        self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
     ) -> AudioFeatures:
-        """See `Encoders`; the audio is sent and its features are fetched in pieces."""
-        number = next(_numbers)
-        self._call("listen", check, "begin_audio", number)
+        """See `Encoders`; samples travel to the worker and features come back, both in pieces."""
+        number, heartbeat = next(_numbers), _Heartbeat(callback, ENCODING_AUDIO)
+        self._call("listen", heartbeat, "begin_audio", number)
         try:
             for start in range(0, len(audio), _PIECE):
-                check()
+                heartbeat()
                 piece = np.ascontiguousarray(audio[start : start + _PIECE])
-                self._call("listen", check, "add_audio", number, piece)
-            watch = self._watching(number, progress, check)
-            layers, channels = self._call("listen", watch, "encode_audio", number, frames, tail)
-            progress(1.0)
-            return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, check)
+                self._call("listen", heartbeat, "add_audio", number, piece)
+
+            def read_share() -> None:
+                share = self._worker.call(
+                    self.exec_config, "listen", LOAD_TIMEOUT_SECONDS, heartbeat, "audio_progress", number
+                )
+                heartbeat.set_share(share)
+
+            layers, channels = self._call("listen", read_share, "encode_audio", number, frames, tail)
+            heartbeat.set_share(1.0)
+            return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, heartbeat)
         finally:
             self._worker.call_async("close_audio", number)
 
-    def load_vae(self, check: CheckCancelled) -> None:
+    def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""
-        self._open(check)
-        self._worker.load_vae(self.exec_config, check)
+        heartbeat = _Heartbeat(callback, LOADING_VAE)
+        self._open(heartbeat)
+        self._worker.load_vae(self.exec_config, heartbeat)
 
     def encode_image(
-        self, pixels: torch.Tensor, check: CheckCancelled, tiles: Tiles = WHOLE
+        self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders`."""
-        reference, motion = self._call("encode the picture", check, "encode_image", pixels, tiles)
+        heartbeat = _Heartbeat(callback, ENCODING_IMAGE)
+        reference, motion = self._call("encode the picture", heartbeat, "encode_image", pixels, tiles)
+        heartbeat.set_share(1.0)
         return reference, motion
 
-    def decoder(self, motion: torch.Tensor, on_notice: OnNotice = ignore_notice, tiles: Tiles = WHOLE) -> Decoder:
+    def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; a worker that is lost is replaced, with the same frames."""
-        return _RemoteDecoder(self._worker, self.exec_config, self._open, motion.cpu().clone(), tiles, on_notice)
+        return _RemoteDecoder(self._worker, self.exec_config, self._open, motion.cpu().clone(), tiles, callback)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
-        mean, inverse_std = self._call("load the VAE", do_nothing, "latent_scale")
+        mean, inverse_std = self._call("load the VAE", no_heartbeat, "latent_scale")
         return mean, inverse_std
 
     @property
@@ -101,33 +115,38 @@ class RayEncoders:
         """See `Encoders`."""
         self._worker.release()
 
-    def _open(self, check: CheckCancelled = do_nothing) -> None:
-        self._worker.open(self._model, self.exec_config, check)
+    def _open(self, heartbeat: Heartbeat = no_heartbeat) -> None:
+        self._worker.open(self._model, self.exec_config, heartbeat)
 
-    def _call(self, doing: str, check: CheckCancelled, name: str, *given: Any) -> Any:
-        self._open(check)
-        return self._worker.call(self.exec_config, doing, LOAD_TIMEOUT_SECONDS, check, name, *given)
+    def _call(self, doing: str, heartbeat: Heartbeat, name: str, *given: Any) -> Any:
+        self._open(heartbeat)
+        return self._worker.call(self.exec_config, doing, LOAD_TIMEOUT_SECONDS, heartbeat, name, *given)
 
-    def _watching(self, number: int, progress: Callable[[float], None], check: CheckCancelled) -> CheckCancelled:
-        """A check that also reports the worker's progress."""
-
-        def check_and_report() -> None:
-            check()
-            progress(
-                self._worker.call(self.exec_config, "listen", LOAD_TIMEOUT_SECONDS, check, "audio_progress", number)
-            )
-
-        return check_and_report
-
-    def _fetch(self, number: int, features: AudioFeatures, blocks: int, check: CheckCancelled) -> AudioFeatures:
+    def _fetch(self, number: int, features: AudioFeatures, blocks: int, heartbeat: Heartbeat) -> AudioFeatures:
         try:
             for block in range(0, blocks, _BLOCKS_AT_ONCE):
                 count = min(_BLOCKS_AT_ONCE, blocks - block)
-                features.append(self._call("listen", check, "audio_features", number, block, count))
+                features.append(self._call("listen", heartbeat, "audio_features", number, block, count))
         except BaseException:
             features.close()
             raise
         return features
+
+
+class _Heartbeat:
+    """A phase whose latest event is sent again at every call, so that the callback can cancel it."""
+
+    def __init__(self, callback: Callback, phase: str):
+        self._callback, self._event = callback, share_event(phase, 0.0)
+        self()
+
+    def __call__(self) -> None:
+        self._callback(self._event)
+
+    def set_share(self, share: float) -> None:
+        """Send that a share of 0 to 1 is finished."""
+        self._event = share_event(self._event.phase, share)
+        self()
 
 
 class _RemoteDecoder:
@@ -140,10 +159,10 @@ class _RemoteDecoder:
         have_worker: Callable[[], None],
         motion: torch.Tensor,
         tiles: Tiles,
-        on_notice: OnNotice,
+        callback: Callback,
     ):
         self._handle, self._place, self._have_worker = handle, exec_config, have_worker
-        self._motion, self._tiles, self._on_notice = motion, tiles, on_notice
+        self._motion, self._tiles, self._callback = motion, tiles, callback
         self._recent: deque[torch.Tensor] = deque(maxlen=CONTEXT_LATENTS)
         self._number, self._restarts, self._decoded = next(_numbers), Restarts(handle.limits.restarts), 0
         self._worker: WorkerHandle | None = None
@@ -158,7 +177,8 @@ class _RemoteDecoder:
                 if not self._restarts.allow(error, self._decoded):
                     raise
                 _log.warning("%s It is replaced.", error)
-                self._on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {self._decoded}.")
+                text = f"{error.what.rstrip('.')}; it was replaced, going on from block {self._decoded}."
+                self._callback(notice_event(text))
                 continue
             self._recent.append(latents)
             self._decoded += 1
@@ -181,5 +201,5 @@ class _RemoteDecoder:
 
     def _call(self, name: str, *given: Any) -> Any:
         return self._handle.call(
-            self._place, "decode", self._handle.limits.deadline, do_nothing, name, self._number, *given
+            self._place, "decode", self._handle.limits.deadline, no_heartbeat, name, self._number, *given
         )

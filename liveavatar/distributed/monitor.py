@@ -14,9 +14,10 @@ import torch
 
 from .. import compiler
 from ..errors import LiveAvatarError
+from ..events import GENERATING, Callback, Event, notice_event
 from ..noise_schedule import NoiseSchedule
 from ..planner import Plan
-from ..session import OnNotice, OnTask, TaskReport, VideoTask
+from ..session import VideoTask
 from ..task_graph import task_count
 from . import ray_compat
 from .pool import PROBE_AFTER_SECONDS, WorkerPool
@@ -113,10 +114,10 @@ class RunMonitor:
         """Busy seconds of each stage."""
         return tuple(self._seconds)
 
-    def next_latent(self, block: int, on_task: OnTask, on_notice: OnNotice) -> torch.Tensor:
+    def next_latent(self, block: int, callback: Callback) -> torch.Tensor:
         """Block number `block`, in order; with the last one all tasks are done and reported.
 
-        While the pause holds back what it needs, `on_notice` is called with that.
+        While the pause holds back what it needs, `callback` is called with that.
 
         Raises:
             WorkerError: a worker was lost, hung or failed.
@@ -130,8 +131,8 @@ class RunMonitor:
             if self._received and not (last and self._tasks < self._total):
                 break
             if self._allowed < wanted:
-                self._pause.notify(on_notice)
-            self._poll(on_task)
+                self._pause.notify(callback)
+            self._poll(callback)
         return self._received.pop()
 
     def _begin(self) -> None:
@@ -176,7 +177,7 @@ class RunMonitor:
             self._audio_refs[self._workers[0].call("embed_audio", features)] = block
         self._allowed = max(self._allowed, blocks)
 
-    def _poll(self, on_task: OnTask) -> None:
+    def _poll(self, callback: Callback) -> None:
         """Wait a moment for answers and act on them."""
         owing = [*self._events, *self._audio_refs]
         if owing:
@@ -188,7 +189,7 @@ class RunMonitor:
             if ref in self._audio_refs:
                 self._distribute_audio(self._audio_refs.pop(ref), ref)
             else:
-                self._handle_events(self._events.pop(ref), ref, on_task)
+                self._handle_events(self._events.pop(ref), ref, callback)
         self._check_silence()
 
     def _distribute_audio(self, block: int, ref: Any) -> None:
@@ -199,7 +200,7 @@ class RunMonitor:
         for worker in self._workers:
             worker.call("allow", self._beginning.number, block, ref)
 
-    def _handle_events(self, stage: int, ref: Any, on_task: OnTask) -> None:
+    def _handle_events(self, stage: int, ref: Any, callback: Callback) -> None:
         kind, value = self._pool.result(self._plan, stage, ref)
         if kind != "ok":
             raise self._pool.worker_lost(self._plan, stage, f"failed: {value[0]}", value[1])
@@ -219,7 +220,7 @@ class RunMonitor:
             raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
         for task in events.tasks:
             self._tasks += 1
-            on_task(TaskReport(task, stage, self._tasks, self._total))
+            callback(Event(GENERATING, self._tasks, self._total, task=task, stage=stage))
 
     def _handle_fault(self, stage: int, fault: WorkerFault) -> None:
         if fault.kind == "link":
@@ -290,7 +291,7 @@ class VideoRun:
         """Busy seconds of each stage."""
         return _sums(self._seconds, self._run.seconds) if self._run else self._seconds
 
-    def next_latent(self, block: int, on_task: OnTask, on_notice: OnNotice) -> torch.Tensor:
+    def next_latent(self, block: int, callback: Callback) -> torch.Tensor:
         """Block number `block`, in order; with the last one all tasks are done and reported.
 
         Raises:
@@ -298,8 +299,8 @@ class VideoRun:
         """
         while True:
             try:
-                run = self._run or self._begin(on_notice)
-                return run.next_latent(block, on_task, on_notice)
+                run = self._run or self._begin(callback)
+                return run.next_latent(block, callback)
             except WorkerError as error:
                 self._seconds, self._run = self.seconds, None
                 if not self._restarts.allow(error, delivered=block):
@@ -307,8 +308,8 @@ class VideoRun:
                 _log.warning("A worker is replaced: %s", error)
                 self._lost.append(error)
 
-    def _begin(self, on_notice: OnNotice) -> RunMonitor:
-        workers = self._pool.start(self._plan, self._model, on_notice)
+    def _begin(self, callback: Callback) -> RunMonitor:
+        workers = self._pool.start(self._plan, self._model, callback)
         number = next(_numbers)
         if not self._folder:
             self._folder = self._pool.open_folder(number)
@@ -317,7 +318,7 @@ class VideoRun:
         self._run = RunMonitor(self._pool, workers, self._plan, self._job, beginning, self._received, self._pause)
         lost, self._lost = self._lost, []
         for error in lost:
-            on_notice(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}.")
+            callback(notice_event(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}."))
         return self._run
 
     def _latest_boundary(self, workers: list[WorkerHandle]) -> int:

@@ -8,15 +8,15 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..codec import CheckCancelled, ExecConfig
+from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine, check_device, find_machine
 from ..errors import LiveAvatarError
+from ..events import Callback, ignore
 from ..planner import Plan
-from ..session import OnNotice, ignore_notice
 from . import cluster, ray_compat
 from .cluster import LOCAL, PROBE_SECONDS, is_listening
 from .registry import WorkerFile
@@ -158,8 +158,12 @@ PROBE_AFTER_SECONDS = 2.5
 _POLL_SECONDS = 0.5
 
 
-def do_nothing() -> None:
-    """A check that never cancels."""
+Heartbeat = Callable[[], object]
+"""Called about twice a second while an answer is waited for; what it raises ends the wait."""
+
+
+def no_heartbeat() -> None:
+    """The heartbeat of a wait that nobody can end."""
 
 
 class CodecWorkerHandle:
@@ -196,7 +200,7 @@ class CodecWorkerHandle:
         """Seconds since the latest answer."""
         return time.monotonic() - self._used
 
-    def open(self, model: ModelSpec, exec_config: ExecConfig, check: CheckCancelled = do_nothing) -> None:
+    def open(self, model: ModelSpec, exec_config: ExecConfig, heartbeat: Heartbeat = no_heartbeat) -> None:
         """Have a worker that has opened this model on this device.
 
         Raises:
@@ -206,36 +210,36 @@ class CodecWorkerHandle:
         """
         worker = self.worker
         if worker is None or worker.device != exec_config.device:
-            worker = self._start(exec_config, check)
+            worker = self._start(exec_config, heartbeat)
         if worker.opened != (model, exec_config):
             worker.loaded_bytes = {}
             there = dataclasses.replace(exec_config, device=DeviceName.parse(exec_config.device).device)
-            self.call(exec_config, "open the model", LOAD_TIMEOUT_SECONDS, check, "open", model, there)
+            self.call(exec_config, "open the model", LOAD_TIMEOUT_SECONDS, heartbeat, "open", model, there)
             worker.opened = (model, exec_config)
 
-    def load_vae(self, exec_config: ExecConfig, check: CheckCancelled) -> None:
+    def load_vae(self, exec_config: ExecConfig, heartbeat: Heartbeat) -> None:
         """Have the VAE loaded."""
-        nbytes = self.call(exec_config, "load the VAE", LOAD_TIMEOUT_SECONDS, check, "load_vae")
+        nbytes = self.call(exec_config, "load the VAE", LOAD_TIMEOUT_SECONDS, heartbeat, "load_vae")
         worker = self.worker
         if worker is not None:
             worker.loaded_bytes = {exec_config.device: nbytes}
 
     def call(
-        self, exec_config: ExecConfig, doing: str, seconds: float, check: CheckCancelled, name: str, *given: Any
+        self, exec_config: ExecConfig, doing: str, seconds: float, heartbeat: Heartbeat, name: str, *given: Any
     ) -> Any:
         """Call the worker and wait.
 
         Raises:
             WorkerError: it was lost, is silent or failed.
             LiveAvatarError: the library refused in it.
-            Whatever `check` raises.
+            Whatever `heartbeat` raises.
         """
         worker = self.worker
         if worker is None:
             raise self._worker_lost(exec_config, "was given back")
         ref, since = worker.call(name, *given), time.monotonic()
         while not ray_compat.wait([ref], _POLL_SECONDS):
-            check()
+            heartbeat()
             waited = time.monotonic() - since
             if waited > PROBE_AFTER_SECONDS and not worker.is_reachable:
                 raise self._worker_lost(exec_config, MACHINE_LOST, replaceable=False)
@@ -267,13 +271,13 @@ class CodecWorkerHandle:
         self._resources.record_workers()
         self._resources.release_unused()
 
-    def _start(self, exec_config: ExecConfig, check: CheckCancelled) -> WorkerHandle:
+    def _start(self, exec_config: ExecConfig, heartbeat: Heartbeat) -> WorkerHandle:
         self._resources.stop_worker(CODEC)
         (machine,) = self._resources.find_machines((exec_config.device,))
         self._resources.start_worker(CODEC, machine, exec_config.threads, CODEC_WORKER_CLASS)
         worker = self._resources.workers[CODEC]
         worker.device = exec_config.device
-        handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, check, "handshake")
+        handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, heartbeat, "handshake")
         if problem := handshake.incompatibility():
             raise self._worker_lost(exec_config, problem, replaceable=False)
         worker.handshake = handshake
@@ -346,8 +350,8 @@ class WorkerPool:
         """See `PoolResources.find_machines`."""
         return self._resources.find_machines(devices)
 
-    def start(self, plan: Plan, model: ModelSpec, on_notice: OnNotice = ignore_notice) -> list[WorkerHandle]:
-        """One loaded worker per stage of a plan, all wired; `on_notice` is called with what they compile.
+    def start(self, plan: Plan, model: ModelSpec, callback: Callback = ignore) -> list[WorkerHandle]:
+        """One loaded worker per stage of a plan, all wired; `callback` is called with what they compile.
 
         Raises:
             WorkerError: one did not start, load, meet its neighbours or compile.
@@ -362,7 +366,7 @@ class WorkerPool:
             raise error
         self._load(plan, model)
         self._wire(plan)
-        compile_layers(plan, self.workers, self.gather, on_notice)
+        compile_layers(plan, self.workers, self.gather, callback)
         return self.workers
 
     def wait_until_idle(self, seconds: float, give_up: bool = False) -> None:

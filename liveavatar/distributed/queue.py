@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 
-from ..session import OnNotice, ignore_notice
+from ..events import Callback, ignore, notice_event
 from .pool import WorkerPool
 
 
@@ -23,12 +23,12 @@ class PauseFlag:
         self.on = False
         self._notified = float("-inf")
 
-    def notify(self, on_notice: OnNotice) -> None:
-        """Notify of the pause, at most once a second; what `on_notice` raises passes through."""
+    def notify(self, callback: Callback) -> None:
+        """Notify of the pause, at most once a second; what `callback` raises passes through."""
         now = time.monotonic()
         if now - self._notified >= NOTICE_SECONDS:
             self._notified = now
-            on_notice("Paused.")
+            callback(notice_event("Paused."))
 
 
 NOTICE_SECONDS = 1.0
@@ -65,17 +65,18 @@ class JobQueue:
         with self._changed:
             return 0.0 if self._present or self._queue else time.monotonic() - self._free_since
 
-    def acquire(self, on_notice: OnNotice = ignore_notice) -> JobTicket:
+    def acquire(self, callback: Callback = ignore) -> JobTicket:
         """Wait for it.
 
         Args:
-            on_notice: told at once and then about every second who comes first; what it raises gives the place up.
+            callback: called at once and then about every second with a notice of who comes first; what it raises gives
+                the place up.
         """
         mine = JobTicket(self, threading.current_thread())
         try:
             self._queue_up(mine)
             while before := self._admit(mine):
-                on_notice(_waiting_for(before))
+                callback(notice_event(_waiting_for(before)))
                 with self._changed:
                     self._changed.wait_for(lambda known=before: self._before(mine) != known, NOTICE_SECONDS)  # type: ignore[misc]
         except BaseException:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ..stage import Stage
+from ..utils import format_bytes
 
 NUM_KEPT = 2
 """Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
@@ -94,13 +95,13 @@ class Snapshots:
         needed = _RESERVE * sum(
             t.nbytes for kv_caches in stage.kv_caches.values() for r in kv_caches for t in r.tensors()
         )
-        wanted = f"GB free, and {needed / 1e9:.3g} GB are wanted"
+        wanted = f"free, and {format_bytes(needed, '.3g')} are wanted"
         if self.waiting > len(_parts(self._steps)):
             why = "the disk is too slow for those before it"
         elif (free := _free_disk(self._folder)) < needed:
-            why = f"the disk has {free / 1e9:.3g} {wanted}"
+            why = f"the disk has {format_bytes(free, '.3g')} {wanted}"
         elif (free := _free_memory()) < needed:
-            why = f"the memory has {free / 1e9:.3g} {wanted}"
+            why = f"the memory has {format_bytes(free, '.3g')} {wanted}"
         else:
             return True
         _log.warning("no snapshot at block %s: %s", boundary, why)

@@ -18,8 +18,8 @@ from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine
 from ..engine.compile import compiled_notice, compiling_notice, forms
 from ..errors import LiveAvatarError
+from ..events import Callback, notice_event
 from ..planner import Plan, suggest_next
-from ..session import OnNotice
 from . import ray_compat
 from .cluster import PROBE_SECONDS, is_listening
 from .registry import last_lines
@@ -391,11 +391,12 @@ def compile_problem(plan: Plan, workers: list[WorkerHandle]) -> WorkerError | No
     return None
 
 
-def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, on_notice: OnNotice) -> None:
+def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, callback: Callback) -> None:
     """Have all workers compile that have not yet, each form on all of them at once.
 
     Args:
-        on_notice: told between the forms, and what it took; what it raises ends it, and the next time goes on there.
+        callback: called with notices between the forms, and with what it took; what it raises ends it, and the next
+            time goes on there.
 
     Raises:
         WorkerError: one could not.
@@ -405,12 +406,12 @@ def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, on_n
     wanted = _wanted(plan)
     begun = time.monotonic()
     for form in range(forms(plan.clip_blocks)):
-        on_notice(compiling_notice())
+        callback(notice_event(compiling_notice()))
         asked = {number: worker.call("compile", *wanted, form) for number, worker in enumerate(workers)}
         gather(plan, asked, COMPILE_TIMEOUT_SECONDS, "compile its layers")
     for worker in workers:
         worker.compiled.add(wanted)
-    on_notice(compiled_notice(time.monotonic() - begun))
+    callback(notice_event(compiled_notice(time.monotonic() - begun)))
 
 
 def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..config import BLOCK_LATENTS, CLIP_BLOCKS, WAN2_2_S2V_14B
+from ..utils import format_bytes
 from .host import host
 from .report import FLOAT8_ROWS, Accelerators, Compute, Copies, Device, Peer
 
@@ -213,7 +214,9 @@ def _wait(*tensors: torch.Tensor) -> None:
 def _check_room(device: str) -> None:
     free, _ = torch.cuda.mem_get_info(device)
     if free < _LEAST_FREE:
-        raise MemoryError(f"only {free / 1e9:.1f} GB are free on {device}; measuring needs {_LEAST_FREE / 1e9:.0f} GB")
+        raise MemoryError(
+            f"only {format_bytes(free)} are free on {device}; measuring needs {format_bytes(_LEAST_FREE, '.0f')}"
+        )
 
 
 def _ask_driver() -> str:

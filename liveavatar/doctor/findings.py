@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ..config import BLOCK_LATENTS, WAN2_2_S2V_14B, WINDOW_BLOCKS
 from ..storage import FP8_CAPABILITY
+from ..utils import format_bytes
 from .report import FLOAT8_ROWS, Device, Finding, Level, Report
 
 _LEAST_VRAM = 15e9
@@ -108,11 +109,11 @@ def _room(r: Report) -> Iterator[Finding]:
         if d.total is None or d.free is None:
             continue
         held, of = d.total - d.free, f"{d.id} ({d.name})"
-        amounts = f"{d.free / 1e9:.1f} of {d.total / 1e9:.1f} GB are free"
+        amounts = f"{d.free / 1e9:.1f} of {format_bytes(d.total)} are free"
         if d.total < _LEAST_VRAM:
             yield Finding(
                 "note",
-                f"{of} has {d.total / 1e9:.1f} GB, too little for the whole 14B model.",
+                f"{of} has {format_bytes(d.total)}, too little for the whole 14B model.",
                 "Share its layers between several cards, or use the miniature.",
             )
         elif d.free < _LEAST_VRAM:
@@ -182,8 +183,8 @@ def _memory(r: Report) -> Iterator[Finding]:
     if r.host and r.gpus and r.host.ram_free is not None and r.host.ram_free < _HOST_KEYS:
         yield Finding(
             "note",
-            f"{r.host.ram_free / 1e9:.1f} GB of host memory are free; the keys and values of the 14B model at 704x384 "
-            f"take {_HOST_KEYS / 1e9:.1f} GB, where a card has no room for them.",
+            f"{format_bytes(r.host.ram_free)} of host memory are free; the keys and values of the 14B model at 704x384 "
+            f"take {format_bytes(_HOST_KEYS)}, where a card has no room for them.",
             "End other programs, add memory, or make smaller videos.",
         )
 
@@ -202,7 +203,7 @@ def _disks(r: Report) -> Iterator[Finding]:
         elif d.free is not None and d.free < _TIGHT:
             yield Finding(
                 bad if d.free < _FULL else "note",
-                f"The disk of the {d.name} folder has only {d.free / 1e9:.1f} GB free.",
+                f"The disk of the {d.name} folder has only {format_bytes(d.free)} free.",
                 elsewhere,
             )
 

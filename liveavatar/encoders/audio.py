@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..config import AUDIO_FEATURE_RATE, AUDIO_SAMPLE_RATE, BLOCK_FRAMES, CLIP_BLOCKS, FPS
 from ..errors import AudioError, ModelError
+from ..events import ENCODING_AUDIO, Callback, ignore, share_event
 from ..spool import MEMORY_BYTES, Rows, Spool
 
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
@@ -122,7 +124,7 @@ class AudioFeatures:
         if not 0 <= b < self.blocks:
             raise IndexError(f"block {b} of {self.blocks}")
         rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
-        return rows.reshape(BLOCK_FRAMES, self.layers, self.channels).permute(1, 2, 0).contiguous()
+        return rearrange(rows, "frames (layers c) -> layers c frames", layers=self.layers).contiguous()
 
     def close(self) -> None:
         """Let memory and file go now instead of with the object."""
@@ -270,8 +272,7 @@ def encode_audio(
     frames: int,
     *,
     tail: Tail = "silence",
-    progress: Callable[[float], None] | None = None,
-    check: Callable[[], None] | None = None,
+    callback: Callback = ignore,
     memory_bytes: int = MEMORY_BYTES,
 ) -> AudioFeatures:
     """Encode audio for so many video frames at 25 a second.
@@ -286,8 +287,7 @@ def encode_audio(
         tail: what frames past the end of the audio hear. "silence": zeros are heard and encoded with the audio.
             "zeros": nothing is encoded and their features are zeros, as in the published implementation; the audio
             then needs 720 samples (45 ms) for a first step at 30 a second.
-        progress: called with the finished share, 0 to 1, after every window.
-        check: called before every window; what it raises ends the encoding and leaves nothing behind.
+        callback: called before every window and at the end; what it raises ends the encoding and leaves nothing behind.
         memory_bytes: features beyond this many bytes go to a temporary file.
 
     Raises:
@@ -297,14 +297,13 @@ def encode_audio(
     """
     encoder = as_audio_encoder(model)
     work = _encode_job(wave16k, frames, tail)
-    report, check = progress or (lambda share: None), check or (lambda: None)
     short = len(work.samples_16k) <= WHOLE_SECONDS * AUDIO_SAMPLE_RATE
     if short and work.total <= (WHOLE_SECONDS + 1) * AUDIO_SAMPLE_RATE:
-        parts = _encode_whole(encoder, work, check)
+        parts = _encode_whole(encoder, work, callback)
     else:
-        parts = _encode_windows(encoder, work, check, report)
+        parts = _encode_windows(encoder, work, callback)
     features = _assemble(AudioFeatures(encoder.layers, encoder.channels, memory_bytes), parts, frames)
-    report(1.0)
+    callback(share_event(ENCODING_AUDIO, 1.0))
     return features
 
 
@@ -389,9 +388,9 @@ def _check_frames(frames: int) -> None:
         raise AudioError(f"{frames} video frames are no whole blocks.", f"Use a multiple of {BLOCK_FRAMES}.")
 
 
-def _encode_whole(encoder: AudioEncoder, work: _EncodeJob, check: Callable[[], None]) -> Iterator[np.ndarray]:
+def _encode_whole(encoder: AudioEncoder, work: _EncodeJob, callback: Callback) -> Iterator[np.ndarray]:
     """Frames [n, layers, C] of all audible frames, with the published arithmetic."""
-    check()
+    callback(share_event(ENCODING_AUDIO, 0.0))
     indices = torch.from_numpy(work.indices[: work.audible])
     states = encoder.states(work.samples(0, work.total))
     picked = torch.empty(len(indices), len(states), states[0].shape[1])
@@ -402,9 +401,7 @@ def _encode_whole(encoder: AudioEncoder, work: _EncodeJob, check: Callable[[], N
     yield picked.numpy()
 
 
-def _encode_windows(
-    encoder: AudioEncoder, work: _EncodeJob, check: Callable[[], None], report: Callable[[float], None]
-) -> Iterator[np.ndarray]:
+def _encode_windows(encoder: AudioEncoder, work: _EncodeJob, callback: Callback) -> Iterator[np.ndarray]:
     """Frames [n, layers, C], in order, as far as the features at hand reach; one feature is transferred across
     borders."""
     left, weight = interpolation(work.features, work.steps, work.indices[: work.audible])
@@ -412,7 +409,7 @@ def _encode_windows(
     done = 0
     carried: np.ndarray | None = None
     for start in range(0, work.features, WINDOW_FEATURES):
-        check()
+        callback(share_event(ENCODING_AUDIO, start / work.features))
         stop = min(start + WINDOW_FEATURES, work.features)
         rows = _window(encoder, work, start, stop, carried)
         base = stop - len(rows)
@@ -422,7 +419,6 @@ def _encode_windows(
             w = weight[part, None, None]
             yield (1 - w) * rows[left[part] - base] + w * rows[right[part] - base]
         done, carried = reach, rows[-1].copy()
-        report(stop / work.features)
         if done == work.audible:
             return
 

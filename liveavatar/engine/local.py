@@ -13,6 +13,7 @@ import torch
 
 from .. import compiler
 from ..components import Components
+from ..events import GENERATING, Callback, Event, ignore, notice_event
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
 from ..noise_schedule import NoiseSchedule
@@ -20,7 +21,7 @@ from ..offload.host_weights import HostWeightCache, HostWeights
 from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
 from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
-from ..session import OnNotice, OnTask, TaskReport, VideoTask, cpu_threads, ignore_notice
+from ..session import VideoTask, cpu_threads
 from ..stage import InitialInputs, Stage, StageConditioning, StageInput
 from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
 from ..task_graph import Partition, Task, ends_block, followers, is_first, paced_order, task_count
@@ -212,11 +213,11 @@ class LocalEngine:
         )
         return all_loaded and not (self.plan.compiled and self._uncompiled())
 
-    def load(self, on_notice: OnNotice = ignore_notice) -> None:
+    def load(self, callback: Callback = ignore) -> None:
         """Load the weights now, and compile for them; stages that own the same layers on the same device share them.
 
         Args:
-            on_notice: told between the forms that are compiled, and what it took.
+            callback: called with notices between the forms that are compiled, and with what it took.
 
         Raises:
             ModelError: the layers cannot be compiled here.
@@ -226,16 +227,16 @@ class LocalEngine:
         for where in self._slices():
             self._network(*where)
         if self.plan.compiled and (uncompiled := self._uncompiled()):
-            self._compile(uncompiled, on_notice)
+            self._compile(uncompiled, callback)
 
-    def _compile(self, stages: list[StagePlan], on_notice: OnNotice) -> None:
+    def _compile(self, stages: list[StagePlan], callback: Callback) -> None:
         begun = time.perf_counter()
         for stage in stages:
             for form in range(self._compiled(stage).forms):
-                on_notice(compiling_notice())
+                callback(notice_event(compiling_notice()))
                 with self._inference():
                     self._compiled(stage).warm_up(self._network_of(stage), form, self._dtype)
-        on_notice(compiled_notice(time.perf_counter() - begun))
+        callback(notice_event(compiled_notice(time.perf_counter() - begun)))
 
     def _uncompiled(self) -> list[StagePlan]:
         """Stages whose layers nothing was compiled for yet."""
@@ -261,20 +262,21 @@ class LocalEngine:
         """Busy seconds of each stage in the latest run."""
         return self._timer.seconds()
 
-    def run(self, job: VideoTask, on_task: OnTask, on_notice: OnNotice = ignore_notice) -> Iterator[torch.Tensor]:
+    def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU. Notices are those of `load`.
 
-        Weights are loaded, and `on_task` is called, by whoever pulls.
+        Weights are loaded, and the callback is called, by whoever pulls.
         """
-        self.load(on_notice)
+        self.load(callback)
         self._timer = StageTimer(self.plan)
         make = functools.partial(self._latents, job)
         devices = (torch.device(stage.device) for stage in self.plan.stages)
-        with contextlib.closing(PrefetchThread(make, on_task, devices) if self._prefetch else make(on_task)) as blocks:
+        blocks = PrefetchThread(make, callback, devices) if self._prefetch else make(callback)
+        with contextlib.closing(blocks):
             for latent in blocks:
                 yield latent.wait()
 
-    def _latents(self, job: VideoTask, on_task: OnTask) -> Generator[AsyncHostTensor, None, None]:
+    def _latents(self, job: VideoTask, callback: Callback) -> Generator[AsyncHostTensor, None, None]:
         """The finished latents, on their way to the CPU."""
         with self._inference():
             run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
@@ -285,7 +287,7 @@ class LocalEngine:
                 with self._timer.time(start.stage):
                     finished = run.run(start.task)
                 latent = None if finished is None else AsyncHostTensor.copy_of(finished.float())
-            on_task(TaskReport(start.task, start.stage, done, total))
+            callback(Event(GENERATING, done, total, task=start.task, stage=start.stage))
             if latent is not None:
                 yield latent  # whoever takes it waits for it: the one wait of a block
 

@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 
 import torch
 
+from ..events import Callback, Event
 from ..planner import Plan
-from ..session import OnTask, TaskReport
 
 T = TypeVar("T")
-Make = Callable[[OnTask], Generator[T, None, None]]
-"""Makes results one by one and tells of every task."""
+Make = Callable[[Callback], Generator[T, None, None]]
+"""Makes results one by one and calls back after every task."""
 
 _POLL_SECONDS = 0.1
 """The longest wait without a look around: on Windows Ctrl-C is noticed only between two waits."""
@@ -46,15 +46,15 @@ class PrefetchThread(Iterator[T]):
     Args:
         make: what the thread does. It must not know this object, nor whoever consumes it: what a running thread knows
             is never forgotten.
-        on_task: called in the thread that pulls, in the order of the tasks; what it raises ends the work.
+        callback: called in the thread that pulls, in the order of the tasks; what it raises ends the work.
         devices: where the thread works, in the streams of whoever pulls first.
 
     Raises:
         Whatever `make` raises, while iterating.
     """
 
-    def __init__(self, make: Make[T], on_task: OnTask, devices: Iterable[torch.device] = ()):
-        self._on_task, self._devices = on_task, tuple(devices)
+    def __init__(self, make: Make[T], callback: Callback, devices: Iterable[torch.device] = ()):
+        self._callback, self._devices = callback, tuple(devices)
         self._worker = _WorkerThread(make)
         self._end = weakref.finalize(self, self._worker.end)
 
@@ -74,14 +74,14 @@ class PrefetchThread(Iterator[T]):
 
     def _pull(self) -> T:
         while True:
-            event = self._worker.next_event()
-            if isinstance(event, TaskReport):
-                self._on_task(event)
-            elif isinstance(event, _Result):
+            message = self._worker.next_message()
+            if isinstance(message, Event):
+                self._callback(message)
+            elif isinstance(message, _Result):
                 self._worker.request_next()
-                return event.result
-            elif isinstance(event, _Failed):
-                event.reraise()
+                return message.result
+            elif isinstance(message, _Failed):
+                message.reraise()
             else:
                 raise StopIteration
 
@@ -113,7 +113,7 @@ class _Closed(Exception):
     """Nobody wants the results any more."""
 
 
-_Event = TaskReport | _Result[T] | _Failed | None
+_Message = Event | _Result[T] | _Failed | None
 """What the thread tells; None is the end."""
 
 
@@ -126,7 +126,7 @@ class _WorkerThread(Generic[T]):
 
     def __init__(self, make: Make[T]):
         self._make = make
-        self._events: queue.SimpleQueue[_Event[T]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Message[T]] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -138,11 +138,11 @@ class _WorkerThread(Generic[T]):
             self._thread = threading.Thread(target=self._run, args=arguments, name="liveavatar-ahead", daemon=True)
             self._thread.start()
 
-    def next_event(self) -> _Event[T]:
+    def next_message(self) -> _Message[T]:
         """The next news, when there is any."""
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._events.get(timeout=_POLL_SECONDS)
+                return self._messages.get(timeout=_POLL_SECONDS)
 
     def request_next(self) -> None:
         """The latest result was taken."""
@@ -162,19 +162,19 @@ class _WorkerThread(Generic[T]):
             adopt_settings()
             with contextlib.closing(self._make(self._report)) as results:
                 for result in results:
-                    self._events.put(_Result(result))
+                    self._messages.put(_Result(result))
                     if not self._requests.get():
                         return
-            self._events.put(None)
+            self._messages.put(None)
         except _Closed:
             pass
         except BaseException as error:  # raised by whoever pulls
-            self._events.put(_Failed(error))
+            self._messages.put(_Failed(error))
 
-    def _report(self, report: TaskReport) -> None:
+    def _report(self, event: Event) -> None:
         if self._closed:
             raise _Closed
-        self._events.put(report)
+        self._messages.put(event)
 
 
 def _thread_settings(devices: Iterable[torch.device]) -> Callable[[], None]:

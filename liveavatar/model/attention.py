@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 
@@ -18,9 +19,9 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
         [..., queries, heads * head_dim]
     """
     batched = q.dim() == 4
-    q, k, v = (t.transpose(-3, -2) if batched else t.transpose(-3, -2).unsqueeze(0) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2)
-    return out if batched else out.squeeze(0)
+    q, k, v = (rearrange(t if batched else t[None], "b n heads d -> b heads n d") for t in (q, k, v))
+    out = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+    return out if batched else out[0]
 
 
 def layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -71,4 +72,4 @@ class Attention(nn.Module):
         return self.o(attention(q, k, v))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+        return rearrange(x, "... (heads d) -> ... heads d", heads=self.num_heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..config import ModelConfig
@@ -18,9 +19,9 @@ class _Conv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, time, channels] -> [batch, ceil(time / stride), out], float32 whatever the stored dtype."""
-        padded = F.pad(x.transpose(1, 2), (2, 0), mode="replicate")
+        padded = F.pad(rearrange(x, "b t c -> b c t"), (2, 0), mode="replicate")
         weight, bias = self.conv.weight.float(), None if self.conv.bias is None else self.conv.bias.float()
-        return F.conv1d(padded, weight, bias, self.conv.stride).transpose(1, 2)
+        return rearrange(F.conv1d(padded, weight, bias, self.conv.stride), "b c t -> b t c")
 
 
 class _Encoder(nn.Module):
@@ -40,8 +41,8 @@ class _Encoder(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[batch, 1 + 4 n, audio_dim] -> global [batch, 1 + n, dim], local [batch, 1 + n, tokens + 1, dim]"""
         batch = x.shape[0]
-        local = self.conv1_local(x).unflatten(-1, (self.num_tokens, -1)).transpose(1, 2).flatten(0, 1)
-        local = self._narrow(local).unflatten(0, (batch, -1)).transpose(1, 2)
+        local = rearrange(self.conv1_local(x), "b t (n c) -> (b n) t c", n=self.num_tokens)
+        local = rearrange(self._narrow(local), "(b n) t c -> b t n c", b=batch)
         padding = self.padding_tokens.float().expand(batch, local.shape[1], -1, -1)
         whole = F.linear(
             self._narrow(self.conv1_global(x)), self.final_linear.weight.float(), self.final_linear.bias.float()
@@ -79,6 +80,6 @@ class CausalAudioEncoder(nn.Module):
         """
         weights = F.silu(self.weights)
         mixed = (features.to(weights.dtype) * weights).float().sum(1) / weights.float().sum()
-        rows = mixed.transpose(1, 2)
+        rows = rearrange(mixed, "actors c t -> actors t c")
         whole, local = self.encoder(torch.cat((rows[:, :1], rows), 1))
         return whole[:, 1:], local[:, 1:]

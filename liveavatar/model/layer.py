@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..config import BLOCK_LATENTS, ModelConfig
@@ -180,9 +181,12 @@ class AudioInjector(nn.Module):
 
 def inject_audio(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: AudioTokens) -> torch.Tensor:
     """x [3 S, dim] -> the same with what each actor's sound adds, through one injector."""
-    q = attend.queries(norm(x.unflatten(0, (BLOCK_LATENTS, -1)), audio.frame)).flatten(0, 1)
-    k, v = attend.keys_values(audio.tokens)
-    audio_out = attend.output(q, k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, audio.frame.shape[:2]).flatten(1, 2)
+    frames = rearrange(x, "(f s) dim -> f s dim", f=BLOCK_LATENTS)
+    q, k, v = (
+        rearrange(t, "actors f n heads d -> (actors f) n heads d")
+        for t in (attend.queries(norm(frames, audio.frame)), *attend.keys_values(audio.tokens))
+    )
+    audio_out = rearrange(attend.output(q, k, v), "(actors f) s dim -> actors (f s) dim", f=BLOCK_LATENTS)
     if audio.mask is not None:
         audio_out = audio_out * audio.mask.to(audio_out.dtype)
     return x + audio_out.sum(0)

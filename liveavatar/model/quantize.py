@@ -63,7 +63,10 @@ def replace_linears(net: nn.Module, weights: WeightFormat) -> None:
 
 
 def quantize_rows_fp8(x: torch.Tensor) -> QuantizedWeight:
-    """x [rows, n] -> e4m3 of the same shape and float32 [rows, 1]: the largest of a row becomes 448."""
+    """x [..., n] -> e4m3 of the same shape and float32 [..., 1]: the largest of a row becomes 448.
+
+    No number is off by more than 1/16 of itself or 1/2**18 of the largest of its row.
+    """
     scale = _largest(x) / _LARGEST
     return (x / scale).to(_E4M3), scale
 
@@ -240,7 +243,7 @@ _LINEAR_CLASSES: dict[WeightFormat, type[EightBitLinear]] = {
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:
-    """max|x| of each row, float32 [rows, 1], never zero."""
+    """max|x| of each row, float32 [..., 1], never zero."""
     return torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).float().clamp(min=_SMALLEST)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from einops import repeat
 
 from ..config import BLOCK_LATENTS, REFERENCE_TIME_ID
 
@@ -104,18 +105,13 @@ class RopeGrid:
 
     def _space(self, row_ids: Sequence[int], column_ids: Sequence[int]) -> torch.Tensor:
         row, column = _axis(row_ids, self._pairs[1]), _axis(column_ids, self._pairs[2])
-        grid = (len(row), len(column), -1, 2)
-        both = torch.cat((row.unsqueeze(1).expand(grid), column.unsqueeze(0).expand(grid)), 2)
-        return both.flatten(0, 1).to(self.device)
+        rows = repeat(row, "h pairs xy -> (h w) pairs xy", w=len(column))
+        columns = repeat(column, "w pairs xy -> (h w) pairs xy", h=len(row))
+        return torch.cat((rows, columns), 1).to(self.device)
 
     def _join(self, time_ids: Sequence[int], space: torch.Tensor) -> Rope:
         time = _axis(time_ids, self._pairs[0]).to(self.device, non_blocking=True)
-        frames, tokens = len(time), len(space)
-        turns = torch.cat(
-            (
-                time.unsqueeze(1).expand(frames, tokens, -1, 2),
-                space.unsqueeze(0).expand(frames, tokens, -1, 2),
-            ),
-            2,
-        ).flatten(0, 1)
+        times = repeat(time, "f pairs xy -> (f s) pairs xy", s=len(space))
+        places = repeat(space, "s pairs xy -> (f s) pairs xy", f=len(time))
+        turns = torch.cat((times, places), 1)
         return Rope(turns[..., 0].contiguous(), turns[..., 1].contiguous())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..config import MOTION_LATENTS, ModelConfig
@@ -45,7 +46,7 @@ def _patches(config: ModelConfig, kernel: tuple[int, int, int]) -> nn.Conv3d:
 
 def tokens(projection: nn.Conv3d, latents: torch.Tensor) -> torch.Tensor:
     """Patch latents [channels, frames, h, w] -> [tokens, dim], frame by frame, row by row."""
-    return projection(latents.unsqueeze(0))[0].flatten(1).transpose(0, 1)
+    return rearrange(projection(latents[None]), "1 dim f h w -> (f h w) dim")
 
 
 _NOISE, _REFERENCE, _MOTION = range(3)
@@ -241,8 +242,8 @@ class CausalS2VTransformer(nn.Module):
 
     def velocity(self, x: torch.Tensor, time: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Tokens [3 S, dim] -> velocity [16, 3, 2 rows, 2 columns] in x's dtype; channels run fastest in a token."""
-        patches = self.head(x, time).to(x.dtype).view(-1, rows, columns, 2, 2, self.config.out_dim)
-        return patches.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, -1, 2 * rows, 2 * columns)
+        patches = self.head(x, time).to(x.dtype)
+        return rearrange(patches, "(f h w) (p q c) -> c f (h p) (w q)", h=rows, w=columns, p=2, q=2)
 
 
 def empty_transformer(

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..utils import format_bytes
 from .streams import ALIGNMENT, PinnedBuffer, private_pages
 
 
@@ -470,7 +471,7 @@ def _attach(file: SharedMemoryFile, entry: SharedMemoryEntry, pages: SharedMemor
     weights = _with_finalizer(HostWeights(PinnedBuffer(entry.nbytes, pages=pages.pages), rows, pages.name), file, pages)
     with contextlib.suppress(OSError):  # the disk is full: it is not found here, but with others
         file.add_holder(pages)
-    _log.info("%.2f GB of layers on the host are shared with other processes", entry.nbytes / 1e9)
+    _log.info("%s of layers on the host are shared with other processes", format_bytes(entry.nbytes, ".2f"))
     return weights
 
 

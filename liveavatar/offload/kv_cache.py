@@ -14,12 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
-from ..storage import KVDtype, StorageConfig, kv_cache_bytes
+from ..model.quantize import quantize_rows_fp8
+from ..storage import NUM_SLOTS, KVDtype, StorageConfig
 from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
-
-_E4M3_MAX = 448.0
-_NO_SCALE = 1e-12
-"""Smallest scale, so that a row of zeros is no division by zero."""
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Gives memory for a tensor."""
@@ -70,18 +67,8 @@ def _updated(
         attended[earlier].copy_(rows[earlier]).mul_(scales[earlier])
     attended[window.own] = new
     torch.cat(tuple(sink), out=attended[window.valid :])
-    rows[window.own], scales[window.own] = quantize_kv(new)
+    rows[window.own], scales[window.own] = quantize_rows_fp8(new)
     return attended
-
-
-def quantize_kv(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[tokens, heads, head_dim] -> e4m3 of the same shape and float32 scales [tokens, heads, 1].
-
-    The largest number of a token and head becomes the largest of the format, so no number is off by more than 1/16 of
-    itself or 1/2**18 of that largest one.
-    """
-    scale = (rows.abs().amax(-1, keepdim=True).float() / _E4M3_MAX).clamp_min_(_NO_SCALE)
-    return torch.div(rows, scale).to(torch.float8_e4m3fn), scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +94,12 @@ def allocate_kv_cache_layer(kv_dtype: KVDtype, shape: KVCacheShape, allocate: Al
         return RollingKVCache(allocate(rows, shape.dtype), allocate(rows, shape.dtype))
     k, v = (allocate(rows, torch.float8_e4m3fn) for _ in range(2))
     return Fp8KVCache(k, v, *(allocate((*rows[:2], 1), torch.float32) for _ in range(2)))
+
+
+def _layer_bytes(kv_dtype: KVDtype, shape: KVCacheShape) -> int:
+    """Bytes of the tensors of one KV cache."""
+    layer = allocate_kv_cache_layer(kv_dtype, shape, lambda size, dtype: torch.empty(size, dtype=dtype, device="meta"))
+    return sum(tensor.nbytes for tensor in layer.tensors())
 
 
 PADDING = 4 * ALIGNMENT
@@ -189,7 +182,7 @@ class KVDoubleBuffer:
         self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | Fp8KVCache]
     ):
         self.streams, self._memory = streams, memory
-        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(2)]
+        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(NUM_SLOTS)]
         self._slots = collections.deque(made)
         """The one that was borrowed last stands last."""
 
@@ -254,7 +247,7 @@ def allocate_kv_caches(
         }
         return StageKVCaches(made, TransferStats())
     streams = copy_streams(device)
-    layer_bytes = kv_cache_bytes(storage.kv_dtype, shape.tokens, shape.heads, shape.head_dim, shape.dtype.itemsize)
+    layer_bytes = _layer_bytes(storage.kv_dtype, shape)
     host_buffer = streams.pinned_buffer(len(steps) * layers * (layer_bytes + PADDING))
     double_buffer = KVDoubleBuffer(
         streams, host_buffer, lambda allocate: allocate_kv_cache_layer(storage.kv_dtype, shape, allocate)

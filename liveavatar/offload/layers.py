@@ -14,7 +14,7 @@ from torch import nn
 
 from ..model.layer import Layer
 from ..model.transformer import CausalS2VTransformer
-from ..storage import MemoryUse, StorageConfig, offloaded_layers
+from ..storage import NUM_SLOTS, MemoryUse, StorageConfig, offloaded_layers
 from ..weights.load import TensorDevice
 from .host_weights import HostWeightCache, HostWeights, PackedBytes, PackedModule
 from .streams import CopyStreams, PinnedBuffer, StreamEvent, copy_streams
@@ -111,9 +111,8 @@ class LayerPrefetcher:
     def _allocate_slots(self) -> None:
         if not self._slots and self._modules:
             slot_bytes = max(module.nbytes for module in self._modules.values())
-            buffers = [
-                self.streams.device_buffer((slot_bytes,), torch.uint8) for _ in range(min(2, len(self._modules)))
-            ]
+            count = min(NUM_SLOTS, len(self._modules))
+            buffers = [self.streams.device_buffer((slot_bytes,), torch.uint8) for _ in range(count)]
             self._slots.extend(_LayerSlot(r, self.streams.record_event()) for r in buffers)
 
     @contextlib.contextmanager

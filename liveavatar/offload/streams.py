@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import HostMemoryError
+from ..utils import format_bytes
 
 _PORTABLE = 1
 """Flag of cudaHostRegister: the memory is page-locked for every device of the process."""
@@ -101,7 +102,7 @@ def _unlock(memory: torch.Tensor, devices: list[torch.device]) -> None:
 
 def _host_memory_error(nbytes: int, why: str) -> HostMemoryError:
     return HostMemoryError(
-        f"{nbytes / 1e9:.1f} GB of pinned host memory are needed, and the host {why}.",
+        f"{format_bytes(nbytes)} of pinned host memory are needed, and the host {why}.",
         "Free memory, raise the limit of locked memory, or keep more on the device.",
     )
 

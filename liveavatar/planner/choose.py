@@ -4,15 +4,19 @@ fits."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, ModelConfig
 from ..errors import PlanError, SizeError
-from ..request import ResolvedRequest, resolve_size
+from ..request import ResolvedRequest, VideoShape, resolve_size
 from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
+from ..utils import format_bytes
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Forecast, Hardware
+from .memory import DTYPE_BYTES
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
 from .search import (
     DEFAULT_OPTIONS,
@@ -21,7 +25,6 @@ from .search import (
     Candidate,
     PlanOptions,
     PlanSearch,
-    Preference,
     highest_level,
     next_level_down,
     plan_searches,
@@ -63,10 +66,9 @@ def choose_plan(
     if options.prefer not in ("quality", "speed"):
         raise PlanError(f"The preference {options.prefer!r} is not known.", "Use quality or speed.")
     for tried in [resolved, *(smaller_sizes(resolved) if options.allow_smaller else ())]:
-        ways = plan_searches(tried, config, hardware, options)
-        best = _best(ways, options.prefer) if ways else None
+        best = best_candidate(tried.shape, config, hardware, options)
         if best:
-            return _to_plan(*best, model)
+            return candidate_plan(best, tried, config, hardware, options, model=model)
     raise infeasible(resolved, config, hardware, options, model, smaller_sizes(resolved))
 
 
@@ -96,68 +98,85 @@ def smaller_sizes(resolved: ResolvedRequest) -> Iterator[ResolvedRequest]:
             yield dataclasses.replace(resolved, width=size[0], height=size[1])
 
 
-def _best(searches: Sequence[PlanSearch], prefer: Preference) -> tuple[PlanSearch, Candidate] | None:
-    if prefer == "quality":
+@functools.lru_cache(maxsize=64)
+def best_candidate(
+    video: VideoShape, config: ModelConfig, hardware: Hardware, options: PlanOptions
+) -> Candidate | None:
+    """The candidate that rounds and moves least and fits, or the fastest one; None: nothing fits.
+
+    Remembered, because callers plan more than once for one video: to show what will happen, and to do it.
+    """
+    searches = plan_searches(video, config, hardware, options)
+    if not searches:
+        return None
+    if options.prefer == "quality":
         found = highest_level(searches)
-        if found is None:
-            return None
-        level, search = found
-        candidate = _fastest(search, level)
-        return None if candidate is None else (search, candidate)
+        return None if found is None else found[1].fastest(found[0])
+    return _fastest_rounded(searches)
+
+
+def _fastest_rounded(searches: Sequence[PlanSearch]) -> Candidate | None:
+    """The fastest of the levels that may round; of nearly as fast ones that which rounds least."""
     fp8 = all(device.speed.supports_fp8 for device in searches[0].hardware.devices)
-    rungs = [
+    # The lowest of each kind of rounding: stages with room stand higher by themselves.
+    levels = [
         level
         for level in range(FIRST_FP8 if fp8 else 0, len(FIDELITY_LEVELS))
         if FIDELITY_LEVELS[level].offloads_layers
     ]
-    """The lowest of each kind of rounding: stages with room stand higher by themselves."""
-    pairs = [(search, candidate) for level in rungs for search in searches if (candidate := _fastest(search, level))]
-    least = min((candidate.seconds for _, candidate in pairs), default=0.0)
-    return next(((search, candidate) for search, candidate in pairs if candidate.seconds <= least * (1 + _ALIKE)), None)
+    found: list[Candidate] = []
+    bound = math.inf
+    for level in levels:
+        for search in searches:
+            if candidate := search.fastest(level, bound):
+                found.append(candidate)
+                bound = min(bound, candidate.seconds * (1 + _ALIKE))
+    return next((candidate for candidate in found if candidate.seconds <= bound), None)
 
 
-def _fastest(search: PlanSearch, level: int) -> Candidate | None:
-    """The fastest layout on a level; of equally fast ones that with the fewest devices."""
-    return min(
-        search.candidates(level), key=lambda found: (round(found.seconds, 4), found.topology.device_count), default=None
-    )
-
-
-def _to_plan(search: PlanSearch, candidate: Candidate, model: str) -> Plan:
-    """A layout in full."""
-    topology, config, resolved = candidate.topology, search.config, search.resolved
-    partition = Partition(topology.steps, tuple(share.layers for share in candidate.shards))
+def candidate_plan(
+    candidate: Candidate,
+    resolved: ResolvedRequest,
+    config: ModelConfig,
+    hardware: Hardware,
+    options: PlanOptions,
+    *,
+    model: str,
+) -> Plan:
+    """A candidate in full; arguments as of `choose_plan`."""
+    topology = candidate.topology
+    partition = Partition(topology.steps, tuple(shard.layers for shard in candidate.shards))
     stages = [
         stage_plan(
             config,
             resolved.frame_tokens,
             steps,
-            share.layers,
-            search.size,
+            shard.layers,
+            DTYPE_BYTES[options.dtype],
             column[group].device.name,
-            share.storage,
+            shard.storage,
             resolved.clip_blocks,
         )
         for group, steps in enumerate(topology.steps)
-        for column, share in zip(topology.columns, candidate.shards, strict=True)
+        for column, shard in zip(topology.columns, candidate.shards, strict=True)
     ]
-    options, vae = search.options, topology.vae.name
-    plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, search.tiles)
+    vae, tiles = topology.vae.name, candidate.tiles
+    plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles)
     plan = dataclasses.replace(plan, processes=options.processes)
     used = plan.total_by_device
     return dataclasses.replace(
         plan,
-        usable=tuple((device.name, device.usable) for device in search.hardware.devices if device.name in used),
-        forecast=_forecast(search, candidate, partition),
-        notes=tuple(_notes(search.hardware, used)),
+        usable=tuple((device.name, device.usable) for device in hardware.devices if device.name in used),
+        forecast=_forecast(candidate, partition, resolved.clip_blocks),
+        notes=tuple(_notes(hardware, used)),
     )
 
 
-def _forecast(search: PlanSearch, candidate: Candidate, partition: Partition) -> Forecast:
+def _forecast(candidate: Candidate, partition: Partition, clip_blocks: int) -> Forecast:
     """The pipeline played with the seconds of every stage; a VAE that shares a device adds to its load."""
     shares, groups = candidate.shards, range(len(partition.step_groups))
     speed = StageSpeed(tuple(share.seconds[group] / len(share.layers) for group in groups for share in shares))
-    played = simulate(partition, 4 * partition.stages + 12, speed, search.resolved.clip_blocks)
+    played = simulate(partition, 4 * partition.stages + 12, speed, clip_blocks)
     used = [slot.device for column in candidate.topology.columns for slot in column]
     measured = all(device.measured for device in [*used, candidate.topology.vae])
     return Forecast(
@@ -193,11 +212,11 @@ def infeasible(
         resolved, config, hardware, options, model: of the request.
         smaller: sizes that may be offered, largest first.
     """
-    cap = f" capped at {hardware.cap / 1e9:.4g} GB" if hardware.cap else ""
+    cap = f" capped at {format_bytes(hardware.cap, '.4g')}" if hardware.cap else ""
     clips = f" and clips of {resolved.clip_blocks * BLOCK_FRAMES} frames" * (resolved.clip_blocks != CLIP_BLOCKS)
     video = f"{model} at {resolved.width}x{resolved.height} with {resolved.steps} steps{clips}"
     asked = f"{video} does not fit {hardware}{cap}"
-    why = _shortage(plan_searches(resolved, config, hardware, options)[-1])
+    why = _shortage(resolved, plan_searches(resolved.shape, config, hardware, options)[-1])
     offers = list(itertools.islice(_offers(resolved, config, hardware, options, smaller), _OFFERS))
     typed = "; ".join(f"--model {model} {offer}" for offer in offers)
     return PlanError(f"{asked}: {why}.", f"What fits: {typed}." if typed else "")
@@ -223,7 +242,7 @@ def _offers(
     host, a higher cap, more or larger devices."""
 
     def fits(wanted: ResolvedRequest, devices: Hardware) -> str | None:
-        found = highest_level(plan_searches(wanted, config, devices, options))
+        found = highest_level(plan_searches(wanted.shape, config, devices, options))
         if found is None:
             return None
         size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
@@ -270,29 +289,26 @@ def _cards(hardware: Hardware, count: int, total: int) -> Hardware:
     return dataclasses.replace(asked, host=max(asked.host, hardware.host))
 
 
-def _shortage(search: PlanSearch) -> str:
+def _shortage(resolved: ResolvedRequest, search: PlanSearch) -> str:
     """What is too large on the last level, spread over all devices."""
     largest = max(search.hardware.devices, key=lambda device: device.usable)
     if search.encoders > largest.usable:
-        return (
-            f"the largest encoder takes {_gb(search.encoders)} and no card has more than {_gb(largest.usable)} usable"
-        )
-    plan = _thinnest(search)
+        most = format_bytes(largest.usable)
+        return f"the largest encoder takes {format_bytes(search.encoders)} and no card has more than {most} usable"
+    plan = _thinnest(resolved, search)
     room = {device.name: device.usable for device in search.hardware.devices}
     over = {name: total - room[name] for name, total in plan.total_by_device.items()}
     worst = max(over, key=lambda name: over[name])
     if over[worst] > 0:
-        terms = ", ".join(f"{name} {_gb(size)}" for name, size in plan.terms_by_device[worst].items() if size)
-        return f"even on the last rung, {worst} would hold {terms}, and has {_gb(room[worst])} usable"
-    host = sum(plan.host_bytes_by_machine.values())
-    return (
-        f"what the cards cannot hold, {_gb(host)}, has to lie on the host, where {_gb(search.hardware.usable_host)} may"
-    )
+        terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.terms_by_device[worst].items() if size)
+        return f"even on the last rung, {worst} would hold {terms}, and has {format_bytes(room[worst])} usable"
+    host, most = sum(plan.host_bytes_by_machine.values()), format_bytes(search.hardware.usable_host)
+    return f"what the cards cannot hold, {format_bytes(host)}, has to lie on the host, where {most} may"
 
 
-def _thinnest(search: PlanSearch) -> Plan:
+def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
     """All layers offloaded on the last level, over all devices; the VAE on the largest."""
-    config, resolved = search.config, search.resolved
+    config = search.config
     devices = sorted(search.hardware.devices, key=lambda device: device.usable)[-config.num_layers :]
     partition = Partition.even(1, len(devices), resolved.steps, config.num_layers)
     stages = [
@@ -310,7 +326,3 @@ def _thinnest(search: PlanSearch) -> Plan:
     ]
     vae, dtype = devices[-1].name, search.options.dtype
     return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

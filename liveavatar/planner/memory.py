@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, MINI, SPATIAL_STRIDE, UNTRAINED, WINDOW_BLOCKS, ModelConfig
-from ..request import ResolvedRequest
-from ..storage import (
-    PLAIN,
-    KVDtype,
-    MemoryUse,
-    StorageConfig,
-    WeightFormat,
-    injector_matrices,
-    kv_cache_bytes,
-    kv_cache_resident_bytes,
-    kv_cache_transfer_bytes,
-    layer_matrices_without_injector,
-    layer_transfer_bytes,
-    layers_resident_bytes,
-    layers_transfer_bytes,
-    saved_bytes,
-    text_kv_bytes,
-    text_kv_resident_bytes,
-)
-from ..vae.tiling import WHOLE, Grid, Tiles
+from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat
+from ..vae.tile_grid import WHOLE, Grid, Tiles
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""
@@ -36,6 +19,9 @@ _FLOAT32_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
 _FLOAT32_KEYS = 3
 """Float32 copies of the keys of the prompt that are alive at once in their norm."""
+
+_SCALE = 4
+"""Bytes of a scale of fp8 or int8."""
 
 
 class LayerSizes:
@@ -64,11 +50,16 @@ class LayerSizes:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
 
         s, block = storage, BLOCK_LATENTS * frame_tokens
-        self._storage, self._last, self._injector_layers = s, config.num_layers, frozenset(config.audio_inject_layers)
-        self._window = window_blocks
-        self._layer, self._injector = layer_bytes(config, size, s.weights), injector_bytes(config, size, s.weights)
-        self._prompt = text_kv_bytes(config.dim, s.weights, size)
-        self._embed, self._head = embed_parameters(config) * size, head_parameters(config) * size
+        self._storage, self._window = s, window_blocks
+        self._layer, self._prompt = layer_bytes(config, size, s.weights), text_kv_bytes(config.dim, s.weights, size)
+        always = [
+            injector_bytes(config, size, s.weights) * (i in config.audio_inject_layers)
+            for i in range(config.num_layers)
+        ]
+        always[0] += embed_parameters(config) * size
+        always[-1] += head_parameters(config) * size
+        self._always_resident = [0, *itertools.accumulate(always)]
+        """Of the layers before each: injectors, and the ends of the network, which are never offloaded."""
         self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
         self.text = kv_bytes("plain", config.text_len)
@@ -87,11 +78,8 @@ class LayerSizes:
             layers: of the stage.
             storage: the same as of all, but for how many are offloaded.
         """
-        injectors = sum(layer in layers for layer in self._injector_layers)
-        ends = self._embed * (layers.start == 0) + self._head * (layers.stop == self._last)
-        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(
-            injectors * self._injector + ends
-        )
+        always = self._always_resident[layers.stop] - self._always_resident[layers.start]
+        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(always)
 
     def kv_cache_resident_bytes(self, layers: int, steps: int) -> MemoryUse:
         """Of so many layers and steps."""
@@ -121,6 +109,131 @@ def layer_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain")
 def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
     """Bytes of an injector's weights."""
     return _injector_parameters(config) * size - saved_bytes(injector_matrices(config), weights, size)
+
+
+def kv_cache_bytes(kv_dtype: KVDtype, tokens: int, heads: int, head_dim: int, size: int) -> int:
+    """Keys and values of some tokens in one layer.
+
+    Args:
+        kv_dtype: how they are kept.
+        tokens: how many; a KV cache has those of all blocks of its window.
+        heads, head_dim: of the network.
+        size: bytes per number of the working dtype.
+    """
+    return 2 * tokens * heads * (head_dim + _SCALE if kv_dtype == "fp8" else head_dim * size)
+
+
+def kv_cache_resident_bytes(storage: StorageConfig, layer_bytes: int, layers: int, steps: int) -> MemoryUse:
+    """The KV caches of a stage, of `layer_bytes` bytes each: all on the device, or all on the host and two slots on the
+    device."""
+    total = layer_bytes * layers * steps
+    return MemoryUse(total) if not storage.kv_offload else MemoryUse(NUM_SLOTS * layer_bytes, total)
+
+
+def layers_resident_bytes(storage: StorageConfig, layer: int, prompt: int, layers: int) -> MemoryUse:
+    """The layers of a stage without their injectors, which always stay on the device.
+
+    Args:
+        storage: of the stage.
+        layer: bytes of one layer in its format, its text KV weights among them.
+        prompt: bytes of those: `text_kv_bytes` of the network.
+        layers: how many.
+    """
+    each = layer_transfer_bytes(storage, layer, prompt)
+    at_once = layers - storage.offload_layers + min(storage.offload_layers, NUM_SLOTS)
+    return MemoryUse(at_once * each, storage.offload_layers * each + layers * (layer - each))
+
+
+def layer_transfer_bytes(storage: StorageConfig, layer: int, prompt: int) -> int:
+    """Bytes of a layer that work in every task, and travel where it is offloaded; arguments as in
+    `layers_resident_bytes`."""
+    return layer - (prompt if storage.offload_text_kv else 0)
+
+
+def text_kv_resident_bytes(storage: StorageConfig, prompt: int, layers: int) -> int:
+    """Bytes of the slots that text KV weights pass through; they are there only while a stage reads the prompt."""
+    return min(layers, NUM_SLOTS) * prompt if storage.offload_text_kv else 0
+
+
+def text_kv_bytes(dim: int, weights: WeightFormat, size: int) -> int:
+    """What of a layer only the prompt needs: its key and value matrices, and the norm of the keys.
+
+    Args:
+        dim: of the network.
+        weights, size: as in `linear_bytes`.
+    """
+    return 2 * linear_bytes(dim, dim, weights, size) + dim * size
+
+
+def kv_cache_transfer_bytes(storage: StorageConfig, block_bytes: int, layers: int, earlier: int) -> tuple[int, int]:
+    """Bytes a block moves at one step through a stage: to the device and to the host.
+
+    Args:
+        storage: of the stage.
+        block_bytes: `kv_cache_bytes` of the tokens of one block.
+        layers: how many.
+        earlier: how many earlier blocks it sees.
+    """
+    return (0, 0) if not storage.kv_offload else (earlier * block_bytes * layers, block_bytes * layers)
+
+
+def layers_transfer_bytes(storage: StorageConfig, layer: int, prompt: int) -> int:
+    """Bytes one task moves to the device; two offloaded layers or fewer stay in their slots."""
+    return (
+        storage.offload_layers * layer_transfer_bytes(storage, layer, prompt)
+        if storage.offload_layers > NUM_SLOTS
+        else 0
+    )
+
+
+def linear_bytes(out_features: int, in_features: int, weights: WeightFormat, size: int) -> int:
+    """What a large matrix takes with its scales and its bias, in bytes.
+
+    Args:
+        out_features, in_features: of the matrix.
+        weights: its format.
+        size: bytes of a number in the working dtype, which the bias always has.
+    """
+    bias, numbers = out_features * size, out_features * in_features
+    if weights == "plain":
+        return numbers * size + bias
+    return numbers + bias + (_SCALE if weights == "fp8-tensor" else _SCALE * out_features)
+
+
+MatrixShapes = tuple[tuple[int, int], ...]
+"""(out, in) of each."""
+
+
+def layer_matrices(config: ModelConfig, layer: int) -> MatrixShapes:
+    """(out, in) of every matrix in one layer and its injector, if it has one: all that formats change.
+
+    The embeddings, the head and the encoder of the audio have none.
+    """
+    return layer_matrices_without_injector(config) + (
+        injector_matrices(config) if layer in config.audio_inject_layers else ()
+    )
+
+
+def layer_matrices_without_injector(config: ModelConfig) -> MatrixShapes:
+    """(out, in) of the matrices in a layer without its injector."""
+    d, f = config.dim, config.ffn_dim
+    return ((d, d),) * 8 + ((f, d), (d, f))
+
+
+def injector_matrices(config: ModelConfig) -> MatrixShapes:
+    """(out, in) of the matrices in an injector."""
+    d = config.dim
+    return ((d, d),) * 4 + ((2 * d, d),)
+
+
+def layer_saved_bytes(config: ModelConfig, layer: int, weights: WeightFormat, size: int) -> int:
+    """How many bytes a layer is smaller in a format than plain in a working dtype of `size` bytes."""
+    return saved_bytes(layer_matrices(config, layer), weights, size)
+
+
+def saved_bytes(matrices: MatrixShapes, weights: WeightFormat, size: int) -> int:
+    """How many bytes some matrices are smaller in a format than plain in a working dtype of `size` bytes."""
+    return sum(linear_bytes(*shape, "plain", size) - linear_bytes(*shape, weights, size) for shape in matrices)
 
 
 def workspace_bytes(
@@ -220,7 +333,9 @@ class AuxModels:
     text: int
     audio: int
 
-    def vae_bytes(self, resolved: ResolvedRequest, size: int, tiles: Tiles = WHOLE, on_gpu: bool = True) -> MemoryUse:
+    def vae_bytes(
+        self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
+    ) -> MemoryUse:
         """Weights, decode caches and the activations of a decode.
 
         In tiles, one tile's caches and activations are on the device, and the caches of all lie on the host. At
@@ -229,24 +344,24 @@ class AuxModels:
         block takes 0.4 s at 25 GB/s, where the network of a device that needs it takes ten or more.
 
         Args:
-            resolved: what is decoded.
+            latent_size: height and width of what is decoded.
             size: bytes per number.
             tiles: rows and columns.
             on_gpu: whether it is decoded on one; the memory of a CPU holds the caches of all tiles by itself.
         """
-        grid = Grid.of(*resolved.latent_size, tiles)
+        grid = Grid.of(*latent_size, tiles)
         cache = self.decode_state * size
         device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
         if tiles == WHOLE:
             return MemoryUse(device)
-        height, width = resolved.latent_size
+        height, width = latent_size
         device += _FRAME_BYTES * height * width
         kept = cache * grid.covered
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
-    def decode_tflop(self, resolved: ResolvedRequest, latents: int, tiles: Tiles = WHOLE) -> float:
+    def decode_tflop(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> float:
         """10^12 operations to decode so many latent frames; where tiles overlap, twice."""
-        return self.decode_flops * Grid.of(*resolved.latent_size, tiles).covered * latents / 1e12
+        return self.decode_flops * Grid.of(*latent_size, tiles).covered * latents / 1e12
 
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""

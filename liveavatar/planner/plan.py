@@ -11,7 +11,7 @@ from ..errors import PlanError
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
 from ..task_graph import Partition
-from ..vae.tiling import WHOLE, Tiles, most_tiles, possible
+from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES, Forecast
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
 
@@ -313,7 +313,7 @@ def assemble(
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size = aux_models(config), DTYPE_BYTES[dtype]
-    vae = beside.vae_bytes(resolved, size, vae_tiles, is_gpu(vae_device))
+    vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,
         partition=partition,

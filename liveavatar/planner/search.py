@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
-from ..request import ResolvedRequest
+from ..request import VideoShape
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
-from ..vae.tiling import WHOLE, Tiles, possible, tilings
+from ..vae.tile_grid import WHOLE, Tiles, possible, tilings
 from .hardware import (
     CUDA_CONTEXT_BYTES,
     DeviceSpec,
+    DeviceSpeed,
     Hardware,
     compute_seconds,
     decode_seconds,
@@ -90,6 +92,7 @@ FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
 FIRST_FP8 = next(i for i, rung in enumerate(FIDELITY_LEVELS) if rung.storage.weights == "fp8")
 
 
+@functools.cache
 def gentler_levels(level: int) -> tuple[FidelityLevel, ...]:
     """What a stage with room to spare may take instead: the levels above that round the same, best first, and
     itself."""
@@ -237,22 +240,27 @@ class CostTable:
         window_blocks: int = WINDOW_BLOCKS,
     ):
         self._level, self._sizes = level, LayerSizes(config, frame_tokens, size, level.storage, window_blocks)
+        self._resident_bytes: dict[tuple[int, int, int], int] = {}
+        self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         work = [layer_tflop(config, frame_tokens, i, window_blocks) for i in range(config.num_layers)]
         self._matrices, self._attention = _prefix_sums([m for m, _ in work]), _prefix_sums([a for _, a in work])
 
     def storage(self, offloaded: int) -> StorageConfig:
         """That of a stage with so many offloaded layers."""
-        return dataclasses.replace(self._level.storage, offload_layers=offloaded)
+        return self._storages[offloaded]
 
     def resident_bytes(self, layers: range, steps: int) -> int:
         """Bytes on the device of layers for so many steps, nothing offloaded."""
+        key = (layers.start, layers.stop, steps)
+        if key not in self._resident_bytes:
+            self._resident_bytes[key] = self._counted_bytes(layers, steps)
+        return self._resident_bytes[key]
+
+    def _counted_bytes(self, layers: range, steps: int) -> int:
         sizes, count = self._sizes, len(layers)
-        kept = count * (sizes.sink + sizes.text)
-        weights, kv_caches = (
-            sizes.weights_resident_bytes(layers, self._level.storage),
-            sizes.kv_cache_resident_bytes(count, steps),
-        )
-        return weights.device + kv_caches.device + kept + sizes.workspace(count, steps)
+        weights = sizes.weights_resident_bytes(layers, self._level.storage)
+        kv_caches = sizes.kv_cache_resident_bytes(count, steps)
+        return weights.device + kv_caches.device + count * (sizes.sink + sizes.text) + sizes.workspace(count, steps)
 
     def fewest_offloaded(self, layers: int, need: int) -> int | None:
         """The fewest offloaded of so many layers that free `need` bytes, their slots paid for; None where none does."""
@@ -314,6 +322,7 @@ class Candidate:
         topology: of the devices.
         shards: one per part of the layers.
         level: index into `FIDELITY_LEVELS`.
+        tiles: in which the VAE works.
         seconds: per block in a full pipeline, at least.
         decode_seconds: seconds per block of the VAE.
     """
@@ -321,30 +330,57 @@ class Candidate:
     topology: Topology
     shards: tuple[LayerShard, ...]
     level: int
+    tiles: Tiles
     seconds: float
     decode_seconds: float
 
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Orders candidates of a level: the fastest, and of equally fast ones that with the fewest devices."""
+        return round(self.seconds, _SECONDS_DIGITS), self.topology.device_count
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class DeviceColumn:
-    """The devices of one column of a topology.
+
+_SECONDS_DIGITS = 4
+"""Candidates whose seconds differ by less are equally fast."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRoom:
+    """What a device of a column has for its stage.
 
     Attributes:
-        devices: a device per group.
-        device_count: at work in the whole topology.
-        decode_seconds: seconds per block of the VAE.
+        available: bytes.
+        speed: of the device.
+        steps: that the stage owns.
+        decode_seconds: seconds per block that the VAE works beside it.
     """
 
-    devices: tuple[TopologyDevice, ...]
-    device_count: int
+    available: int
+    speed: DeviceSpeed
+    steps: int
     decode_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class DeviceColumn:
+    """The devices of one column of a topology, as far as its shards depend on them: columns of equal devices are equal.
+
+    Attributes:
+        rooms: one per group of steps.
+        device_count: at work in the whole topology.
+        shards: those that were tried, by level, first layer and the one after the last; None does not fit.
+    """
+
+    rooms: tuple[StageRoom, ...]
+    device_count: int
+    shards: dict[tuple[int, int, int], LayerShard | None] = dataclasses.field(default_factory=dict, compare=False)
+
+
 class PlanSearch:
-    """What fits a request on some hardware.
+    """What fits a video on some hardware, with the VAE in some tiles.
 
     Args:
-        resolved: what will be made.
+        video: what will be made.
         config: of the network.
         hardware: at hand.
         options: what matters; what is preferred is for others to heed.
@@ -353,45 +389,94 @@ class PlanSearch:
 
     def __init__(
         self,
-        resolved: ResolvedRequest,
+        video: VideoShape,
         config: ModelConfig,
         hardware: Hardware,
         options: PlanOptions,
         tiles: Tiles = WHOLE,
     ):
-        self.resolved, self.config, self.hardware, self.options = resolved, config, hardware, options
+        self.video, self.config, self.hardware, self.options = video, config, hardware, options
         self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config), tiles
         held = self.aux_models.vae_bytes(
-            resolved, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
+            video.latent_size, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
         )
         self.vae, self.vae_host = held.device, held.host
         self.embedders = embedder_parameters(config) * self.size
         self.encoders = self.aux_models.encoder_bytes(self.size)
-        self._tflop = self.aux_models.decode_tflop(resolved, BLOCK_LATENTS, tiles)
+        self._tflop = self.aux_models.decode_tflop(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
-        self._shards: dict[tuple[DeviceColumn, int, int, int], LayerShard | None] = {}
-        self._known_columns: dict[tuple[tuple[TopologyDevice, ...], int, float], DeviceColumn] = {}
+        self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
 
-    def candidates(self, level: int, *, fastest: bool = True) -> Iterator[Candidate]:
-        """All that fit on a level; without `fastest`, the first split that does."""
-        for topology in topologies(self.hardware.devices, self.resolved.steps, self.config.num_layers, self.vae):
-            if self._encoders_fit(topology):
-                candidate = self._candidate(topology, level, fastest)
-                if candidate:
-                    yield candidate
+    def candidates(self, level: int) -> Iterator[Candidate]:
+        """One of every topology that fits on a level: the first split that does."""
+        for topology, columns in self._arrangements:
+            if found := self._candidate(topology, columns, level, None):
+                yield found
 
     def fits(self, level: int) -> bool:
         """Whether anything fits on a level."""
-        return any(self.candidates(level, fastest=False))
+        return any(self.candidates(level))
 
-    def _encoders_fit(self, topology: Topology) -> bool:
-        """They work where the VAE does, which is there before them."""
-        return self.encoders + self.aux_models.vae * self.size <= topology.vae.usable
+    def fastest(self, level: int, bound: float = math.inf) -> Candidate | None:
+        """The fastest that fits on a level; of equally fast ones that with the fewest devices.
 
-    def _candidate(self, topology: Topology, level: int, fastest: bool) -> Candidate | None:
-        """The split whose busiest device has least to do, of those whose host bytes fit."""
-        columns = self._columns(topology)
+        Args:
+            level: index into `FIDELITY_LEVELS`.
+            bound: seconds per block beyond which none is wanted.
+        """
+        best: Candidate | None = None
+        for topology, columns in self._arrangements:
+            found = self._candidate(topology, columns, level, bound)
+            if found and (best is None or found.rank < best.rank):
+                best, bound = found, min(bound, found.seconds + 10**-_SECONDS_DIGITS)
+        return best
+
+    @functools.cached_property
+    def _arrangements(self) -> list[tuple[Topology, list[DeviceColumn]]]:
+        """The topologies whose VAE's device has room for the encoders, which are there before it."""
+        found = topologies(self.hardware.devices, self.video.steps, self.config.num_layers, self.vae)
+        before = self.encoders + self.aux_models.vae * self.size
+        return [(topology, self._columns(topology)) for topology in found if before <= topology.vae.usable]
+
+    def _columns(self, topology: Topology) -> list[DeviceColumn]:
+        """The columns of a topology; equal ones are one object, so that each shard is costed once."""
+        decode = self._decode_seconds(topology)
+        columns = (
+            DeviceColumn(tuple(self._room(slot, decode) for slot in devices), topology.device_count)
+            for devices in topology.columns
+        )
+        return [self._known_columns.setdefault(column, column) for column in columns]
+
+    def _room(self, slot: TopologyDevice, decode_seconds: float) -> StageRoom:
+        """What is left of a device beside the VAE and the embedders, where they are there."""
+        decoding = self.vae + (CUDA_CONTEXT_BYTES if self.options.processes else 0)
+        available = slot.device.usable - (decoding if slot.decodes else 0) - (self.embedders if slot.first else 0)
+        return StageRoom(available, slot.device.speed, slot.steps, decode_seconds if slot.decodes else 0.0)
+
+    def _decode_seconds(self, topology: Topology) -> float:
+        return decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
+
+    def _candidate(
+        self, topology: Topology, columns: list[DeviceColumn], level: int, bound: float | None
+    ) -> Candidate | None:
+        """The split whose busiest device has least to do, of those whose host bytes fit.
+
+        Args:
+            topology, columns, level: what is split.
+            bound: seconds per block beyond which none is wanted; None: the first split that fits is enough.
+        """
+        decode = self._decode_seconds(topology)
+        least = decode if topology.vae_alone else 0.0
+        if bound is not None and (least > bound or self._split(columns, level, bound) is None):
+            return None
+        best = self._bisect(columns, level, fastest=bound is not None)
+        if best is None:
+            return None
+        return Candidate(topology, tuple(best), level, self.tiles, max(_busiest_seconds(best), least), decode)
+
+    def _bisect(self, columns: list[DeviceColumn], level: int, *, fastest: bool) -> list[LayerShard] | None:
+        """The fastest split whose host bytes fit, or the first."""
         full = self._split(columns, level, math.inf)
         if full is None:
             return None
@@ -406,20 +491,7 @@ class PlanSearch:
             high = _busiest_seconds(found)
             if _pinned_bytes(found) <= self._host:
                 best = found
-        if best is None:
-            return None
-        decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
-        seconds = max(_busiest_seconds(best), decode if topology.vae_alone else 0.0)
-        return Candidate(topology, tuple(best), level, seconds, decode)
-
-    def _columns(self, topology: Topology) -> list[DeviceColumn]:
-        """The columns of a topology; equal ones of different topologies are one object, which is quick to look up."""
-        decode = decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
-        columns = (DeviceColumn(devices, topology.device_count, decode) for devices in topology.columns)
-        return [
-            self._known_columns.setdefault((column.devices, column.device_count, column.decode_seconds), column)
-            for column in columns
-        ]
+        return best
 
     def _split(self, columns: list[DeviceColumn], level: int, limit: float) -> list[LayerShard] | None:
         """Every part takes as many layers as fit and can be worked within `limit` seconds per block."""
@@ -437,7 +509,10 @@ class PlanSearch:
         """The longest share from layer `first` on, at most to `most`."""
         best, low, high, middle = None, first + 1, most, most
         while low <= high:
-            shard = self._shard(column, level, first, middle)
+            key = (level, first, middle)
+            if key not in column.shards:
+                column.shards[key] = self._cheapest_storage(column, *key)
+            shard = column.shards[key]
             if shard and shard.load <= limit:
                 best, low = shard, middle + 1
             else:
@@ -445,20 +520,12 @@ class PlanSearch:
             middle = (low + high) // 2
         return best
 
-    def _shard(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
-        key = (column, level, first, stop)
-        if key not in self._shards:
-            self._shards[key] = self._cheapest_storage(column, level, first, stop)
-        return self._shards[key]
-
     def _cheapest_storage(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
         """The least offloading storage of a level that fits all devices of a column."""
-        for candidate in gentler_levels(level):
-            costs = self._cost_table(candidate)
-            layers = range(first, stop)
-            need = max(
-                costs.resident_bytes(layers, slot.steps) - self._available_bytes(slot) for slot in column.devices
-            )
+        layers = range(first, stop)
+        for gentler in gentler_levels(level):
+            costs = self._cost_table(gentler)
+            need = max(costs.resident_bytes(layers, room.steps) - room.available for room in column.rooms)
             count = costs.fewest_offloaded(len(layers), need)
             if count is not None:
                 return self._with_costs(costs, column, layers, count)
@@ -466,44 +533,38 @@ class PlanSearch:
 
     def _cost_table(self, level: FidelityLevel) -> CostTable:
         if level not in self._cost_tables:
-            e = self.resolved
-            self._cost_tables[level] = CostTable(self.config, e.frame_tokens, self.size, level, e.clip_blocks)
+            v = self.video
+            self._cost_tables[level] = CostTable(self.config, v.frame_tokens, self.size, level, v.clip_blocks)
         return self._cost_tables[level]
-
-    def _available_bytes(self, slot: TopologyDevice) -> int:
-        """Bytes for the stage on its card."""
-        decoding = self.vae + (CUDA_CONTEXT_BYTES if self.options.processes else 0)
-        return slot.device.usable - (decoding if slot.decodes else 0) - (self.embedders if slot.first else 0)
 
     def _with_costs(self, costs: CostTable, column: DeviceColumn, layers: range, count: int) -> LayerShard:
         """A share with its seconds and its bytes on the host."""
         work, storage = costs.tflop(layers), costs.storage(count)
         transferred = costs.transfer_bytes(len(layers), count)
-        hop = link_seconds(self.config, self.resolved.frame_tokens, self.size, column.device_count)
+        hop = link_seconds(self.config, self.video.frame_tokens, self.size, column.device_count)
         # The devices are of one machine: all devices of a column have their layers from one copy.
         seconds, loads, host = [], [], costs.pinned_weights(layers, count)
-        for slot in column.devices:
-            speed = slot.device.speed
-            compute = compute_seconds(*work, storage, speed)
-            task = task_seconds(compute, transferred, len(layers), speed, column.device_count) + hop
+        for room in column.rooms:
+            compute = compute_seconds(*work, storage, room.speed)
+            task = task_seconds(compute, transferred, len(layers), room.speed, column.device_count) + hop
             seconds.append(task)
             # Network and VAE work side by side, but what a device computes they share: together they take no longer
             # than one after the other.
-            loads.append(task * slot.steps + (column.decode_seconds if slot.decodes else 0.0))
-            host += costs.pinned_kv_cache(len(layers), slot.steps)
+            loads.append(task * room.steps + room.decode_seconds)
+            host += costs.pinned_kv_cache(len(layers), room.steps)
         return LayerShard(layers, storage, tuple(seconds), host, max(loads))
 
 
 def plan_searches(
-    resolved: ResolvedRequest, config: ModelConfig, hardware: Hardware, options: PlanOptions
+    video: VideoShape, config: ModelConfig, hardware: Hardware, options: PlanOptions
 ) -> tuple[PlanSearch, ...]:
     """A search for each way the VAE may work: the whole, then more and more tiles.
 
     Where the tiles are told there is one, or none for an image that cannot be cut into them.
     """
-    size, tiles = resolved.latent_size, options.vae_tiles
+    size, tiles = video.latent_size, options.vae_tiles
     ways = tilings(*size) if tiles is None else (tiles,) if possible(*size, tiles) else ()
-    return tuple(PlanSearch(resolved, config, hardware, options, way) for way in ways)
+    return tuple(PlanSearch(video, config, hardware, options, way) for way in ways)
 
 
 def highest_level(searches: Sequence[PlanSearch]) -> tuple[int, PlanSearch] | None:

@@ -9,6 +9,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE, VAE_WARMUP_LATENTS
@@ -69,7 +70,7 @@ def encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
 def latent_scale(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and 1 / std of the latents, each [1, 16, 1, 1, 1], rounded to the VAE's dtype as the published code does."""
     mean, std = (
-        torch.tensor(values, dtype=vae.dtype, device=vae.device).view(1, -1, 1, 1, 1)
+        rearrange(torch.tensor(values, dtype=vae.dtype, device=vae.device), "c -> 1 c 1 1 1")
         for values in (vae.config["latents_mean"], vae.config["latents_std"])
     )
     return mean, 1.0 / std

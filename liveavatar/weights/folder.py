@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..config import ModelConfig
 from ..errors import MissingFilesError, ModelError
-from . import examine
-from .formats import AnotherKind
+from ..utils import format_bytes
+from .formats import AnotherKind, DequantisedSource, Kind, open_file, open_transformer, refuse_another_kind
+from .load import audio_settings, hugging_face_weights, text_settings, vae_weights
+from .source import SafetensorsSource, TensorSource, TorchSource, opening_files_once
 from .tokenizer import carries_tokenizer
 
 BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
@@ -19,6 +22,9 @@ TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 AUDIO_FOLDER = "wav2vec2-large-xlsr-53-english"
 TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
+
+
+_PUBLISHED = "Use the one that is published with the model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +138,8 @@ def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
 
 
 def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
-    """Look at a model folder or file without reading any weights; nothing is downloaded.
+    """What a model folder or file holds: its parts are opened as they are for loading, and no weights are read; nothing
+    is downloaded.
 
     Raises:
         MissingFilesError: there is no such path, or it is a file of another kind.
@@ -149,12 +156,38 @@ def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
         raise MissingFilesError(f"{root} {what}.", _fetch_sentence(_commands(_KINDS, to, whole=True)))
     if single:
         given = {"transformer": root, **given}
-    items = {kind.field: _item(kind, folder, given.get(kind.field), single) for kind in _KINDS}
-    if "tokenizer" not in given:
-        items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
+    with opening_files_once():
+        items = {kind.field: _item(kind, folder, given.get(kind.field), single) for kind in _KINDS}
+        if "tokenizer" not in given:
+            items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
     wrong = [kind for kind in _KINDS if not items[kind.field].usable]
     whole = all(item.path is None for item in items.values())
     return Inspection(root, tuple(items.values()), _commands(wrong, folder, whole))
+
+
+def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
+    """Make sure that VAE and encoders are what this network was trained with; a look at names and sizes.
+
+    Raises:
+        MissingFilesError, ModelError: which one is not, and why.
+    """
+    vae_weights(files.vae)
+    if files.tokenizer is None and not carries_tokenizer(files.text_encoder):
+        raise MissingFilesError(f"{files.text_encoder} carries no tokenizer.", "Give the folder google/umt5-xxl.")
+    text = text_settings(files.text_encoder)
+    audio = audio_settings(files.audio_encoder)
+    hears = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
+    for part, path, found, needed in (
+        ("text encoder", files.text_encoder, text.get("d_model"), config.text_dim),
+        ("audio encoder", files.audio_encoder, hears[0], config.audio_dim),
+    ):
+        if found != needed:
+            raise ModelError(f"The {part} {path} makes features of {found} numbers, not of {needed}.", _PUBLISHED)
+    if hears[1] != config.audio_layers:
+        raise ModelError(
+            f"The audio encoder {files.audio_encoder} has {hears[1]} hidden states, not {config.audio_layers}.",
+            _PUBLISHED,
+        )
 
 
 def format_inspection(inspection: Inspection) -> str:
@@ -163,7 +196,7 @@ def format_inspection(inspection: Inspection) -> str:
     for item in inspection.items:
         wrong = "another" if item.nearest else "damaged"
         state = "ok" if item.usable else ("missing" if item.path is None else wrong)
-        size = examine.size_in_words(item.nbytes) if item.path else ""
+        size = format_bytes(item.nbytes, unit="largest") if item.path else ""
         lines.append(f"  {state:<8} {item.name:<18} {size:>9}  {item.note}")
     if inspection.commands:
         lines += [
@@ -183,11 +216,11 @@ def _item(kind: _Kind, folder: Path, given: str | Path | None, single: bool) -> 
             return Item(kind.name, None, 0, "none beside the file: dimensions of the 14B model, if they fit", True)
         return Item(kind.name, None, 0, f"no {given or kind.files.split(' ')[0]}", False)
     try:
-        return Item(kind.name, path, examine.bytes_of(path), kind.examine(path), True)
+        return Item(kind.name, path, _bytes_of(path), kind.examine(path), True)
     except AnotherKind as e:
-        return Item(kind.name, path, examine.bytes_of(path), e.what.rstrip("."), False, e.nearest)
+        return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False, e.nearest)
     except ModelError as e:
-        return Item(kind.name, path, examine.bytes_of(path), e.what.rstrip("."), False)
+        return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False)
 
 
 def _tokenizer(text: Item, beside: Item) -> Item:
@@ -202,6 +235,74 @@ def _tokenizer(text: Item, beside: Item) -> Item:
     if beside.path is None and text.path.suffix == ".safetensors":
         return dataclasses.replace(beside, note=f"{beside.note}, and {text.path.name} carries none")
     return beside
+
+
+def _transformer(path: Path) -> str:
+    return _note(path, open_transformer(path).scaled)
+
+
+def _lora(path: Path) -> str:
+    refuse_another_kind(SafetensorsSource(path), Kind.LORA)
+    return _note(path)
+
+
+def _vae(path: Path) -> str:
+    vae_weights(path)
+    return _note(path)
+
+
+def _text_encoder(path: Path) -> str:
+    text_settings(path)
+    return _note(path)
+
+
+def _audio_encoder(path: Path) -> str:
+    audio_settings(path)
+    return _note(path)
+
+
+def _tokenizer_folder(path: Path) -> str:
+    if not (path / "tokenizer_config.json").is_file():
+        raise ModelError(f"{path.name} lacks tokenizer_config.json")
+    return str(Path(*path.parts[-2:]))
+
+
+def _config(path: Path) -> str:
+    found = ModelConfig.from_file(path)
+    return f"{path.name}, {found.num_layers} layers of width {found.dim}"
+
+
+def _note(path: Path, scaled: int | None = None) -> str:
+    """What a file of tensors, an index with its shards, or a folder stores; every tensor's entry is there.
+
+    Args:
+        path: opened by the loader before.
+        scaled: matrices in fp8; None: counted here.
+    """
+    source: TensorSource
+    if path.is_dir():
+        source = hugging_face_weights(path)
+    else:
+        source = SafetensorsSource(path) if path.suffix in (".safetensors", ".json") else TorchSource(path)
+    keys = source.keys()
+    for key in keys:
+        source.shape(key)
+    shards = len(source.shards()) if isinstance(source, SafetensorsSource) else 1
+    if scaled is None:
+        opened = open_file(path) if path.is_file() else source
+        scaled = opened.scaled if isinstance(opened, DequantisedSource) else 0
+    note = f"{path.name}, {len(keys)} tensors" + (f" in {shards} shards" if shards > 1 else "")
+    return note + (f", {scaled} matrices in fp8" if scaled else "")
+
+
+def _bytes_of(path: Path) -> int:
+    """Size on disk of a file, of a folder, or of an index with its shards."""
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    if path.name.endswith(".index.json"):
+        stem = path.name.removesuffix(".safetensors.index.json")
+        return sum(f.stat().st_size for f in path.parent.glob(f"{stem}*.safetensors"))
+    return path.stat().st_size
 
 
 def _beside(*names: str) -> Callable[[Path], Sequence[Path]]:
@@ -220,17 +321,13 @@ def _lora_near(folder: Path) -> Sequence[Path]:
 
 
 _KINDS = (
-    _Kind("transformer", "transformer", _transformer_in, examine.transformer, BASE_REPO, "diffusion_pytorch_model*"),
-    _Kind("config", "configuration", _beside("config.json"), examine.config, BASE_REPO, "config.json"),
-    _Kind("lora", "LoRA", _lora_near, examine.lora, LORA_REPO, LORA_FILE),
-    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), examine.vae, BASE_REPO, VAE_FILE),
-    _Kind(
-        "text_encoder", "text encoder", _beside(TEXT_FILE, "text_encoder"), examine.text_encoder, BASE_REPO, TEXT_FILE
-    ),
-    _Kind("tokenizer", "tokenizer", _beside(TOKENIZER_FOLDER, "tokenizer"), examine.tokenizer, BASE_REPO, "google/*"),
-    _Kind(
-        "audio_encoder", "audio encoder", _beside(AUDIO_FOLDER), examine.audio_encoder, BASE_REPO, f"{AUDIO_FOLDER}/*"
-    ),
+    _Kind("transformer", "transformer", _transformer_in, _transformer, BASE_REPO, "diffusion_pytorch_model*"),
+    _Kind("config", "configuration", _beside("config.json"), _config, BASE_REPO, "config.json"),
+    _Kind("lora", "LoRA", _lora_near, _lora, LORA_REPO, LORA_FILE),
+    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _vae, BASE_REPO, VAE_FILE),
+    _Kind("text_encoder", "text encoder", _beside(TEXT_FILE, "text_encoder"), _text_encoder, BASE_REPO, TEXT_FILE),
+    _Kind("tokenizer", "tokenizer", _beside(TOKENIZER_FOLDER, "tokenizer"), _tokenizer_folder, BASE_REPO, "google/*"),
+    _Kind("audio_encoder", "audio encoder", _beside(AUDIO_FOLDER), _audio_encoder, BASE_REPO, f"{AUDIO_FOLDER}/*"),
 )
 
 

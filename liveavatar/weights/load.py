@@ -12,7 +12,6 @@ from torch import nn
 
 from ..config import WAN2_2_S2V_14B, ModelConfig
 from ..errors import MissingFilesError, ModelError
-from .folder import ModelFiles
 from .formats import (
     SPIECE,
     Kind,
@@ -24,7 +23,6 @@ from .formats import (
     wav2vec2_key,
 )
 from .source import RenamedSource, SafetensorsSource, TensorSource, TorchSource
-from .tokenizer import carries_tokenizer
 
 DType = torch.dtype | Callable[[str], torch.dtype]
 """One dtype for all tensors, or one per name."""
@@ -155,35 +153,9 @@ def _place(key: str, device: TensorDevice) -> torch.device:
     return torch.device(device(key) if callable(device) else device)
 
 
-_PUBLISHED = "Use the one that is published with the model."
 _CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 _HEAD_WIDTH, _WIDEST = 64, 1024
 """Of published wav2vec2 encoders; the wider ones have wider heads."""
-
-
-def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
-    """Make sure that VAE and encoders are what this network was trained with; a look at names and sizes.
-
-    Raises:
-        MissingFilesError, ModelError: which one is not, and why.
-    """
-    vae_weights(files.vae)
-    if files.tokenizer is None and not carries_tokenizer(files.text_encoder):
-        raise MissingFilesError(f"{files.text_encoder} carries no tokenizer.", "Give the folder google/umt5-xxl.")
-    text = text_settings(files.text_encoder)
-    audio = audio_settings(files.audio_encoder)
-    hears = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
-    for part, path, found, needed in (
-        ("text encoder", files.text_encoder, text.get("d_model"), config.text_dim),
-        ("audio encoder", files.audio_encoder, hears[0], config.audio_dim),
-    ):
-        if found != needed:
-            raise ModelError(f"The {part} {path} makes features of {found} numbers, not of {needed}.", _PUBLISHED)
-    if hears[1] != config.audio_layers:
-        raise ModelError(
-            f"The audio encoder {files.audio_encoder} has {hears[1]} hidden states, not {config.audio_layers}.",
-            _PUBLISHED,
-        )
 
 
 def config_of_single_file(source: TensorSource) -> ModelConfig:
@@ -324,6 +296,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
         ModelError: not readable.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder.name} lacks config.json.", "Restore the published config.json.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {k: v for k, v in values.items() if not k.startswith("_")}

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import dataclasses
 import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from ..errors import MissingFilesError, ModelError
 
 _FETCH_AGAIN = "Download the file again; `hf download` resumes and repairs."
-_Entry = tuple[tuple[int, ...], str]
-"""Shape and type of a tensor, as a safetensors header has them."""
+T = TypeVar("T")
+_shared: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("files of one model", default=None)
+
+
+@contextlib.contextmanager
+def opening_files_once() -> Iterator[None]:
+    """A context in which each file's header, or the whole of a `.pth`, is read once, whoever opens the file.
+
+    For opening one model, whose files are found, checked and opened by different functions; the outermost context
+    counts. What was read is forgotten at its end, but by the sources that were made in it.
+    """
+    if _shared.get() is not None:
+        yield
+        return
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def _read_once(path: Path, read: Callable[[Path], T]) -> T:
+    shared = _shared.get()
+    if shared is None:
+        return read(path)
+    key = path.absolute()
+    if key not in shared:
+        shared[key] = read(path)
+    found: T = shared[key]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """The header of a safetensors file.
+
+    Attributes:
+        entries: name -> shape and type of a tensor.
+        metadata: its free text entries.
+    """
+
+    entries: dict[str, tuple[tuple[int, ...], str]]
+    metadata: dict[str, str]
 
 
 class TensorSource(Protocol):
@@ -46,11 +90,12 @@ class SafetensorsSource:
 
     def __init__(self, path: str | Path):
         self.path = _weights_in(Path(path))
+        self._headers: dict[Path, _Header] = {}
+        """Of the shards that were opened."""
         if self.path.name.endswith(".index.json"):
             self._shard_of = _read_index(self.path)
         else:
-            self._shard_of = dict.fromkeys(_read_header(self.path), self.path)
-        self._headers: dict[Path, dict[str, _Entry]] = {}
+            self._shard_of = dict.fromkeys(self._header(self.path).entries, self.path)
 
     def keys(self) -> frozenset[str]:
         return frozenset(self._shard_of)
@@ -74,21 +119,22 @@ class SafetensorsSource:
 
     def metadata(self) -> dict[str, str]:
         """The free text entries of the (first) file's header; none where there is no tensor."""
-        for shard in self.shards()[:1]:
-            with _open(shard) as f:
-                return dict(f.metadata() or {})
-        return {}
+        return next((dict(self._header(shard).metadata) for shard in self.shards()), {})
 
     def describe(self) -> str:
         return str(self.path)
 
-    def _entry(self, key: str) -> _Entry:
-        shard = self._shard(key)
+    def _header(self, shard: Path) -> _Header:
         if shard not in self._headers:
-            self._headers[shard] = _read_header(shard)
-        if key not in self._headers[shard]:
+            self._headers[shard] = _read_once(shard, _read_header)
+        return self._headers[shard]
+
+    def _entry(self, key: str) -> tuple[tuple[int, ...], str]:
+        """Shape and type of a tensor, as the header of its shard has them."""
+        shard = self._shard(key)
+        if key not in (entries := self._header(shard).entries):
             raise ModelError(f"{self.path} says that {shard.name} holds {key}, but it does not.", _FETCH_AGAIN)
-        return self._headers[shard][key]
+        return entries[key]
 
     def _shard(self, key: str) -> Path:
         if key not in self._shard_of:
@@ -108,7 +154,7 @@ class TorchSource:
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFilesError(f"There is no file {self.path}.")
-        content = _load_pickle(self.path)
+        content = _read_once(self.path, _load_pickle)
         if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
             raise ModelError(f"{self.path} is not a flat list of named tensors.", "Use the published file.")
         self._tensors: dict[str, torch.Tensor] = content
@@ -212,11 +258,11 @@ def _read_index(path: Path) -> dict[str, Path]:
     return shard_of
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """Tensor name -> its entry in one safetensors file."""
+def _read_header(path: Path) -> _Header:
     with _open(path) as f:
         slices = {key: f.get_slice(key) for key in f.keys()}  # noqa: SIM118 (not a mapping)
-        return {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
+        entries = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
+        return _Header(entries, dict(f.metadata() or {}))
 
 
 def _open(path: Path) -> Any:
@@ -241,8 +287,8 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ModelError(
-            f"{path} carries more than tensors, or none, and was not opened ({_first_line(e)}).",
-            "Use the published file; files that run code are refused.",
+            f"{path} carries more than tensors, or none: files that run code are refused ({_first_line(e)}).",
+            "Use the published file.",
         ) from e
     except Exception as e:  # what damaged bytes make the parser raise has no common base
         raise ModelError(f"{path} is cut off or no PyTorch file ({_first_line(e)}).", _FETCH_AGAIN) from e

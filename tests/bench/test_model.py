@@ -127,7 +127,7 @@ def test_watching_changes_nothing_and_sees_every_task():
     job = noise_job(PRESETS["untrained"], BLOCKS)
     engine = engine_of(plan)
     seen = engine.watch(job)
-    plain = LocalEngine(RandomComponents("untrained", "cpu"), plan).run(job, lambda report: None)
+    plain = LocalEngine(RandomComponents("untrained", "cpu"), plan).run(job)
     assert all(torch.equal(a, b) for a, b in zip(seen.latents, plain, strict=True))
     made = [t.task for t in seen.tasks if isinstance(t.task, Denoise)]
     assert len(made) == len(set(made)) == BLOCKS * 4 * 2

@@ -10,9 +10,9 @@ import pytest
 from cli.runs import write_inputs
 
 from liveavatar.cli import terminal
-from liveavatar.cli.terminal import ProgressLine, progress_text, say_error
+from liveavatar.cli.terminal import ProgressLine, event_text, say_error
 from liveavatar.errors import MissingFilesError
-from liveavatar.recorder import GENERATING, Progress
+from liveavatar.events import GENERATING, Event
 
 PROJECT = Path(__file__).parents[2]
 
@@ -44,9 +44,9 @@ def watch(monkeypatch) -> Terminal:
 def test_the_living_line_is_wiped_away(monkeypatch):
     watched = watch(monkeypatch)
     line = ProgressLine()
-    line(Progress("listening to the sound", 30, 100))
+    line(Event("listening to the sound", 30, 100))
     assert screen(watched.getvalue()) == [" 30 %  listening to the sound"]
-    line(Progress(GENERATING, 50, 200, 48, 75.0))
+    line(Event(GENERATING, 50, 200, 48, 75.0))
     assert screen(watched.getvalue()) == [" 25 %  generating, 1.9 s of video, 1:15 left"]
     assert all(len(part) < 60 for part in watched.getvalue().split("\r"))
     line.end()
@@ -58,9 +58,9 @@ def test_nobody_watching_gets_a_line_per_phase(monkeypatch):
     monkeypatch.setattr(sys, "stderr", log)
     line = ProgressLine()
     for done in range(100):
-        line(Progress("listening to the sound", done, 100))
+        line(Event("listening to the sound", done, 100))
     for done in range(1, 500):
-        line(Progress(GENERATING, done, 500, done // 5))
+        line(Event(GENERATING, done, 500, done // 5))
     line.end()
     assert len(log.getvalue().splitlines()) == 2 and "\r" not in log.getvalue()
 
@@ -68,7 +68,7 @@ def test_nobody_watching_gets_a_line_per_phase(monkeypatch):
 def test_quiet_is_quiet_and_a_lost_reader_is_no_failure(monkeypatch):
     watched = watch(monkeypatch)
     quiet = ProgressLine(quiet=True)
-    quiet(Progress(GENERATING, 1, 2))
+    quiet(Event(GENERATING, 1, 2))
     quiet.end()
     assert not watched.getvalue() and quiet.generating
 
@@ -77,20 +77,20 @@ def test_quiet_is_quiet_and_a_lost_reader_is_no_failure(monkeypatch):
 
     monkeypatch.setattr(watched, "write", gone)
     lost = ProgressLine()
-    lost(Progress(GENERATING, 1, 2))
+    lost(Event(GENERATING, 1, 2))
     lost.end()
 
 
 @pytest.mark.parametrize(
     ("progress", "text"),
     [
-        (Progress("loading the VAE", 0, 100), "       loading the VAE"),
-        (Progress(GENERATING, 1, 1000, 0, 59.6), "       generating, 1:00 left"),
-        (Progress(GENERATING, 999, 1000, 30_000, 7265), " 99 %  generating, 1200.0 s of video, 2:01:05 left"),
+        (Event("loading the VAE", 0, 100), "       loading the VAE"),
+        (Event(GENERATING, 1, 1000, 0, 59.6), "       generating, 1:00 left"),
+        (Event(GENERATING, 999, 1000, 30_000, 7265), " 99 %  generating, 1200.0 s of video, 2:01:05 left"),
     ],
 )
 def test_progress_in_words(progress, text):
-    assert progress_text(progress) == text
+    assert event_text(progress) == text
 
 
 def test_paragraphs_fit_the_terminal_and_break_no_word(monkeypatch):

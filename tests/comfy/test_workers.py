@@ -48,7 +48,7 @@ def workers_of(server: Server) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"StageWorker" in (folder / "cmdline").read_bytes() and server.process.pid in _ancestors(folder):
+            if b"RemoteWorker" in (folder / "cmdline").read_bytes() and server.process.pid in _ancestors(folder):
                 found.append(int(folder.name))
     return found
 

@@ -41,7 +41,7 @@ def main() -> None:
     kept = get("storage").StorageConfig(offload_layers=2)
     backend = get("distributed").RayBackend(get("placement").Placement(("cpu",), stages="2x1", threads=1, storage=kept))
     plan = backend.placement.make_plan(effective, config, components.name)
-    running = backend.engine(components, plan).run(task, lambda report: None)
+    running = backend.engine(components, plan).run(task)
     assert next(running).shape == (16, 3, 8, 8)
     assert "liveavatar" not in sys.modules
     print("started", flush=True)

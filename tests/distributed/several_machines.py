@@ -93,7 +93,7 @@ def sharing(backend: Any, video: Any) -> dict[str, Any]:
     }
     effective, config, devices = video.job.resolved, video.components.config, ("studio2/cpu",) * 2
     plan = make_plan(effective, config, stages="2x1", devices=devices, **given)
-    made = cat(list(backend.engine(video.components, plan).run(video.job, lambda report: None)), 1)
+    made = cat(list(backend.engine(video.components, plan).run(video.job)), 1)
     maps = [Path(f"/proc/{pid}/maps").read_text().splitlines() for pid in backend.worker_pids]
     copies = [{line.split()[-2] for line in lines if "/memfd:liveavatar-" in line} for lines in maps]
     shared = backend.status().workers[0].shared
@@ -116,7 +116,7 @@ def coding(backend: Any) -> dict[str, Any]:
     components = open_components("untrained")
     there = backend.codec(components, ExecConfig("studio2/cpu", "float32", 1))
     here = LocalEncoders(components, ExecConfig("cpu", "float32", 1))
-    read, expected = (codec.encode_prompt("a calm man", lambda: None) for codec in (there, here))
+    read, expected = (codec.encode_prompt("a calm man") for codec in (there, here))
     return {"equal": equal(read, expected), "nodes": nodes((backend.codec_pid,))}
 
 

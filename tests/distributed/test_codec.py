@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from distributed.videos import notices
 
 from liveavatar.codec import Encoders, ExecConfig, LocalEncoders
 from liveavatar.components import open_components
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.vae.tiling import Tiles
+from liveavatar.events import ENCODING_AUDIO, Event
+from liveavatar.vae.tile_grid import Tiles
 from liveavatar.vae.wan import CONTEXT_LATENTS
 
 PLACE = ExecConfig("cpu", "float32", 1)
@@ -31,39 +33,33 @@ def there(backend: RayBackend) -> Iterator[Encoders]:
     backend.restarts = before
 
 
-def quiet(share: float = 0.0) -> None:
-    """Nobody listens."""
-
-
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_words_sound_and_picture_become_the_same_numbers(here: LocalEncoders, there: Encoders) -> None:
-    assert torch.equal(
-        there.encode_prompt("a calm man, green wall", quiet), here.encode_prompt("a calm man, green wall", quiet)
-    )
+    assert torch.equal(there.encode_prompt("a calm man, green wall"), here.encode_prompt("a calm man, green wall"))
     wave = np.random.default_rng(0).standard_normal(16_000 * 7).astype(np.float32)
-    shares: list[float] = []
-    mine, theirs = (c.encode_audio(wave, 168, "silence", shares.append, quiet) for c in (here, there))
+    events: list[Event] = []
+    mine, theirs = (c.encode_audio(wave, 168, "silence", events.append) for c in (here, there))
     assert theirs.blocks == mine.blocks == 14
     assert all(torch.equal(theirs.block(b), mine.block(b)) for b in range(14))
-    assert shares and all(0 <= s <= 1 for s in shares)
+    assert {event.phase for event in events} == {ENCODING_AUDIO} and all(0 <= event.share <= 1 for event in events)
     pixels = noise(1, 3, 1, 64, 64).clamp(-1, 1)
-    for a, b in zip(there.encode_image(pixels, quiet), here.encode_image(pixels, quiet), strict=True):
+    for a, b in zip(there.encode_image(pixels), here.encode_image(pixels), strict=True):
         assert torch.equal(a, b)
     wide = noise(1, 3, 1, 128, 192).clamp(-1, 1)
-    in_tiles, whole = (here.encode_image(wide, quiet, tiles)[0] for tiles in ((1, 2), (1, 1)))
-    assert torch.equal(there.encode_image(wide, quiet, (1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
+    in_tiles, whole = (here.encode_image(wide, tiles=tiles)[0] for tiles in ((1, 2), (1, 1)))
+    assert torch.equal(there.encode_image(wide, tiles=(1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
     for a, b in zip(there.latent_scale(), here.latent_scale(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_refusal_of_the_library_arrives_as_one(here: LocalEncoders, there: Encoders) -> None:
     with pytest.raises(LiveAvatarError) as refused:
-        here.encode_audio(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+        here.encode_audio(np.zeros(10, np.float32), 12, "silence")
     with pytest.raises(LiveAvatarError) as arrived:
-        there.encode_audio(np.zeros(10, np.float32), 12, "silence", quiet, quiet)
+        there.encode_audio(np.zeros(10, np.float32), 12, "silence")
     assert str(arrived.value) == str(refused.value) and not isinstance(arrived.value, WorkerError)
 
 
@@ -71,14 +67,15 @@ def test_listening_can_be_cancelled(there: Encoders) -> None:
     wave = np.random.default_rng(0).standard_normal(16_000 * 400).astype(np.float32)
     shares: list[float] = []
 
-    def stop() -> None:
-        if shares and shares[-1] > 0:
+    def stop(event: Event) -> None:
+        shares.append(event.share)
+        if event.share > 0:
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        there.encode_audio(wave, 12_000, "silence", shares.append, stop)
+        there.encode_audio(wave, 12_000, "silence", stop)
     assert shares[-1] < 1
-    assert there.encode_audio(wave[:16_000], 24, "silence", quiet, quiet).blocks == 2
+    assert there.encode_audio(wave[:16_000], 24, "silence").blocks == 2
 
 
 def test_two_videos_are_decoded_side_by_side(here: LocalEncoders, there: Encoders) -> None:
@@ -98,8 +95,8 @@ def test_a_decoder_goes_on_in_a_new_worker(
 ) -> None:
     size = (8, 8) if tiles == (1, 1) else (4, 14)
     motion = noise(16, 19, *size, seed=3)
-    notices: list[str] = []
-    mine, theirs = here.decoder(motion, tiles=tiles), there.decoder(motion, notices.append, tiles)
+    told: list[str] = []
+    mine, theirs = here.decoder(motion, tiles=tiles), there.decoder(motion, notices(told.append), tiles)
     for block in range(blocks):
         latents = noise(16, 3, *size, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
@@ -110,7 +107,7 @@ def test_a_decoder_goes_on_in_a_new_worker(
         latents = noise(16, 3, *size, seed=block)
         assert torch.equal(theirs(latents), mine(latents))
     assert backend.codec_pid not in (None, before)
-    assert len(notices) == 1 and f"going on from block {blocks}" in notices[0]
+    assert len(told) == 1 and f"going on from block {blocks}" in told[0]
 
 
 def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Encoders) -> None:
@@ -123,4 +120,4 @@ def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Encoders) -> N
             decode(noise(16, 3, 8, 8))
     finally:
         backend.deadline = generous
-    assert there.encode_prompt("again", quiet).shape[1] == COMPONENTS.config.text_dim
+    assert there.encode_prompt("again").shape[1] == COMPONENTS.config.text_dim

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from distributed.videos import Video
+from distributed.videos import Video, notices
 
 from liveavatar import compiler
 from liveavatar.distributed import RayBackend
@@ -25,13 +25,13 @@ def test_compiled_workers_make_the_same_video(backend: RayBackend, monkeypatch: 
         raise Cancelled("Cancelled.")
 
     with pytest.raises(Cancelled):
-        engine.load(break_off)
+        engine.load(notices(break_off))
     pids = backend.worker_pids
     assert not engine.loaded
-    engine.load(said.append)
+    engine.load(notices(said.append))
     assert engine.loaded and len(said) == forms(3) + 1 and "compiled" in said[-1]
     said.clear()
-    latents = torch.cat(list(engine.run(video.job, lambda report: None, said.append)), 1)
+    latents = torch.cat(list(engine.run(video.job, notices(said.append))), 1)
     assert torch.equal(latents, video.expected)
     assert said == [] and backend.worker_pids == pids
     assert video.is_made_by(backend, "1x2"), "workers as they are written, on the same weights"

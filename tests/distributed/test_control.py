@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from cli.runs import write_inputs
-from distributed.videos import Video
+from distributed.videos import Video, notices
 
-from liveavatar.api import describe_video, generate
 from liveavatar.distributed import BackendStatus, RayBackend
 from liveavatar.errors import Cancelled
-from liveavatar.recorder import GENERATING, Progress
-from liveavatar.request import Request
-from liveavatar.session import TaskReport
+from liveavatar.events import GENERATING, Event
+from liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from liveavatar.task_graph import Denoise
 
 psutil = pytest.importorskip("psutil")
@@ -34,10 +32,17 @@ def video() -> Video:
 @pytest.fixture
 def begun(backend: RayBackend, video: Video) -> Iterator[Callable[[], torch.Tensor]]:
     """A video of which a block is made; what makes the rest and gives all of it."""
-    running = video.engine(backend, STAGES).run(video.job, lambda report: None)
+    running = video.engine(backend, STAGES).run(video.job)
     first = next(running)
     yield lambda: torch.cat([first, *running], 1)
     running.close()
+
+
+def video_job(inputs: Path, backend: RayBackend, stages: str) -> VideoJob:
+    pipeline = LiveAvatarPipeline.from_pretrained(
+        "untrained", stages=stages, devices=("cpu",), threads=1, backend=backend
+    )
+    return pipeline(inputs / "portrait.png", inputs / "voice.wav", size="64x64")
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -57,7 +62,7 @@ def test_a_second_video_waits_knows_why_and_is_cancelled_without_disturbing_the_
             raise Cancelled("stop")
 
     with ThreadPoolExecutor() as pool:
-        second = pool.submit(lambda: list(video.engine(backend, STAGES).run(video.job, lambda report: None, hear)))
+        second = pool.submit(lambda: list(video.engine(backend, STAGES).run(video.job, notices(hear))))
         until(lambda: len(heard) >= 2)
         assert backend.status().waiting == 1
         since = time.monotonic()
@@ -72,16 +77,15 @@ def test_a_second_video_waits_knows_why_and_is_cancelled_without_disturbing_the_
 def test_waiting_is_a_phase_of_a_recording_and_is_cancelled_there(backend, video, begun, tmp_path: Path) -> None:
     inputs, phases = write_inputs(tmp_path, 0.5), []
     # Another number of stages: it has to wait before its weights are loaded.
-    placement = {"model": "untrained", "stages": "1x1", "devices": ("cpu",), "threads": 1}
-    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    job = video_job(inputs, backend, "1x1")
 
-    def watch(progress: Progress) -> None:
-        phases.append(progress.phase)
+    def watch(event: Event) -> None:
+        phases.append(event.phase)
         if phases.count(WAITS) == 2:
             raise Cancelled("stop")
 
     def record() -> None:
-        generate(prospect, tmp_path / "out.mp4", on_progress=watch, backend=backend)
+        job.save(tmp_path / "out.mp4", callback=watch)
 
     with ThreadPoolExecutor() as pool, pytest.raises(Cancelled, match="before the first frame"):
         pool.submit(record).result(60)
@@ -93,7 +97,7 @@ def test_waiting_videos_are_made_in_the_order_in_which_they_came(backend, video,
     made: list[int] = []
 
     def make(number: int) -> bool:
-        return video.is_made_by(backend, STAGES, lambda report: made.append(number))
+        return video.is_made_by(backend, STAGES, lambda event: event.notice or made.append(number))
 
     answers: list[Future[bool]] = []
     with ThreadPoolExecutor() as pool:
@@ -112,16 +116,15 @@ def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stag
     engine.load()
     before, begun, resting, heard = backend.worker_pids, set[int](), [], []
 
-    def report(task: TaskReport) -> None:
-        if isinstance(task.task, Denoise):
-            begun.add(task.task.block)
+    def on_event(event: Event) -> None:
+        if isinstance(event.task, Denoise):
+            begun.add(event.task.block)
+        elif event.notice:
+            heard.append((event.phase, max(begun), backend.status()))
+            if len(heard) == 4:
+                backend.resume()
 
-    def hear(text: str) -> None:
-        heard.append((text, max(begun), backend.status()))
-        if len(heard) == 4:
-            backend.resume()
-
-    running = engine.run(video.job, report, hear)
+    running = engine.run(video.job, on_event)
     first = next(running)
     allowed = engine.plan.partition.stages + 2
     backend.deadline = 2.0
@@ -144,23 +147,22 @@ def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stag
 
 
 def test_a_pause_is_a_phase_of_a_recording_and_takes_nothing_back(backend, tmp_path: Path) -> None:
-    inputs, told = write_inputs(tmp_path, 3.0), list[Progress]()
-    placement = {"model": "untrained", "stages": STAGES, "devices": ("cpu",), "threads": 1}
-    prospect = describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), **placement)
+    inputs, told = write_inputs(tmp_path, 3.0), list[Event]()
+    job = video_job(inputs, backend, STAGES)
 
-    def watch(progress: Progress) -> None:
-        told.append(progress)
-        if progress.phase == "Paused.":
+    def watch(event: Event) -> None:
+        told.append(event)
+        if event.phase == "Paused.":
             backend.resume()
-        elif progress.phase == GENERATING and progress.done == 1:
+        elif event.phase == GENERATING and event.done == 1:
             backend.pause()
 
     try:
-        receipt = generate(prospect, tmp_path / "out.mp4", on_progress=watch, backend=backend)
+        receipt = job.save(tmp_path / "out.mp4", callback=watch)
     finally:
         backend.resume()
     assert receipt.status == "complete"
-    (at,) = [number for number, progress in enumerate(told) if progress.phase == "Paused."]
+    (at,) = [number for number, event in enumerate(told) if event.phase == "Paused."]
     generating = [p.done for p in told if p.phase == GENERATING]
     assert 0 < told[at - 1].done == told[at].done < generating[-1] == told[at].total
 
@@ -177,7 +179,7 @@ def test_a_resting_video_is_cancelled_within_two_seconds_and_the_next_one_is_who
     try:
         before = time.monotonic()
         with pytest.raises(Cancelled):
-            list(video.engine(backend, STAGES).run(video.job, lambda report: None, hear))
+            list(video.engine(backend, STAGES).run(video.job, notices(hear)))
         assert time.monotonic() - told[-1] < 2 and told[-1] - told[0] < 2 and told[0] >= before
         assert backend.status().state == "paused"
     finally:
@@ -208,8 +210,8 @@ def test_the_status_of_a_video_and_of_warm_workers(backend, video) -> None:
 
     seen: list[BackendStatus] = []
 
-    def look(report: TaskReport) -> None:
-        if report.done % 20 == 1:
+    def look(event: Event) -> None:
+        if event.done % 20 == 1:
             seen.append(looked_at(backend))
 
     assert torch.equal(torch.cat(list(engine.run(video.job, look)), 1), video.expected)
@@ -241,7 +243,7 @@ def test_the_status_of_a_silent_worker_and_of_a_lost_one(backend, video) -> None
 
 
 def test_idle_workers_are_ended_and_the_next_video_has_new_ones(backend, video) -> None:
-    running = video.engine(backend, STAGES).run(video.job, lambda report: None)
+    running = video.engine(backend, STAGES).run(video.job)
     next(running)
     workers, long = [psutil.Process(pid) for pid in backend.worker_pids], backend.idle_seconds
     assert long == 900

@@ -12,7 +12,7 @@ from distributed.videos import Video
 
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.session import TaskReport
+from liveavatar.events import Event
 from liveavatar.task_graph import Prefill
 
 
@@ -24,7 +24,7 @@ def video() -> Video:
 
 @pytest.mark.parametrize("stages", ["1x1", "1x2", "2x1", "1x3", "2x2"])
 def test_any_cut_gives_equal_bits(backend: RayBackend, video: Video, stages: str) -> None:
-    reports: list[TaskReport] = []
+    reports: list[Event] = []
     engine = video.engine(backend, stages)
     assert torch.equal(torch.cat(list(engine.run(video.job, reports.append)), 1), video.expected)
     assert [r.done for r in reports] == list(range(1, reports[-1].total + 1))
@@ -50,7 +50,7 @@ def test_cancelled_from_a_report_and_whole_after_that(backend: RayBackend, video
     video.engine(backend, "1x2").load()
     before, heard = backend.worker_pids, []
 
-    def stop(report: TaskReport) -> None:
+    def stop(report: Event) -> None:
         heard.append(report)
         if report.done == 17:
             raise Cancelled("stop")
@@ -76,7 +76,7 @@ def test_closed_after_a_block_and_whole_after_that(backend: RayBackend) -> None:
 
 
 def test_a_video_left_half_made_gives_way_to_the_next(backend: RayBackend, video: Video) -> None:
-    left = video.engine(backend, "1x2").run(video.job, lambda report: None)
+    left = video.engine(backend, "1x2").run(video.job)
     next(left)
     assert video.is_made_by(backend, "1x2")
     with pytest.raises(LiveAvatarError, match="Another video"):
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_named_and_replaced(backend: RayBackend, video: Video
     video.engine(backend, "1x2").load()
     before = backend.worker_pids
 
-    def kill(report: TaskReport) -> None:
+    def kill(report: Event) -> None:
         if report.done == 20:
             os.kill(before[1], signal.SIGKILL)
 
@@ -106,7 +106,7 @@ def test_a_worker_that_hangs_is_named_and_replaced(backend: RayBackend, video: V
     engine.load()
     before, generous = backend.worker_pids, backend.deadline
 
-    def stall(report: TaskReport) -> None:
+    def stall(report: Event) -> None:
         if report.done == 20:
             os.kill(before[0], signal.SIGSTOP)
 
@@ -125,7 +125,7 @@ def test_an_exception_in_a_worker_is_named_and_the_next_run_is_whole(backend: Ra
     material = dataclasses.replace(video.job.conditioning, motion=video.job.conditioning.motion[:15])
     broken = dataclasses.replace(video.job, conditioning=material)
     with pytest.raises(WorkerError, match=r"Stage 1 of 2 .* failed: RuntimeError") as caught:
-        list(video.engine(backend, "1x2").run(broken, lambda report: None))
+        list(video.engine(backend, "1x2").run(broken))
     assert "Traceback" in str(caught.value) or "line" in str(caught.value), "its last log lines"
     assert video.is_made_by(backend, "1x2")
 

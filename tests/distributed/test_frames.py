@@ -1,15 +1,15 @@
 """Videos that workers make, encoders and VAE included, are those of this process, frame for frame."""
 
+import contextlib
 import functools
 from pathlib import Path
 
 import pytest
 from cli.runs import write_inputs
 
-from liveavatar.api import describe_video, generate
 from liveavatar.distributed import RayBackend
+from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.receipt import Receipt
-from liveavatar.request import Request
 
 SECONDS = 2.6
 """Six blocks: the sink is refreshed and the rings wrap."""
@@ -21,10 +21,10 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     inputs = write_inputs(tmp_path_factory.mktemp("inputs"), SECONDS)
 
     def make(stages: str, steps: int, out: Path, backend: RayBackend | None = None) -> Receipt:
-        request = Request(size="64x64", seed=11, steps=steps)
+        pipeline = LiveAvatarPipeline.from_pretrained(stages=stages, devices=("cpu",), threads=1, backend=backend)
         image, audio = inputs / "portrait.png", inputs / "voice.wav"
-        prospect = describe_video(image, audio, request, stages=stages, devices=("cpu",), threads=1)
-        return generate(prospect, out, backend=backend)
+        with contextlib.closing(pipeline(image, audio, size="64x64", seed=11, steps=steps)) as job:
+            return job.save(out)
 
     here = tmp_path_factory.mktemp("here")
     alone = functools.cache(lambda steps: make("1x1", steps, here / f"{steps}.mp4").frames_sha256)

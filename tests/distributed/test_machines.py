@@ -30,17 +30,23 @@ PROJECT = Path(__file__).parents[2]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What happened on a cluster of three machines."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
-    errors = tmp_path_factory.mktemp("machines") / "errors"
+    results = tmp_path_factory.mktemp("machines")
+    errors, output = results / "errors", results / "output"
     script = Path(__file__).with_name("several_machines.py")
     # Without what this process has chosen for its own Ray.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = os.pathsep.join((str(PROJECT), str(PROJECT / "tests")))
     # A folder of this user with a short name: Ray's usual one may be another user's, and sockets lie in it.
-    with errors.open("wb") as file, tempfile.TemporaryDirectory(prefix="la-", ignore_cleanup_errors=True) as folder:
+    # Into files, not pipes: those would be waited for as long as any machine of a failed script lives.
+    with (
+        errors.open("wb") as stderr,
+        output.open("wb") as stdout,
+        tempfile.TemporaryDirectory(prefix="la-", ignore_cleanup_errors=True) as folder,
+    ):
         environment["RAY_TMPDIR"] = folder
-        ran = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=file, env=environment)
+        ran = subprocess.run([sys.executable, str(script)], stdout=stdout, stderr=stderr, env=environment)
     assert ran.returncode == 0, errors.read_text(errors="replace")[-3000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return json.loads(output.read_text(encoding="utf-8").splitlines()[-1])
 
 
 def test_any_cut_over_machines_gives_equal_bits_where_it_was_asked_for(results: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.distributed.queue import JobQueue, JobTicket
@@ -54,7 +54,6 @@ class Queuer:
             raise Cancelled("given up")
 
 
-@settings(max_examples=15, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
 def test_first_come_first_served_whoever_gives_up_in_between(patient: list[bool]) -> None:
     turns, served = JobQueue(), []

@@ -14,7 +14,7 @@ from distributed.videos import Video
 
 from liveavatar.distributed import BackendStatus, RayBackend, WorkerError
 from liveavatar.distributed.registry import drivers, process_start_time
-from liveavatar.session import TaskReport
+from liveavatar.events import Event
 
 PROJECT = Path(__file__).parents[2]
 STAGES = "1x2"
@@ -54,7 +54,7 @@ def test_another_process_lists_shows_and_stops_workers(backend: RayBackend) -> N
 
     stopped: list[str] = []
 
-    def stop(report: TaskReport) -> None:
+    def stop(report: Event) -> None:
         if report.done == 20:
             stopped.append(asked_elsewhere("--stop", pids[1]))
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.videos import Video
+from distributed.videos import Video, notices
 
 from liveavatar.distributed import RayBackend, RayEngine, WorkerError, cluster
 from liveavatar.distributed.snapshots import complete_in, stage_folder
 from liveavatar.errors import Cancelled
-from liveavatar.session import OnTask, TaskReport, ignore_notice
+from liveavatar.events import Callback, Event, ignore
 from liveavatar.task_graph import Denoise, task_count
 
 EVERY = 6
@@ -59,17 +59,20 @@ class Film:
     def __init__(self, video: Video, engine: RayEngine):
         self.engine, self._video = engine, video
         self.notices: list[str] = []
-        self.reports: list[TaskReport] = []
+        self.reports: list[Event] = []
 
-    def watch(self, at: int, happens: Callable[[], object], on_task: OnTask = lambda report: None) -> None:
+    def watch(self, at: int, happens: Callable[[], object], callback: Callback = ignore) -> None:
         """Watch to the end; `happens` when so many blocks are there. All latents are right, each there once."""
         blocks = []
 
-        def report(r: TaskReport) -> None:
-            self.reports.append(r)
-            on_task(r)
+        def on_event(event: Event) -> None:
+            if event.notice:
+                self.notices.append(event.phase)
+            else:
+                self.reports.append(event)
+                callback(event)
 
-        for block in self.engine.run(self._video.job, report, self.notices.append):
+        for block in self.engine.run(self._video.job, on_event):
             blocks.append(block)
             if len(blocks) == at:
                 happens()
@@ -127,7 +130,7 @@ def check_counting(film: Film, boundary: int) -> None:
 def test_killed_right_at_a_boundary(backend: RayBackend, video: Video, stage: int) -> None:
     film = Film(video, video.engine(backend, "1x2", EVERY))
 
-    def kill(report: TaskReport) -> None:
+    def kill(report: Event) -> None:
         if report.task == Denoise(EVERY - 1, 3, 1) and not film.notices:
             os.kill(backend.worker_pids[stage], signal.SIGKILL)
 
@@ -189,34 +192,34 @@ def test_a_damaged_snapshot_is_not_used(
 
 def test_lost_twice_and_a_third_time(backend: RayBackend, video: Video, caplog: pytest.LogCaptureFixture) -> None:
     """Two are replaced; where the third is lost, the video ends with its name."""
-    engine, notices, blocks = video.engine(backend, "1x2", EVERY), [], []
+    engine, told, blocks = video.engine(backend, "1x2", EVERY), [], []
     with pytest.raises(WorkerError, match=r"Stage 1 of 2 .* was lost") as caught:
-        for block in engine.run(video.job, lambda report: None, notices.append):
+        for block in engine.run(video.job, notices(told.append)):
             blocks.append(block)
             if len(blocks) in (2, 8, 13):
                 wait_for(engine, *[6] * (len(blocks) > 6))
                 os.kill(backend.worker_pids[0], signal.SIGKILL)
     assert caught.value.stage == 0 and caught.value.replaceable
-    assert [text.rsplit(maxsplit=1)[1] for text in notices] == ["0.", "6."]
+    assert [text.rsplit(maxsplit=1)[1] for text in told] == ["0.", "6."]
     assert torch.equal(torch.cat(blocks, 1), video.expected[:, : 3 * len(blocks)])
     warned = [r.getMessage() for r in caplog.records if r.name.startswith("liveavatar") and r.levelname == "WARNING"]
     assert len(warned) == 2 and all("Its last log lines" in text for text in warned)
 
 
 def test_a_stage_that_is_lost_twice_in_a_row_is_given_up(backend: RayBackend, video: Video) -> None:
-    engine, notices = video.engine(backend, "1x2", EVERY), []
+    engine, told = video.engine(backend, "1x2", EVERY), []
     backend.restarts = 5
 
     def kill_again(text: str) -> None:
-        notices.append(text)
+        told.append(text)
         os.kill(backend.worker_pids[1], signal.SIGKILL)
 
-    running = engine.run(video.job, lambda report: None, kill_again)
+    running = engine.run(video.job, notices(kill_again))
     next(running)
     os.kill(backend.worker_pids[1], signal.SIGKILL)
     with pytest.raises(WorkerError, match=r"Stage 2 of 2 .* was lost"):
         list(running)
-    assert len(notices) <= 2
+    assert len(told) <= 2
     assert video.is_made_by(backend, "1x2")
 
 
@@ -225,7 +228,7 @@ def test_cancelled_from_a_notice(backend: RayBackend, video: Video) -> None:
         raise Cancelled(text)
 
     engine = video.engine(backend, "1x2", EVERY)
-    running = engine.run(video.job, lambda report: None, stop)
+    running = engine.run(video.job, notices(stop))
     next(running)
     os.kill(backend.worker_pids[1], signal.SIGKILL)
     with pytest.raises(Cancelled, match="going on from block 0"):
@@ -234,12 +237,12 @@ def test_cancelled_from_a_notice(backend: RayBackend, video: Video) -> None:
 
 def test_a_video_left_half_made_leaves_no_snapshots(backend: RayBackend, video: Video) -> None:
     engine = video.engine(backend, "1x2", EVERY)
-    left = engine.run(video.job, lambda report: None, ignore_notice)
+    left = engine.run(video.job)
     for _ in range(6):
         next(left)
     wait_for(engine, 6)
     first = folders()
-    other = video.engine(backend, "1x2", EVERY).run(video.job, lambda report: None)
+    other = video.engine(backend, "1x2", EVERY).run(video.job)
     next(other)
     assert first != folders() and len(folders()) == 1
     other.close()
@@ -248,7 +251,7 @@ def test_a_video_left_half_made_leaves_no_snapshots(backend: RayBackend, video: 
 
 def test_released_workers_leave_no_snapshots(backend: RayBackend, video: Video) -> None:
     engine = video.engine(backend, "1x2", EVERY)
-    left = engine.run(video.job, lambda report: None)
+    left = engine.run(video.job)
     for _ in range(6):
         next(left)
     wait_for(engine, 6)

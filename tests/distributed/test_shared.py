@@ -45,7 +45,7 @@ def test_stages_of_the_same_layers_share_them_and_make_the_same_numbers(
     backend: RayBackend, video: Video, stages: str, parts: int
 ) -> None:
     made = engine(backend, video, stages)
-    assert torch.equal(torch.cat(list(made.run(video.job, lambda report: None)), 1), video.expected)
+    assert torch.equal(torch.cat(list(made.run(video.job)), 1), video.expected)
     held = [memories(pid) for pid in backend.worker_pids]
     assert all(len(mapped) == 1 for mapped in held)
     assert held[:parts] == held[parts:] and len(set.union(*held)) == parts
@@ -65,7 +65,7 @@ def test_a_new_worker_finds_what_the_others_have(backend: RayBackend, video: Vid
     made.load()
     assert backend.worker_pids[0] != one and backend.worker_pids[1] == other
     assert memories(backend.worker_pids[0]) == memories(other) == before
-    assert torch.equal(torch.cat(list(made.run(video.job, lambda report: None)), 1), video.expected)
+    assert torch.equal(torch.cat(list(made.run(video.job)), 1), video.expected)
 
 
 def test_nothing_stays_when_other_weights_are_loaded(backend: RayBackend, video: Video) -> None:

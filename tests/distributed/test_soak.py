@@ -16,7 +16,7 @@ from distributed.videos import Video
 
 from liveavatar.distributed import RayBackend, WorkerError, cluster
 from liveavatar.errors import Cancelled
-from liveavatar.session import TaskReport
+from liveavatar.events import Event
 
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 psutil = pytest.importorskip("psutil")
@@ -80,7 +80,7 @@ class Soak:
         if ending == "whole":
             assert self.video.is_made_by(self.backend, stages)
         elif ending == "close":
-            running = engine.run(self.video.job, lambda report: None)
+            running = engine.run(self.video.job)
             next(running)
             running.close()
         else:
@@ -91,7 +91,7 @@ class Soak:
     def _break_off(self, engine, ending: str, victim: int) -> None:
         at = self.chance.randint(1, 12)  # while a worker may not have been allowed the last block
 
-        def act(report: TaskReport) -> None:
+        def act(report: Event) -> None:
             if report.done == at and ending == "cancel":
                 raise Cancelled("stop")
             if report.done == at:
@@ -142,11 +142,12 @@ def rise(numbers: list[float]) -> float:
 
 def is_worker(process) -> bool:
     try:
-        return "StageWorker" in " ".join(process.cmdline())
+        return "RemoteWorker" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
 
+@pytest.mark.slow
 def test_many_broken_off_videos_leave_nothing_behind(backend: RayBackend) -> None:
     soak, kinds = Soak(backend, SEED), []
     for number in range(SESSIONS):

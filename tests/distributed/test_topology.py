@@ -5,7 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.distributed import RayBackend
@@ -27,7 +27,6 @@ def needs_no_input(task: Task) -> bool:
     return task.shard == 0 and (task.version == 0 if isinstance(task, Prefill) else task.step == 0)
 
 
-@settings(max_examples=60)
 @given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
 def test_every_task_gets_its_flow_before_its_turn(cut: Partition, first: int, more: int, clip: int) -> None:
     blocks = first + more
@@ -42,7 +41,6 @@ def test_every_task_gets_its_flow_before_its_turn(cut: Partition, first: int, mo
     assert ended == list(range(first, blocks))
 
 
-@settings(max_examples=60)
 @given(cuts(), st.sampled_from([0, 5, 8]), st.integers(1, 11), st.integers(1, 4))
 def test_stages_share_the_work_and_links_carry_all_that_crosses(
     cut: Partition, first: int, more: int, clip: int

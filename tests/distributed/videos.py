@@ -1,6 +1,7 @@
 """Small videos that worker processes can make: their model is opened by name."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 
 from engine.tiny import tiny_effective, tiny_job
@@ -10,8 +11,19 @@ from liveavatar.components import Components, open_components
 from liveavatar.config import CLIP_BLOCKS
 from liveavatar.distributed import RayBackend, RayEngine
 from liveavatar.engine.local import LocalEngine
+from liveavatar.events import Callback, Event, ignore
 from liveavatar.planner import Plan, make_plan
-from liveavatar.session import OnTask, VideoTask
+from liveavatar.session import VideoTask
+
+
+def notices(hear: Callable[[str], object]) -> Callback:
+    """A callback that passes on the texts of notices, and nothing else."""
+
+    def on_event(event: Event) -> None:
+        if event.notice:
+            hear(event.phase)
+
+    return on_event
 
 
 class Video:
@@ -33,7 +45,7 @@ class Video:
     @cached_property
     def expected(self) -> Tensor:
         engine = LocalEngine(self.components, self._plan("1x1"))
-        return cat(list(engine.run(self.job, lambda report: None)), 1)
+        return cat(list(engine.run(self.job)), 1)
 
     def engine(
         self,
@@ -48,20 +60,20 @@ class Video:
         self,
         backend: RayBackend,
         stages: str,
-        on_task: OnTask = lambda report: None,
+        callback: Callback = ignore,
         devices: tuple[str, ...] = ("cpu",),
     ) -> bool:
         """Whether the workers make the same latents, bit for bit."""
-        return equal(self.latents(backend, stages, on_task, devices), self.expected)
+        return equal(self.latents(backend, stages, callback, devices), self.expected)
 
     def latents(
         self,
         backend: RayBackend,
         stages: str,
-        on_task: OnTask = lambda report: None,
+        callback: Callback = ignore,
         devices: tuple[str, ...] = ("cpu",),
     ) -> Tensor:
-        return cat(list(self.engine(backend, stages, devices=devices).run(self.job, on_task)), 1)
+        return cat(list(self.engine(backend, stages, devices=devices).run(self.job, callback)), 1)
 
     def _plan(self, stages: str, snapshot_blocks: int | None = None, devices: tuple[str, ...] = ("cpu",)) -> Plan:
         effective, config, model = self.job.resolved, self.components.config, self.components.name

@@ -13,6 +13,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from liveavatar.encoders import audio
 from liveavatar.encoders.audio import AudioFeatures, WaveformStats, encode_audio, hidden_states
 from liveavatar.errors import AudioError, Cancelled, ModelError
+from liveavatar.events import Event
 from liveavatar.media.audio import mono_16k, read_audio
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -164,13 +165,13 @@ def test_memory_does_not_grow_with_the_sound() -> None:
         pytest.skip("this system has no /proc to read memory from")
     seen: list[int] = []
 
-    def measure() -> None:
+    def measure(event: Event) -> None:
         anonymous = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
         seen.append(int(anonymous.split()[1]))
 
     wave = np.tile(babble(60), 10)
-    features = encode_audio(tiny(layers=2), wave, 15000, check=measure, memory_bytes=1 << 20)
-    assert len(seen) == 20 and features.on_disk
+    features = encode_audio(tiny(layers=2), wave, 15000, callback=measure, memory_bytes=1 << 20)
+    assert len(seen) == 21 and features.on_disk
     assert max(seen[4:]) - seen[3] < 12_000, "kB"
     features.close()
 
@@ -178,16 +179,16 @@ def test_memory_does_not_grow_with_the_sound() -> None:
 def test_a_long_encoding_reports_and_can_be_cancelled(model: Wav2Vec2Model) -> None:
     shares: list[float] = []
     wave = babble(95)
-    encode_audio(model, wave, 2376, progress=shares.append)
+    encode_audio(model, wave, 2376, callback=lambda event: shares.append(event.share))
     assert shares == sorted(shares) and len(shares) == 5 and shares[-1] == 1
     calls = iter([None, None])
 
-    def cancel() -> None:
+    def cancel(event: Event) -> None:
         if next(calls, 1) is not None:
             raise Cancelled("Cancelled.")
 
     with pytest.raises(Cancelled):
-        encode_audio(model, wave, 2376, check=cancel)
+        encode_audio(model, wave, 2376, callback=cancel)
     with pytest.raises(StopIteration):
         next(calls)
 

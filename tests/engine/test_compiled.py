@@ -20,6 +20,7 @@ from liveavatar.engine.backend import LocalBackend
 from liveavatar.engine.compile import forms
 from liveavatar.engine.local import LocalEngine, ModelCache
 from liveavatar.errors import Cancelled, ModelError
+from liveavatar.events import Event
 from liveavatar.model import quantize
 from liveavatar.placement import Placement
 from liveavatar.planner import make_plan
@@ -52,7 +53,7 @@ def engine_of(
 
 def latents(engine: LocalEngine, size: str = "64x64") -> torch.Tensor:
     job = tiny_job(CONFIG, tiny_effective(BLOCKS, size=size))
-    return torch.cat(list(engine.run(job, lambda report: None)), 1)
+    return torch.cat(list(engine.run(job)), 1)
 
 
 def graphs() -> int:
@@ -88,7 +89,7 @@ def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
     engine.load()
     assert quantize._trials and graphs() == GRAPHS
     quantize.supports_fp8_matmul(torch.device("cpu"), by_row=False)
-    list(engine.run(tiny_job(config, tiny_effective(1)), lambda report: None))
+    list(engine.run(tiny_job(config, tiny_effective(1))))
     assert graphs() == GRAPHS
 
 
@@ -105,6 +106,7 @@ def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
     assert graphs() == made == GRAPHS
 
 
+@pytest.mark.slow
 def test_any_number_of_sizes_is_compiled_and_nobody_elses_limits_change() -> None:
     limit, nets = torch._dynamo.config.recompile_limit, ModelCache()
     sizes = ("64x64", "128x128", "192x192")
@@ -126,7 +128,7 @@ def test_clips_of_any_length_are_compiled_for_before_the_work(clip_blocks: int) 
     engine.load()
     made = graphs()
     assert made == GRAPHS - 4 + clip_blocks and torch._dynamo.config.recompile_limit == limit
-    compiled, plain = (list(e.run(job, lambda report: None)) for e in (engine, LocalEngine(COMPONENTS, plan)))
+    compiled, plain = (list(e.run(job)) for e in (engine, LocalEngine(COMPONENTS, plan)))
     assert graphs() == made, "something was compiled while the work went on"
     assert torch.equal(torch.cat(compiled, 1), torch.cat(plain, 1))
 
@@ -134,8 +136,8 @@ def test_clips_of_any_length_are_compiled_for_before_the_work(clip_blocks: int) 
 def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     engine, said = engine_of(), []
 
-    def break_off(text: str) -> None:
-        said.append(text)
+    def break_off(event: Event) -> None:
+        said.append(event)
         if len(said) == 3:
             raise Cancelled("Cancelled.")
 
@@ -146,9 +148,11 @@ def test_it_is_told_and_can_be_broken_off_between_two_forms() -> None:
     engine.load(said.append)
     assert graphs() == GRAPHS and engine.loaded
     assert len(said) == forms(engine.plan.clip_blocks) + 1 and len(set(said)) == 2
-    assert "once per size" in said[0] and " s; " in said[-1] and all("/" in text for text in said)
+    assert all(event.notice and "/" in event.phase for event in said)
+    assert "once per size" in said[0].phase and " s; " in said[-1].phase
 
 
+@pytest.mark.slow
 def test_machine_code_makes_nearly_the_same_video(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
     if missing := compiler.missing_requirements("cpu"):

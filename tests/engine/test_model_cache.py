@@ -6,7 +6,8 @@ from engine.tiny import TinyComponents, tiny_config
 from liveavatar.engine.local import ModelCache
 from liveavatar.model.quantize import Float8Linear
 from liveavatar.model.transformer import ModelSlice
-from liveavatar.storage import PLAIN, StorageConfig, layer_saved_bytes
+from liveavatar.planner.memory import layer_saved_bytes
+from liveavatar.storage import PLAIN, StorageConfig
 
 
 def test_another_format_takes_the_place_of_the_old() -> None:

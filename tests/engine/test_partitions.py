@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from engine.tiny import TinyComponents, latents, tiny_config, tiny_effective, tiny_job, tiny_plan
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.engine.local import LocalEngine
@@ -16,7 +16,6 @@ from liveavatar.session import Session
 from liveavatar.task_graph import Denoise, Prefill, task_count
 
 
-@settings(max_examples=12)
 @given(st.data(), st.integers(2, 4), st.integers(1, 6), st.integers(1, 9))
 def test_every_cut_gives_equal_bits(data: st.DataObject, layers: int, steps: int, blocks: int) -> None:
     config, effective = tiny_config(layers), tiny_effective(blocks, steps)
@@ -108,17 +107,17 @@ def test_weights_are_loaded_once_and_shared_by_stages_of_other_steps() -> None:
     components = TinyComponents(config)
     engine = LocalEngine(components, tiny_plan(config, effective, "4x1"))
     for _ in range(2):
-        list(engine.run(tiny_job(config, effective), lambda report: None))
+        list(engine.run(tiny_job(config, effective)))
     assert len(components.loaded) == 2  # the layers, and the conditions
     engine.release()
-    list(engine.run(tiny_job(config, effective), lambda report: None))
+    list(engine.run(tiny_job(config, effective)))
     assert len(components.loaded) == 4
 
 
 def test_stage_seconds_are_counted_per_stage() -> None:
     config, effective = tiny_config(), tiny_effective(1)
     engine = LocalEngine(TinyComponents(config), tiny_plan(config, effective, "1x3"))
-    list(engine.run(tiny_job(config, effective), lambda report: None))
+    list(engine.run(tiny_job(config, effective)))
     assert len(engine.stage_seconds()) == 3
     assert all(s > 0 for s in engine.stage_seconds())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from liveavatar.engine.prefetch import PrefetchThread
-from liveavatar.session import OnTask, TaskReport
+from liveavatar.events import GENERATING, Callback, Event
 from liveavatar.task_graph import Denoise
 
 PROJECT = Path(__file__).parents[2]
@@ -28,8 +28,8 @@ def left_behind() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "liveavatar-ahead"]
 
 
-def report(result: int, task: int) -> TaskReport:
-    return TaskReport(Denoise(result, task, 0), 0, 1 + task + TASKS * result, 0)
+def report(result: int, task: int) -> Event:
+    return Event(GENERATING, 1 + task + TASKS * result, task=Denoise(result, task, 0), stage=0)
 
 
 class Work:
@@ -43,7 +43,7 @@ class Work:
         self.reached = threading.Semaphore(0)
         self.gate = threading.Semaphore(0 if gated else 10_000)
 
-    def __call__(self, on_task: OnTask) -> Generator[int, None, None]:
+    def __call__(self, callback: Callback) -> Generator[int, None, None]:
         try:
             for result in range(self.count):
                 for task in range(TASKS):
@@ -53,7 +53,7 @@ class Work:
                     assert self.gate.acquire(timeout=PATIENCE)
                     if result == self.fails_at:
                         raise ArithmeticError("a task failed")
-                    on_task(report(result, task))
+                    callback(report(result, task))
                 yield result
         finally:
             self.closed.set()
@@ -64,7 +64,7 @@ class Work:
             assert self.reached.acquire(timeout=PATIENCE)
 
 
-def unheard(task: TaskReport) -> None:
+def unheard(event: Event) -> None:
     """For tests of other things."""
 
 
@@ -146,7 +146,7 @@ class Interrupted(BaseException):
 def test_what_the_listener_raises_ends_the_work_before_the_next_task():
     work = Work(gated=True)
 
-    def stop(task: TaskReport) -> None:
+    def stop(event: Event) -> None:
         work.gate.release(10)  # the task after this one has begun already
         raise Interrupted
 
@@ -190,7 +190,7 @@ def test_a_failed_run_is_not_kept_by_its_own_error():
 
     freed = threading.Event()
 
-    def work(on_task: OnTask) -> Generator[int, None, None]:
+    def work(callback: Callback) -> Generator[int, None, None]:
         held = threading.Event()
         weakref.finalize(held, freed.set)
         yield 0
@@ -220,12 +220,12 @@ def test_one_that_is_collected_in_its_own_thread_ends():
     """Garbage in a cycle is collected wherever the collector happens to run."""
     collected = threading.Event()
 
-    def work(on_task: OnTask) -> Generator[int, None, None]:
+    def work(callback: Callback) -> Generator[int, None, None]:
         yield 0
         assert forgotten.wait(PATIENCE)
         gc.collect()
         collected.set()
-        on_task(report(1, 0))
+        callback(report(1, 0))
         yield 1
 
     forgotten = threading.Event()
@@ -265,7 +265,7 @@ FORGETFUL = """
 import threading
 from liveavatar.engine.prefetch import PrefetchThread
 
-def work(on_task):
+def work(callback):
     try:
         yield from range(9)
     finally:

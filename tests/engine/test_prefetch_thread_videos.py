@@ -19,8 +19,9 @@ from liveavatar.config import BLOCK_FRAMES
 from liveavatar.engine.local import LocalEngine
 from liveavatar.engine.prefetch import PrefetchThread, all_on_accelerators
 from liveavatar.errors import Cancelled
+from liveavatar.events import Callback, Event
 from liveavatar.planner import Plan, make_plan
-from liveavatar.session import OnTask, Session, TaskReport, VideoTask
+from liveavatar.session import Session, VideoTask
 from liveavatar.stage import Stage, StageInput
 from liveavatar.storage import PLAIN, StorageConfig
 from liveavatar.task_graph import Denoise, Task, paced_order
@@ -85,7 +86,7 @@ def session_of(an_engine: LocalEngine, **told) -> Session:
 @pytest.mark.parametrize("stages", ["1x1", "4x1", "2x3"])
 @pytest.mark.parametrize("storage", [PLAIN, StorageConfig(kv_offload=True, offload_layers=1)], ids=str)
 def test_the_bits_are_the_same(stages, storage):
-    reports: list[TaskReport] = []
+    reports: list[Event] = []
     made = torch.cat(list(engine(stages, storage).run(the_job(), reports.append)), 1)
     assert torch.equal(made, expected())
     cut = the_plan(stages).partition
@@ -108,7 +109,7 @@ def test_it_is_for_accelerators_and_only_for_them():
 
 def test_the_thread_works_as_the_plan_says_and_the_caller_stays_as_it_is():
     stepped, before = SteppedEngine(), torch.get_num_threads()
-    for _ in stepped.run(the_job(), lambda report: None):
+    for _ in stepped.run(the_job()):
         assert not torch.is_inference_mode_enabled() and torch.get_num_threads() == before
     assert stepped.settings == {(1, True, False)}
     assert len(stepped.stage_seconds()) == 1 and stepped.stage_seconds()[0] > 0
@@ -119,7 +120,7 @@ def test_block_by_block_the_network_works_while_the_last_block_is_decoded():
     stepped = SteppedEngine()
     decoded = []
 
-    def open_decoder(motion, on_notice):
+    def open_decoder(motion, callback):
         def decode(block: torch.Tensor) -> torch.Tensor:
             if len(decoded) + 1 < BLOCKS:
                 stepped.wait_for(Denoise(len(decoded) + 1, 0, 0))
@@ -167,12 +168,12 @@ def test_two_who_watch_one_video_share_the_thread():
 def test_cancelling_by_progress_stops_the_network():
     stepped = SteppedEngine()
 
-    def stop(report: TaskReport) -> None:
+    def stop(report: Event) -> None:
         assert threading.current_thread() is threading.main_thread()
         if report.task == Denoise(1, 1, 0):
             raise Cancelled("Enough.")
 
-    with session_of(stepped, on_task=stop) as session:
+    with session_of(stepped, callback=stop) as session:
         with pytest.raises(Cancelled, match="Enough"):
             list(session.latents)
         assert not left_behind()
@@ -182,7 +183,7 @@ def test_cancelling_by_progress_stops_the_network():
 def test_an_error_of_the_network_keeps_its_type():
     stepped = SteppedEngine()
     stepped.fails_at = Denoise(2, 0, 0)
-    blocks = stepped.run(the_job(), lambda report: None)
+    blocks = stepped.run(the_job())
     assert torch.equal(torch.cat([next(blocks), next(blocks)], 1), expected()[:, :6])
     with pytest.raises(torch.cuda.OutOfMemoryError, match="no memory"):
         next(blocks)
@@ -190,8 +191,8 @@ def test_an_error_of_the_network_keeps_its_type():
 
 
 def test_a_session_that_is_forgotten_takes_the_thread_along():
-    session = session_of(engine(), open_decoder=lambda motion, on_notice: lambda block: torch.zeros(3, 12, 64, 64))
-    session.on_task = functools.partial(setattr, session, "latest")  # a cycle, as applications make them
+    session = session_of(engine(), open_decoder=lambda motion, callback: lambda block: torch.zeros(3, 12, 64, 64))
+    session.callback = functools.partial(setattr, session, "latest")  # a cycle, as applications make them
     next(iter(session.frames))
     assert left_behind()
     gone = weakref.ref(session)
@@ -213,11 +214,11 @@ def test_many_videos_broken_off_anywhere_leave_nothing():
     for _ in range(50):
         stop_at, how = draw.randrange(0, 26), draw.choice(["close", "raise", "forget", "cancel"])
 
-        def heard(report: TaskReport, at: int = stop_at, by: str = how) -> None:
+        def heard(report: Event, at: int = stop_at, by: str = how) -> None:
             if by == "raise" and report.done >= at:
                 raise Cancelled("Enough.")
 
-        session = Session(LocalEngine(components, the_plan(), prefetch=True), the_job(), on_task=heard)
+        session = Session(LocalEngine(components, the_plan(), prefetch=True), the_job(), callback=heard)
         blocks = iter(session.latents)
         with contextlib.suppress(Cancelled):
             for _ in range(stop_at // 4):
@@ -242,7 +243,7 @@ def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
         plan = make_plan(tiny_effective(BLOCKS), CONFIG, model="tiny", stages="2x1", devices=("cuda:0",))
         an_engine, job = LocalEngine(TinyComponents(CONFIG), plan, prefetch=ahead), the_job()
         decode = vae_decoder(vae, job.conditioning.motion, 1)
-        seen.append([(block, decode(block)) for block in an_engine.run(job, lambda report: None)])
+        seen.append([(block, decode(block)) for block in an_engine.run(job)])
     for (plain, pictures), (ahead_of, beside) in zip(*seen, strict=True):
         assert torch.equal(plain, ahead_of) and torch.equal(pictures, beside)
 
@@ -250,7 +251,7 @@ def test_the_bits_are_the_same_on_a_gpu_that_decodes_meanwhile():
 def test_the_thread_has_as_many_cpu_threads_as_who_pulls():
     """Whatever another thread of the process chose last, which is what new threads begin with."""
 
-    def make(on_task: OnTask) -> Generator[int, None, None]:
+    def make(callback: Callback) -> Generator[int, None, None]:
         yield torch.get_num_threads()
 
     before = torch.get_num_threads()

@@ -28,7 +28,7 @@ def latents(storage: StorageConfig, stages: str = "1x1") -> torch.Tensor:
     plan = make_plan(effective, config, model="tiny", stages=stages, storage=storage)
     assert {stage.storage for stage in plan.stages} == {storage}
     engine = LocalEngine(TinyComponents(config), plan)
-    return torch.cat(list(engine.run(tiny_job(config, effective), lambda report: None)), 1)
+    return torch.cat(list(engine.run(tiny_job(config, effective))), 1)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import torch
 from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.engine.local import LocalEngine
+from liveavatar.events import Event, ignore
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.planner import Plan, make_plan
 from liveavatar.request import Request, ResolvedRequest, SinkDistance, resolve
-from liveavatar.session import Conditioning, TaskReport, VideoTask
+from liveavatar.session import Conditioning, VideoTask
 from liveavatar.storage import WeightFormat
 from liveavatar.task_graph import Partition
 from liveavatar.weights.load import TensorDevice, fill
@@ -103,9 +104,8 @@ def tiny_plan(config: ModelConfig, effective: ResolvedRequest, stages: str = "1x
 
 
 def latents(
-    config: ModelConfig, job: VideoTask, stages: str | Partition = "1x1", reports: list[TaskReport] | None = None
+    config: ModelConfig, job: VideoTask, stages: str | Partition = "1x1", reports: list[Event] | None = None
 ) -> torch.Tensor:
     """All latents of a job: [16, 3 blocks, h, w]"""
     engine = LocalEngine(TinyComponents(config), tiny_plan(config, job.resolved, str(stages)))
-    on_task = (lambda report: None) if reports is None else reports.append
-    return torch.cat(list(engine.run(job, on_task)), 1)
+    return torch.cat(list(engine.run(job, ignore if reports is None else reports.append)), 1)

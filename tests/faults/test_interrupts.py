@@ -10,11 +10,11 @@ import pytest
 import torch
 from cli.runs import generate, receipt, write_inputs
 
-from liveavatar import api
+from liveavatar import LiveAvatarPipeline
 from liveavatar.errors import Cancelled
+from liveavatar.events import Event
 from liveavatar.interrupt import interrupts
 from liveavatar.media.video import VideoWriter
-from liveavatar.request import Request
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to oneself")
 
@@ -119,15 +119,17 @@ def test_too_late_to_cancel_what_is_complete(inputs, tmp_path, monkeypatch):
 
 
 def test_cancelling_from_the_progress_keeps_what_is_there(inputs, tmp_path):
-    def stop(progress: api.Progress) -> None:
-        if progress.frames >= 24:
+    def stop(event: Event) -> None:
+        if event.frames >= 24:
             raise Cancelled("Enough.")
 
-    prospect = api.describe_video(inputs / "portrait.png", inputs / "voice.wav", Request(size="64x64"), threads=1)
+    pipeline = LiveAvatarPipeline.from_pretrained(threads=1)
+    job = pipeline(inputs / "portrait.png", inputs / "voice.wav", size="64x64")
     with pytest.raises(Cancelled, match=r"plays and holds 24 of 75"):
-        api.generate(prospect, tmp_path / "out.mp4", on_progress=stop)
+        job.save(tmp_path / "out.mp4", callback=stop)
     assert receipt(tmp_path)["status"] == "cancelled" and receipt(tmp_path)["probed"]["frames"] == 24
-    again = api.generate(prospect, tmp_path / "out.mp4")
+    again = job.save(tmp_path / "out.mp4")
+    job.close()
     assert again.status == "complete" and again.probed.frames == 75
 
 

@@ -38,7 +38,7 @@ def planned(
 
 def latents(components: TinyComponents, plan: Plan, ahead: bool | None = None) -> torch.Tensor:
     engine = LocalEngine(components, plan, prefetch=ahead)
-    made = torch.cat(list(engine.run(tiny_job(CONFIG, EFFECTIVE), lambda report: None)), 1)
+    made = torch.cat(list(engine.run(tiny_job(CONFIG, EFFECTIVE))), 1)
     engine.release()
     assert made.isfinite().all()
     return made
@@ -129,7 +129,7 @@ def test_what_stays_takes_what_was_planned(components, rung):
     engine = LocalEngine(components, plan, ModelCache(), prefetch=False)
     stays = []
     job = tiny_job(CONFIG, EFFECTIVE)
-    for number, _ in enumerate(engine.run(job, lambda report: None)):
+    for number, _ in enumerate(engine.run(job)):
         if number:
             stays.append(held() - before)
     terms = plan.terms_by_device[DEVICE]

@@ -24,15 +24,11 @@ def codec(dtype: str, device: str = DEVICE) -> LocalEncoders:
     return LocalEncoders(open_components("mini"), ExecConfig(device, dtype, 1))
 
 
-def nothing() -> None:
-    """No check."""
-
-
 @pytest.fixture(scope="module")
 def material() -> Material:
     """Motion latents of a portrait, and those of a video that moves a little."""
     pixels = to_pixels(fit_image(read_image(PORTRAIT), SIDE, SIDE))
-    reference, motion = codec("float32", "cpu").encode_image(pixels, nothing)
+    reference, motion = codec("float32", "cpu").encode_image(pixels)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn((16, BLOCKS * BLOCK_LATENTS, *reference.shape[-2:]), generator=generator)
     return motion, reference + 0.1 * noise
@@ -73,7 +69,7 @@ def test_tiles_stay_near_the_whole(material, tiles):
 
 def test_a_portrait_is_encoded_as_on_the_cpu(material):
     pixels = to_pixels(fit_image(read_image(PORTRAIT), SIDE, SIDE))
-    _, motion = codec(WORKING).encode_image(pixels, nothing)
+    _, motion = codec(WORKING).encode_image(pixels)
     assert psnr(motion, material[0]) > 30
 
 

@@ -1,6 +1,7 @@
 """On a GPU: the demo from end to end, in this process and in workers; and nothing of it is left."""
 # ruff: noqa: E402  (what is imported below needs the libraries that are asked for first)
 
+import contextlib
 import gc
 from pathlib import Path
 
@@ -11,11 +12,9 @@ from gpu.device import DEVICE, ON_GPU, held, on_the_device
 for library in ("av", "soxr", "ftfy"):
     pytest.importorskip(library, reason=f"whole videos need {library}, which is not installed")
 
-from liveavatar.api import describe_video, generate
 from liveavatar.engine.backend import Backend
-from liveavatar.media.audio import read_audio
+from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.receipt import Receipt
-from liveavatar.request import Request
 
 pytestmark = on_the_device
 ASSETS = Path(__file__).parents[2] / "liveavatar/mini/assets"
@@ -24,19 +23,13 @@ SECONDS = 2.6
 
 
 def demo(out: Path, stages: str = "1x1", backend: Backend | None = None) -> Receipt:
-    request = Request(size="128x128", seed=11, seconds=SECONDS)
-    sound = read_audio(ASSETS / "voice.wav")
-    prospect = describe_video(
-        ASSETS / "portrait.png",
-        sound,
-        request,
-        stages=stages,
-        devices=(DEVICE,),
-        dtype="bfloat16" if ON_GPU else "float32",
-        threads=1,
-        processes=backend is not None,
+    dtype = "bfloat16" if ON_GPU else "float32"
+    pipeline = LiveAvatarPipeline.from_pretrained(
+        stages=stages, devices=(DEVICE,), dtype=dtype, threads=1, backend=backend
     )
-    return generate(prospect, out, backend=backend)
+    inputs = ASSETS / "portrait.png", ASSETS / "voice.wav"
+    with contextlib.closing(pipeline(*inputs, size="128x128", seed=11, seconds=SECONDS)) as job:
+        return job.save(out)
 
 
 @pytest.fixture(scope="module")

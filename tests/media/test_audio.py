@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soxr
 from golden.cases import Case, cases
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from media.clips import float_wav, tones, write
 
@@ -165,7 +165,6 @@ def test_a_sound_is_limited_without_copying() -> None:
             sound.limited(seconds)
 
 
-@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000]), st.integers(1, 60000), st.integers(1, 3)
 )

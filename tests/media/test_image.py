@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -131,7 +131,6 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
         assert (read_image(tmp_path / name) == (255, 0, 0)).all()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(16, 300), st.integers(16, 300), st.integers(1, 4), st.integers(1, 4), st.sampled_from(["cover", "pad"])
 )

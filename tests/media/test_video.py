@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from media.videos import decoded, frames_of, heard, sound_of, write_film
 
@@ -19,7 +19,6 @@ from liveavatar.media.video import VideoWriter, probe
 from liveavatar.streams import FrameStream, LatentStream, to_rgb24
 
 
-@settings(max_examples=25)
 @given(
     rate=st.sampled_from([8000, 11025, 16000, 22050, 24000, 44100, 48000, 96000, 5000, 37800, 192000]),
     seconds=st.floats(0.03, 1.7),

@@ -1,5 +1,6 @@
 """Memory does not grow with the video: a minute by default, ten minutes when asked for (-m slow)."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 from cli.runs import write_picture, write_voice
 
-from liveavatar.api import Progress, describe_video, generate
-from liveavatar.request import Request
+from liveavatar import LiveAvatarPipeline
+from liveavatar.events import Event
 
 PROJECT = Path(__file__).parents[2]
 EARLY_FRAMES = 96
@@ -28,15 +29,16 @@ def resident(process: int | str = "self") -> float:
 def test_a_minute_takes_no_more_memory_than_four_seconds(tmp_path):
     write_picture(tmp_path / "portrait.png")
     write_voice(tmp_path / "voice.wav", 61, 48_000, channels=2)
-    request = Request(size="64x64", seconds=60, steps=2)
     seen: list[float] = []
 
-    def watch(progress: Progress) -> None:
-        if progress.frames >= EARLY_FRAMES:
+    def watch(event: Event) -> None:
+        if event.frames >= EARLY_FRAMES:
             seen.append(resident())
 
-    prospect = describe_video(tmp_path / "portrait.png", tmp_path / "voice.wav", request, threads=1)
-    receipt = generate(prospect, tmp_path / "out.mp4", on_progress=watch)
+    pipeline = LiveAvatarPipeline.from_pretrained(threads=1)
+    inputs = tmp_path / "portrait.png", tmp_path / "voice.wav"
+    with contextlib.closing(pipeline(*inputs, size="64x64", seconds=60, steps=2)) as job:
+        receipt = job.save(tmp_path / "out.mp4", callback=watch)
     assert receipt.probed.frames == 1500 and len(seen) > 200
     assert max(seen) - seen[0] < 5, "MB; 50 MB in ten minutes"
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from liveavatar.config import BLOCK_LATENTS, WINDOW_BLOCKS
 from liveavatar.errors import HostMemoryError
 from liveavatar.model.kv_cache import Window, window_tokens
-from liveavatar.offload.kv_cache import KVCacheShape, OffloadedKVCache, StageKVCaches, allocate_kv_caches, quantize_kv
+from liveavatar.model.quantize import quantize_rows_fp8
+from liveavatar.offload.kv_cache import KVCacheShape, OffloadedKVCache, StageKVCaches, allocate_kv_caches
 from liveavatar.offload.streams import PinnedBuffer
-from liveavatar.storage import KVDtype, StorageConfig, kv_cache_bytes, kv_cache_transfer_bytes
+from liveavatar.planner.memory import kv_cache_bytes, kv_cache_transfer_bytes
+from liveavatar.storage import KVDtype, StorageConfig
 
 FRAME, HEADS, WIDTH, LAYERS = 4, 2, 6, 3
 TOKENS = BLOCK_LATENTS * FRAME
@@ -50,7 +52,7 @@ def test_own_and_earlier_rows_are_the_window(block: int, frame: int, blocks: int
 @given(st.integers(0, 2**32), st.floats(-30, 15), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_quantised_rows_are_near(seed: int, scale: float, dtype: torch.dtype) -> None:
     exact = (rows(seed) * 10.0**scale).to(dtype)
-    small, scales = quantize_kv(exact)
+    small, scales = quantize_rows_fp8(exact)
     assert small.dtype == torch.float8_e4m3fn and scales.shape == (TOKENS, HEADS, 1)
     largest = exact.float().abs().amax(-1, keepdim=True)
     bound = torch.maximum(exact.float().abs() / 16, largest / 2**18).clamp_min(1e-15)
@@ -58,7 +60,7 @@ def test_quantised_rows_are_near(seed: int, scale: float, dtype: torch.dtype) ->
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
-    small, scales = quantize_kv(torch.zeros(2, 1, 4))
+    small, scales = quantize_rows_fp8(torch.zeros(2, 1, 4))
     assert torch.equal(small.float() * scales, torch.zeros(2, 1, 4))
 
 
@@ -72,7 +74,7 @@ def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.d
             assert torch.equal(rounded[window.own], exact[window.own])
             assert torch.equal(rounded[window.valid :], exact[window.valid :])
             for earlier in window.earlier:
-                small, scales = quantize_kv(exact[earlier])
+                small, scales = quantize_rows_fp8(exact[earlier])
                 assert torch.equal(rounded[earlier], (small.float() * scales).to(dtype))
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 from liveavatar.offload.layers import LayerPrefetcher, PackedModule, attach_prefetchers, read_devices
 from liveavatar.offload.streams import SynchronousCopies
-from liveavatar.storage import StorageConfig, layers_transfer_bytes, offloaded_layers, text_kv_bytes
+from liveavatar.planner.memory import layers_transfer_bytes, text_kv_bytes
+from liveavatar.storage import StorageConfig, offloaded_layers
 from liveavatar.task_graph import Task
 from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource

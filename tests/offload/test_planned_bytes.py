@@ -98,7 +98,7 @@ def test_what_stays_and_the_peak_of_an_engine_are_planned(
         engine = LocalEngine(components, plan)
         engine.load()
         loaded = allocations.peak = allocations.now
-        finished = [allocations.now for _ in engine.run(job, lambda report: None)]
+        finished = [allocations.now for _ in engine.run(job)]
     terms = plan.terms_by_device[DEVICE]
     assert loaded == pytest.approx(terms["weights"] + terms["conditions"], rel=0.001)
     lasting = sum(terms[name] for name in ("weights", "conditions", "KV rings", "slots", "text")) + terms["sink"] / 2
@@ -119,6 +119,6 @@ def test_a_prompt_that_takes_more_than_the_work_that_follows_counts() -> None:
         engine = LocalEngine(components, plan)
         engine.load()
         allocations.peak = allocations.now
-        list(engine.run(tiny_job(config, effective), lambda report: None))
+        list(engine.run(tiny_job(config, effective)))
     most = plan.total_by_device[DEVICE] - plan.vae
     assert 0.9 * most < allocations.peak <= most

@@ -15,16 +15,9 @@ from liveavatar.model.kv_cache import window_tokens
 from liveavatar.model.transformer import EMBEDDERS, CausalS2VTransformer
 from liveavatar.offload.kv_cache import OffloadedKVCache
 from liveavatar.planner import layer_bytes, layer_parameters
+from liveavatar.planner.memory import kv_cache_bytes, kv_cache_resident_bytes, layers_resident_bytes, text_kv_bytes
 from liveavatar.request import Request, resolve
-from liveavatar.storage import (
-    PLAIN,
-    MemoryUse,
-    StorageConfig,
-    kv_cache_bytes,
-    kv_cache_resident_bytes,
-    layers_resident_bytes,
-    text_kv_bytes,
-)
+from liveavatar.storage import PLAIN, MemoryUse, StorageConfig
 
 CONFIG = UNTRAINED
 EFFECTIVE = tiny_effective(5, 2, "128x128")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pipeline.test_pipeline import REQUEST, Heard, film, picture, sound
 
-from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import PlanError
@@ -26,17 +25,20 @@ def tight(room: int) -> Hardware:
 @pytest.fixture(scope="module")
 def plain():
     """The plan that rounds and moves nothing."""
-    return describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1).plan
+    return LiveAvatarPipeline.from_pretrained(devices=["cpu"], threads=1).describe(picture(), sound(), REQUEST).plan
 
 
 def test_the_front_door_works_by_what_was_chosen(plain, tmp_path):
     whole = plain.total_by_device["cpu"]
     frames = {}
     for name, room in (("ample", whole), ("tight", whole - 3_000_000)):
-        prospect = describe_video(picture(), sound(), REQUEST, placement=CHOOSING, detect=lambda held, r=room: tight(r))
-        assert prospect.plan.total_by_device["cpu"] <= room
-        done = generate(prospect, tmp_path / f"{name}.mp4")
-        frames[name] = (prospect.plan.stages[0].storage, done.frames_sha256)
+        pipeline = LiveAvatarPipeline(
+            open_components("mini"), LocalBackend(CHOOSING), hardware=lambda held, r=room: tight(r)
+        )
+        job = pipeline(picture(), sound(), request=REQUEST)
+        assert job.spec.plan.total_by_device["cpu"] <= room
+        done = film(job, tmp_path, name)
+        frames[name] = (job.spec.plan.stages[0].storage, done.frames_sha256)
     (ample, same), (moved, also) = frames["ample"], frames["tight"]
     assert ample == StorageConfig() != moved and moved.weights == "plain"
     assert same == also, "what only moves changes no frame"
@@ -67,7 +69,7 @@ def test_a_smaller_video_is_smaller_everywhere(tmp_path):
     smallest = dataclasses.replace(REQUEST, size="256x256", steps=1)
     placement = dataclasses.replace(CHOOSING, allow_smaller=True)
     config = open_components("mini").config
-    fits = describe_video(large, sound(0.4), smallest, devices=["cpu"], threads=1)
+    fits = LiveAvatarPipeline.from_pretrained(devices=["cpu"], threads=1).describe(large, sound(0.4), smallest)
     room = make_plan(fits.resolved, config, model="mini").total_by_device["cpu"]
     pipeline = LiveAvatarPipeline(open_components("mini"), LocalBackend(placement), hardware=lambda held: tight(room))
     voice, context = pipeline.encode_audio(sound(0.4)), pipeline.encode_prompt(request.prompt)

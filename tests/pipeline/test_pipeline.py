@@ -15,7 +15,6 @@ import torch
 from cli.runs import write_inputs
 
 import liveavatar
-from liveavatar.api import describe_video, generate
 from liveavatar.components import open_components
 from liveavatar.config import MINI
 from liveavatar.encoders.audio import encode_audio, gather_frame_features, hidden_states
@@ -29,12 +28,12 @@ from liveavatar.errors import (
     RequestError,
     SizeError,
 )
+from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
 from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
 from liveavatar.placement import Placement
-from liveavatar.recorder import GENERATING, Progress
 from liveavatar.request import Request
-from liveavatar.session import OnNotice, OnTask, VideoTask, ignore_notice
+from liveavatar.session import VideoTask
 from liveavatar.streams import to_rgb24
 from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
@@ -79,9 +78,9 @@ class Heard:
     def __init__(self, break_after: int | None = None):
         self.tasks, self.phases, self.break_after = 0, [], break_after
 
-    def __call__(self, progress: Progress) -> None:
-        self.phases.append(progress.phase)
-        if progress.phase == GENERATING and progress.task is not None:
+    def __call__(self, event: Event) -> None:
+        self.phases.append(event.phase)
+        if event.phase == GENERATING and event.task is not None:
             self.tasks += 1
         if self.break_after is not None and self.tasks >= self.break_after:
             raise Cancelled("Enough.")
@@ -91,20 +90,15 @@ def film(job: VideoJob, folder: Path, name: str = "a", heard: Heard | None = Non
     return job.save(folder / f"{name}.mp4", folder / f"{name}.json", heard or Heard())
 
 
-def test_steps_give_the_frames_of_the_front_door(job, tmp_path):
-    prospect = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1)
-    assert film(job, tmp_path).frames_sha256 == generate(prospect, tmp_path / "b.mp4").frames_sha256
-
-
 class Telling(LocalBackend):
     """Lends engines that tell something before every block."""
 
     def engine(self, components, plan):
         engine = super().engine(components, plan)
 
-        def run(job, on_task, on_notice, make=engine.run):
-            for number, block in enumerate(make(job, on_task)):
-                on_notice(f"Before block {number}.")
+        def run(job, callback, make=engine.run):
+            for number, block in enumerate(make(job, callback)):
+                callback(notice_event(f"Before block {number}."))
                 yield block
 
         engine.run = run
@@ -112,26 +106,26 @@ class Telling(LocalBackend):
 
 
 def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
-    prospect, heard = describe_video(picture(), sound(), REQUEST, devices=["cpu"], threads=1), []
-    receipt, backend = tmp_path / "a.json", Telling(Placement(("cpu",), threads=1))
-    told = generate(prospect, tmp_path / "a.mp4", on_progress=heard.append, backend=backend).notices
-    assert told == tuple(f"Before block {n}." for n in range(prospect.resolved.blocks))
+    pipeline = LiveAvatarPipeline(open_components("mini"), Telling(Placement(("cpu",), threads=1)))
+    receipt, job, heard = tmp_path / "a.json", pipeline(picture(), sound(), request=REQUEST), []
+    told = job.save(tmp_path / "a.mp4", callback=heard.append).notices
+    assert told == tuple(f"Before block {n}." for n in range(job.spec.resolved.blocks))
     assert json.loads(receipt.read_text())["notices"] == list(told)
     shown = {p.phase: p for p in heard}
     assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
 
-    def stop(progress: Progress) -> None:
-        if progress.phase == told[1]:
+    def stop(event: Event) -> None:
+        if event.phase == told[1]:
             raise Cancelled("Enough.")
 
     with pytest.raises(Cancelled):
-        generate(prospect, tmp_path / "a.mp4", on_progress=stop, backend=backend)
+        pipeline(picture(), sound(), request=REQUEST).save(tmp_path / "a.mp4", callback=stop)
     assert json.loads(receipt.read_text())["notices"] == list(told[:2])
 
 
 def test_notices_reach_who_collects_latents(pipeline, voice, context):
     telling, phases = LiveAvatarPipeline(pipeline.components, Telling(Placement(("cpu",), threads=1))), []
-    telling.prepare(REQUEST, picture(), voice, context).latents(lambda progress: phases.append(progress.phase))
+    telling.prepare(REQUEST, picture(), voice, context).latents(lambda event: phases.append(event.phase))
     assert "Before block 1." in phases
 
 
@@ -194,8 +188,9 @@ def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
 
 
 def test_every_block_is_shown_once(job, tmp_path):
-    shown = []
-    job.save(tmp_path / "a.mp4", tmp_path / "a.json", Heard(), on_block=shown.append)
+    events: list[Event] = []
+    job.save(tmp_path / "a.mp4", tmp_path / "a.json", events.append)
+    shown = [event.images for event in events if event.images is not None]
     assert sum(len(frames) for frames in shown) == job.spec.resolved.frames
     assert all(frames.dtype == np.uint8 and frames.shape[1:] == (64, 64, 3) for frames in shown)
 
@@ -233,7 +228,7 @@ def test_the_tiles_of_a_plan_reach_every_decode(voice, context, tmp_path):
     other = open_components("mini").vae("cpu", torch.float32)
     again = cut.save(tmp_path / "b.mp4", tmp_path / "b.json", Heard(), vae=other)
     assert again.frames_sha256 == found and json.loads((tmp_path / "b.json").read_text())["plan"]["vae_tiles"] == [1, 2]
-    direct = generate(describe_video(wide, sound(), request, placement=cut.pipeline.placement), tmp_path / "direct.mp4")
+    direct = film(cut.pipeline(wide, sound(), request=request), tmp_path, "direct")
     assert direct.frames_sha256 == found
 
 
@@ -296,21 +291,21 @@ def test_collecting_tells_what_the_engine_waits_for(job: VideoJob, monkeypatch: 
     session, heard = job.session(), []
     run = session.engine.run
 
-    def waiting(job: VideoTask, on_task: OnTask, on_notice: OnNotice) -> Iterator[torch.Tensor]:
-        for latents in run(job, on_task):
-            on_notice("Waiting.")
+    def waiting(job: VideoTask, callback: Callback) -> Iterator[torch.Tensor]:
+        for latents in run(job, callback):
+            callback(notice_event("Waiting."))
             yield latents
 
     monkeypatch.setattr(session.engine, "run", waiting)
     job.latents(heard.append)
     blocks = session.latents.blocks
-    assert [p for p in heard if p.phase == "Waiting."] == [Progress("Waiting.", made, blocks) for made in range(blocks)]
-    assert session.on_notice is ignore_notice
+    assert [e for e in heard if e.notice] == [Event("Waiting.", made, blocks, notice=True) for made in range(blocks)]
+    assert session.callback is ignore
 
 
-def test_the_front_door_needs_a_prompt_that_it_can_encode() -> None:
+def test_the_front_door_needs_a_prompt_that_it_can_encode(pipeline) -> None:
     with pytest.raises(RequestError, match="not known") as refused:
-        describe_video(picture(), sound(), dataclasses.replace(REQUEST, prompt=None))
+        pipeline(picture(), sound(), request=dataclasses.replace(REQUEST, prompt=None))
     assert "Give a prompt" in refused.value.nearest
 
 

@@ -6,18 +6,18 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, apply_plan_size, choose_plan, level_of
-from liveavatar.planner.choose import _to_plan
+from liveavatar.planner.choose import best_candidate, candidate_plan
 from liveavatar.planner.hardware import CUDA_CONTEXT_BYTES, GIB
 from liveavatar.planner.search import PlanSearch, plan_searches
 from liveavatar.planner.search import highest_level as highest_of
 from liveavatar.request import Request, ResolvedRequest, image_size_for, resolve
-from liveavatar.vae.tiling import tilings
+from liveavatar.vae.tile_grid import tilings
 
 CARDS = (16, 24, 32, 48, 80, 96, 141)
 SIZES = ("384x256", "640x384", "512x512", "704x384", "720x400", "832x480", "1024x704", "1280x720")
@@ -55,30 +55,38 @@ def check(found: Plan, cards: Hardware, steps: int) -> None:
     assert found.forecast and found.forecast.fps > 0 and found.forecast.first_frames_seconds > 0
 
 
-@settings(max_examples=60, deadline=None)
 @given(mixes, sizes, st.sampled_from((3, 4, 5)), preferences, st.sampled_from((None, 16, 64, 512)))
 def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer, host):
     asked, given = effective(size, steps), hardware(cards, host)
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         found = plan(given, asked, prefer=prefer)
     except PlanError as refused:
         assert "does not fit" in refused.what and "GB" in refused.what
     else:
         check(found, given, steps)
-    assert time.perf_counter() - began < 5, "well under a second where nothing else runs"
+    assert time.process_time() - began < 5, "seconds of the processor, well under one in most cases"
 
 
-@settings(max_examples=20, deadline=None)
+def test_videos_of_one_shape_are_searched_for_once():
+    first = plan("2x24", allow_smaller=True)
+    before = best_candidate.cache_info()
+    longer = dataclasses.replace(effective(), seed=7, frames=4800, blocks=400)
+    assert plan("2x24", longer, allow_smaller=True).stages == first.stages
+    after = best_candidate.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    plan("2x24", effective(steps=3), allow_smaller=True)
+    assert best_candidate.cache_info().misses == after.misses + 1
+
+
 @given(mixes, sizes, st.integers(0, len(FIDELITY_LEVELS) - 1))
 def test_the_host_bytes_that_are_searched_with_are_those_of_the_plan(cards, size, rung):
-    search = PlanSearch(effective(size), WAN2_2_S2V_14B, hardware(cards), PlanOptions())
-    for layout in search.candidates(rung, fastest=False):
-        pinned = _to_plan(search, layout, "x").host_bytes_by_machine
-        assert sum(share.host for share in layout.shards) == sum(pinned.values())
+    asked, given, options = effective(size), hardware(cards), PlanOptions()
+    for candidate in PlanSearch(asked.shape, WAN2_2_S2V_14B, given, options).candidates(rung):
+        pinned = candidate_plan(candidate, asked, WAN2_2_S2V_14B, given, options, model="x").host_bytes_by_machine
+        assert sum(shard.host for shard in candidate.shards) == sum(pinned.values())
 
 
-@settings(max_examples=30, deadline=None)
 @given(mixes, sizes, st.data())
 def test_more_memory_never_gives_a_lower_rung(cards, size, data):
     host, place = 256, data.draw(st.integers(0, len(cards) - 1))
@@ -90,11 +98,10 @@ def test_more_memory_never_gives_a_lower_rung(cards, size, data):
 
 
 def highest(cards: Hardware, size: str) -> int:
-    found = highest_of(plan_searches(effective(size), WAN2_2_S2V_14B, cards, PlanOptions()))
+    found = highest_of(plan_searches(effective(size).shape, WAN2_2_S2V_14B, cards, PlanOptions()))
     return len(FIDELITY_LEVELS) if found is None else found[0]
 
 
-@settings(max_examples=15, deadline=None)
 @given(mixes, sizes)
 def test_quality_stands_on_the_highest_rung_and_speed_is_not_slower(cards, size):
     given = hardware(cards)

@@ -1,8 +1,8 @@
-"""The README's table of plans is what the planner says today."""
+"""The table of plans in docs/hardware.md is what the planner says today."""
 
-from tools.plan_table import README, rewritten
+from tools.plan_table import PAGE, rewritten
 
 
-def test_the_readme_and_the_planner_agree():
-    readme = README.read_text(encoding="utf-8")
-    assert rewritten(readme) == readme, "run python -m tools.plan_table"
+def test_the_page_and_the_planner_agree():
+    page = PAGE.read_text(encoding="utf-8")
+    assert rewritten(page) == page, "run python -m tools.plan_table"

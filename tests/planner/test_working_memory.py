@@ -13,7 +13,8 @@ from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 from liveavatar.planner import workspace_bytes
 from liveavatar.planner.memory import PUBLISHED_AUX
 from liveavatar.request import Request, resolve
-from liveavatar.vae.tiling import Grid, TiledDecoder, encode_tiles
+from liveavatar.vae.tile_grid import Grid
+from liveavatar.vae.tiling import TiledDecoder, encode_tiles
 from liveavatar.vae.wan import DecodeState, build_vae, decode_block, to_channels_last
 
 BIG = WAN2_2_S2V_14B
@@ -75,7 +76,7 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
     with torch.device("meta"):
         vae = to_channels_last(build_vae().to(torch.bfloat16))
     weights = sum(p.nbytes for p in vae.parameters())
-    held, away = PUBLISHED_AUX.vae_bytes(asked, 2, tiles), []
+    held, away = PUBLISHED_AUX.vae_bytes(asked.latent_size, 2, tiles), []
 
     def berth() -> Away:
         away.append(Away())
@@ -93,6 +94,6 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
 
 def test_tiles_of_a_cpu_are_in_its_own_memory():
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
-    there, here = (PUBLISHED_AUX.vae_bytes(asked, 4, (2, 2), card) for card in (True, False))
+    there, here = (PUBLISHED_AUX.vae_bytes(asked.latent_size, 4, (2, 2), card) for card in (True, False))
     tile = 4 * PUBLISHED_AUX.decode_state * Grid.of(*asked.latent_size, (2, 2)).tile
     assert here.host == 0 and here.device == there.device + there.host - tile

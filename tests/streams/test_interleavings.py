@@ -3,7 +3,7 @@
 import threading
 import time
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from streams.producers import Broken, Producer, label, labels
 
@@ -54,7 +54,6 @@ def test_any_order_of_two_consumers_cancels_and_failures_keeps_the_blocks_in_ord
     assert producer.open == 0
 
 
-@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), threads=st.integers(2, 4), cancels=st.integers(0, 2), failures=st.integers(0, 2))
 def test_threads_share_one_producer(seed, threads, cancels, failures):
     blocks = 6

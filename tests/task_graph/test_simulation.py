@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.charts import draw_timeline
@@ -28,7 +28,6 @@ def test_rings_and_step_pipelines_reach_the_bound(steps, cut):
     assert found.efficiency == pytest.approx(1.0, abs=0.01)
 
 
-@settings(max_examples=40)
 @given(st.sampled_from([(1, 2), (1, 4), (4, 1), (2, 2)]), st.floats(1e-3, 1e3), st.sampled_from([0.0, 0.01, 0.1]))
 def test_the_bound_is_reached_whatever_a_step_takes(cut, seconds, beside):
     cut = even(*cut, layers=8)
@@ -55,7 +54,6 @@ def test_a_slow_stage_sets_the_pace():
     assert found.busy.index(max(found.busy)) == 2
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 5).flatmap(
         lambda steps: st.tuples(st.integers(1, steps), st.integers(1, 6)).map(lambda c: Partition.even(*c, steps, 12))

@@ -1,12 +1,16 @@
 """Finding a model's files: whole, or refused with what is missing and the command that fetches it."""
 
+import collections
 import dataclasses
 import os
 import shutil
 
 import fakes
 import pytest
+import safetensors
+import torch
 
+from liveavatar.components import open_components
 from liveavatar.config import UNTRAINED
 from liveavatar.errors import MissingFilesError, ModelError
 from liveavatar.weights.folder import find_model, format_inspection, inspect_model
@@ -52,6 +56,26 @@ def test_inspection_of_a_whole_folder_says_so(folder):
     assert "tensors in 2 shards" in text
     assert text.endswith("Complete.")
     assert all(item.nbytes > 0 for item in found.items)
+
+
+@pytest.mark.parametrize("opening", [open_components, find_model, inspect_model])
+def test_each_file_is_opened_once_while_a_model_is_opened(folder, monkeypatch, opening):
+    """Whoever looks at it: the search for files, the checks, the loader."""
+    opened, safe_open, load = collections.Counter(), safetensors.safe_open, torch.load
+
+    def counted_open(path, *arguments, **options):
+        opened[path.name] += 1
+        return safe_open(path, *arguments, **options)
+
+    def counted_load(path, *arguments, **options):
+        opened[path.name] += 1
+        return load(path, *arguments, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", counted_open)
+    monkeypatch.setattr(torch, "load", counted_load)
+    opening(folder)
+    weights = {path.name for path in folder.rglob("*") if path.suffix in (".safetensors", ".pth")}
+    assert opened == dict.fromkeys(weights, 1)
 
 
 @pytest.mark.parametrize("place", ["base/sub", "", "Live-Avatar"])

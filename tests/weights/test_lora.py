@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -84,7 +84,6 @@ def test_alpha_in_the_metadata_is_honoured(tmp_path, metadata):
     torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 2.0, lora))
 
 
-@settings(max_examples=20)
 @given(
     prefix=st.sampled_from(["", "base_model.model.", "diffusion_model.", "base_model.model.diffusion_model."]),
     infix=st.sampled_from(["", ".default"]),

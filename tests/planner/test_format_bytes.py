@@ -8,7 +8,8 @@ import torch
 from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B, ModelConfig
 from liveavatar.model.transformer import EMBEDDERS, ModelSlice, empty_transformer
 from liveavatar.planner import layer_parameters
-from liveavatar.storage import WeightFormat, layer_matrices, layer_saved_bytes, linear_bytes
+from liveavatar.planner.memory import layer_matrices, layer_saved_bytes, linear_bytes
+from liveavatar.storage import WeightFormat
 
 
 def held(config: ModelConfig, part: ModelSlice, weights: WeightFormat, dtype: torch.dtype) -> int:

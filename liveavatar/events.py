@@ -1,0 +1,72 @@
+"""Events: progress, notices and finished frames of a video, and the one callback that is called with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .task_graph import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LOADING_VAE = "loading the VAE"
+ENCODING_PROMPT = "reading the prompt"
+ENCODING_AUDIO = "listening to the sound"
+ENCODING_IMAGE = "encoding the picture"
+LOADING_NETWORK = "loading the network"
+GENERATING = "generating"
+"""The phase from whose beginning on there may be a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What is being done to a video, and how far that is.
+
+    An event may come again unchanged while something takes long, so that the callback can cancel it.
+
+    Attributes:
+        phase: what is being done, in words; of a notice its text.
+        done, total: in units of the phase: tasks while generating, hundredths before. When an engine goes on from an
+            earlier block, `done` falls back to the tasks that still stand finished.
+        frames: video frames already in the file.
+        seconds_left: estimate for the rest, or None while nothing is known.
+        task, stage: the task that has just run (on an accelerator: was sent), and where; None outside of generating.
+        notice: whether this is no progress, but something out of the ordinary in a run that goes on all the same, or
+            what the run waits for, again and again meanwhile.
+        images: the frames that have just been written, uint8 [n, H, W, 3]; None in all other events.
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 100
+    frames: int = 0
+    seconds_left: float | None = None
+    task: Task | None = None
+    stage: int | None = None
+    notice: bool = False
+    images: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def share(self) -> float:
+        """The finished share of the phase, 0 to 1."""
+        return self.done / max(1, self.total)
+
+
+Callback = Callable[[Event], None]
+"""Called with every event, in the thread that pulls the video; what it raises (`Cancelled`) stops the work."""
+
+
+def ignore(event: Event) -> None:
+    """The callback of those who want no events."""
+
+
+def share_event(phase: str, share: float) -> Event:
+    """The event of a phase of which a share of 0 to 1 is finished."""
+    return Event(phase, round(100 * share), 100)
+
+
+def notice_event(text: str) -> Event:
+    """The event of something out of the ordinary, in a readable sentence."""
+    return Event(text, notice=True)
