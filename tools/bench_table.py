@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from liveavatar.bench.command_suite import suite_markdown
 from liveavatar.bench.suite import read_suite
-from liveavatar.cli.suite_lines import suite_markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, FIGURES = DOCS / "bench.md", DOCS / "figures"

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
+from ..bench import command as bench
+from ..doctor import command as doctor
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
-from . import bench, demo, doctor, generate, inspect, plan, workers
+from . import demo, generate, inspect, plan, workers
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar import compiler
+from liveavatar.bench.command_model import model_lines
 from liveavatar.bench.decoding import side_by_side
 from liveavatar.bench.figures import bytes_needed, work_of
 from liveavatar.bench.found import Amount, Launching, ModelBench
@@ -18,7 +19,6 @@ from liveavatar.bench.material import noise_effective, noise_job
 from liveavatar.bench.model import Asked, bench_model
 from liveavatar.bench.random_model import RandomComponents
 from liveavatar.bench.watched import WatchedEngine
-from liveavatar.cli.model_lines import model_lines
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
 from liveavatar.doctor.report import Compute
 from liveavatar.engine.local import LocalEngine, ModelCache

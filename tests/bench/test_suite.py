@@ -15,12 +15,12 @@ from cli.runs import run
 from liveavatar import compiler
 from liveavatar.bench import suite_parts
 from liveavatar.bench.attention_kernels import DEFAULT, kernels, time_kernels
+from liveavatar.bench.command_suite import suite_lines, suite_markdown
 from liveavatar.bench.model import Asked, check_fit
 from liveavatar.bench.random_model import KeptComponents, RandomComponents
 from liveavatar.bench.suite import Figure, SuitePart, SuiteReport, read_suite, run_suite, write_suite
 from liveavatar.bench.suite_parts import PARTS, SuiteState
 from liveavatar.bench.time_limit import Overrun, time_limit
-from liveavatar.cli.suite_lines import suite_lines, suite_markdown
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
 from liveavatar.engine.local import ModelCache
 from liveavatar.errors import ModelError, OutputError, PlanError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from doctor.machines import CPU, card, machine
 
-from liveavatar.cli.doctor import report_lines
 from liveavatar.doctor import known_speeds, partner, save_speeds
 from liveavatar.doctor.child import Child, entry
+from liveavatar.doctor.command import report_lines
 from liveavatar.doctor.devices import compute, copies, driver_said, identities
 from liveavatar.doctor.findings import findings
 from liveavatar.doctor.host import disk, requirements

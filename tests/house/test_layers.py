@@ -51,7 +51,16 @@ LAYERS = (
         "mini/evaluate",
     },
     {"pipeline"},
-    {"cli", "__main__", "__init__"},
+    {
+        "cli",
+        "bench/command",
+        "bench/command_model",
+        "bench/command_pipeline",
+        "bench/command_suite",
+        "doctor/command",
+        "__main__",
+        "__init__",
+    },
 )
 """Lowest first; a part imports its own layer and those below."""
 DISTRIBUTED = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import bench_model, bench_pipeline, bench_suite
+from . import command_model, command_pipeline, command_suite
 
-BENCHES = {"pipeline": bench_pipeline, "model": bench_model, "suite": bench_suite}
+BENCHES = {"pipeline": command_pipeline, "model": command_model, "suite": command_suite}
 """Like commands: each adds its options and runs."""
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cli.tables import aligned, counted, gigabytes
+from ..cli.terminal import ProgressLine, say
 from ..errors import OutputError
-from .tables import aligned, counted, gigabytes
-from .terminal import ProgressLine, say
 
 if TYPE_CHECKING:
-    from ..doctor import Device, Report
+    from . import Device, Report
 
 _LABELS = {"problem": "PROBLEM", "note": "note", "good": "good"}
 _PROBLEMS = 1
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine; 0 when there is no problem, 1 when there is one."""
-    from ..doctor import examine, save_speeds
-    from ..doctor.known import write_json
-    from ..doctor.plain import plain
+    from . import examine, save_speeds
+    from .known import write_json
+    from .plain import plain
 
     out = Path(arguments.out) if arguments.out else None
     if out and (out.is_dir() or not out.parent.is_dir()):

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import ENGINES, check_engine
-from .parser import number, whole_number
-from .tables import aligned, counted
-from .terminal import say
+from ..cli.options import ENGINES, check_engine
+from ..cli.parser import number, whole_number
+from ..cli.tables import aligned, counted
+from ..cli.terminal import say
 
 if TYPE_CHECKING:
-    from ..bench.pipeline import PipelineBench
     from ..engine.backend import Backend
+    from .pipeline import PipelineBench
 
 _STAGES = "1x1,1x2,1x4,4x1,2x2"
 _BLOCKS = 40
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show a table, and write it down where that was asked."""
     check_engine(arguments.engine)
-    from ..bench.pipeline import bench_pipeline
-    from ..bench.report import check_report, write_report
+    from .pipeline import bench_pipeline
+    from .report import check_report, write_report
 
     if arguments.json:
         check_report(Path(arguments.json))
