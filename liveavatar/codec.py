@@ -195,7 +195,7 @@ class LocalEncoders:
 def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
-    On CUDA it works beside whatever else the device does, and waits for its own pictures only.
+    On CUDA it works beside whatever else the device does, and waits for its own frames only.
 
     Args:
         motion: latents [16, >= 7, h, w] of what came before the video.
@@ -225,7 +225,7 @@ def encode_conditioning(
     context: torch.Tensor | None = None,
     features: AudioFeatures | None = None,
 ) -> Conditioning:
-    """Everything the network is told, encoded; each encoder stays as long as it is needed.
+    """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
     Args:
         encoders: of the model.

@@ -41,7 +41,7 @@ SIZE_MULTIPLE = 64
 AUDIO_FEATURE_RATE = 30
 """Rate, per second, to which the 50 Hz audio features are resampled before frames pick theirs."""
 AUDIO_SAMPLE_RATE = 16_000
-"""Samples per second that wav2vec2 hears."""
+"""Samples per second of the input of wav2vec2."""
 REFERENCE_TIME_ID = 30
 """Rotary time position of the reference image while the sink is prefilled."""
 MIN_SINK_DISTANCE, MAX_SINK_DISTANCE = 4, 30
@@ -180,5 +180,5 @@ UNTRAINED = ModelConfig(
     audio_dim=32,
     audio_inject_layers=(0, 2, 3),
 )
-"""Random weights, made in code: for whoever needs numbers but no picture."""
+"""Random weights, made in code: for tests of speed and memory, whose frames are noise."""
 PRESETS: dict[str, ModelConfig] = {"wan2.2-s2v-14b": WAN2_2_S2V_14B, "mini": MINI, "untrained": UNTRAINED}

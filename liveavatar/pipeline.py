@@ -236,7 +236,7 @@ class LiveAvatarPipeline:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
-            request: its prompt tells what `context` was read from (None: not known); its seconds are not looked at.
+            request: its prompt is what `context` was encoded from (None: not known); its seconds are not looked at.
             image: uint8 [H, W, 3].
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
@@ -255,7 +255,7 @@ class LiveAvatarPipeline:
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
-                "Listen to all of the sound that the video uses.",
+                "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
         spec = VideoSpec(self.components, request, resolved, plan, image, samples)

@@ -97,7 +97,7 @@ class Placement:
 
     @property
     def tiles(self) -> Tiles | None:
-        """Rows and columns of tiles of the VAE, where they were told.
+        """Rows and columns of tiles of the VAE, where they were given.
 
         Raises:
             PlanError: they are not understood.
@@ -174,7 +174,7 @@ class Placement:
     def _make_plan(
         self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None
     ) -> Plan:
-        """Chosen for devices, or as told where there are none."""
+        """Chosen for devices, or laid out as asked where there are none."""
         if available is not None:
             options = PlanOptions(
                 prefer=self.prefer,
@@ -209,7 +209,7 @@ class Placement:
         return self._capped(plan)
 
     def _chosen_hardware(self, hardware: Callable[[], Hardware]) -> Hardware | None:
-        """The devices that a plan is chosen for; None where it is laid out as told."""
+        """The devices that a plan is chosen for; None where it is laid out as asked."""
         devices = tuple(map(DeviceName.parse, self.devices or default_devices()))
         explicit = self.stages != "auto" or self.storage is not None
         if self.fit and (explicit or any(d.machine for d in devices)):
@@ -256,7 +256,7 @@ class Placement:
             )
 
     def _capped(self, plan: Plan) -> Plan:
-        """A plan that was laid out as told, held to the cap."""
+        """A plan that was laid out as asked, held to the cap."""
         over = {device: total for device, total in plan.total_by_device.items() if self.cap and total > self.cap}
         if over:
             device, total = max(over.items(), key=lambda pair: pair[1])

@@ -197,7 +197,7 @@ class Request:
         seed: 0..2^64-1; the same seed gives the same video. -1 draws one, which the receipt then names.
         seconds: stop after so much sound; None for all of it.
         fit: "cover" fills the frame and crops; "pad" is the published black padding, for parity.
-        tail: what is heard after the audio ends: "silence" as it is encoded, or "zeros" as published, for parity.
+        tail: features after the audio ends: "silence" as it is encoded, or "zeros" as published, for parity.
         lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
         sink_distance: how far ahead of a block the reference image stands.
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by

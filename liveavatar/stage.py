@@ -35,7 +35,7 @@ class StageConditioning:
         prompt: embedded prompt [text_len, dim].
         time: embedded timesteps, one row per step and a last one for t = 0.
         motion: motion latents of the sink [16, 19, h, w].
-        audio: block -> what it hears.
+        audio: block -> its audio tokens.
         clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
     """
 
@@ -137,7 +137,7 @@ class Stage:
         shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
         caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device)
         self.kv_caches, self.traffic = caches.by_step, caches.transfer_stats
-        """One ring per layer for each step, and what they copied between host and device."""
+        """One cache per layer for each step, and what they copied between host and device."""
         self.sinks: dict[int, list[SinkKV]] = {}
         """By version; at most two are kept, the one in use and the one to come."""
 

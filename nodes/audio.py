@@ -12,7 +12,7 @@ from .schema import CATEGORY, AudioSocket, ModelSocket, seconds_input, supported
 
 
 class AudioFeatures(io.ComfyNode):
-    """A voice, heard block by block in bounded memory."""
+    """A voice, encoded block by block in bounded memory."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,16 +21,16 @@ class AudioFeatures(io.ComfyNode):
             node_id="LiveAvatarAudioFeatures",
             display_name="Audio Features (Live Avatar)",
             category=CATEGORY,
-            description="Listens to a voice of any length, in pieces, and keeps what the network hears of it. The "
-            "sound itself goes along and is put into the video.",
+            description="Encodes a voice of any length, in pieces, into what the network needs of it. The sound itself "
+            "goes along and is put into the video.",
             inputs=[
-                ModelSocket.Input("model", tooltip="Whose audio encoder listens, unless another one is connected."),
+                ModelSocket.Input("model", tooltip="Whose audio encoder is used, unless another one is connected."),
                 io.Audio.Input("audio", tooltip="The voice: any rate, mono or stereo, any length from 0.025 s."),
                 seconds_input(),
                 io.AudioEncoder.Input(
                     "audio_encoder",
                     optional=True,
-                    tooltip="A wav2vec2 of core's Load Audio Encoder, to listen instead of the model's own.",
+                    tooltip="A wav2vec2 of core's Load Audio Encoder, to use instead of the model's own.",
                 ),
                 io.AudioEncoderOutput.Input(
                     "audio_encoder_output",

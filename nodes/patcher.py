@@ -23,7 +23,7 @@ class ModelStub(torch.nn.Module):
 
 
 class PipelinePatcher(ModelPatcher):
-    """A studio as a model: loading only books it in, because engines load what they own; evicting releases it."""
+    """A pipeline as a model: loading only registers it, because engines load what they own; evicting releases it."""
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
         """Booked as loaded."""

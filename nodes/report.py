@@ -19,7 +19,7 @@ from .host import device_memory
 
 PARTS = {
     "weights": "#4e79a7",
-    "KV rings": "#f28e2b",
+    "KV cache": "#f28e2b",
     "sink": "#59a14f",
     "text": "#b07aa1",
     "workspace": "#9c9c9c",

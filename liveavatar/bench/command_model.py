@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _planned(arguments: argparse.Namespace, most: int | None) -> tuple[str, Plan]:
-    """The name of the shapes, and the plan: as told, or chosen.
+    """The name of the shapes, and the plan: as asked, or chosen.
 
     Raises:
         RequestError, PlanError, ModelError: options that make no sense, or not together or here.

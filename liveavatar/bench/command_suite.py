@@ -73,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(folder)
     state = SuiteState(model, device, size, place.resolved_dtype, place.resolved_threads, original, _tell)
 
-    def told(report: SuiteReport) -> None:
+    def on_report(report: SuiteReport) -> None:
         if folder:
             write_suite(folder, report)
 
-    report = run_suite(state, PARTS, budget, arguments.quick, told)
+    report = run_suite(state, PARTS, budget, arguments.quick, on_report)
     say(suite_lines(report))
     return 0 if report.good else BROKEN_OFF
 

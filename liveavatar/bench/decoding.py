@@ -70,10 +70,10 @@ def decode_alone(
     """
     decode: Decoder
     decode, warmup = _timed(functools.partial(vae_decoder, vae, motion, threads, tiles), vae.device)
-    pictures, seconds = zip(
+    frames, seconds = zip(
         *(_timed(functools.partial(decode, block), vae.device) for block in latents[: _BLOCKS + 1]), strict=True
     )
-    return statistics.median(seconds[1:]), warmup, pictures[-1]
+    return statistics.median(seconds[1:]), warmup, frames[-1]
 
 
 def side_by_side(engine: Engine, job: VideoTask, decode: Decoder) -> tuple[float, float]:

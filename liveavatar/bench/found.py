@@ -130,7 +130,7 @@ class Decoding:
     """The VAE.
 
     Attributes:
-        seconds_per_block: alone, with the pictures' way to the host.
+        seconds_per_block: alone, with the copy of the frames to the host.
         warmup_seconds: of the latents that are decoded and thrown away before the first block.
         first_frames_seconds: prefill, the first block and its decode.
         beside_seconds_per_block: of a video that is made and decoded as for users, the network a block ahead and the

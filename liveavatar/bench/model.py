@@ -53,7 +53,7 @@ class Asked:
         baseline: whether the naive path is.
         most: bytes that may be used on the device; None: all that are free.
         warm: whether a short video is made before the measured one. Without, the first block's figures are those of a
-            cold start; pace is told from the fifth block on and is the same.
+            cold start; pace is measured from the fifth block on and is the same.
         launch: whether it is measured on a GPU what the host spends on launching.
         resident: whether the same with nothing on the host is measured, where copies are made.
     """
@@ -87,7 +87,7 @@ def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: No
         model: name of the preset whose shapes are taken.
         plan: of one device.
         asked: what else.
-        say: told what is being done.
+        say: called with what is being done.
 
     Raises:
         RequestError: too few or too many blocks, or a naive path beside what it cannot do.
@@ -153,7 +153,7 @@ class ModelMeasurement:
         components: whose networks are measured.
         plan: of one device.
         asked: what is measured.
-        say: told what is being done.
+        say: called with what is being done.
         nets: loaded weights, shared with other measurements of the same components; None: its own.
         speeds: of the device, where they are known; None: they are measured briefly.
 

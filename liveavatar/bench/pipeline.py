@@ -118,7 +118,7 @@ def bench_pipeline(
         stages: cuts, "SxP"; "1x1" is measured first in any case.
         blocks: of the video.
         layer_seconds: the time each layer takes at each task.
-        say: told what is being measured.
+        say: called with what is being measured.
 
     Raises:
         RequestError: an impossible cut, or too few blocks to fill it; nothing has been started then.
@@ -140,7 +140,7 @@ def bench_pipeline(
 
 
 def fewest_blocks(stages: int) -> int:
-    """The shortest video that fills so many stages for long enough to tell their pace."""
+    """The shortest video that fills so many stages for long enough to measure their pace."""
     return next(n for n in itertools.count(1) if len(steady([0.0] * n, stages)) > _LEAST_GAPS)
 
 

@@ -1,4 +1,4 @@
-"""The suite: everything about one device in one process, part by part, each under a time limit and told at once."""
+"""The suite: everything about one device in one process, part by part, each under a time limit and reported at once."""
 
 from __future__ import annotations
 
@@ -146,7 +146,9 @@ class SuitePart:
 OnReport = Callable[[SuiteReport], None]
 
 
-def run_suite(state: SuiteState, parts: Sequence[SuitePart], budget: float, quick: bool, told: OnReport) -> SuiteReport:
+def run_suite(
+    state: SuiteState, parts: Sequence[SuitePart], budget: float, quick: bool, on_report: OnReport
+) -> SuiteReport:
     """Run the parts, one after the other; one that fails or overruns does not keep the next from running.
 
     Args:
@@ -154,10 +156,10 @@ def run_suite(state: SuiteState, parts: Sequence[SuitePart], budget: float, quic
         parts: in their order.
         budget: seconds for all of them. A part may take its share of what is left, by the shares of those to come.
         quick: only the quick parts.
-        told: given the report after every figure and every part.
+        on_report: called with the report after every figure and every part.
 
     Raises:
-        KeyboardInterrupt: after the part in hand was told as cut off.
+        KeyboardInterrupt: after the part in hand was reported as cut off.
     """
     chosen = [part for part in parts if part.quick or not quick]
     report = _opened(state, budget, quick)
@@ -171,11 +173,11 @@ def run_suite(state: SuiteState, parts: Sequence[SuitePart], budget: float, quic
             nonlocal report
             seconds = time.monotonic() - begun
             report = dataclasses.replace(report, parts=(*done, current), seconds=seconds)
-            told(report)
+            on_report(report)
 
         _run_part(state, part, limit, show)
     report = dataclasses.replace(report, finished=True, seconds=time.monotonic() - begun)
-    told(report)
+    on_report(report)
     return report
 
 

@@ -65,7 +65,7 @@ class SuiteState:
         dtype: of weights and keys.
         threads: CPU threads.
         original: a checkout of the published code, to be measured beside ours.
-        say: told which part has its turn.
+        say: called with the part that has its turn.
 
     Attributes:
         speeds: of the device, once they were measured.
@@ -100,7 +100,7 @@ class SuiteState:
         self.fastest: tuple[float, StorageConfig, bool] | None = None
 
     def plan(self, storage: StorageConfig, compiled: bool = False, blocks: int = BLOCKS, steps: int = 4) -> Plan:
-        """The plan of one stage on the device, kept as told."""
+        """The plan of one stage on the device, kept as asked."""
         size = f"{self.resolved.width}x{self.resolved.height}"
         made = make_plan(
             noise_effective(blocks, steps, size),
@@ -207,7 +207,7 @@ def pace(weights: WeightFormat, kv: str, compiled: bool, state: SuiteState) -> I
 
     Args:
         weights: format of the large matrices.
-        kv: "plain" or "fp8"; where plain keys and values do not fit beside the weights, fp8 is taken and told.
+        kv: "plain" or "fp8"; where plain keys and values do not fit beside the weights, fp8 is taken and reported.
         compiled: whether the layers are compiled.
         state: of the suite.
     """
@@ -245,7 +245,7 @@ def _fitting(state: SuiteState, storage: StorageConfig, compiled: bool) -> tuple
 
 
 def _details(found: ModelBench) -> Iterator[Figure]:
-    """What else is told of a pace."""
+    """Notes on a pace."""
     work, memory, moved, launched = found.work, found.memory, found.moved, found.launching
     yield Figure("one step of a block", 1000 * found.pace.seconds_per_task, "ms")
     yield Figure("first block, cold", found.pace.first_block_seconds, "s")
@@ -276,7 +276,7 @@ def vae(state: SuiteState) -> Iterator[Figure]:
     blocks = torch.randn((4, 16, 3, height, width), generator=generator).unbind(0)
     module = state.components.vae(device, dtype)
     predicted, own = state.predicted(functools.partial(vae_seconds, state.config, state.resolved, state.plan(PLAIN)))
-    seconds, before, pictures = decode_alone(module, motion, blocks, state.threads)
+    seconds, before, frames = decode_alone(module, motion, blocks, state.threads)
     yield Figure("pace, as written", frames_per_second(seconds), "frames/s", predicted, own)
     yield Figure("before the first block", before, "s")
     compiler.check_compiler([str(device)])
@@ -290,7 +290,7 @@ def vae(state: SuiteState) -> Iterator[Figure]:
     seconds, _, compiled = decode_alone(module, motion, blocks, state.threads)
     note = "of the plain form, which a CPU does not use" * plain_form
     yield Figure("pace, compiled", frames_per_second(seconds), "frames/s", predicted, note)
-    yield _agreement("pictures against those as written", compiled, pictures)
+    yield _agreement("frames against those as written", compiled, frames)
 
 
 def beside(state: SuiteState) -> Iterator[Figure]:

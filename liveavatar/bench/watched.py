@@ -113,7 +113,7 @@ class WatchedEngine(LocalEngine):
             slots += 2 * _bytes(first.host_cache.tensors()) if isinstance(first, OffloadedKVCache) else 0
         sinks = [sink for stage in self.stages for version in stage.sinks.values() for sink in version]
         return {
-            "KV rings": MemoryUse(near, far),
+            "KV cache": MemoryUse(near, far),
             "slots": MemoryUse(slots),
             "sink": MemoryUse(_bytes(t for sink in sinks for t in vars(sink).values())),
             "text": MemoryUse(_bytes(t for stage in self.stages for kv in stage.text_kv for t in vars(kv).values())),

@@ -21,7 +21,7 @@ _DEFAULT_SIZE = "704x384"
 ENGINES = ("local", "ray")
 PREFERENCES = ("quality", "speed")
 STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightFormat), "kv_dtype": get_args(KVDtype)}
-"""What the fields of a storage may be that are told in words."""
+"""What the fields of a storage may be that are given in words."""
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
 
 
 def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
-    """How stages store weights and KV caches: as told, or as it is chosen on GPUs where nothing of it is told."""
+    """How stages store weights and KV caches: as asked, or chosen on GPUs where nothing of it is asked."""
     add_storage_arguments(parser.add_argument_group("storage of the stages (default: what fits the GPUs best)"))
     chosen = parser.add_argument_group("to choose for GPUs")
     chosen.add_argument("--prefer", default="quality", metavar="W", help="quality (default), or speed")

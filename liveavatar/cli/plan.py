@@ -120,7 +120,7 @@ def _plan(arguments: argparse.Namespace, resolved: ResolvedRequest) -> tuple[Res
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardware]]:
-    """Where it runs as told, or chosen for all devices that are asked for; and the devices at hand.
+    """Where it runs as asked, or chosen for all devices that are asked for; and the devices at hand.
 
     Raises:
         RequestError: options that make no sense, or not together.

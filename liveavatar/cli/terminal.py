@@ -47,8 +47,8 @@ class ProgressLine:
     def show(self, phase: str, text: str) -> None:
         """Show a line of any kind: a new phase at once, the same one now and then."""
         now = time.monotonic()
-        news = phase != self._phase
-        if news or now - self._shown > (_LIVE_SECONDS if self._live else _LOG_SECONDS):
+        is_new = phase != self._phase
+        if is_new or now - self._shown > (_LIVE_SECONDS if self._live else _LOG_SECONDS):
             self._phase, self._shown = phase, now
             self._write(f"\r{text[: _columns()]:<{_columns()}}" if self._live else f"{text}\n")
 
@@ -63,7 +63,7 @@ class ProgressLine:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except OSError:  # nobody listens any more; the video is worth finishing all the same
+        except OSError:  # nobody reads any more; the video is worth finishing all the same
             self._quiet = True
 
 

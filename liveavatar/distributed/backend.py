@@ -205,8 +205,8 @@ class RayBackend:
         """Let no further block begin, in this video and the next ones, until `resume`.
 
         Blocks that were allowed to begin go on as far as they can without later ones (at most as many blocks as there
-        are stages, and two, are under way). Whoever waits for more is told "Paused." about every second, and can be
-        cancelled then. Workers, weights, keys and values stay where they are.
+        are stages, and two, are under way). Whoever waits for more gets the notice "Paused." about every
+        second, and can be cancelled then. Workers, weights, keys and values stay where they are.
         """
         self._pause.on = True
 

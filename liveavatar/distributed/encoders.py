@@ -63,20 +63,20 @@ class RayEncoders:
     ) -> AudioFeatures:
         """See `Encoders`; samples travel to the worker and features come back, both in pieces."""
         number, heartbeat = next(_numbers), _Heartbeat(callback, ENCODING_AUDIO)
-        self._call("listen", heartbeat, "begin_audio", number)
+        self._call("encode the audio", heartbeat, "begin_audio", number)
         try:
             for start in range(0, len(audio), _PIECE):
                 heartbeat()
                 piece = np.ascontiguousarray(audio[start : start + _PIECE])
-                self._call("listen", heartbeat, "add_audio", number, piece)
+                self._call("encode the audio", heartbeat, "add_audio", number, piece)
 
             def read_share() -> None:
                 share = self._worker.call(
-                    self.exec_config, "listen", LOAD_TIMEOUT_SECONDS, heartbeat, "audio_progress", number
+                    self.exec_config, "encode the audio", LOAD_TIMEOUT_SECONDS, heartbeat, "audio_progress", number
                 )
                 heartbeat.set_share(share)
 
-            layers, channels = self._call("listen", read_share, "encode_audio", number, frames, tail)
+            layers, channels = self._call("encode the audio", read_share, "encode_audio", number, frames, tail)
             heartbeat.set_share(1.0)
             return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, heartbeat)
         finally:
@@ -93,7 +93,7 @@ class RayEncoders:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders`."""
         heartbeat = _Heartbeat(callback, ENCODING_IMAGE)
-        reference, motion = self._call("encode the picture", heartbeat, "encode_image", pixels, tiles)
+        reference, motion = self._call("encode the image", heartbeat, "encode_image", pixels, tiles)
         heartbeat.set_share(1.0)
         return reference, motion
 
@@ -126,7 +126,7 @@ class RayEncoders:
         try:
             for block in range(0, blocks, _BLOCKS_AT_ONCE):
                 count = min(_BLOCKS_AT_ONCE, blocks - block)
-                features.append(self._call("listen", heartbeat, "audio_features", number, block, count))
+                features.append(self._call("encode the audio", heartbeat, "audio_features", number, block, count))
         except BaseException:
             features.close()
             raise

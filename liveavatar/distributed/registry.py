@@ -182,7 +182,7 @@ class WorkerFile:
     """
 
     def __init__(self, folder: Path):
-        self._file = folder / f"crew-{next(_numbers)}.json"
+        self._file = folder / f"workers-{next(_numbers)}.json"
 
     def write(self, workers: Iterable[tuple[int, int | None, str, Path]]) -> None:
         """List these workers, and no others: (pid, stage, device, log). No video fails because of that."""
@@ -230,7 +230,7 @@ def stop(chosen: Sequence[Driver]) -> Iterator[tuple[WorkerRecord, bool]]:
 
 
 def _driver(pid: int, folder: Path) -> Driver:
-    pages = [_read(file) for file in sorted(folder.glob("crew-*.json"))]
+    pages = [_read(file) for file in sorted(folder.glob("workers-*.json"))]
     start_times = {born for born, _, _ in pages if born is not None}
     gone = not process_exists(pid) or bool(start_times and process_start_time(pid) not in start_times)
     workers = sorted((w for _, _, listed in pages for w in listed), key=lambda w: (w.stage is None, w.stage, w.pid))

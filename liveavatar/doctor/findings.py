@@ -129,9 +129,9 @@ def _dtypes(r: Report) -> Iterator[Finding]:
         if d.compute is None:
             continue
         speed, of = d.compute.matmul, f"{d.id} ({d.name})"
-        told = ", ".join(f"{name} {speed[name]:.0f}" for name in speed)
+        speeds = ", ".join(f"{name} {speed[name]:.0f}" for name in speed)
         yield (
-            Finding("good", f"{of} computes: {told} TFLOP/s.")
+            Finding("good", f"{of} computes: {speeds} TFLOP/s.")
             if speed
             else Finding("problem", f"{of} multiplies no matrices: {_first(d)}", "Update the driver and PyTorch.")
         )
@@ -173,7 +173,7 @@ def _links(r: Report) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"No direct copies between {', '.join(indirect)}: what passes between them takes the way through the host.",
-            "Cut layers (1xP), not steps: little passes between the parts of a layer ring.",
+            "Cut layers (1xP), not steps: little passes between the parts of a layer.",
         )
     elif r.peers:
         yield Finding("good", "All GPUs copy to each other directly.")

@@ -37,10 +37,10 @@ def network() -> Network:
                 with called:
                     caller.sendall(b"hello")
                     called.settimeout(5)
-                    heard = called.recv(5)
+                    received = called.recv(5)
     except OSError as error:
         return Network(False, error.strerror or str(error), variables)
-    return Network(heard == b"hello", "" if heard == b"hello" else "what was sent did not arrive", variables)
+    return Network(received == b"hello", "" if received == b"hello" else "what was sent did not arrive", variables)
 
 
 def handshake(backend: str) -> Handshake:

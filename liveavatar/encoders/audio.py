@@ -48,7 +48,7 @@ def resampled_count(features: int) -> int:
 
 
 def feature_indices(frames: int) -> np.ndarray:
-    """int64 [frames]: the step at 30 a second that video frame i hears, round(i / 25 * 30).
+    """int64 [frames]: the feature step (30 per second) of video frame i, round(i / 25 * 30).
 
     Sixths of a frame never fall on a half, so whole numbers give what rounded floats do, for any i.
     """
@@ -57,7 +57,7 @@ def feature_indices(frames: int) -> np.ndarray:
 
 
 def features_needed(frames: int) -> int:
-    """The fewest features with which every one of `frames` (>= 1) video frames hears one."""
+    """The fewest features with which each of `frames` (>= 1) video frames has one."""
     steps = int(feature_indices(frames)[-1]) + 1
     features = steps * FEATURE_RATE // AUDIO_FEATURE_RATE
     while resampled_count(features) < steps:
@@ -202,7 +202,7 @@ WHOLE_SECONDS = 60
 """Sounds up to this long are encoded in one piece."""
 WINDOW_FEATURES = 30 * FEATURE_RATE
 CONTEXT_FEATURES = 5 * FEATURE_RATE
-"""What a window of a longer sound keeps, and what it hears besides on each side."""
+"""Of a window of longer audio: the samples whose features are kept, and the context on each side."""
 
 _CHUNK_FRAMES = 4 * BLOCK_FRAMES
 
@@ -238,12 +238,12 @@ class WaveformStats:
 
 @dataclasses.dataclass(frozen=True)
 class _EncodeJob:
-    """One sound to encode: what is heard, how much of it, and where each video frame's feature lies.
+    """One audio track to encode: its samples, how many are used, and where each video frame's feature lies.
 
     Attributes:
-        samples_16k: 16 kHz samples [n]; heard as if zeros followed up to `total`.
+        samples_16k: 16 kHz samples [n]; padded with zeros up to `total`.
         features: rows of wav2vec2 for all of it; steps: rows at 30 a second.
-        indices: int64, the step each frame hears; frames whose step does not exist get zeros.
+        indices: int64, the feature step of each frame; frames whose step does not exist get zeros.
     """
 
     samples_16k: np.ndarray | Rows
@@ -255,15 +255,15 @@ class _EncodeJob:
 
     @property
     def audible(self) -> int:
-        """Frames that hear a feature; they come first."""
+        """Number of frames that have a feature; they come first."""
         return int(np.searchsorted(self.indices, self.steps))
 
     def samples(self, start: int, stop: int) -> np.ndarray:
         """Normalised samples [start, stop), zeros past the end of the audio normalised like it."""
-        heard = np.zeros(stop - start, np.float32)
+        samples = np.zeros(stop - start, np.float32)
         real = np.asarray(self.samples_16k[start : min(stop, len(self.samples_16k))])
-        heard[: len(real)] = real
-        return self.stats.normalized(heard)
+        samples[: len(real)] = real
+        return self.stats.normalized(samples)
 
 
 def encode_audio(
@@ -284,7 +284,7 @@ def encode_audio(
         model: `transformers.Wav2Vec2Model` in eval mode, which runs in its dtype, on its device; or any `AudioEncoder`.
         wave16k: [n] mono samples at 16 kHz, n >= 400 (25 ms); read by stretches where it lies in a file.
         frames: video frames, a positive multiple of 12.
-        tail: what frames past the end of the audio hear. "silence": zeros are heard and encoded with the audio.
+        tail: features of frames past the end of the audio. "silence": zeros are appended and encoded with the audio.
             "zeros": nothing is encoded and their features are zeros, as in the published implementation; the audio
             then needs 720 samples (45 ms) for a first step at 30 a second.
         callback: called before every window and at the end; what it raises ends the encoding and leaves nothing behind.
@@ -312,7 +312,7 @@ def gather_frame_features(
 ) -> AudioFeatures:
     """Features of video frames from hidden states that somebody else made of the whole sound.
 
-    Frames past the end of the audio hear zeros, as in the published implementation.
+    Frames past the end of the audio get zeros, as in the published implementation.
 
     Args:
         states: one [n, channels] per layer, n features at 50 a second; the last one after the final norm.

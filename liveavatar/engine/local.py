@@ -330,7 +330,7 @@ class LocalEngine:
         )
 
     def _audio_tokens(self, embedders: CausalS2VTransformer, job: VideoTask) -> Callable[[int], AudioTokens]:
-        """What each block hears, kept for the blocks that are open."""
+        """The audio features of each block, kept for the blocks that are open."""
 
         @functools.lru_cache(maxsize=self.plan.partition.stages + 1)
         def audio(block: int) -> AudioTokens:

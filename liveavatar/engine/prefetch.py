@@ -114,7 +114,7 @@ class _Closed(Exception):
 
 
 _Message = Event | _Result[T] | _Failed | None
-"""What the thread tells; None is the end."""
+"""What the thread reports; None is the end."""
 
 
 class _WorkerThread(Generic[T]):
@@ -139,7 +139,7 @@ class _WorkerThread(Generic[T]):
             self._thread.start()
 
     def next_message(self) -> _Message[T]:
-        """The next news, when there is any."""
+        """The next report, when there is any."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._messages.get(timeout=_POLL_SECONDS)

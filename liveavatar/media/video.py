@@ -140,7 +140,7 @@ class Probed:
         width, height: pixels.
         frames: packets of the image, counted; none is decoded.
         fps: frames per second.
-        video_start, audio_start: when the first picture is shown and the first sample heard, seconds.
+        video_start, audio_start: start of the first frame and of the first sample, seconds.
         video_seconds, audio_seconds: from there to the end of the last one.
         audio_rate: samples per second.
         audio_channels: 1 or 2.
@@ -285,7 +285,7 @@ class VideoWriter:
     The file is created by the first frame; until then an earlier file of that name stays untouched. From the second
     block on it plays at any moment, and lags at most two blocks behind what was written, also if the process is
     killed. Sound is written as far as the image goes, and never beyond its end; audio that is shorter than the
-    picture just ends. Picture and sound both start at 0.000. Memory does not grow with the length.
+    video just ends. Video and audio both start at 0.000. Memory does not grow with the length.
 
     As a context manager it closes the file however the block is left, so Ctrl-C and Cancel leave a playable file too.
 

@@ -60,8 +60,8 @@ class _Encoder(nn.Module):
 class CausalAudioEncoder(nn.Module):
     """Mixes the hidden states of the audio model and encodes them per latent frame (`casual_audio_encoder`).
 
-    A block hears only itself: its first row is repeated to the left. One repetition gives the same rows as the 73 of
-    the published implementation, because the repeated region is constant.
+    A block sees its own audio only: its first row is repeated to the left. One repetition gives the same rows as the
+    73 of the published implementation, because the repeated region is constant.
     """
 
     def __init__(self, config: ModelConfig):
@@ -70,7 +70,7 @@ class CausalAudioEncoder(nn.Module):
         self.encoder = _Encoder(config)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What three latent frames hear.
+        """Audio tokens of three latent frames.
 
         Args:
             features: [actors, audio_layers, audio_dim, 12]

@@ -37,7 +37,7 @@ class Window:
 
     @classmethod
     def of(cls, block: int, frame_tokens: int, window_blocks: int = WINDOW_BLOCKS) -> Window:
-        """The first blocks see only what was written; later ones the whole ring."""
+        """The first blocks see only what was written; later ones the whole cache."""
         tokens = BLOCK_LATENTS * frame_tokens
         return cls(block % window_blocks * tokens, tokens, min(block + 1, window_blocks) * tokens)
 

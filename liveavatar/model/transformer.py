@@ -225,7 +225,7 @@ class CausalS2VTransformer(nn.Module):
             time: [6, dim] float32
             rope: of the tokens
             text, kv_caches: one per owned layer
-            audio: what the block hears; None for the sink, which hears nothing
+            audio: tokens of the block; None for the sink, which has none
             ops: how layers do what they do
         """
         layers = self.layers_on_device(self.numbered_layers())

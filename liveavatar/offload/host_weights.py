@@ -226,7 +226,7 @@ class SharedMemoryEntry:
 
 
 class SharedMemoryFile:
-    """A locked file that tells processes of this machine of shared memory; unlocked by `with`.
+    """A locked file that lists shared memory for processes of this machine; unlocked by `with`.
 
     Args:
         path: where it is; made where it is not there.
@@ -414,7 +414,7 @@ class HostWeightCache:
     """The host weights of this process, each kept for as long as anybody uses it.
 
     Args:
-        folder: where processes of this machine, of this user, tell each other which copies they have; None: every
+        folder: where processes of this machine, of this user, list the copies they have for each other; None: every
             process has its own, and so it is where the system cannot share memory.
         model: what the copies are of; processes share those of one model alone.
     """

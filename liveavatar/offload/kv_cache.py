@@ -154,7 +154,7 @@ class OffloadedKVCache:
 
 @dataclasses.dataclass(eq=False)
 class _KVSlot:
-    """Room for one ring on the device.
+    """Room for one layer's cache on the device.
 
     Attributes:
         kv_cache: the room.

@@ -3,7 +3,7 @@
 All arithmetic: nothing is loaded and no device is touched. The formulas count what the network's configuration says;
 `tests/planner` holds them against real modules and buffers.
 
-`make_plan` lays out what is told; `choose_plan` finds the plan that changes least and fits.
+`make_plan` lays stages out as asked; `choose_plan` finds the plan that changes least and fits.
 """
 
 from .choose import apply_plan_size, choose_plan, suggest_next

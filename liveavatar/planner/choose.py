@@ -190,7 +190,7 @@ def _notes(hardware: Hardware, used: dict[str, int]) -> Iterator[str]:
     left = [device for device in hardware.devices if device.name not in used]
     if left:
         names = ", ".join(f"{device.name} ({device.total / GIB:.4g} GiB)" for device in left)
-        yield f"{names} left out: it would not be faster with {'it' if len(left) == 1 else 'them'} on this rung"
+        yield f"{names} left out: it would not be faster with {'it' if len(left) == 1 else 'them'} at this level"
 
 
 _OFFERS = 3
@@ -301,7 +301,7 @@ def _shortage(resolved: ResolvedRequest, search: PlanSearch) -> str:
     worst = max(over, key=lambda name: over[name])
     if over[worst] > 0:
         terms = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.terms_by_device[worst].items() if size)
-        return f"even on the last rung, {worst} would hold {terms}, and has {format_bytes(room[worst])} usable"
+        return f"even at the last level, {worst} would hold {terms}, and has {format_bytes(room[worst])} usable"
     host, most = sum(plan.host_bytes_by_machine.values()), format_bytes(search.hardware.usable_host)
     return f"what the cards cannot hold, {format_bytes(host)}, has to lie on the host, where {most} may"
 

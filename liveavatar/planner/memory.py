@@ -312,7 +312,7 @@ def embedder_parameters(config: ModelConfig) -> int:
 _DECODE_WORK = 1.25
 """Activations of a decode against its caches; 1.08 to 1.2 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
-"""Bytes per latent pixel of a block's pictures in float32, to which tiles add theirs."""
+"""Bytes per latent pixel of a block's frames in float32, to which tiles add theirs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The plan: what every stage owns and holds, what that takes on every device, and laying stages out as told."""
+"""The plan: what every stage owns and holds, what that takes on every device, and laying stages out as asked."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Plan:
         threads: CPU threads a task may use; bits are equal only at equal counts.
         size: width and height it is for; smaller than what was asked only where that was allowed.
         vae: bytes of the VAE on its device: weights, decode caches and the activations of a decode.
-        vae_tiles: rows and columns in which it decodes and encodes; (1, 1): the whole picture at once.
+        vae_tiles: rows and columns in which it decodes and encodes; (1, 1): the whole image at once.
         vae_host: decode caches of tiles, pinned on the host of its device.
         encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
         usable: bytes that may be used per device, where that was looked at.
@@ -198,7 +198,7 @@ class Plan:
             sharers = len(here) + (device == self.vae_device) if self.processes and is_gpu(device) else 1
             terms[device] = {
                 "weights": weights.get(device, 0),
-                "KV rings": sum(s.kv_cache for s in here),
+                "KV cache": sum(s.kv_cache for s in here),
                 "sink": sum(s.sink for s in here),
                 "text": sum(s.text for s in here),
                 "slots": sum(s.offload_slots for s in here),
@@ -250,7 +250,7 @@ def make_plan(
     processes: bool = False,
     vae_tiles: Tiles = WHOLE,
 ) -> Plan:
-    """Lay the stages out as told.
+    """Lay the stages out as asked.
 
     Args:
         resolved: what will be made.

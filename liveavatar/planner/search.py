@@ -89,7 +89,7 @@ FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
     *_level_family("fp8 weights and KV cache", StorageConfig(weights="fp8", kv_dtype="fp8", offload_text_kv=True)),
 )
 """Best first: nothing rounded before anything rounded, and within that nothing moved before anything moved."""
-FIRST_FP8 = next(i for i, rung in enumerate(FIDELITY_LEVELS) if rung.storage.weights == "fp8")
+FIRST_FP8 = next(i for i, level in enumerate(FIDELITY_LEVELS) if level.storage.weights == "fp8")
 
 
 @functools.cache
@@ -109,7 +109,7 @@ def level_of(storages: tuple[StorageConfig, ...]) -> int:
     known = {(level.storage, level.offloads_layers): i for i, level in enumerate(FIDELITY_LEVELS)}
     found = [known.get((dataclasses.replace(s, offload_layers=0), s.offload_layers > 0)) for s in storages]
     if None in found:
-        raise ValueError(f"{storages[found.index(None)]} stands on no rung.")
+        raise ValueError(f"{storages[found.index(None)]} is no fidelity level.")
     return max(i for i in found if i is not None)
 
 
@@ -560,7 +560,7 @@ def plan_searches(
 ) -> tuple[PlanSearch, ...]:
     """A search for each way the VAE may work: the whole, then more and more tiles.
 
-    Where the tiles are told there is one, or none for an image that cannot be cut into them.
+    Where the tiles are given there is one, or none for an image that cannot be cut into them.
     """
     size, tiles = video.latent_size, options.vae_tiles
     ways = tilings(*size) if tiles is None else (tiles,) if possible(*size, tiles) else ()
@@ -570,7 +570,7 @@ def plan_searches(
 def highest_level(searches: Sequence[PlanSearch]) -> tuple[int, PlanSearch] | None:
     """The highest fidelity level that anything fits on, and there the first way of the VAE that lets it.
 
-    Tiles change the pictures, though by less than their rounding to 8 bits does; what is moved to the host changes
+    Tiles change the frames, though by less than their rounding to 8 bits does; what is moved to the host changes
     nothing, and what is rounded more changes the network. So tiles are tried on the last level of each rounding, after
     all that only moves and before the next that rounds. Stages that then have room stand higher by themselves.
     """

@@ -1,1 +1,1 @@
-"""The video VAE: pictures to latents, latents to pictures as they come."""
+"""The video VAE: images to latents, latents to frames as they come."""

@@ -1,4 +1,4 @@
-"""The grid of overlapping tiles that a picture is decoded and encoded in: plain arithmetic, without torch."""
+"""The grid of overlapping tiles that an image is decoded and encoded in: plain arithmetic, without torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Grid:
 
     @classmethod
     def of(cls, height: int, width: int, tiles: Tiles) -> Grid:
-        """The grid of a latent picture.
+        """The grid of a latent image.
 
         Raises:
             ValueError: more tiles than it can be cut into.
@@ -89,17 +89,17 @@ class Grid:
 
 
 def possible(height: int, width: int, tiles: Tiles) -> bool:
-    """Whether a latent picture can be cut into so many."""
+    """Whether a latent image can be cut into so many."""
     return all(1 <= count <= most for count, most in zip(tiles, most_tiles(height, width), strict=True))
 
 
 def most_tiles(height: int, width: int) -> Tiles:
-    """The finest grid of a latent picture."""
+    """The finest grid of a latent image."""
     return most_spans(height), most_spans(width)
 
 
 def tilings(height: int, width: int) -> tuple[Tiles, ...]:
-    """The grids worth trying for a latent picture: the whole first, then more and more tiles.
+    """The grids worth trying for a latent image: the whole first, then more and more tiles.
 
     The longer side is cut first, which shares least.
     """

@@ -74,10 +74,10 @@ class TiledDecoder:
         """The images of one tile, which goes to rest again."""
         rest, before = self._slots[number]
         state = DecodeState(rest.load(), before)
-        pictures = decode_block(self._vae, state, latents)
+        frames = decode_block(self._vae, state, latents)
         rest.store(state.features)
         self._slots[number] = (rest, state.latents)
-        return pictures
+        return frames
 
 
 def encode_tiles(vae: AutoencoderKLWan, pixels: torch.Tensor, tiles: Tiles) -> torch.Tensor:
@@ -95,7 +95,7 @@ def encode_tiles(vae: AutoencoderKLWan, pixels: torch.Tensor, tiles: Tiles) -> t
 
 
 class TileBlender:
-    """Splits pictures into tiles and blends tiles into pictures.
+    """Splits images into tiles and blends tiles into images.
 
     Args:
         grid: where the tiles lie.

@@ -40,7 +40,7 @@ def encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
     """Video to normalised latents: the mode of the posterior, (mean - latents_mean) * (1 / latents_std).
 
     Frames pass four at a time and no state is left on the module, so memory does not grow with the video; a still
-    picture may come as an expanded view.
+    image may come as an expanded view.
 
     Args:
         pixels: [1, 3, F, H, W] in [-1, 1], F = 1 + 4n, H and W multiples of 8.
@@ -148,7 +148,7 @@ def to_channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def _to_channels_last(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The pictures [n, channels, h, w] that a module is given, channels last."""
+    """The images [n, channels, h, w] that a module is given, channels last."""
     return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)
 
 
@@ -171,7 +171,7 @@ class DecodeState:
 
     @classmethod
     def empty(cls, vae: AutoencoderKLWan) -> DecodeState:
-        """The start of a video, whose first latent frame will yield one picture."""
+        """The start of a video, whose first latent frame will yield one frame."""
         return cls(empty_features(vae.decoder))
 
     def snapshot(self) -> DecodeState:
@@ -185,7 +185,7 @@ class DecodeState:
 
 
 def open_decode(vae: AutoencoderKLWan, motion_latents: torch.Tensor, warmup: int = VAE_WARMUP_LATENTS) -> DecodeState:
-    """A state that has seen the still reference, so that already the first latent of block 0 yields four pictures.
+    """A state that has seen the still reference, so that already the first latent of block 0 yields four frames.
 
     Args:
         motion_latents: [1, 16, n >= warmup, h, w], normalised; the first `warmup` are decoded and thrown away.
@@ -203,19 +203,19 @@ def decode_block(vae: AutoencoderKLWan, state: DecodeState, latents: torch.Tenso
         latents: [16, n, h, w], normalised; n = 3 for a block.
 
     Returns:
-        [3, 4n, 8h, 8w] in [-1, 1], float32; three pictures fewer at the start of a state that was not warmed up.
+        [3, 4n, 8h, 8w] in [-1, 1], float32; three frames fewer at the start of a state that was not warmed up.
     """
     mean, inverse_std = latent_scale(vae)
     z = (latents[None].to(vae.device, torch.float32) / inverse_std + mean).to(vae.dtype)
-    pictures = []
+    frames = []
     for k in range(z.shape[2]):
         first = {"first_chunk": state.latents == 0} if _takes_first_chunk(vae) else {}
         frame = vae.post_quant_conv(z[:, :, k : k + 1])
-        pictures.append(vae.decoder(frame, feat_cache=state.features, feat_idx=[0], **first)[0])
+        frames.append(vae.decoder(frame, feat_cache=state.features, feat_idx=[0], **first)[0])
         state.latents += 1
-    return torch.cat(pictures, 1).float().clamp_(-1, 1)
+    return torch.cat(frames, 1).float().clamp_(-1, 1)
 
 
 def _takes_first_chunk(vae: AutoencoderKLWan) -> bool:
-    """Older diffusers do not tell the decoder that a video begins; this VAE gives the same pictures either way."""
+    """Older diffusers do not tell the decoder that a video begins; this VAE gives the same frames either way."""
     return "first_chunk" in inspect.signature(vae.decoder.forward).parameters

@@ -176,16 +176,16 @@ def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
         raise MissingFilesError(f"{files.text_encoder} carries no tokenizer.", "Give the folder google/umt5-xxl.")
     text = text_settings(files.text_encoder)
     audio = audio_settings(files.audio_encoder)
-    hears = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
+    width, layers = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
     for part, path, found, needed in (
         ("text encoder", files.text_encoder, text.get("d_model"), config.text_dim),
-        ("audio encoder", files.audio_encoder, hears[0], config.audio_dim),
+        ("audio encoder", files.audio_encoder, width, config.audio_dim),
     ):
         if found != needed:
             raise ModelError(f"The {part} {path} makes features of {found} numbers, not of {needed}.", _PUBLISHED)
-    if hears[1] != config.audio_layers:
+    if layers != config.audio_layers:
         raise ModelError(
-            f"The audio encoder {files.audio_encoder} has {hears[1]} hidden states, not {config.audio_layers}.",
+            f"The audio encoder {files.audio_encoder} has {layers} hidden states, not {config.audio_layers}.",
             _PUBLISHED,
         )
 

@@ -82,7 +82,7 @@ def test_launching_is_timed_layer_by_layer_and_leaves_no_trace(found):
 
 def test_what_stays_is_what_was_planned(found):
     memory = found.memory
-    assert set(memory.parts) == {"weights", "conditions", "KV rings", "slots", "sink", "text"}
+    assert set(memory.parts) == {"weights", "conditions", "KV cache", "slots", "sink", "text"}
     for name, part in memory.parts.items():
         assert part.found == part.planned, name
     assert memory.held_difference_percent == 0
@@ -151,7 +151,7 @@ def test_every_format_takes_what_was_planned(storage, monkeypatch):
     monkeypatch.setitem(quantize._trials, (torch.device("cpu"), False, True), "too slow for a test")
     memory = bench_model("mini", planned(storage, "mini"), Asked(BLOCKS)).memory
     assert abs(memory.held_difference_percent) < 3
-    assert memory.parts["KV rings"].found == memory.parts["KV rings"].planned
+    assert memory.parts["KV cache"].found == memory.parts["KV cache"].planned
     assert abs(memory.host.difference) < 3
 
 
@@ -253,7 +253,7 @@ def test_the_command_shows_a_table_and_writes_a_report(tmp_path):
     words = ("--model", "untrained", "--size", "64x64", "--blocks", BLOCKS, "--threads", 1, "--keys-home", "host")
     ran = run("bench", "model", *words, "--vae", "--json", report)
     assert ran.code == 0, ran.err
-    for word in ("pace ", "work ", "copies ", "memory", "VAE ", "KV rings", "on the host"):
+    for word in ("pace ", "work ", "copies ", "memory", "VAE ", "KV cache", "on the host"):
         assert word in ran.out
     assert "measuring warming up" in ran.err
     told = json.loads(report.read_text())

@@ -90,7 +90,7 @@ class Machine:
         folder = self.folder / f"la-{driver}-test"
         folder.mkdir(exist_ok=True)
         WorkerFile(folder).write((w.pid, number, f"cuda:{number}", w.log) for number, w in enumerate(workers))
-        (file,) = folder.glob("crew-*.json")
+        (file,) = folder.glob("workers-*.json")
         page = json.loads(file.read_text())
         page["driver"] |= {
             "pid": driver,
@@ -133,7 +133,7 @@ def test_workers_are_listed_by_their_process(machine: Machine) -> None:
     second.process.wait()
     (machine.folder / "la-1-other" / "x").mkdir(parents=True)
     (machine.folder / "something").mkdir()
-    (machine.folder / f"la-{os.getpid()}-test" / "crew-x.json").write_text('{"driver": 3')
+    (machine.folder / f"la-{os.getpid()}-test" / "workers-x.json").write_text('{"driver": 3')
     one, this = sorted(json.loads(run("workers", "--json").out), key=lambda driver: driver["pid"])
     assert (one["pid"], one["workers"]) == (1, [])
     assert this["command"] == f"python make-{os.getpid()}.py" and not this["left_over"]
@@ -203,7 +203,7 @@ def test_what_an_ended_process_has_left_is_named_and_removed(machine: Machine) -
 def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its number was a worker's once; it speaks into another file; it writes into the log, but was born at another time.
     reused, elsewhere, younger = machine.start_workers(os.getpid(), 3)
-    file = next((machine.folder / f"la-{os.getpid()}-test").glob("crew-*.json"))
+    file = next((machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json"))
     page = json.loads(file.read_text())
     page["workers"][0] |= {"start_time": "some-boot/1", "log": str(machine.folder / "none.log")}
     page["workers"][1] |= {"log": str(machine.folder / "none.log")}

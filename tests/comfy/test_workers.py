@@ -65,7 +65,9 @@ def _ancestors(folder: Path) -> set[int]:
 def worker_of_stage(server: Server, stage: int) -> int:
     """Its process, as the server's workers are listed."""
     folders = Path("/tmp").glob(f"la-{server.process.pid}-*")
-    pages = [json.loads(page.read_text(encoding="utf-8")) for folder in folders for page in folder.glob("crew-*.json")]
+    pages = [
+        json.loads(page.read_text(encoding="utf-8")) for folder in folders for page in folder.glob("workers-*.json")
+    ]
     (pid,) = [worker["pid"] for page in pages for worker in page["workers"] if worker["stage"] == stage]
     return int(pid)
 

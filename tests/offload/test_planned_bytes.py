@@ -101,7 +101,7 @@ def test_what_stays_and_the_peak_of_an_engine_are_planned(
         finished = [allocations.now for _ in engine.run(job)]
     terms = plan.terms_by_device[DEVICE]
     assert loaded == pytest.approx(terms["weights"] + terms["conditions"], rel=0.001)
-    lasting = sum(terms[name] for name in ("weights", "conditions", "KV rings", "slots", "text")) + terms["sink"] / 2
+    lasting = sum(terms[name] for name in ("weights", "conditions", "KV cache", "slots", "text")) + terms["sink"] / 2
     most = plan.total_by_device[DEVICE] - terms["VAE"]
     assert finished[-1] == pytest.approx(lasting, rel=0.03)
     assert 0.5 * terms["workspace"] <= allocations.peak - (most - terms["workspace"]) <= terms["workspace"]

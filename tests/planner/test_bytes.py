@@ -89,7 +89,7 @@ def test_processes_share_nothing_on_a_card() -> None:
     assert two["weights"] == 2 * one["weights"]
     assert one["workspace"] == stage.workspace + stage.hop_bytes, "one block may wait"
     assert two["workspace"] == 2 * stage.workspace
-    same = ("KV rings", "sink", "text", "slots", "conditions", "VAE")
+    same = ("KV cache", "sink", "text", "slots", "conditions", "VAE")
     assert [two[name] for name in same] == [one[name] for name in same]
     assert (one["contexts"], two["contexts"]) == (0, 2 * CUDA_CONTEXT_BYTES), "of the second stage, and of the VAE"
     assert apart.host_bytes_by_machine == together.host_bytes_by_machine

@@ -1,4 +1,4 @@
-"""Plans count the KV rings of the clips that are asked for."""
+"""Plans count the KV cache of the clips that are asked for."""
 
 import pytest
 

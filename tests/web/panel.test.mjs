@@ -179,7 +179,7 @@ test("a removed node is forgotten, and its own onRemoved still runs", () => {
 });
 
 test("the plan is a bar per device, to scale, with its limit, its key and the report", () => {
-  const parts = (n) => [{ name: "weights", bytes: n * 6e9 }, { name: "KV rings", bytes: n * 2e9 }];
+  const parts = (n) => [{ name: "weights", bytes: n * 6e9 }, { name: "KV cache", bytes: n * 2e9 }];
   const devices = [
     { name: "cuda:0", parts: parts(1), total: 8e9, capacity: 16e9 },
     { name: "cuda:1", parts: parts(0.5), total: 4e9, capacity: null },
@@ -191,7 +191,7 @@ test("the plan is a bar per device, to scale, with its limit, its key and the re
   assert.deepEqual([widths(first), widths(second)], [["37.5%", "12.5%"], ["18.75%", "6.25%"]]);
   assert.equal(first.all("limit")[0].style.left, "calc(100% - 2px)");
   assert.equal(second.all("limit").length, 0);
-  for (const words of ["cuda:1", "8.00 GB of 16.0 GB", "4.00 GB", "52 MB", "KV rings", "704 x 384"])
+  for (const words of ["cuda:1", "8.00 GB of 16.0 GB", "4.00 GB", "52 MB", "KV cache", "704 x 384"])
     assert.ok(text(8).includes(words), words);
 });
 

@@ -59,7 +59,7 @@ const WORDS = {
     "loading the network": "正在加载模型",
     generating: "正在生成",
     weights: "权重",
-    "KV rings": "KV 环",
+    "KV cache": "KV 缓存",
     sink: "参考帧",
     text: "文本",
     workspace: "工作区",
