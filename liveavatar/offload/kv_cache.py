@@ -1,13 +1,11 @@
 """KV caches that take less of the device: in fp8, and in the host's memory.
 
 A KV cache on the host borrows one of two device slots while its layer works. A slot is a KV cache of the same format,
-so the
-two ways of saving combine: what travels are the tensors the format keeps.
+so the two ways of saving combine: what is copied are the tensors the format keeps.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -16,10 +14,13 @@ import torch
 from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
 from ..model.quantize import quantize_rows_fp8
 from ..storage import NUM_SLOTS, KVDtype, StorageConfig
+from .double_buffer import DoubleBuffer, Slot
 from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Gives memory for a tensor."""
+KVSlot = Slot["RollingKVCache | Fp8KVCache"]
+"""Room for one layer's KV cache on the device; holds the rows of earlier blocks of a cache, for a window."""
 
 
 @dataclasses.dataclass
@@ -121,13 +122,13 @@ class OffloadedKVCache:
         double_buffer: KVDoubleBuffer,
         next_layer: OffloadedKVCache | None,
     ):
-        self.host_cache, self.next_layer, self._double_buffer = host_cache, next_layer, double_buffer
+        self.host_cache, self.next_layer, self.double_buffer = host_cache, next_layer, double_buffer
         self.stored: StreamEvent = None
         """When the rows that were last put away have arrived."""
 
     def prefetch(self, window: Window) -> None:
         """Begin to copy the rows of earlier blocks into a slot; what was fetched before and not used is forgotten."""
-        self._double_buffer.prefetch(self, window)
+        self.double_buffer.prefetch(self, window)
 
     def update(
         self,
@@ -138,35 +139,18 @@ class OffloadedKVCache:
         sink_v: Sequence[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RollingKVCache.update`, in a slot; only the new rows are copied back."""
-        slot = self._double_buffer.acquire(self, window)
+        slot = self.double_buffer.acquire(self, window)
         if self.next_layer is not None:
-            self._double_buffer.prefetch(self.next_layer, window)
-        self._double_buffer.streams.wait_event(slot.arrived)
-        attended = slot.kv_cache.update(window, k, v, sink_k, sink_v)
-        self._double_buffer.release(slot, self, window)
+            self.double_buffer.prefetch(self.next_layer, window)
+        self.double_buffer.streams.wait_event(slot.arrived)
+        attended = slot.buffer.update(window, k, v, sink_k, sink_v)
+        self.double_buffer.release(slot, self, window)
         return attended
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Those that are kept on the host, once every copy from and to them is done: this waits."""
-        self._double_buffer.streams.synchronize()
+        self.double_buffer.streams.synchronize()
         return self.host_cache.tensors()
-
-
-@dataclasses.dataclass(eq=False)
-class _KVSlot:
-    """Room for one layer's cache on the device.
-
-    Attributes:
-        kv_cache: the room.
-        holds: whose earlier rows were fetched for which window.
-        arrived: when they are there.
-        free: when the computation has done with the slot and the new rows have been copied out of it.
-    """
-
-    kv_cache: RollingKVCache | Fp8KVCache
-    free: StreamEvent
-    holds: tuple[OffloadedKVCache, Window] | None = None
-    arrived: StreamEvent = None
 
 
 class KVDoubleBuffer:
@@ -181,39 +165,33 @@ class KVDoubleBuffer:
     def __init__(
         self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | Fp8KVCache]
     ):
-        self.streams, self._memory = streams, memory
-        made = [_KVSlot(allocate(streams.device_buffer), streams.record_event()) for _ in range(NUM_SLOTS)]
-        self._slots = collections.deque(made)
-        """The one that was borrowed last stands last."""
+        self.streams, self.host_buffer = streams, memory
+        self.slots = DoubleBuffer(streams, [allocate(streams.device_buffer) for _ in range(NUM_SLOTS)])
 
-    def prefetch(self, offloaded: OffloadedKVCache, window: Window) -> _KVSlot:
-        """Copy the rows of earlier blocks into the slot that is not at work."""
-        slot = self._slots[0]
-        slot.holds = None
+    def prefetch(self, offloaded: OffloadedKVCache, window: Window) -> KVSlot:
+        """Copy the rows of earlier blocks into the slot that is not at work, even where they are in it already: the
+        rows on the host may have changed."""
+        kv_cache = self.slots.next_slot.buffer
         pairs = [
             (target[rows], source[rows])
-            for target, source in zip(slot.kv_cache.tensors(), offloaded.host_cache.tensors(), strict=True)
+            for target, source in zip(kv_cache.tensors(), offloaded.host_cache.tensors(), strict=True)
             for rows in window.earlier
         ]
-        slot.arrived = self.streams.h2d(pairs, slot.free, offloaded.stored)
-        slot.holds = offloaded, window
-        return slot
+        return self.slots.fill((offloaded, window), pairs, offloaded.stored)
 
-    def acquire(self, offloaded: OffloadedKVCache, window: Window) -> _KVSlot:
+    def acquire(self, offloaded: OffloadedKVCache, window: Window) -> KVSlot:
         """The slot with the rows of a KV cache, fetched now if they were not before."""
-        slot = self._slots[0]
-        if slot.holds != (offloaded, window):
-            self.prefetch(offloaded, window)
-        self._slots.rotate(-1)
+        slot = self.slots.find((offloaded, window)) or self.prefetch(offloaded, window)
+        self.slots.acquire(slot)
+        slot.holds = None  # the rows of its own block are about to change
         return slot
 
-    def release(self, slot: _KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
+    def release(self, slot: KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
         """Copy the new rows out; the slot is free once that and the computation are done."""
         own = window.own
-        pairs = zip(offloaded.host_cache.tensors(), slot.kv_cache.tensors(), strict=True)
+        pairs = zip(offloaded.host_cache.tensors(), slot.buffer.tensors(), strict=True)
         stored = self.streams.d2h([(to[own], of[own]) for to, of in pairs], self.streams.record_event())
         slot.free = offloaded.stored = stored
-        slot.holds = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import itertools
@@ -16,26 +15,21 @@ from ..model.layer import Layer
 from ..model.transformer import CausalS2VTransformer
 from ..storage import NUM_SLOTS, MemoryUse, StorageConfig, offloaded_layers
 from ..weights.load import TensorDevice
+from .double_buffer import DoubleBuffer, Slot
 from .host_weights import HostWeightCache, HostWeights, PackedBytes, PackedModule
-from .streams import CopyStreams, PinnedBuffer, StreamEvent, copy_streams
+from .streams import CopyStreams, PinnedBuffer, copy_streams
 
 
 @dataclasses.dataclass(eq=False)
-class _LayerSlot:
-    """A slot on the device for one packed module.
+class _PackedRoom:
+    """Room on the device for one packed module.
 
     Attributes:
-        packed: the room.
-        layer: the layer whose module is in it, or on its way.
-        arrived: when that is there.
-        computed: when the computation has done with it.
-        views: layer -> its tensors in this room.
+        packed: its bytes.
+        views: layer -> the tensors of its module in this room.
     """
 
     packed: torch.Tensor
-    computed: StreamEvent
-    layer: int | None = None
-    arrived: StreamEvent = None
     views: dict[int, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
 
 
@@ -77,15 +71,14 @@ class LayerPrefetcher:
         if persistent and order:
             self._next_layer[order[-1]] = order[0]
         self._persistent = persistent
-        self._slots: collections.deque[_LayerSlot] = collections.deque()
-        """The one that worked last stands last."""
+        self.slots = DoubleBuffer[_PackedRoom](streams)
         if persistent:
             self._allocate_slots()
 
     @property
     def device_bytes(self) -> int:
         """Bytes of the slots on the device."""
-        return sum(slot.packed.nbytes for slot in self._slots)
+        return sum(slot.buffer.packed.nbytes for slot in self.slots)
 
     @property
     def host_bytes(self) -> int:
@@ -106,14 +99,14 @@ class LayerPrefetcher:
                     yield layer
         finally:
             if not self._persistent:
-                self._slots.clear()
+                self.slots.clear()
 
     def _allocate_slots(self) -> None:
-        if not self._slots and self._modules:
+        if not len(self.slots) and self._modules:
             slot_bytes = max(module.nbytes for module in self._modules.values())
             count = min(NUM_SLOTS, len(self._modules))
             buffers = [self.streams.device_buffer((slot_bytes,), torch.uint8) for _ in range(count)]
-            self._slots.extend(_LayerSlot(r, self.streams.record_event()) for r in buffers)
+            self.slots.allocate(map(_PackedRoom, buffers))
 
     @contextlib.contextmanager
     def _on_device(self, number: int) -> Iterator[None]:
@@ -122,30 +115,24 @@ class LayerPrefetcher:
             yield
             return
         slot = self.prefetch_layer(number)
-        self._slots.remove(slot)
-        self._slots.append(slot)
+        self.slots.acquire(slot)
         if (next_layer := self._next_layer.get(number)) is not None:
             self.prefetch_layer(next_layer)
         self.streams.wait_event(slot.arrived)
-        if number not in slot.views:
-            slot.views[number] = module.views(slot.packed)
-        module.assign(slot.views[number])
+        room = slot.buffer
+        if number not in room.views:
+            room.views[number] = module.views(room.packed)
+        module.assign(room.views[number])
         try:
             yield
         finally:
             module.assign_host_views()
-            slot.computed = self.streams.record_event()
+            slot.free = self.streams.record_event()
 
-    def prefetch_layer(self, number: int) -> _LayerSlot:
-        """The slot a load is in or on its way to; if in none, it is sent to the one that worked longest ago."""
-        for slot in self._slots:
-            if slot.layer == number:
-                return slot
-        slot, module = self._slots[0], self._modules[number]
-        slot.layer = None
-        slot.arrived = self.streams.h2d([(slot.packed[: module.nbytes], module.packed)], slot.computed)
-        slot.layer = number
-        return slot
+    def prefetch_layer(self, number: int) -> Slot[_PackedRoom]:
+        """The slot that holds a layer, or is being filled with it from now on."""
+        module, room = self._modules[number], self.slots.next_slot.buffer
+        return self.slots.find(number) or self.slots.fill(number, [(room.packed[: module.nbytes], module.packed)])
 
 
 _OF_LAYER = re.compile(r"blocks\.(\d+)\.(cross_attn\.(?:k|v|norm_k)\.)?")

@@ -1,4 +1,4 @@
-"""Every kind of ring shows a block what the plain one shows it, and moves no byte too many."""
+"""Every kind of cache shows a block what the plain one shows it, and moves no byte too many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 FORMATS: tuple[KVDtype, ...] = ("plain", "fp8")
 
 
-def rings(storage: StorageConfig, dtype: torch.dtype = torch.float32) -> StageKVCaches:
+def caches(storage: StorageConfig, dtype: torch.dtype = torch.float32) -> StageKVCaches:
     return allocate_kv_caches(storage, range(2), LAYERS, KVCacheShape(window_tokens(FRAME), HEADS, WIDTH, dtype), CPU)
 
 
@@ -35,9 +35,9 @@ def passed(made: StageKVCaches, block: int, step: int = 0, dtype: torch.dtype = 
     window = Window.of(block, FRAME)
     made.by_step[step][0].prefetch(window)
     seen: list[torch.Tensor] = []
-    for layer, ring in enumerate(made.by_step[step]):
+    for layer, cache in enumerate(made.by_step[step]):
         k, v, sink = (rows(100 * block + 10 * layer + i, dtype=dtype) for i in range(3))
-        seen += ring.update(window, k, v, (sink[:2], sink[2:5]), (sink[5:10],))
+        seen += cache.update(window, k, v, (sink[:2], sink[2:5]), (sink[5:10],))
     return seen
 
 
@@ -65,8 +65,8 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.dtype) -> None:
-    plain, fp8 = rings(StorageConfig(), dtype), rings(StorageConfig(kv_dtype="fp8"), dtype)
+def test_fp8_caches_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.dtype) -> None:
+    plain, fp8 = caches(StorageConfig(), dtype), caches(StorageConfig(kv_dtype="fp8"), dtype)
     for block in range(2 * WINDOW_BLOCKS + 1):
         window = Window.of(block, FRAME)
         for exact, rounded in zip(passed(plain, block, 0, dtype), passed(fp8, block, 0, dtype), strict=True):
@@ -79,14 +79,14 @@ def test_fp8_rings_show_own_rows_exactly_and_earlier_ones_rounded(dtype: torch.d
 
 
 @pytest.mark.parametrize("keys", FORMATS)
-def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KVDtype) -> None:
-    near, far = rings(StorageConfig(kv_dtype=keys)), rings(StorageConfig(kv_dtype=keys, kv_offload=True))
-    ring = far.by_step[0][0]
-    assert isinstance(ring, OffloadedKVCache)
+def test_caches_on_the_host_show_what_caches_on_the_device_show(keys: KVDtype) -> None:
+    near, far = caches(StorageConfig(kv_dtype=keys)), caches(StorageConfig(kv_dtype=keys, kv_offload=True))
+    cache = far.by_step[0][0]
+    assert isinstance(cache, OffloadedKVCache)
     for block in range(2 * WINDOW_BLOCKS + 1):
         for step in range(2):
-            for slot in ring._double_buffer._slots:  # what a slot was left with is never seen again
-                for tensor in slot.kv_cache.tensors():
+            for slot in cache.double_buffer.slots:  # what a slot was left with is never seen again
+                for tensor in slot.buffer.tensors():
                     tensor.fill_(float("nan"))
             for a, b in zip(passed(near, block, step), passed(far, block, step), strict=True):
                 assert torch.equal(a, b)
@@ -98,7 +98,7 @@ def test_rings_on_the_host_show_what_rings_on_the_device_show(keys: KVDtype) -> 
 @pytest.mark.parametrize("keys", FORMATS)
 def test_only_rows_of_earlier_blocks_come_and_only_new_ones_go(keys: KVDtype) -> None:
     storage = StorageConfig(kv_dtype=keys, kv_offload=True)
-    made, row = rings(storage), kv_cache_bytes(keys, TOKENS, HEADS, WIDTH, 4)
+    made, row = caches(storage), kv_cache_bytes(keys, TOKENS, HEADS, WIDTH, 4)
     for block in range(7):
         before = made.transfer_stats.to_device, made.transfer_stats.to_host
         passed(made, block)
@@ -112,30 +112,30 @@ def test_only_rows_of_earlier_blocks_come_and_only_new_ones_go(keys: KVDtype) ->
 
 @pytest.mark.parametrize("home", [False, True])
 @pytest.mark.parametrize("keys", FORMATS)
-def test_rings_give_and_take_what_they_keep(keys: KVDtype, home: str) -> None:
+def test_caches_give_and_take_what_they_keep(keys: KVDtype, home: str) -> None:
     storage = StorageConfig(kv_dtype=keys, kv_offload=home)
-    made, other = rings(storage), rings(storage)
+    made, other = caches(storage), caches(storage)
     for block in range(5):
         passed(made, block)
     for block in range(2):
         passed(other, block)
     other.by_step[0][0].prefetch(Window.of(5, FRAME))  # of rows that are about to be replaced
-    for ring, target in zip(made.by_step[0], other.by_step[0], strict=True):
-        for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
+    for cache, target in zip(made.by_step[0], other.by_step[0], strict=True):
+        for mine, its in zip(cache.tensors(), target.tensors(), strict=True):
             its.copy_(mine)
     assert all(torch.equal(a, b) for a, b in zip(passed(made, 5), passed(other, 5), strict=True))
 
 
 def test_a_task_that_was_broken_off_leaves_nothing_behind() -> None:
-    near, far = rings(StorageConfig()), rings(StorageConfig(kv_offload=True))
+    near, far = caches(StorageConfig()), caches(StorageConfig(kv_offload=True))
     for block in range(4):
         passed(near, block)
         passed(far, block)
     window = Window.of(4, FRAME)
     far.by_step[0][0].prefetch(window)
     far.by_step[0][0].update(window, rows(1), rows(2), (), ())  # and the second layer is on its way
-    for ring, target in zip(near.by_step[0], far.by_step[0], strict=True):
-        for mine, its in zip(ring.tensors(), target.tensors(), strict=True):
+    for cache, target in zip(near.by_step[0], far.by_step[0], strict=True):
+        for mine, its in zip(cache.tensors(), target.tensors(), strict=True):
             its.copy_(mine)
     for block in (4, 5):
         assert all(torch.equal(a, b) for a, b in zip(passed(near, block), passed(far, block), strict=True))

@@ -45,18 +45,18 @@ def test_tensors_of_any_kind_travel_unchanged() -> None:
     for module, copy in zip(modules, same, strict=True):
         copy.load_state_dict(module.state_dict())
     loads = {i: PackedModule(list(m.modules())) for i, m in enumerate(modules)}
-    passage = LayerPrefetcher(loads, SynchronousCopies(CPU))
+    prefetcher = LayerPrefetcher(loads, SynchronousCopies(CPU))
     for _ in range(2):
-        for i, module in enumerate(passage(enumerate(modules))):
+        for i, module in enumerate(prefetcher(enumerate(modules))):
             at_work, expected = module.state_dict(), same[i].state_dict()
             assert at_work.keys() == expected.keys()
             for name, tensor in at_work.items():
                 assert tensor.dtype == expected[name].dtype and tensor.stride() == expected[name].stride(), name
                 assert torch.equal(tensor.float(), expected[name].float()), name
             assert isinstance(module.side, nn.Parameter) and not module.side.requires_grad
-            slots = [s.packed.data_ptr() for s in passage._slots]
+            slots = [s.buffer.packed.data_ptr() for s in prefetcher.slots]
             assert any(s <= module.side.data_ptr() < s + loads[i].nbytes for s in slots), "works from a slot"
-    assert passage.host_bytes == sum(load.packed.nbytes for load in loads.values())
+    assert prefetcher.host_bytes == sum(load.packed.nbytes for load in loads.values())
 
 
 def test_a_walk_that_breaks_off_leaves_the_layer_at_home() -> None:

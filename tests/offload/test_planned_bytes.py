@@ -57,8 +57,8 @@ def test_loaded_weights_are_those_of_the_plan(
     host = sum({stage.layers: stage.host_weights for stage in plan.stages}.values())
     expected = {DEVICE: plan.weights_by_device[DEVICE] + plan.embedders, "cpu": host}
     assert nets.bytes_by_device == {name: size for name, size in expected.items() if size}
-    rings = sum(stage.host_kv_cache for stage in plan.stages)
-    assert sum(plan.host_bytes_by_machine.values()) == host + rings
+    caches = sum(stage.host_kv_cache for stage in plan.stages)
+    assert sum(plan.host_bytes_by_machine.values()) == host + caches
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -69,16 +69,16 @@ def test_every_memory_takes_what_is_planned(components: TinyComponents, storage:
     driven.run(lambda task: sinks.append(sink_bytes(stage)))
     assert max(sinks) == plan.sink
     assert nbytes(part for text in stage.text_kv for part in (text.k, text.v)) == plan.text
-    rings = [ring for step in stage.kv_caches.values() for ring in step]
-    kept = nbytes(t for ring in rings for t in ring.tensors())
+    caches = [cache for step in stage.kv_caches.values() for cache in step]
+    kept = nbytes(t for cache in caches for t in cache.tensors())
     if not storage.kv_offload:
         assert (plan.kv_cache, plan.offload_slots, plan.host_kv_cache) == (kept, 0, 0)
         return
-    assert isinstance(rings[0], OffloadedKVCache)
-    tray = rings[0]._double_buffer
+    assert isinstance(caches[0], OffloadedKVCache)
+    double_buffer = caches[0].double_buffer
     assert (plan.kv_cache, plan.host_kv_cache) == (0, kept)
-    assert plan.offload_slots == nbytes(t for slot in tray._slots for t in slot.kv_cache.tensors())
-    assert kept <= tray._memory.bytes.nbytes < 1.03 * kept
+    assert plan.offload_slots == nbytes(t for slot in double_buffer.slots for t in slot.buffer.tensors())
+    assert kept <= double_buffer.host_buffer.bytes.nbytes < 1.03 * kept
 
 
 def sink_bytes(stage: Stage) -> int:

@@ -34,8 +34,8 @@ STORAGES = [
 
 def rings_held(storage: StorageConfig) -> MemoryUse:
     tokens = window_tokens(EFFECTIVE.frame_tokens)
-    ring = kv_cache_bytes(storage.kv_dtype, tokens, CONFIG.num_heads, CONFIG.head_dim, 4)
-    return kv_cache_resident_bytes(storage, ring, CONFIG.num_layers, EFFECTIVE.steps)
+    cache = kv_cache_bytes(storage.kv_dtype, tokens, CONFIG.num_heads, CONFIG.head_dim, 4)
+    return kv_cache_resident_bytes(storage, cache, CONFIG.num_layers, EFFECTIVE.steps)
 
 
 def layers_held(storage: StorageConfig) -> MemoryUse:
@@ -83,16 +83,16 @@ def test_the_peak_changes_as_the_arithmetic_says(
 
 
 @pytest.mark.parametrize("keys", ["plain", "fp8"])
-def test_rings_on_the_host_take_what_they_are_said_to(components: TinyComponents, keys: str) -> None:
+def test_caches_on_the_host_take_what_they_are_said_to(components: TinyComponents, keys: str) -> None:
     storage = StorageConfig("plain", keys, True)
     stage = drive(CONFIG, tiny_job(CONFIG, EFFECTIVE), storage, components=components).stages[0]
-    rings = [ring for rings in stage.kv_caches.values() for ring in rings]
-    assert all(isinstance(ring, OffloadedKVCache) for ring in rings)
+    caches = [cache for caches in stage.kv_caches.values() for cache in caches]
+    assert all(isinstance(cache, OffloadedKVCache) for cache in caches)
     held = rings_held(storage)
-    assert sum(t.nbytes for ring in rings for t in ring.tensors()) == held.host
-    tray = rings[0]._double_buffer
-    assert sum(t.nbytes for slot in tray._slots for t in slot.kv_cache.tensors()) == held.device
-    assert held.host <= tray._memory.bytes.nbytes < 1.03 * held.host
+    assert sum(t.nbytes for cache in caches for t in cache.tensors()) == held.host
+    double_buffer = caches[0].double_buffer
+    assert sum(t.nbytes for slot in double_buffer.slots for t in slot.buffer.tensors()) == held.device
+    assert held.host <= double_buffer.host_buffer.bytes.nbytes < 1.03 * held.host
 
 
 def test_known_figures_of_the_published_model_on_one_24_gb_card() -> None:
@@ -100,10 +100,10 @@ def test_known_figures_of_the_published_model_on_one_24_gb_card() -> None:
     config, asked = WAN2_2_S2V_14B, resolve(Request(size="704x384"), (1280, 720), 160_000, 16_000)
     storage = StorageConfig("fp8", "fp8", True, True)
     tokens = window_tokens(asked.frame_tokens)
-    ring = kv_cache_bytes("fp8", tokens, config.num_heads, config.head_dim, 2)
-    rings = kv_cache_resident_bytes(storage, ring, config.num_layers, 4)
-    assert rings.host == pytest.approx(20.8e9 * 132 / 128, rel=2e-3)
-    assert rings.device == pytest.approx(0.27e9, rel=0.01)
+    cache = kv_cache_bytes("fp8", tokens, config.num_heads, config.head_dim, 2)
+    caches = kv_cache_resident_bytes(storage, cache, config.num_layers, 4)
+    assert caches.host == pytest.approx(20.8e9 * 132 / 128, rel=2e-3)
+    assert caches.device == pytest.approx(0.27e9, rel=0.01)
     layers = layers_resident_bytes(
         storage, layer_bytes(config, 2, "fp8"), text_kv_bytes(config.dim, "fp8", 2), config.num_layers
     )

@@ -78,12 +78,12 @@ def test_tiles_fit_into_what_the_vae_is_given(tiles):
     weights = sum(p.nbytes for p in vae.parameters())
     held, away = PUBLISHED_AUX.vae_bytes(asked.latent_size, 2, tiles), []
 
-    def berth() -> Away:
+    def slot() -> Away:
         away.append(Away())
         return away[-1]
 
     with torch.inference_mode(), Allocated(vae.parameters()) as seen:
-        decode = TiledDecoder(vae, empty(1, 16, 7, height, width), tiles, berth)
+        decode = TiledDecoder(vae, empty(1, 16, 7, height, width), tiles, slot)
         decode(empty(16, 3, height, width))
     assert 0.9 * (held.device - weights) < seen.most <= held.device - weights
     assert sum(rest.nbytes for rest in away) == held.host

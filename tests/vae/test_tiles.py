@@ -81,8 +81,8 @@ def latents(mini, pixels) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def tiled(vae, latents: torch.Tensor, tiles=(2, 2), berth=DeviceSlot, blocks=(3,)) -> torch.Tensor:
-    decode = TiledDecoder(vae, latents, tiles, berth)
+def tiled(vae, latents: torch.Tensor, tiles=(2, 2), slot=DeviceSlot, blocks=(3,)) -> torch.Tensor:
+    decode = TiledDecoder(vae, latents, tiles, slot)
     return torch.cat([decode(part) for part in latents[0, :, 7 : 7 + sum(blocks)].split(list(blocks), 1)], 1)
 
 
@@ -134,11 +134,11 @@ def test_no_seam_is_seen(whole, in_four):
         assert float((ratio - 1).abs().max()) < 0.03
 
 
-@pytest.mark.parametrize("berth", [DeviceSlot, functools.partial(HostSlot, torch.device("cpu"))])
-def test_blocks_are_bit_equal_to_one_long_decode(berth):
+@pytest.mark.parametrize("slot", [DeviceSlot, functools.partial(HostSlot, torch.device("cpu"))])
+def test_blocks_are_bit_equal_to_one_long_decode(slot):
     torch.manual_seed(5)
     vae, latents = build_vae(base_dim=4), torch.randn(1, 16, 16, 12, 18)
-    blocks = tiled(vae, latents, (1, 2), berth, (3, 1, 2, 3))
+    blocks = tiled(vae, latents, (1, 2), slot, (3, 1, 2, 3))
     assert torch.equal(blocks, tiled(vae, latents, (1, 2), DeviceSlot, (9,)))
 
 
@@ -150,13 +150,13 @@ def test_what_lies_on_the_host_comes_back_in_any_layout():
 
 
 def test_a_host_berth_keeps_gaps_and_other_things_apart():
-    berth = HostSlot(torch.device("cpu"))
+    slot = HostSlot(torch.device("cpu"))
     held = [None, "Rep", torch.arange(12.0).view(3, 4)[:, ::2], torch.randn(2, 3, 4).permute(2, 0, 1)]
     for shift in (0, 1):
-        berth.store([h + shift if isinstance(h, torch.Tensor) else h for h in held])
-        found = berth.load()
+        slot.store([h + shift if isinstance(h, torch.Tensor) else h for h in held])
+        found = slot.load()
         assert found[:2] == [None, "Rep"]
         assert all(torch.equal(a, b + shift) for a, b in zip(found[2:], held[2:], strict=True))
-    assert found[3].stride() == held[3].stride() and berth.nbytes == 2 * 256
-    berth.store([torch.zeros(100)])
-    assert torch.equal(berth.load()[0], torch.zeros(100)) and berth.nbytes == 512
+    assert found[3].stride() == held[3].stride() and slot.nbytes == 2 * 256
+    slot.store([torch.zeros(100)])
+    assert torch.equal(slot.load()[0], torch.zeros(100)) and slot.nbytes == 512
