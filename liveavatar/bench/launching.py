@@ -26,7 +26,7 @@ def launching(engine: WatchedEngine, job: VideoTask, seconds_per_block: float) -
         job: a short video.
         seconds_per_block: on the device.
     """
-    watches = [_LaunchTimer(net, engine.device) for net in engine.models() if net.slice.layers]
+    watches = [_LaunchTimer(net, engine.device) for net in engine.networks() if net.slice.layers]
     leads = [watch.net.layers_on_device for watch in watches]
     for watch, lead in zip(watches, leads, strict=True):
         watch.net.layers_on_device = watch.around(lead)

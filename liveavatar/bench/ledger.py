@@ -56,7 +56,7 @@ class Ledger:
     def note_weights(self, engine: WatchedEngine) -> None:
         """Count what is loaded."""
         conditions = engine._embedders()
-        layers = [resident_bytes(net) for net in engine.models() if net is not conditions]
+        layers = [resident_bytes(net) for net in engine.networks() if net is not conditions]
         self._most["weights"] = sum(held.device for held in layers)
         self._most["conditions"] = resident_bytes(conditions).device
         self._weights_away = self._host = sum(held.host for held in layers)

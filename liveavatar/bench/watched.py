@@ -83,16 +83,16 @@ class WatchedEngine(LocalEngine):
 
     def unwatched(self, prefetch: bool | None = None) -> LocalEngine:
         """An engine as users have it, with the same weights; `prefetch` as of `LocalEngine`."""
-        return LocalEngine(self.components, self.plan, self._models, prefetch)
+        return LocalEngine(self.components, self.plan, self.models, prefetch)
 
-    def models(self) -> list[CausalS2VTransformer]:
+    def networks(self) -> list[CausalS2VTransformer]:
         """Every loaded part, once."""
         return list(dict.fromkeys(self._network(*where) for where in self._slices()))
 
     def transfer_bytes(self) -> TransferStats:
         """Bytes copied between host and device: of the present run's KV caches, and of the weights since they are
         there."""
-        leads = [net.layers_on_device for net in self.models()]
+        leads = [net.layers_on_device for net in self.networks()]
         counted = [s.traffic for s in self.stages] + [
             p.streams.transfer_stats for p in leads if isinstance(p, LayerPrefetcher)
         ]

@@ -45,13 +45,13 @@ class RayEngine:
     def __init__(self, components: Components, plan: Plan, pool: WorkerPool, jobs: JobQueue, pause: PauseFlag):
         self.plan = plan
         self._model = ModelSpec.of(components)
-        self._pool, self._jobs, self._pause = pool, jobs, pause
+        self.pool, self._jobs, self._pause = pool, jobs, pause
         self._video: VideoRun | None = None
 
     @property
     def loaded(self) -> bool:
         """Whether the next run begins without starting workers, loading weights or compiling."""
-        return self._pool.holds(self.plan, self._model)
+        return self.pool.holds(self.plan, self._model)
 
     def load(self, callback: Callback = ignore) -> None:
         """Start the workers, load their weights and compile for them now, when other videos are done.
@@ -64,13 +64,13 @@ class RayEngine:
         """
         ticket = self._jobs.acquire(callback)
         try:
-            self._pool.start(self.plan, self._model, callback)
+            self.pool.start(self.plan, self._model, callback)
         finally:
             ticket.release()
 
     def release(self) -> None:
         """End the workers."""
-        self._pool.stop()
+        self.pool.stop()
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
@@ -90,7 +90,7 @@ class RayEngine:
         """
         ticket = self._jobs.acquire(callback)
         try:
-            self._video = video = VideoRun(self._pool, self.plan, self._model, job, self._pause)
+            self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)
             for block in range(job.resolved.blocks):
                 if not ticket.is_current:
                     raise superseded()
@@ -98,8 +98,8 @@ class RayEngine:
                 yield video.next_latent(block, callback)
         finally:
             if ticket.is_current:
-                self._pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
-                self._pool.remove_snapshots()
+                self.pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
+                self.pool.remove_snapshots()
                 ticket.release()
 
 
@@ -148,49 +148,49 @@ class RayBackend:
         self.placement.check_devices(elsewhere=address != LOCAL)
         set_token(token)
         ray_module(address)
-        self._pool, self._jobs, self._pause = (
+        self.pool, self._jobs, self._pause = (
             WorkerPool(FaultLimits(deadline, restarts), address),
             JobQueue(),
             PauseFlag(),
         )
-        self._reaper = IdleReaper(self._pool, self._jobs, idle_seconds)
-        self._status_reader = StatusReader(self._pool, self._jobs, self._pause)
+        self._reaper = IdleReaper(self.pool, self._jobs, idle_seconds)
+        self._status_reader = StatusReader(self.pool, self._jobs, self._pause)
         if address != LOCAL:
             self._check_cluster()
 
     def _check_cluster(self) -> None:
         """Refuse what the cluster does not have, before anything is loaded."""
         try:
-            self._pool.find_machines(self.placement.devices)
+            self.pool.find_machines(self.placement.devices)
         except BaseException:
-            self._pool.stop()
+            self.pool.stop()
             raise
 
     def engine(self, components: Components, plan: Plan) -> RayEngine:
         """An engine for one plan; workers that hold its weights already are used again."""
-        return RayEngine(components, plan, self._pool, self._jobs, self._pause)
+        return RayEngine(components, plan, self.pool, self._jobs, self._pause)
 
     def codec(self, components: Components, exec_config: ExecConfig) -> RayEncoders:
         """Encoders and VAE, in a worker of their own."""
-        return RayEncoders(components, exec_config, self._pool)
+        return RayEncoders(components, exec_config, self.pool)
 
     @property
     def deadline(self) -> float:
         """Seconds of silence after which something counts as hung; may be changed at any time."""
-        return self._pool.limits.deadline
+        return self.pool.limits.deadline
 
     @deadline.setter
     def deadline(self, seconds: float) -> None:
-        self._pool.limits.deadline = seconds
+        self.pool.limits.deadline = seconds
 
     @property
     def restarts(self) -> int:
         """How many workers may be replaced while a video is made; may be changed between videos."""
-        return self._pool.limits.restarts
+        return self.pool.limits.restarts
 
     @restarts.setter
     def restarts(self, count: int) -> None:
-        self._pool.limits.restarts = count
+        self.pool.limits.restarts = count
 
     @property
     def idle_seconds(self) -> float | None:
@@ -226,17 +226,17 @@ class RayBackend:
     @property
     def worker_pids(self) -> tuple[int, ...]:
         """The processes of stages that are there now, in their order."""
-        return tuple(worker.pid for worker in self._pool.workers)
+        return tuple(worker.pid for worker in self.pool.workers)
 
     @property
     def codec_pid(self) -> int | None:
         """The process of encoders and VAE, while there is one."""
-        return self._pool.codec_worker.pid
+        return self.pool.codec_worker.pid
 
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of weights that the workers hold now; what workers of one machine share counts once."""
         held, known = dict[str, int](), set[str]()
-        for worker in self._pool.all_workers:
+        for worker in self.pool.all_workers:
             again = sum(nbytes for name, nbytes in worker.shared_bytes.items() if name in known)
             known.update(worker.shared_bytes)
             for device, nbytes in worker.loaded_bytes.items():
@@ -246,4 +246,4 @@ class RayBackend:
 
     def release(self) -> None:
         """End all workers; the next engine starts them again. May be called again."""
-        self._pool.stop()
+        self.pool.stop()

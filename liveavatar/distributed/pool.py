@@ -175,13 +175,13 @@ class CodecWorkerHandle:
     """
 
     def __init__(self, limits: FaultLimits, resources: PoolResources):
-        self.limits, self._resources = limits, resources
+        self.limits, self.resources = limits, resources
         self._used = time.monotonic()
 
     @property
     def worker(self) -> WorkerHandle | None:
         """The worker, while it is there."""
-        return self._resources.workers.get(CODEC)
+        return self.resources.workers.get(CODEC)
 
     @property
     def pid(self) -> int | None:
@@ -267,21 +267,21 @@ class CodecWorkerHandle:
 
     def release(self) -> None:
         """End the worker, and Ray where that was the pool's only one."""
-        self._resources.stop_worker(CODEC)
-        self._resources.record_workers()
-        self._resources.release_unused()
+        self.resources.stop_worker(CODEC)
+        self.resources.record_workers()
+        self.resources.release_unused()
 
     def _start(self, exec_config: ExecConfig, heartbeat: Heartbeat) -> WorkerHandle:
-        self._resources.stop_worker(CODEC)
-        (machine,) = self._resources.find_machines((exec_config.device,))
-        self._resources.start_worker(CODEC, machine, exec_config.threads, CODEC_WORKER_CLASS)
-        worker = self._resources.workers[CODEC]
+        self.resources.stop_worker(CODEC)
+        (machine,) = self.resources.find_machines((exec_config.device,))
+        self.resources.start_worker(CODEC, machine, exec_config.threads, CODEC_WORKER_CLASS)
+        worker = self.resources.workers[CODEC]
         worker.device = exec_config.device
         handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, heartbeat, "handshake")
         if problem := handshake.incompatibility():
             raise self._worker_lost(exec_config, problem, replaceable=False)
         worker.handshake = handshake
-        self._resources.record_workers()
+        self.resources.record_workers()
         return worker
 
     def _worker_lost(
@@ -289,7 +289,7 @@ class CodecWorkerHandle:
     ) -> WorkerError:
         worker = self.worker
         lines = worker.log_lines() if worker and worker.is_reachable else []
-        self._resources.stop_worker(CODEC)
+        self.resources.stop_worker(CODEC)
         return WorkerError(
             f"{_named(exec_config)} {happened}.", f"{nearest}{log_tail_text(lines)}", replaceable=replaceable
         )
@@ -321,11 +321,11 @@ class WorkerPool:
     def __init__(self, limits: FaultLimits, address: str = LOCAL):
         self.limits, self._address = limits, address
         self.plan: Plan | None = None
-        self._resources = PoolResources(address)
-        self.codec_worker = CodecWorkerHandle(limits, self._resources)
+        self.resources = PoolResources(address)
+        self.codec_worker = CodecWorkerHandle(limits, self.resources)
         self._wired: tuple[Any, ...] | None = None
         self._epoch = 0
-        self._finalizer = weakref.finalize(self, self._resources.release)
+        self._finalizer = weakref.finalize(self, self.resources.release)
 
     @property
     def workers(self) -> list[WorkerHandle]:
@@ -335,12 +335,12 @@ class WorkerPool:
     @property
     def numbered_workers(self) -> list[tuple[int, WorkerHandle]]:
         """The same with the numbers of their stages."""
-        return [(key, worker) for key, worker in sorted(self._resources.workers.items()) if key != CODEC]
+        return [(key, worker) for key, worker in sorted(self.resources.workers.items()) if key != CODEC]
 
     @property
     def all_workers(self) -> list[WorkerHandle]:
         """Those that are there, the one of encoders and VAE among them."""
-        return list(self._resources.workers.values())
+        return list(self.resources.workers.values())
 
     def holds(self, plan: Plan, model: ModelSpec) -> bool:
         """Whether all workers of a plan are there with its weights and what was compiled, as far as is known."""
@@ -348,7 +348,7 @@ class WorkerPool:
 
     def find_machines(self, devices: tuple[str, ...]) -> list[Machine]:
         """See `PoolResources.find_machines`."""
-        return self._resources.find_machines(devices)
+        return self.resources.find_machines(devices)
 
     def start(self, plan: Plan, model: ModelSpec, callback: Callback = ignore) -> list[WorkerHandle]:
         """One loaded worker per stage of a plan, all wired; `callback` is called with what they compile.
@@ -361,7 +361,7 @@ class WorkerPool:
         self.wait_until_idle(self.limits.deadline, give_up=True)
         self.plan = plan
         self._start_workers(plan, machines)
-        self._resources.record_workers()
+        self.resources.record_workers()
         if error := compile_problem(plan, self.workers):
             raise error
         self._load(plan, model)
@@ -392,34 +392,34 @@ class WorkerPool:
 
     def stop_worker(self, number: int) -> None:
         """End one worker; the next plan starts another."""
-        self._resources.stop_worker(number)
+        self.resources.stop_worker(number)
         self._wired = None
 
     def stop(self) -> None:
         """End all workers, and Ray with the last worker pool; a cluster that is not ours is left."""
         self._wired = None
-        self._resources.release()
+        self.resources.release()
 
     def open_folder(self, number: int) -> str:
         """Where the snapshots of video number `number` go. One video is made at a time: those of others are removed."""
         self.remove_snapshots()
-        self._resources.snapshots = str(self._resources.folder / f"video-{number}")
-        return self._resources.snapshots
+        self.resources.snapshots = str(self.resources.folder / f"video-{number}")
+        return self.resources.snapshots
 
     def remove_snapshots(self) -> None:
         """Remove the snapshots of the latest video, on all machines."""
-        folder = self._resources.snapshots
+        folder = self.resources.snapshots
         if folder and self.workers:
             with contextlib.suppress(ray_compat.RayEnded):
                 asked = [worker.call("remove_snapshots", folder) for worker in self.workers]
                 ray_compat.wait(asked, STOP_TIMEOUT_SECONDS, len(asked))  # the others remove them later
-        self._resources.remove_snapshots()
+        self.resources.remove_snapshots()
 
     def worker_lost(
         self, plan: Plan, number: int, happened: str, nearest: str = START_ANEW, replaceable: bool = False
     ) -> WorkerError:
         """The error for a worker that is of no use any more; it is ended, the others stop and stay warm."""
-        worker = self._resources.workers.get(number)
+        worker = self.resources.workers.get(number)
         lines = worker.log_lines() if worker and nearest != _ELSEWHERE else []
         error = worker_error(plan, number, happened, nearest, lines, replaceable)
         self.stop_worker(number)
@@ -433,7 +433,7 @@ class WorkerPool:
             WorkerError: one does not answer.
         """
         for number in numbers:
-            worker = self._resources.workers.get(number)
+            worker = self.resources.workers.get(number)
             if worker is not None and not worker.is_reachable:
                 raise self.worker_lost(plan, number, MACHINE_LOST, _ELSEWHERE)
 
@@ -483,9 +483,9 @@ class WorkerPool:
             if number >= len(machines) or worker.machine.id != machines[number].id:
                 self.stop_worker(number)
         for number, (machine, stage) in enumerate(zip(machines, plan.stages, strict=True)):
-            if number not in self._resources.workers:
-                self._resources.start_worker(number, machine, plan.threads)
-            self._resources.workers[number].device = stage.device
+            if number not in self.resources.workers:
+                self.resources.start_worker(number, machine, plan.threads)
+            self.resources.workers[number].device = stage.device
         fresh = {number: m.call("handshake") for number, m in enumerate(self.workers) if not m.handshake}
         for number, handshake in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start").items():
             self._check_handshake(plan, number, handshake)

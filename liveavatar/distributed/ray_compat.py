@@ -18,7 +18,7 @@ from ..errors import LiveAvatarError, PlanError
 OLDEST, TOO_NEW = (2, 52), (3, 0)
 REQUIREMENT = "ray>=2.52,<3"
 """The same for pip; the extra `ray` of this package asks for it."""
-_INSTALL = f"Install it with `pip install \"{REQUIREMENT}\"` (the extra 'ray' of this package), or run in this process."
+_INSTALL = f"Install \"{REQUIREMENT}\" with pip (the extra 'ray' of this package), or run in this process."
 
 
 def import_ray() -> Any:

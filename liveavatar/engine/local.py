@@ -150,17 +150,17 @@ class ModelCache:
         by_device: dict[str, int] = {}
         for (device, *_), net in self._loaded.items():
             by_device[device] = by_device.get(device, 0) + resident_bytes(net).device
-        for copy in self._shared_host_weights:
+        for copy in self.shared_host_weights:
             by_device["cpu"] = by_device.get("cpu", 0) + copy.nbytes
         return {device: nbytes for device, nbytes in by_device.items() if nbytes}
 
     @property
     def shared_bytes(self) -> dict[str, int]:
         """Bytes of what lives on the host and can be shared with other processes, by names that it has there."""
-        return {copy.name: copy.nbytes for copy in self._shared_host_weights if copy.name}
+        return {copy.name: copy.nbytes for copy in self.shared_host_weights if copy.name}
 
     @property
-    def _shared_host_weights(self) -> list[HostWeights]:
+    def shared_host_weights(self) -> list[HostWeights]:
         """Each once."""
         found = (host_weights_of(net) for net in self._loaded.values())
         return list(dict.fromkeys(copy for copy in found if copy))
@@ -201,14 +201,14 @@ class LocalEngine:
         self.components, self.plan = components, plan
         self._prefetch = all_on_accelerators(plan) if prefetch is None else prefetch
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
-        self._models = models or ModelCache()
+        self.models = models or ModelCache()
         self._timer = StageTimer(plan)
 
     @property
     def loaded(self) -> bool:
         """Whether all weights of the plan are there, and compiled for if it says so."""
         all_loaded = all(
-            self._models.is_loaded(self.components, device, model_slice, self._dtype, storage)
+            self.models.is_loaded(self.components, device, model_slice, self._dtype, storage)
             for device, model_slice, storage in self._slices()
         )
         return all_loaded and not (self.plan.compiled and self._uncompiled())
@@ -246,7 +246,7 @@ class LocalEngine:
 
     def _compiled(self, stage: StagePlan) -> CompiledLayers:
         plan = self.plan
-        return self._models.compiled(stage.device, plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks)
+        return self.models.compiled(stage.device, plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks)
 
     def _slices(self) -> Iterator[tuple[str, ModelSlice, StorageConfig]]:
         """What is loaded where, and how it is kept."""
@@ -256,7 +256,7 @@ class LocalEngine:
 
     def release(self) -> None:
         """Give back the weights."""
-        self._models.release()
+        self.models.release()
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
@@ -348,7 +348,7 @@ class LocalEngine:
         return self._network(stage.device, self._slice(stage.layers), stage.storage)
 
     def _network(self, device: str, model_slice: ModelSlice, storage: StorageConfig) -> CausalS2VTransformer:
-        return self._models.get(self.components, device, model_slice, self._dtype, storage)
+        return self.models.get(self.components, device, model_slice, self._dtype, storage)
 
 
 class _LocalRun:

@@ -34,7 +34,7 @@ _SMALLEST = 1e-12
 """What counts as zero: rows of zeros get a scale too."""
 _CHUNK = 2**16, 2**24
 """Numbers quantised at a time, on the CPU (they fit its cache, and leave no holes between what stays) and elsewhere."""
-_trials: dict[tuple[torch.device, bool, bool], str] = {}
+fp8_trials: dict[tuple[torch.device, bool, bool], str] = {}
 """Why a device does not multiply e4m3 matrices, "" where it does; tried once."""
 
 QuantizedWeight = tuple[torch.Tensor, torch.Tensor]
@@ -124,9 +124,9 @@ def fp8_matmul_failure(device: torch.device, by_row: bool, aligned: bool = True)
         aligned: both dimensions of the weight are multiples of 16; most devices need that.
     """
     key = (device, by_row, aligned)
-    if key not in _trials:
-        _trials[key] = _float8_trial(device, by_row, 32 if aligned else 23)
-    return _trials[key]
+    if key not in fp8_trials:
+        fp8_trials[key] = _float8_trial(device, by_row, 32 if aligned else 23)
+    return fp8_trials[key]
 
 
 def check_fp8_matmul(device: torch.device, by_row: bool) -> None:

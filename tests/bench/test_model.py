@@ -69,9 +69,9 @@ def test_launching_is_timed_layer_by_layer_and_leaves_no_trace(found):
     plan = planned(StorageConfig(offload_layers=3), stages="2x1")
     engine, job = engine_of(plan), noise_job(PRESETS["untrained"], BLOCKS)
     before = engine.watch(job)
-    leads = [net.layers_on_device for net in engine.models()]
+    leads = [net.layers_on_device for net in engine.networks()]
     sent = launching(engine, job, 2.0)
-    assert [net.layers_on_device for net in engine.models()] == leads
+    assert [net.layers_on_device for net in engine.networks()] == leads
     layers = sum(task.phases["layers"] for task in before.tasks) / BLOCKS
     assert 0 < sent.seconds_per_block == 2 * sent.share < 10 * layers
     shown = model_lines(dataclasses.replace(found, launching=Launching(0.2, 0.1)))
@@ -148,7 +148,7 @@ def test_watching_changes_nothing_and_sees_every_task():
 )
 def test_every_format_takes_what_was_planned(storage, monkeypatch):
     # What stays is the same where matrices are widened, and products with one scale take a CPU minutes.
-    monkeypatch.setitem(quantize._trials, (torch.device("cpu"), False, True), "too slow for a test")
+    monkeypatch.setitem(quantize.fp8_trials, (torch.device("cpu"), False, True), "too slow for a test")
     memory = bench_model("mini", planned(storage, "mini"), Asked(BLOCKS)).memory
     assert abs(memory.held_difference_percent) < 3
     assert memory.parts["KV cache"].found == memory.parts["KV cache"].planned

@@ -37,15 +37,14 @@ def backend(address: str, *devices: str, token: str = TOKEN) -> Any:
 
 
 def refusal(made: Callable[[], Any]) -> dict[str, Any]:
-    """What was refused, and after how many seconds."""
+    """What was refused."""
     from liveavatar.errors import LiveAvatarError
 
-    begun = time.monotonic()
     try:
         made()
     except LiveAvatarError as error:
-        return {"kind": type(error).__name__, "said": str(error), "seconds": time.monotonic() - begun}
-    return {"kind": "none", "said": "", "seconds": 0.0}
+        return {"kind": type(error).__name__, "said": str(error)}
+    return {"kind": "none", "said": ""}
 
 
 def refusals(address: str) -> dict[str, Any]:
@@ -121,12 +120,10 @@ def coding(backend: Any) -> dict[str, Any]:
 
 
 def lose(cluster: "Cluster", node: Any, backend: Any, video: Any) -> dict[str, Any]:
-    """What is said when a machine dies in the middle of a video, and how long after it."""
-    died: list[float] = []
+    """What is said when a machine dies in the middle of a video."""
     devices = ("cpu", "studio3/cpu")
 
     def end() -> None:
-        died.append(time.monotonic())
         cluster.remove_node(node, allow_graceful=False)
 
     def hear(report: Any) -> None:
@@ -135,7 +132,6 @@ def lose(cluster: "Cluster", node: Any, backend: Any, video: Any) -> dict[str, A
         time.sleep(0.1)
 
     said = refusal(lambda: video.latents(backend, "1x2", hear, devices=devices))
-    said["seconds"] = time.monotonic() - died[0]
     said["next"] = video.is_made_by(backend, "1x2", devices=("cpu", "studio2/cpu"))
     said["gone"] = refusal(lambda: video.latents(backend, "1x2", devices=devices))["said"]
     return said

@@ -42,7 +42,7 @@ def test_workers_without_a_compiler_are_refused_before_they_load(backend: RayBac
     video = Video(BLOCKS)
     plain = video.engine(backend, "1x1").plan
     backend.engine(video.components, plain).load()
-    (member,) = backend._pool.workers
+    (member,) = backend.pool.workers
     greeting = member.handshake
     member.handshake = dataclasses.replace(greeting, lacks={"cpu": "a C++ compiler"})
     other = dataclasses.replace(plain, compiled=True, threads=2)

@@ -65,7 +65,6 @@ def test_a_machine_that_dies_is_named_and_the_others_go_on(results: dict[str, An
     lost = results["lost"]
     assert lost["kind"] == "WorkerError"
     assert "Stage 2 of 2 (steps 0-3, layers 2-3, on studio3/cpu) was lost: its machine" in lost["said"]
-    assert lost["seconds"] < 10
     assert lost["next"], "the next video, on the machines that are left"
     assert "'studio3'" in lost["gone"] and "studio1, studio2" in lost["gone"]
 
@@ -99,7 +98,6 @@ def test_workers_of_another_machine_share_what_lives_on_its_host(results: dict[s
 def test_what_is_not_there_is_refused_at_once(results: dict[str, Any], case: str, text: str) -> None:
     refused = results["refusals"][case]
     assert refused["kind"] == "PlanError" and text in refused["said"]
-    assert refused["seconds"] < 30
 
 
 @pytest.mark.parametrize("address", ["", "here", "10.0.0.1", "10.0.0.1:", "10.0.0.1:99999", "ray://10.0.0.1:10001"])

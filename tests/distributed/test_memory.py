@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,11 +42,11 @@ def test_a_video_too_large_for_one_worker(backend: RayBackend, stage: int) -> No
     video, large = Video(2), Video(1, size=LARGE)
     assert video.is_made_by(backend, "1x2")
     before = backend.worker_pids
-    with limited(before[stage], 48):
-        start = time.monotonic()
-        with pytest.raises(WorkerError, match=rf"Stage {stage + 1} of 2 .* failed: out of memory \(") as caught:
-            large.latents(backend, "1x2")
-        assert time.monotonic() - start < 10
+    with (
+        limited(before[stage], 48),
+        pytest.raises(WorkerError, match=rf"Stage {stage + 1} of 2 .* failed: out of memory \(") as caught,
+    ):
+        large.latents(backend, "1x2")
     assert caught.value.stage == stage
     assert "Use more stages or a smaller size" in caught.value.nearest
     assert video.is_made_by(backend, "1x2")
@@ -61,11 +60,11 @@ def test_weights_too_large_for_one_worker(backend: RayBackend) -> None:
     for warm in (mini, video):  # so that loading needs no memory for anything else
         assert warm.is_made_by(backend, "1x2")
     before = backend.worker_pids
-    with limited(before[1], 4):
-        start = time.monotonic()
-        with pytest.raises(WorkerError, match=r"Stage 2 of 2 .* could not load its weights: out of memory \("):
-            mini.engine(backend, "1x2").load()
-        assert time.monotonic() - start < 10
+    with (
+        limited(before[1], 4),
+        pytest.raises(WorkerError, match=r"Stage 2 of 2 .* could not load its weights: out of memory \("),
+    ):
+        mini.engine(backend, "1x2").load()
     assert mini.is_made_by(backend, "1x2")
     after = backend.worker_pids
     assert after[0] == before[0] and after[1] != before[1]

@@ -14,7 +14,7 @@ def test_workers_hold_the_weights_of_their_plan(backend: RayBackend) -> None:
     plan = _two_groups(backend, video)
     assert plan.processes
     video.latents(backend, "2x1")
-    worker_bytes = sum(worker.loaded_bytes["cpu"] for worker in backend._pool.workers)
+    worker_bytes = sum(worker.loaded_bytes["cpu"] for worker in backend.pool.workers)
     assert worker_bytes == plan.weights_by_device["cpu"] + plan.embedders
     assert plan.weights_by_device["cpu"] == 2 * plan.stages[0].weights
 

@@ -73,7 +73,7 @@ def test_nothing_stays_when_other_weights_are_loaded(backend: RayBackend, video:
     ((_, held),) = set.union(*map(memories, backend.worker_pids))
     name = held.removeprefix("/memfd:").split()[0]
     # Of memory that was let go by workers that were killed, a notice stays until the folder goes.
-    (notice,) = (path for path in (backend._pool._resources.folder / "weights").iterdir() if name in path.read_text())
+    (notice,) = (path for path in (backend.pool.resources.folder / "weights").iterdir() if name in path.read_text())
     engine(backend, video, "2x1", PLAIN).load()
     assert not any(map(memories, backend.worker_pids)) and not notice.exists()
     assert {worker.shared for worker in backend.status().workers} == {0}

@@ -84,10 +84,10 @@ def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
     config = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0,))
     plan = make_plan(tiny_effective(1), config, model="tiny", dtype="bfloat16", storage=StorageConfig("fp8"))
     engine = LocalEngine(TinyComponents(config), dataclasses.replace(plan, compiled=True))
-    LocalEngine(engine.components, plan, engine._models).load()
-    monkeypatch.setattr(quantize, "_trials", {})
+    LocalEngine(engine.components, plan, engine.models).load()
+    monkeypatch.setattr(quantize, "fp8_trials", {})
     engine.load()
-    assert quantize._trials and graphs() == GRAPHS
+    assert quantize.fp8_trials and graphs() == GRAPHS
     quantize.supports_fp8_matmul(torch.device("cpu"), by_row=False)
     list(engine.run(tiny_job(config, tiny_effective(1))))
     assert graphs() == GRAPHS

@@ -101,7 +101,7 @@ def test_no_task_needs_to_know_a_number(
 ) -> None:
     device, dtype, config = torch.device("meta"), torch.bfloat16, CONFIG
     for by_row in (False, True):
-        monkeypatch.setitem(quantize._trials, (device, by_row, True), "" if computes else "not in this test")
+        monkeypatch.setitem(quantize.fp8_trials, (device, by_row, True), "" if computes else "not in this test")
     job = tiny_job(config, tiny_effective(BLOCKS))
     with torch.inference_mode():
         stage = stage_on(network_on_meta(config, storage, dtype), job, device, dtype, storage)

@@ -62,7 +62,7 @@ class TinyComponents:
         self.loaded: list[ModelSlice] = []
 
     @functools.cached_property
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> dict[str, torch.Tensor]:
         whole = CausalS2VTransformer(self.config, ModelSlice.whole(self.config))
         generator = torch.Generator().manual_seed(7)
         return {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in whole.state_dict().items()}
@@ -72,7 +72,7 @@ class TinyComponents:
     ) -> CausalS2VTransformer:
         self.loaded.append(model_slice)
         net = empty_transformer(self.config, model_slice, weights)
-        fill(net, DictSource(self._weights), dtype=dtype, device=device)
+        fill(net, DictSource(self.weights), dtype=dtype, device=device)
         return net
 
 

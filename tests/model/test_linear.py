@@ -115,7 +115,7 @@ def without_the_kernel(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, i
         raise RuntimeError("no kernel for this card.\nSecond line")
 
     monkeypatch.setattr(torch, "_scaled_mm", missing)
-    monkeypatch.setattr(quantize, "_trials", {})
+    monkeypatch.setattr(quantize, "fp8_trials", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
 
 
@@ -141,7 +141,7 @@ def test_a_device_without_numbers_does_not_multiply() -> None:
 def test_a_trial_is_made_once_and_at_loading(monkeypatch) -> None:
     tried, real = [], torch._scaled_mm
     monkeypatch.setattr(torch, "_scaled_mm", lambda x, *rest, **named: tried.append(x.shape) or real(x, *rest, **named))
-    monkeypatch.setattr(quantize, "_trials", {})
+    monkeypatch.setattr(quantize, "fp8_trials", {})
     for shape in ((32, 32), (16, 48), (24, 32)):
         filled(Float8Linear, normal(*shape))
     assert tried == [(32, 32), (23, 23)]
@@ -156,7 +156,7 @@ def test_the_reason_of_a_failed_trial_is_one_line(monkeypatch) -> None:
 def test_a_card_that_should_multiply_in_eight_bits_and_does_not_is_refused(capability, refused, monkeypatch) -> None:
     without_the_kernel(monkeypatch, capability)
     card = torch.device("cuda:0")
-    monkeypatch.setitem(quantize._trials, (card, True, True), "no kernel for this card")
+    monkeypatch.setitem(quantize.fp8_trials, (card, True, True), "no kernel for this card")
     if refused:
         with pytest.raises(ModelError, match=f"{capability[0]}.{capability[1]}.* no kernel for this card"):
             check_fp8_matmul(card, by_row=True)

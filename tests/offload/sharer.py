@@ -60,7 +60,7 @@ class RecordingComponents(TinyComponents):
 
     def __init__(self) -> None:
         super().__init__(CONFIG)
-        self.source = Recording(self._weights)
+        self.source = Recording(self.weights)
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: torch.dtype, weights: WeightFormat = "plain"

@@ -99,7 +99,7 @@ def test_nets_on_two_devices_have_one_copy(storage: StorageConfig) -> None:
         {k: v.data_ptr() for k, v in net.state_dict().items() if sharer.lives_on_host(k, storage)} for net in (one, two)
     ]
     assert homes[0] == homes[1] != {}
-    (copy,) = here.nets._shared_host_weights
+    (copy,) = here.nets.shared_host_weights
     assert here.nets.bytes_by_device["cpu"] == held, "of the second only what stays is more"
     assert here.nets.bytes_by_device["cpu:0"] == held - copy.nbytes
 
@@ -121,7 +121,7 @@ def test_stages_on_two_devices_with_one_copy_make_the_same_numbers() -> None:
 
 def test_another_model_gets_nothing_of_one_that_is_still_in_use() -> None:
     other, here = TinyComponents(sharer.CONFIG), Sharer(None)
-    for weight in other._weights.values():
+    for weight in other.weights.values():
         weight.neg_()
     net = here.net(LAYERS)
     changed = here.nets.get(other, "cpu", sharer.PART, torch.float32, LAYERS)
@@ -141,7 +141,7 @@ def test_processes_have_one_memory_and_read_it_once(folder: Path, start: Start, 
     assert said["names"] == open_memory() and len(said["names"]) == 1
     own = sharer.mapping()
     assert said["inode"] == own["inode"] != 0
-    (copy,) = here.nets._shared_host_weights
+    (copy,) = here.nets.shared_host_weights
     assert own["shared_kb"] >= copy.nbytes // 1024, "its pages are those of both"
     assert here.nets.shared_bytes == {copy.name: copy.nbytes}
 

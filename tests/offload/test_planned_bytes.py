@@ -34,7 +34,7 @@ CUTS = [("1x1", torch.float32), ("2x1", torch.float32), ("1x2", torch.bfloat16)]
 @pytest.fixture(scope="module")
 def components() -> TinyComponents:
     made = TinyComponents(CONFIG)
-    assert made._weights  # the files of this network, which are no memory of a stage
+    assert made.weights  # the files of this network, which are no memory of a stage
     return made
 
 
@@ -114,7 +114,7 @@ def test_a_prompt_that_takes_more_than_the_work_that_follows_counts() -> None:
     plan = make_plan(effective, config, model="x", devices=(DEVICE,), storage=storage)
     assert plan.stages[0].workspace > workspace_bytes(config, effective.frame_tokens, 4, storage)
     components = TinyComponents(config)
-    assert components._weights
+    assert components.weights
     with Allocations() as allocations:
         engine = LocalEngine(components, plan)
         engine.load()

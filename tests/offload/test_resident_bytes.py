@@ -45,7 +45,7 @@ def layers_held(storage: StorageConfig) -> MemoryUse:
 @pytest.fixture(scope="module")
 def components() -> TinyComponents:
     made = TinyComponents(CONFIG)
-    assert made._weights  # the files of this network, which are no memory of a stage
+    assert made.weights  # the files of this network, which are no memory of a stage
     return made
 
 

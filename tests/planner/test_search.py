@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import time
 
 import pytest
 import torch
@@ -58,14 +57,12 @@ def check(found: Plan, cards: Hardware, steps: int) -> None:
 @given(mixes, sizes, st.sampled_from((3, 4, 5)), preferences, st.sampled_from((None, 16, 64, 512)))
 def test_any_cards_give_a_plan_that_fits_or_a_reason(cards, size, steps, prefer, host):
     asked, given = effective(size, steps), hardware(cards, host)
-    began = time.process_time()
     try:
         found = plan(given, asked, prefer=prefer)
     except PlanError as refused:
         assert "does not fit" in refused.what and "GB" in refused.what
     else:
         check(found, given, steps)
-    assert time.process_time() - began < 5, "seconds of the processor, well under one in most cases"
 
 
 def test_videos_of_one_shape_are_searched_for_once():
