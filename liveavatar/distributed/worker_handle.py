@@ -21,7 +21,7 @@ from ..errors import LiveAvatarError
 from ..events import Callback, notice_event
 from ..planner import Plan, suggest_next
 from . import ray_compat
-from .cluster import PROBE_SECONDS, is_listening
+from .cluster import PROBE_SECONDS, is_listening, process_exists
 from .registry import last_lines
 from .wire import OUT_OF_MEMORY_NEAREST, Handshake, LoadSpec, ModelSpec, decode, encode
 
@@ -262,6 +262,8 @@ def _span(name: str, numbers: range) -> str:
 
 
 _LINES_SECONDS = 1.0
+_END_SECONDS = 0.5
+"""How long Ray is given to end a process."""
 
 
 @dataclasses.dataclass
@@ -345,9 +347,15 @@ class WorkerHandle:
         """End the process, even one that does not answer."""
         with contextlib.suppress(Exception):
             ray_compat.kill(self.actor)
-        if self.pid and self.log:  # a process of this machine
-            with contextlib.suppress(OSError):
-                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        if not (self.pid and self.log):  # a process of another machine, or none yet
+            return
+        until = time.monotonic() + _END_SECONDS
+        while process_exists(self.pid):
+            if time.monotonic() > until:
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+                return
+            time.sleep(0.01)  # Ray reports on the caller's terminal what it did not end itself
 
 
 def answer(ref: Any, seconds: float | None = None) -> tuple[str, Any]:
