@@ -97,7 +97,7 @@ def test_figures_agree_with_each_other_and_with_the_plan(rehearsed):
     assert len(stays) == 7 and all(0.97 < ratio < 1.03 for ratio in stays)
     for part in ("bf16, compiled", "fp8, compiled"):
         assert found[part, "latents against layers as written"].note == "equal to the bit"
-    assert found["VAE", "pictures against those as written"].value > 80
+    assert found["VAE", "frames against those as written"].value > 80
     assert found["parity", "bfloat16 against float32"].value > 30
     assert found["attention kernels", DEFAULT].value > 0
     assert found["fp8", "fp8 matrices are multiplied"].note == "as they are"

@@ -117,7 +117,7 @@ def test_storages_stand_on_their_rungs():
         storage = StorageConfig(**{**vars(rung.storage), "offload_layers": 3 * rung.offloads_layers})
         assert level_of((storage,)) == number
     assert level_of((PLAIN, FIDELITY_LEVELS[4].storage)) == 4
-    with pytest.raises(ValueError, match="no rung"):
+    with pytest.raises(ValueError, match="no fidelity level"):
         level_of((StorageConfig(weights="int8"),))
 
 
