@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, open_components
+from .components import Components, files_of, open_components
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .engine.backend import Backend, LocalBackend
@@ -157,6 +157,7 @@ class LiveAvatarPipeline:
         prompt_to_encode(request.prompt)
         pixels, clip, inputs = read_inputs(image, audio)
         resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        inputs += files_of(self.components)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -258,7 +259,7 @@ class LiveAvatarPipeline:
                 "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples)
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
         return VideoJob(self, spec, audio, context)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
@@ -381,8 +382,8 @@ class VideoJob:
         """Make the video, or replay it, and write its receipt beside it.
 
         Args:
-            out: the MP4; it grows while frames are made and plays at any moment.
-            receipt: the JSON; by default the video's name with `.json`.
+            out: the MP4; it grows while frames are made, plays at any moment, and is an ordinary MP4 at the end.
+            receipt: the JSON; by default the video's name with `.json`. "-" is the standard output.
             callback: called with every event; may raise `Cancelled`.
             vae: decodes instead of the model's own.
 
@@ -394,7 +395,8 @@ class VideoJob:
             Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
-        recorder = VideoRecorder(self.spec, Path(out), check_outputs(out, receipt, self.spec.inputs), callback)
+        place = check_outputs(out, receipt, self.spec.inputs)
+        recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
             with recorder.timed("prepare"):

@@ -8,7 +8,6 @@ import enum
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -20,9 +19,13 @@ import torch
 
 from . import __version__
 from .errors import OutputError
+from .files import OutputClaim, is_stream, write_file
 from .media.video import Probed
 
 Status = Literal["running", "complete", "cancelled", "failed"]
+RECEIPT_SCHEMA = "liveavatar receipt 1"
+"""The mark by which a receipt is known from any other JSON, its key `schema`."""
+_LARGEST_RECEIPT = 16 * 2**20
 LIBRARIES = ("torch", "diffusers", "transformers", "av")
 
 
@@ -94,28 +97,55 @@ class Receipt:
     peak_memory: PeakMemory | None = None
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:
     """Write or replace a receipt in one step: a reader sees the old one or the new one, whole.
 
+    A device or the standard output (`-`) gets it once, when the run has ended.
+
+    Args:
+        path: where to.
+        receipt: what it says.
+        claim: on the file, from `claim_receipt`; None: it is claimed for a moment.
+
     Raises:
-        OutputError: it cannot be written; an older receipt is still there.
+        OutputError: it cannot be written; an older receipt is still there. Without a claim, also as `claim_receipt`.
         TypeError: a value has no form in JSON.
     """
-    path = Path(path)
-    text = json.dumps(json_ready(receipt), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    content = {"schema": RECEIPT_SCHEMA, **json_ready(receipt)}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if is_stream(path) and receipt.status == "running":
+        return
+    own = None if claim or is_stream(path) else claim_receipt(path)
+    with own or contextlib.nullcontext():
+        write_file(path, text.encode(), "The receipt", claim or own)
+
+
+def claim_receipt(path: Path) -> OutputClaim:
+    """A claim on the file of a receipt.
+
+    Raises:
+        OutputError: see `OutputClaim`; or a file of that name holds something else than a receipt.
+    """
+    claim = OutputClaim(path, "The receipt")
+    if claim.identity is not None and not _holds_receipt(claim.target):
+        claim.release()
         raise OutputError(
-            f"The receipt {path} cannot be written ({error.strerror or error}).", "Choose another file or free space."
-        ) from error
+            f"{path} is there already and is no receipt of a video.",
+            f"Choose another name for the receipt, such as {path.with_suffix('.receipt.json').name}.",
+        )
+    return claim
+
+
+def _holds_receipt(path: Path) -> bool:
+    """Whether nothing of the user's is lost with a file: it is a receipt, or empty."""
+    try:
+        size = path.stat().st_size
+        if not 0 < size < _LARGEST_RECEIPT:
+            return size == 0
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("schema") == RECEIPT_SCHEMA
 
 
 def json_ready(value: Any) -> Any:

@@ -13,6 +13,7 @@ from media.clips import float_wav
 
 PROJECT = Path(__file__).parents[2]
 EARLIER = b"an earlier video"
+EARLIER_RECEIPT = b'{"schema": "liveavatar receipt 1", "video": "an earlier one"}'
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def inputs(tmp_path):
     """Good inputs, and an earlier video and receipt at the place of the new ones."""
     write_inputs(tmp_path, 0.3)
     (tmp_path / "out.mp4").write_bytes(EARLIER)
-    (tmp_path / "out.json").write_bytes(EARLIER)
+    (tmp_path / "out.json").write_bytes(EARLIER_RECEIPT)
     return tmp_path
 
 
@@ -34,7 +35,7 @@ def refused(ran: Ran, *words: str) -> None:
 
 
 def untouched(folder: Path, before: set[str]) -> None:
-    assert (folder / "out.mp4").read_bytes() == (folder / "out.json").read_bytes() == EARLIER
+    assert (folder / "out.mp4").read_bytes() == EARLIER and (folder / "out.json").read_bytes() == EARLIER_RECEIPT
     assert {p.name for p in folder.iterdir()} == before
 
 
