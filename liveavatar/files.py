@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from .errors import OutputError
 
@@ -26,6 +27,7 @@ _SUFFIX = ".liveavatar"
 _EXAMPLES = {"The video": "video.mp4", "The receipt": "receipt.json", "The report": "report.json"}
 _NAME_BYTES = 100
 """Of a file's name that the name beside it repeats: both have to fit into 255."""
+_LARGEST_JSON = 64 * 2**20
 _LOCKED_BYTE = 1 << 62
 """Windows keeps others from reading what is locked, so that lies far behind the end."""
 
@@ -183,13 +185,13 @@ class OutputClaim:
         if os.name == "nt":  # which moves nothing that is open
             _close(held)
             try:
-                temporary.replace(self.target)
+                _put(temporary, self.target, held is None)
             finally:
                 self._take(self.target)
             return
         try:
             self._take(temporary)
-            temporary.replace(self.target)
+            _put(temporary, self.target, held is None)
         except BaseException:
             _close(self._descriptor)
             self._descriptor = held
@@ -253,6 +255,21 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
+
+
+def _put(temporary: Path, target: Path, is_new: bool) -> None:
+    """Move a file; where nothing was to be replaced, nothing is, also if it has come in this very moment."""
+    if is_new:
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise OutputError(f"Something else was written to {target} meanwhile.", "Choose another name.") from None
+        except (OSError, NotImplementedError):  # a file system without links
+            temporary.replace(target)
+        else:
+            temporary.unlink()
+    else:
+        temporary.replace(target)
 
 
 def _close(descriptor: int | None) -> None:
@@ -328,6 +345,37 @@ def _replace(claim: OutputClaim, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_foreign_json(path: Path, what: str, is_own: Callable[[dict[str, Any]], bool]) -> None:
+    """Make sure that a JSON file may be replaced: it is absent, empty or one of the kind that is to be written.
+
+    Args:
+        path: of the file, or of a device, which nothing is asked of.
+        what: of the sentence that refuses it: "The report".
+        is_own: whether an object is of that kind.
+
+    Raises:
+        OutputError: it is another file, or none that may be replaced (see `target_of`).
+    """
+    if is_stream(path):
+        return
+    target = target_of(path, what)
+    with contextlib.suppress(FileNotFoundError):
+        size = target.stat().st_size
+        if size and not (size < _LARGEST_JSON and _holds(target, is_own)):
+            raise OutputError(
+                f"{path} is there already, and {what.lower()} would replace what it holds.",
+                f"Choose another name, such as {path.with_suffix('.liveavatar.json').name}.",
+            )
+
+
+def _holds(path: Path, is_own: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and is_own(content)
 
 
 def refusal(path: Path, error: Exception) -> OutputError:

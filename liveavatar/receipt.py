@@ -18,14 +18,12 @@ from typing import Any, Literal
 import torch
 
 from . import __version__
-from .errors import OutputError
-from .files import OutputClaim, is_stream, write_file
+from .files import OutputClaim, is_stream, refuse_foreign_json, write_file
 from .media.video import Probed
 
 Status = Literal["running", "complete", "cancelled", "failed"]
 RECEIPT_SCHEMA = "liveavatar receipt 1"
 """The mark by which a receipt is known from any other JSON, its key `schema`."""
-_LARGEST_RECEIPT = 16 * 2**20
 LIBRARIES = ("torch", "diffusers", "transformers", "av")
 
 
@@ -126,26 +124,8 @@ def claim_receipt(path: Path) -> OutputClaim:
     Raises:
         OutputError: see `OutputClaim`; or a file of that name holds something else than a receipt.
     """
-    claim = OutputClaim(path, "The receipt")
-    if claim.identity is not None and not _holds_receipt(claim.target):
-        claim.release()
-        raise OutputError(
-            f"{path} is there already and is no receipt of a video.",
-            f"Choose another name for the receipt, such as {path.with_suffix('.receipt.json').name}.",
-        )
-    return claim
-
-
-def _holds_receipt(path: Path) -> bool:
-    """Whether nothing of the user's is lost with a file: it is a receipt, or empty."""
-    try:
-        size = path.stat().st_size
-        if not 0 < size < _LARGEST_RECEIPT:
-            return size == 0
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("schema") == RECEIPT_SCHEMA
+    refuse_foreign_json(path, "The receipt", lambda content: content.get("schema") == RECEIPT_SCHEMA)
+    return OutputClaim(path, "The receipt")
 
 
 def json_ready(value: Any) -> Any:
