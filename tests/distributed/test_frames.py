@@ -12,7 +12,7 @@ from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.receipt import Receipt
 
 SECONDS = 2.6
-"""Six blocks: the sink is refreshed and the rings wrap."""
+"""Six blocks: the sink is refreshed and the KV caches wrap."""
 
 
 @pytest.fixture(scope="module")
