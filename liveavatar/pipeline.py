@@ -7,6 +7,7 @@ every result can be kept and used again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
 from .components import Components, files_of, open_components
+from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, RequestError
+from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, mono_16k, read_audio
@@ -81,6 +83,7 @@ class LiveAvatarPipeline:
         self.components, self.backend, self.make_room = components, backend, make_room
         self.placement = dataclasses.replace(placement or backend.placement, processes=backend.placement.processes)
         self._hardware = CachedHardware(hardware)
+        self._conditioning = ConditioningCache()
         self.seconds_per_block: dict[tuple[int, int, int], float] = {}
         """By tokens of a latent frame, steps and blocks of a clip: what the latest complete video needed."""
 
@@ -111,7 +114,8 @@ class LiveAvatarPipeline:
         """
         named = Placement(tuple(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
-        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement), placement)
+        place = _path(model, "The model", ModelError)
+        return cls(open_components(place), backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -136,7 +140,7 @@ class LiveAvatarPipeline:
         """
         if prompt is not None:
             options["prompt"] = prompt
-        return VideoJob(self, self.describe(image, audio, dataclasses.replace(request or Request(), **options)))
+        return VideoJob(self, self.describe(image, audio, _request_with(request or Request(), options)))
 
     def describe(
         self,
@@ -193,7 +197,7 @@ class LiveAvatarPipeline:
         return None if pace is None else pace * resolved.blocks
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
-        """Prompt features [n, text_dim]; the text encoder comes and goes."""
+        """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
         return self.encoders().encode_prompt(prompt, callback)
 
     def encode_audio(
@@ -268,12 +272,17 @@ class LiveAvatarPipeline:
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
             exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap)
-        return self.backend.codec(self.components, exec_config)
+        return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
-    def release(self) -> None:
-        """Give back all memory; the next take loads again."""
+    def release_weights(self) -> None:
+        """Give back the memory of all weights; the next video loads again, but encodes nothing that it knows."""
         self.backend.release()
         self._hardware.clear()
+
+    def release(self) -> None:
+        """Give back all memory; the next video loads and encodes again."""
+        self.release_weights()
+        self._conditioning.clear()
 
     def _check_audio_encoder(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
@@ -396,6 +405,8 @@ class VideoJob:
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
         place = check_outputs(out, receipt, self.spec.inputs)
+        if not callable(callback):
+            raise RequestError(f"The callback is {callback!r}, which cannot be called.", "Give a function of an event.")
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
@@ -409,7 +420,7 @@ class VideoJob:
             finally:
                 session.callback = ignore
                 if not self.pipeline.placement.keep_loaded:
-                    self.pipeline.release()
+                    self.pipeline.release_weights()
         if not replayed:
             e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
             self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
@@ -436,6 +447,35 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
     return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)
 
 
+def _request_with(request: Request, options: dict[str, Any]) -> Request:
+    """A request with other values in some of its fields.
+
+    Raises:
+        RequestError: it is none, or has no such field.
+    """
+    if not isinstance(request, Request):
+        raise RequestError(f"The request is {request!r}.", "Give a Request, or its fields by name.")
+    known = [field.name for field in dataclasses.fields(Request)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
+            )
+    return dataclasses.replace(request, **options)
+
+
+def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
+    """The path of something that is read.
+
+    Raises:
+        LiveAvatarError: of that kind; it is no path.
+    """
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise kind(f"{what} is {given!r:.80}, which is no path.", "Give a text or a pathlib.Path.")
+
+
 def read_inputs(
     image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
@@ -444,6 +484,6 @@ def read_inputs(
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
+    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError))
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 import secrets
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from .config import (
     BLOCK_FRAMES,
@@ -178,6 +179,8 @@ Lead = Literal["sync", "original"]
 
 MAX_STEPS = 100
 MIN_SOUND_SECONDS = 0.025
+_ENDLESS = 1e9
+"""Seconds above which a length is a mistake."""
 _MIN_SECONDS_WITHOUT_SILENCE = 0.045
 """Two features of the audio encoder: without silence after it, the audio itself has to make them."""
 MAX_SEED = 2**64 - 1
@@ -335,23 +338,39 @@ def check_request(request: Request) -> None:
     """
     parse_size(request.size)
     steps, seed, seconds = request.steps, request.seed, request.seconds
-    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        near = MAX_STEPS if isinstance(steps, int) and steps > MAX_STEPS else 1 if isinstance(steps, int) else 4
-        raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
-    if not isinstance(seed, int) or not -1 <= seed <= MAX_SEED:
-        raise RequestError(f"The seed {seed} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
-    _check_clip(request.clip_blocks)
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
+    if not _is_whole(steps) or not 1 <= steps <= MAX_STEPS:
+        near = MAX_STEPS if _is_whole(steps) and steps > MAX_STEPS else 1 if _is_whole(steps) else 4
         raise RequestError(
-            f"{seconds} seconds of video cannot be made.",
+            f"{steps!r} denoising steps are not possible.", f"The nearest is {near}; the model is for 4."
+        )
+    if not _is_whole(seed) or not -1 <= seed <= MAX_SEED:
+        raise RequestError(f"The seed {seed!r} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+    _check_clip(request.clip_blocks)
+    if seconds is not None and not _is_length(seconds):
+        raise RequestError(
+            f"{seconds!r} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
         )
+    if not isinstance(request.prompt, str | None):
+        raise RequestError(f"The prompt is {request.prompt!r}, which is no text.", "Give a text.")
+    if not isinstance(request.sink_distance, SinkDistance):
+        raise RequestError(f"The sink distance is {request.sink_distance!r}.", "Give a SinkDistance, or leave it out.")
     if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
             raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_length(seconds: object) -> bool:
+    """Whether so many seconds may be asked for. They may be more than the sound has."""
+    is_number = isinstance(seconds, numbers.Real) and not isinstance(seconds, bool)
+    return is_number and MIN_SOUND_SECONDS <= seconds <= _ENDLESS  # type: ignore[operator]
 
 
 def prompt_to_encode(prompt: str | None) -> str:
@@ -383,10 +402,10 @@ def clip_blocks_of(frames: int) -> int:
 
 
 def _check_clip(blocks: int) -> None:
-    if not isinstance(blocks, int) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
-        near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if isinstance(blocks, int) else CLIP_BLOCKS
+    if not _is_whole(blocks) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
+        near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if _is_whole(blocks) else CLIP_BLOCKS
         raise RequestError(
-            f"A clip of {blocks} blocks is not possible.", f"The nearest is {near}; the model was trained with 4."
+            f"A clip of {blocks!r} blocks is not possible.", f"The nearest is {near}; the model was trained with 4."
         )
 
 
