@@ -173,6 +173,14 @@ class OutputClaim:
         there = os.fstat(self._descriptor)
         return there.st_dev, there.st_ino, there.st_size
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the name still leads to the claimed file."""
+        try:
+            return self._descriptor is not None and os.path.samestat(self.target.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
     def move(self, temporary: Path) -> None:
         """Let a whole file beside the target take its place; it is claimed before it can be seen.
 
@@ -180,7 +188,8 @@ class OutputClaim:
             OutputError: somebody else has put a file there since the claim was made.
             OSError: it cannot be moved.
         """
-        self._check_unchanged()
+        if self.target.exists() and not self.is_there:
+            raise OutputError(f"Something else was written to {self.path} meanwhile.", "Choose another name.")
         held, self._descriptor = self._descriptor, None
         if os.name == "nt":  # which moves nothing that is open
             _close(held)
@@ -225,14 +234,6 @@ class OutputClaim:
                     self._descriptor = descriptor
                     return
             os.close(descriptor)  # it was replaced between the two calls
-
-    def _check_unchanged(self) -> None:
-        try:
-            there = self.target.stat()
-        except FileNotFoundError:
-            return
-        if self._descriptor is None or not os.path.samestat(there, os.fstat(self._descriptor)):
-            raise OutputError(f"Something else was written to {self.path} meanwhile.", "Choose another name.")
 
 
 def _lock(descriptor: int) -> bool:

@@ -144,8 +144,8 @@ def make_plain(claim: OutputClaim) -> None:
     holds some tens of bytes per packet, the disk both files for a moment.
 
     Raises:
-        OSError, av.error.FFmpegError: it is not done, and the file is as it was: no room for both, for example.
-        OutputError: as `OutputClaim.move`; or not every packet came through.
+        OSError, ValueError, av.error.FFmpegError: it is not done: no room for both, for example. The file is as it was.
+        OutputError: somebody else has put another file in its place.
     """
     whole = _fragments(claim.target)
     if shutil.disk_usage(claim.target.parent).free < whole + _SPARE_BYTES:
@@ -205,7 +205,7 @@ def _copy_packets(source: Path, size: int, destination: Path) -> None:
     with av.open(f"file:{destination}") as container:
         kept = {stream.index: stream.frames for stream in container.streams}
     if kept != counts:
-        raise OutputError(f"Of {source}, not every packet came through.", "It stays as it is.")
+        raise ValueError("not every packet came through")
 
 
 def check_end(path: Path, frames: int) -> None:
@@ -263,9 +263,9 @@ def repair(path: Path) -> Repaired:
     """
     import av
 
-    if not path.exists():
-        raise OutputError(f"There is no file {path}.", "Name the video that was left.")
     with OutputClaim(path, "The video") as claim:
+        if claim.identity is None:
+            raise OutputError(f"There is no file {path}.", "Name the video that was left.")
         remove_leftovers(claim.target)
         with claim.target.open("rb") as file:
             kinds, lost = {kind for kind, _ in boxes(file)}, _lost_bytes(file)

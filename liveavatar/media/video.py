@@ -354,7 +354,8 @@ class VideoWriter:
         Where that last step fails, the file plays as it is, and `note` says so. May be called again.
 
         Raises:
-            OutputError: the end could not be written; what was written before stays playable.
+            OutputError: the end could not be written, and what was written before stays playable; or somebody else has
+                put another file in its place.
         """
         closed, self._closed = self._closed, True
         try:
@@ -430,9 +431,11 @@ class VideoWriter:
         import av
 
         assert self._claim is not None
+        if not self._claim.is_there:
+            raise OutputError(f"{self.path} was removed or replaced by something else meanwhile.", "Make it again.")
         try:
             make_plain(self._claim)
-        except (OSError, OutputError, ValueError, av.error.FFmpegError) as error:
+        except (OSError, ValueError, av.error.FFmpegError) as error:
             _log.warning("%s stays in fragments.", self.path, exc_info=True)
             why = getattr(error, "strerror", None) or str(error)
             self.note = (

@@ -163,6 +163,7 @@ def test_memory_stays_flat_over_2000_frames(tmp_path):
             if i == 20:
                 before = _resident()
         assert _resident() - before < 20 * 2**20  # 31 MB of sound pass through the memory map meanwhile
+    assert _resident() - before < 20 * 2**20  # and the fragments have become an ordinary MP4
     assert probe(tmp_path / "a.mp4").frames == 2000
 
 
