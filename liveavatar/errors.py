@@ -8,6 +8,8 @@ import re
 
 _ENDLESS = re.compile(r"\S{1000,}")
 """A word without end."""
+_QUOTED = 80
+"""Letters of a value that a message quotes."""
 
 
 class LiveAvatarError(Exception):
@@ -22,6 +24,15 @@ class LiveAvatarError(Exception):
         self.what = _readable(what)
         self.nearest = _readable(nearest)
         super().__init__(f"{self.what} {self.nearest}".strip())
+
+
+def shown(value: object) -> str:
+    """A value that was given, as a message quotes it: on one line, also a number of 5000 digits."""
+    try:
+        text = repr(value)
+    except Exception:  # Python itself shows no whole number of more than 4300 digits
+        text = f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 23]}...{text[-20:]}"
 
 
 def _readable(text: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from .errors import OutputError
+from .errors import OutputError, shown
 
 STDOUT = Path("-")
 """The name that stands for the standard output."""
@@ -39,10 +39,10 @@ def path_of(given: object, what: str) -> Path:
         OutputError: of another type, or no path at all.
     """
     if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
-        raise OutputError(f"{what} is {given!r}, which is no path.", "Give a text or a pathlib.Path.")
+        raise OutputError(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
     text = os.fspath(given)
     if not text or "\0" in text:
-        raise OutputError(f"{what} would be called {text!r}, which no file can be.", "Choose another name.")
+        raise OutputError(f"{what} would be called {shown(text)}, which no file can be.", "Choose another name.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -305,7 +305,7 @@ def remove_leftovers(target: Path) -> None:
 
 
 def _beside(target: Path) -> str:
-    return f".{target.name.encode()[:_NAME_BYTES].decode(errors='ignore')}."
+    return f".{os.fsencode(target.name)[:_NAME_BYTES].decode(errors='ignore')}."
 
 
 def write_file(path: Path, data: bytes, what: str = "The file", claim: OutputClaim | None = None) -> None:

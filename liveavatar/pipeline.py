@@ -23,7 +23,7 @@ from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError
+from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, mono_16k, read_audio
@@ -406,7 +406,9 @@ class VideoJob:
         """
         place = check_outputs(out, receipt, self.spec.inputs)
         if not callable(callback):
-            raise RequestError(f"The callback is {callback!r}, which cannot be called.", "Give a function of an event.")
+            raise RequestError(
+                f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
+            )
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
@@ -454,7 +456,7 @@ def _request_with(request: Request, options: dict[str, Any]) -> Request:
         RequestError: it is none, or has no such field.
     """
     if not isinstance(request, Request):
-        raise RequestError(f"The request is {request!r}.", "Give a Request, or its fields by name.")
+        raise RequestError(f"The request is {shown(request)}.", "Give a Request, or its fields by name.")
     known = [field.name for field in dataclasses.fields(Request)]
     for name in options:
         if name not in known:
@@ -473,7 +475,7 @@ def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return path
-    raise kind(f"{what} is {given!r:.80}, which is no path.", "Give a text or a pathlib.Path.")
+    raise kind(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
 
 
 def read_inputs(

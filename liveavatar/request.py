@@ -21,7 +21,7 @@ from .config import (
     SIZE_MULTIPLE,
     SPATIAL_STRIDE,
 )
-from .errors import AudioError, RequestError, SizeError
+from .errors import AudioError, RequestError, SizeError, shown
 
 _MASK64 = (1 << 64) - 1
 
@@ -77,10 +77,11 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         SizeError: not two whole numbers, or an area out of range.
     """
-    numbers = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×*,;]|\s)\s*(\d{1,6})\s*", str(text))
-    if not numbers:
-        raise SizeError(f"The size {text!r} is not understood.", f"Write width x height, for example {_guess(text)}.")
-    width, height = int(numbers[1]), int(numbers[2])
+    given = text if isinstance(text, str) else ""
+    sides = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×*,;]|\s)\s*(\d{1,6})\s*", given)
+    if not sides:
+        raise SizeError(f"The size {shown(text)} is not understood.", f"Write width x height, such as {_guess(given)}.")
+    width, height = int(sides[1]), int(sides[2])
     if width * height < SIZE_MULTIPLE**2:
         raise SizeError(f"The size {width}x{height} is too small.", "The smallest is 64x64.")
     if width * height > MAX_AREA:
@@ -341,26 +342,28 @@ def check_request(request: Request) -> None:
     if not _is_whole(steps) or not 1 <= steps <= MAX_STEPS:
         near = MAX_STEPS if _is_whole(steps) and steps > MAX_STEPS else 1 if _is_whole(steps) else 4
         raise RequestError(
-            f"{steps!r} denoising steps are not possible.", f"The nearest is {near}; the model is for 4."
+            f"{shown(steps)} denoising steps are not possible.", f"The nearest is {near}; the model is for 4."
         )
     if not _is_whole(seed) or not -1 <= seed <= MAX_SEED:
-        raise RequestError(f"The seed {seed!r} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+        raise RequestError(f"The seed {shown(seed)} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
     _check_clip(request.clip_blocks)
     if seconds is not None and not _is_length(seconds):
         raise RequestError(
-            f"{seconds!r} seconds of video cannot be made.",
+            f"{shown(seconds)} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
         )
     if not isinstance(request.prompt, str | None):
-        raise RequestError(f"The prompt is {request.prompt!r}, which is no text.", "Give a text.")
+        raise RequestError(f"The prompt is {shown(request.prompt)}, which is no text.", "Give a text.")
     if not isinstance(request.sink_distance, SinkDistance):
-        raise RequestError(f"The sink distance is {request.sink_distance!r}.", "Give a SinkDistance, or leave it out.")
+        raise RequestError(
+            f"The sink distance is {shown(request.sink_distance)}.", "Give a SinkDistance, or leave it out."
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
-            raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+            raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
@@ -405,7 +408,8 @@ def _check_clip(blocks: int) -> None:
     if not _is_whole(blocks) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
         near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if _is_whole(blocks) else CLIP_BLOCKS
         raise RequestError(
-            f"A clip of {blocks!r} blocks is not possible.", f"The nearest is {near}; the model was trained with 4."
+            f"A clip of {shown(blocks)} blocks is not possible.",
+            f"The nearest is {near}; the model was trained with 4.",
         )
 
 
