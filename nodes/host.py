@@ -26,7 +26,7 @@ from ..liveavatar.errors import Cancelled
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
-from ..liveavatar.placement import Placement
+from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
@@ -212,6 +212,15 @@ def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.Nod
     return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
 
 
-def with_devices(placement: Placement) -> Placement:
-    """A placement whose devices are named."""
-    return placement if placement.devices else dataclasses.replace(placement, devices=(default_device(),))
+def named_devices(text: str) -> tuple[str, ...]:
+    """The devices that a widget names: "auto" is ComfyUI's own and all others that may help it, "this card" its own.
+
+    ComfyUI that was told to work on the CPU stays there.
+    """
+    text = text.strip() or "auto"
+    own = default_device()
+    if text == "this card" or (text in ("auto", "all") and own == "cpu"):
+        return (own,)
+    if text in ("auto", "all"):
+        return tuple(dict.fromkeys((own, *all_devices())))
+    return devices_named(text)
