@@ -21,11 +21,13 @@ from .components import Components, open_components
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
+from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, RequestError
+from .errors import AudioError, ImageError, RequestError
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .media.audio import AudioClip, mono_16k, read_audio
+from .media.audio import AudioClip, audio_notes, mono_16k
+from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
 from .planner import Plan
@@ -157,8 +159,9 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         prompt_to_encode(request.prompt)
-        pixels, clip, inputs = read_inputs(image, audio)
-        resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        pixels, clip, inputs = read_inputs(image, audio, request.seconds)
+        size, notes = (pixels.shape[1], pixels.shape[0]), audio_notes(clip)
+        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, notes)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -172,18 +175,21 @@ class LiveAvatarPipeline:
         return sum(self.backend.bytes_by_device().values())
 
     def plan(
-        self, request: Request, image_size: tuple[int, int], samples: int, rate: int
+        self, request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
         Args:
             image_size: width and height.
             samples, rate: length of the audio.
+            notes: what is to be told of the inputs, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
-        resolved = resolve(request, image_size, samples, rate)
+        check_request(request)
+        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
         name, loaded = self.components.name, self.backend.bytes_by_device
         return self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
 
@@ -234,7 +240,14 @@ class LiveAvatarPipeline:
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
         return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES))
 
-    def prepare(self, request: Request, image: np.ndarray, audio: AudioInput, context: torch.Tensor) -> VideoJob:
+    def prepare(
+        self,
+        request: Request,
+        image: np.ndarray,
+        audio: AudioInput,
+        context: torch.Tensor,
+        notes: Sequence[str] = (),
+    ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
@@ -242,6 +255,7 @@ class LiveAvatarPipeline:
             image: uint8 [H, W, 3].
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
+            notes: what is to be told of image and prompt, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -253,7 +267,8 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate)
+        told = (*audio_notes(samples), *notes)
+        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, told)
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
@@ -442,13 +457,24 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
 
 
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
+    image: str | os.PathLike[str] | np.ndarray,
+    audio: str | os.PathLike[str] | AudioClip,
+    seconds: float | None = None,
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
-    """The image as uint8 [H, W, 3], the audio, and the files they were read from.
+    """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
+    if not isinstance(image, str | os.PathLike | np.ndarray):
+        raise ImageError(
+            f"An image of type {type(image).__name__} is not known.", "Give a file, or uint8 [height, width, 3]."
+        )
+    if not isinstance(audio, str | os.PathLike | AudioClip):
+        raise AudioError(
+            f"A sound of type {type(audio).__name__} is not known.", "Give a file, or AudioClip.from_array(...)."
+        )
     pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
+    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 import secrets
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from .config import (
     BLOCK_FRAMES,
@@ -254,7 +256,7 @@ class ResolvedRequest:
         steps, seed, prompt: as they will be used.
         seconds: of sound that is used, and so of video.
         samples: of sound that are used, at the audio's own rate.
-        notes: every difference between what was asked and this, one sentence each.
+        notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
     """
 
@@ -292,13 +294,16 @@ class ResolvedRequest:
         return -(-self.blocks // self.clip_blocks)
 
 
-def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: int) -> ResolvedRequest:
+def resolve(
+    request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
+) -> ResolvedRequest:
     """Understand a request or refuse it.
 
     Args:
         request: what was asked.
         image_size: width and height of the reference image in pixels.
         samples, rate: length of the audio and its samples per second.
+        notes: what is to be told of the inputs, a sentence each.
 
     Raises:
         RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
@@ -324,7 +329,8 @@ def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: i
         notes=(),
         clip_blocks=request.clip_blocks,
     )
-    return dataclasses.replace(resolved, notes=tuple(_notes(request, resolved, asked, image_size, samples / rate)))
+    differences = _notes(request, resolved, asked, image_size, samples / rate)
+    return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
 def check_request(request: Request) -> None:
@@ -335,6 +341,7 @@ def check_request(request: Request) -> None:
     """
     parse_size(request.size)
     steps, seed, seconds = request.steps, request.seed, request.seconds
+    _check_types(request)
     if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         near = MAX_STEPS if isinstance(steps, int) and steps > MAX_STEPS else 1 if isinstance(steps, int) else 4
         raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
@@ -380,6 +387,19 @@ def clip_blocks_of(frames: int) -> int:
             f"The nearest is {nearest} frames; the model was trained with {CLIP_BLOCKS * BLOCK_FRAMES}.",
         )
     return blocks
+
+
+def _check_types(request: Request) -> None:
+    """Refuse values whose type says nothing of how near they are to one that works."""
+    wanted: dict[str, tuple[Any, str]] = {
+        "prompt": ((str, type(None)), "a text"),
+        "seconds": ((numbers.Real, type(None)), "a number, or None for all of the sound"),
+        "sink_distance": (SinkDistance, "a SinkDistance"),
+    }
+    for name, (kinds, text) in wanted.items():
+        value = getattr(request, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise RequestError(f"{name} = {value!r} is of type {type(value).__name__}.", f"Give {text}.")
 
 
 def _check_clip(blocks: int) -> None:
@@ -432,7 +452,7 @@ def _notes(
         notes.append(
             f"{resolved.blocks} whole blocks make {made} frames; {resolved.frames} are kept, as long as the sound"
         )
-    if request.seconds is not None and request.seconds > sound_seconds:
+    if request.seconds is not None and request.seconds > sound_seconds + 1e-6:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
     if request.prompt is None:
         notes.append("the prompt came already encoded; its text is not known")

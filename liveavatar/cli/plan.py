@@ -18,6 +18,7 @@ from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..components import Components
     from ..placement import Placement
     from ..planner import Hardware, Plan
     from ..request import ResolvedRequest
@@ -58,21 +59,27 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     from ..charts import draw_memory
-    from ..media.audio import read_audio
+    from ..components import open_components
+    from ..config import PRESETS
+    from ..media.audio import audio_notes
+    from ..media.audio_file import read_audio
     from ..media.image import read_image
     from ..receipt import json_ready
     from ..request import image_size_for, resolve
 
     image, length = None, None
+    notes: tuple[str, ...] = ()
     if arguments.image:
         height, width = read_image(arguments.image).shape[:2]
         image = (width, height)
     if arguments.audio:
-        audio = read_audio(arguments.audio)
-        length = (len(audio.samples), audio.rate)
+        audio = read_audio(arguments.audio, arguments.seconds)
+        length, notes = (len(audio.samples), audio.rate), audio_notes(audio)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    resolved, plan = _plan(arguments, resolve(request, image, *length))
+    components = None if arguments.model in PRESETS else open_components(arguments.model)
+    notes = (*notes, *_prompt_notes(components, request.prompt))
+    resolved, plan = _plan(arguments, components, resolve(request, image, *length, notes))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -108,15 +115,22 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
     return found
 
 
-def _plan(arguments: argparse.Namespace, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
+def _plan(
+    arguments: argparse.Namespace, components: Components | None, resolved: ResolvedRequest
+) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
-    from ..components import open_components
     from ..config import PRESETS
 
-    model = arguments.model
-    config = PRESETS[model] if model in PRESETS else open_components(model).config
+    config = PRESETS[arguments.model] if components is None else components.config
     placement, hardware = _where(arguments)
-    return placement.plan(resolved, config, model, hardware)
+    return placement.plan(resolved, config, arguments.model, hardware)
+
+
+def _prompt_notes(components: Components | None, prompt: str | None) -> tuple[str, ...]:
+    """What is to be told of a prompt that is too long; nothing where the model, and so its tokenizer, is not here."""
+    from ..encoders.text import prompt_notes
+
+    return () if components is None else prompt_notes(components.tokenizer, prompt, components.config.text_len)
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardware]]:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from media.clips import float_wav, tones, write
 
 from liveavatar.errors import AudioError, OutputError
-from liveavatar.media.audio import CHUNK_FRAMES, AudioClip, mono_16k, read_audio
+from liveavatar.media.audio import CHUNK_FRAMES, AudioClip, mono_16k
+from liveavatar.media.audio_file import read_audio
 from liveavatar.spool import Rows, Spool
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -186,7 +187,8 @@ def test_long_sounds_lie_in_a_file_and_hold_the_same_samples(tmp_path: Path, mon
     given = tones(CHUNK_FRAMES + 5000, rate, 2)
     (tmp_path / "long.wav").write_bytes(float_wav(given, rate))
     small = read_audio(tmp_path / "long.wav")
-    monkeypatch.setattr("liveavatar.media.audio.Spool", partial(Spool, memory_bytes=100_000))
+    for module in ("audio", "audio_file"):
+        monkeypatch.setattr(f"liveavatar.media.{module}.Spool", partial(Spool, memory_bytes=100_000))
     long = read_audio(tmp_path / "long.wav")
     assert isinstance(long.samples, Rows) and not isinstance(small.samples, Rows)
     assert np.array_equal(long.samples, given)
