@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from ..errors import AudioError
 from ..spool import Spool
 from .audio import AudioClip, check_rate, check_samples, no_samples, to_float
-from .containers import MATROSKA, MP4, ends_as_ogg, is_whole, lacks_its_index, promised_seconds, tag_end
+from .containers import MATROSKA, MP4, ends_as_ogg, is_whole, lacks_its_index, ogg_is_damaged, promised_seconds, tag_end
 from .wav import WavSamples, read_wav_header
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class _Samples:
         for start in range(0, count, self.rate):
             self._spool.append(np.zeros((min(self.rate, count - start), self.channels), np.float32))
 
-    def clip(self, notes: list[str]) -> AudioClip:
+    def clip(self, notes: Sequence[str]) -> AudioClip:
         """All of them.
 
         Raises:
@@ -153,10 +154,10 @@ def _read_wav(wav: WavSamples, file: IO[bytes], samples: _Samples) -> AudioClip:
     for values in wav.read(file):
         samples.append(values, rate)
         if samples.full:
-            return samples.clip([])
+            return samples.clip(wav.notes)
     if wav.missing:
         raise _cut_off(path, f"{wav.missing} bytes of it are missing")
-    return samples.clip([])
+    return samples.clip(wav.notes)
 
 
 class _Input:
@@ -208,6 +209,8 @@ class _Track:
         self.promised = promised_seconds(container, self.stream, file)
         self.damage = _Damage()
         self._anchor: float | None = None
+        self._begins_at = 0.0
+        self._has_changed = False
         self._stamps_hold = True
         self._tag_end = 0
         self._silence = 0.0
@@ -238,7 +241,7 @@ class _Track:
             raise AudioError(f"{path} holds sound in a format FFmpeg has no decoder for.", _SAVE_AS)
         if len(streams) > 1:
             number = [s.index for s in streams].index(stream.index) + 1
-            named = f" ({stream.language})" if stream.language else ""
+            named = f" ({stream.language})" if stream.language not in (None, "und") else ""
             self.notes.append(f"{path.name} has {len(streams)} audio tracks; number {number}{named} is used")
         return stream
 
@@ -279,29 +282,25 @@ class _Track:
         return (packet.pos or 0) < self._tag_end
 
     def _same_format(self, frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
-        """Frames in the rate and layout of the first; those after a change are converted."""
-        import av
-
-        first = resampler = None
-        held: list[AudioFrame] = []
-        for frame in frames:
+        """Frames in the rate and number of channels of the first; those after a change are converted."""
+        first: tuple[int, int] | None = None
+        converter: _Converter | None = None
+        for frame in _consistent_start(frames):
             form = (frame.sample_rate, frame.layout.nb_channels)
             first = first or form
-            if form == first:
-                if held:
+            if converter is not None and not converter.fits(frame):
+                if form == first and not converter.used:
                     self.damage.failed(self.samples.seconds, 0)
-                held, resampler = [], None
+                converter = None
+            if form == first:
                 yield frame
                 continue
-            held.append(frame)
-            if resampler is None and len(held) >= _ODD_FRAMES:
+            converter = converter or _Converter(frame, first)
+            converted = converter.convert(frame)
+            if converted and not self._has_changed:
+                self._has_changed = True
                 self._note_change(first, form)
-                layout = {1: "mono", 2: "stereo"}.get(first[1], f"{first[1]}c")
-                resampler = av.AudioResampler(format="fltp", layout=layout, rate=first[0])
-            if resampler is not None:
-                for one in held:
-                    yield from resampler.resample(one)
-                held = []
+            yield from converted
 
     def _changes(self) -> AudioError:
         return AudioError(
@@ -340,17 +339,31 @@ class _Track:
             values = _frame_values(frame)
             self.samples.append(values[:0], frame.sample_rate)
         self.samples.silence(round(gap * self.samples.rate))
-        if self.damage.pending or self.container.format.name not in PAUSING:
+        if self.damage.pending or not self._may_pause:
             self.damage.filled(held, gap)
+        elif not held:
+            self.notes.append(f"the sound begins {gap:.2f} s late by its time stamps; they are silent")
         else:
             self.notes.append(f"the time stamps leave out {gap:.2f} s at {held:.2f} s, which are silent")
+
+    @functools.cached_property
+    def _may_pause(self) -> bool:
+        """Whether time stamps that leave something out mean a pause, and not a loss."""
+        if self.container.format.name == "ogg":
+            return not ogg_is_damaged(self._file)
+        return self.container.format.name in PAUSING
 
     def _start(self, time: float) -> float:
         """Where on the clock of the time stamps the sound begins, given its first one."""
         start = (self.container.start_time or 0) / 1e6
         if self.container.format.name in ABSOLUTE_TIMES and time <= MAX_SILENCE_SECONDS:
             start = min(start, 0.0)
-        return start if GAP_SECONDS <= time - start <= MAX_SILENCE_SECONDS else time
+        if not GAP_SECONDS <= time - start <= MAX_SILENCE_SECONDS:
+            start = time
+        self._begins_at = start
+        if start > MAX_SILENCE_SECONDS:
+            self.notes.append(f"its time stamps begin at {start:.6g} s, which is taken for the beginning")
+        return start
 
     def _end(self) -> AudioClip:
         """The clip, if it is enough of what was to be there.
@@ -361,7 +374,9 @@ class _Track:
         held, damage, format_name = self.samples.seconds, self.damage, self.container.format.name
         if not held and damage.pending:
             raise AudioError(f"{self.path} is cut off or damaged (nothing of it can be decoded).", _AGAIN)
-        missing = max((self.promised or 0.0) - held, 0.0)
+        missing = (self.promised or 0.0) - held
+        if missing > TOLERANCE_SECONDS and format_name in (MATROSKA, "ogg") and self._may_pause:
+            missing -= self._begins_at  # they count from 0, also where a recording begins in the middle
         missing = missing if missing > TOLERANCE_SECONDS else 0.0
         if missing and not damage.lost and format_name != "avi" and not is_whole(format_name, self._file):
             raise _cut_off(self.path, f"it holds {held:.2f} s of {self.promised:.2f} s")
@@ -374,6 +389,53 @@ class _Track:
         if format_name == "ogg" and not ends_as_ogg(self._file):
             self.notes.append(f"{self.path.name} lacks the mark of its end: its last seconds may be missing")
         return self.samples.clip([*self.notes, *damage.notes(lost)])
+
+
+def _consistent_start(frames: Iterator[AudioFrame]) -> Iterator[AudioFrame]:
+    """Frames without a first one that differs from the second.
+
+    FFmpeg looks ahead to know a stream, and where its rate changes later, the first frame comes with that later rate.
+    """
+    first, second = next(frames, None), next(frames, None)
+    if first is not None and second is not None and _form_of(first) != _form_of(second):
+        first = None
+    yield from (frame for frame in (first, second) if frame is not None)
+    yield from frames
+
+
+def _form_of(frame: AudioFrame) -> tuple[Any, ...]:
+    return frame.sample_rate, frame.layout.name, frame.format.name, frame.time_base
+
+
+class _Converter:
+    """Brings frames of one format to another rate and number of channels, once there are enough to be no damage.
+
+    Args:
+        frame: the first of them.
+        form: rate and channels that are wanted.
+    """
+
+    def __init__(self, frame: AudioFrame, form: tuple[int, int]):
+        import av
+
+        self.used = False
+        self._held: list[AudioFrame] = []
+        self._form = _form_of(frame)
+        layout = {1: "mono", 2: "stereo"}.get(form[1], f"{form[1]}c")
+        self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=form[0])
+
+    def fits(self, frame: AudioFrame) -> bool:
+        """Whether a frame has the format of the first."""
+        return _form_of(frame) == self._form
+
+    def convert(self, frame: AudioFrame) -> list[AudioFrame]:
+        """What comes out; nothing until there have been some frames in a row."""
+        self._held.append(frame)
+        if not self.used and len(self._held) < _ODD_FRAMES:
+            return []
+        self.used = True
+        held, self._held = self._held, []
+        return [converted for one in held for converted in self._resampler.resample(one)]
 
 
 @dataclasses.dataclass

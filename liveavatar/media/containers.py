@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import IO, Any
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -10,8 +11,9 @@ MATROSKA = "matroska,webm"
 """FFmpeg's names of them."""
 EXACT_DURATION = ("flac", "aiff", "au", "tta", "wv", "ogg", MP4)
 """Formats that count the samples of a stream."""
-_LONGEST_OGG_PAGE = 65_307
+_OGG_TAIL = 1 << 18
 _MATROSKA_HEAD = 4096
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def promised_seconds(container: Any, stream: Any, file: IO[bytes]) -> float | None:
@@ -55,10 +57,46 @@ def is_whole(format_name: str, file: IO[bytes]) -> bool:
 
 def ends_as_ogg(file: IO[bytes]) -> bool:
     """Whether the last page of an OGG says that it is the last."""
-    file.seek(max(file.seek(0, 2) - _LONGEST_OGG_PAGE, 0))
+    file.seek(max(file.seek(0, 2) - _OGG_TAIL, 0))
     tail = file.read()
     at = tail.rfind(b"OggS")
     return 0 <= at < len(tail) - 5 and bool(tail[at + 5] & 4)
+
+
+def ogg_is_damaged(file: IO[bytes]) -> bool:
+    """Whether pages of an OGG are missing or differ from their checksums. All of the file is read; its position stays.
+
+    A stream that was recorded from its middle on is not damaged: numbers may leap between its head and its sound.
+    """
+    position, size = file.tell(), file.seek(0, 2)
+    file.seek(0)
+    numbers: dict[bytes, int] = {}
+    damaged = last = False
+    while not damaged and file.tell() < size:
+        page = _ogg_page(file)
+        if page is None:
+            damaged = not last
+            break
+        granule, serial, number = struct.unpack("<q4sI", page[6:22])
+        damaged = granule > 0 and numbers.get(serial, number) != number
+        last = bool(page[5] & 4)
+        if granule > 0:
+            numbers[serial] = number + 1
+    file.seek(position)
+    return damaged
+
+
+def _ogg_page(file: IO[bytes]) -> bytes | None:
+    """The page at the position of a file, or None where there is none that is whole."""
+    head = file.read(27)
+    if len(head) < 27 or head[:4] != b"OggS":
+        return None
+    lengths = file.read(head[26])
+    page = head + lengths + file.read(sum(lengths))
+    # The checksum is that of zlib with the bits of every byte reversed, and with nothing inverted.
+    zeroed = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
+    found = f"{zlib.crc32(zeroed, 0xFFFF_FFFF) ^ 0xFFFF_FFFF:032b}"
+    return page if int(found[::-1], 2) == int.from_bytes(page[22:26], "little") else None
 
 
 def _ends_as_matroska(file: IO[bytes]) -> bool:

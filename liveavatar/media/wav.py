@@ -24,7 +24,8 @@ _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 """The end of the GUIDs of all chunks of Sony's Wave64 but the first."""
-_HALF_DAY_SECONDS = 43_200
+_HEAD_BYTES = 64
+"""Writers add or take off the size of their header."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class WavSamples:
         missing: bytes that the header announces and the file does not hold; 0 where the announced size is one of
             those that writers put where they do not know it.
         padded: whether the header says 24 bits in four bytes.
+        notes: what is to be told of the header, a sentence each.
     """
 
     channels: int
@@ -47,6 +49,7 @@ class WavSamples:
     size: int
     missing: int
     padded: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def frame_bytes(self) -> int:
@@ -164,16 +167,19 @@ def _form(content: bytes, order: str) -> _Form | None:
 
 def _located(form: _Form, file: IO[bytes], offset: int, announced: int, size: int) -> WavSamples:
     channels, rate, dtype, padded = form
-    frame = int(dtype[-1]) * channels
     there = size - offset
-    unknown = announced >= STREAMING_SIZE and announced > there
+    notes = []
     if announced == 0:
-        unknown = not _is_chunk(_read_at(file, offset, 8), there)
-    elif announced > there + SLACK_BYTES:
-        unknown = unknown or _is_placeholder(announced, there, frame, rate)
-    held = there if unknown else min(announced, there)
-    missing = 0 if unknown or announced - there <= SLACK_BYTES else announced - there
-    return WavSamples(channels, rate, dtype, offset, held, missing, padded)
+        known = _is_chunk(_read_at(file, offset, 8), there)
+    else:
+        known = announced <= there + SLACK_BYTES or not _is_placeholder(announced, there)
+        if not known and announced < STREAMING_SIZE:
+            notes.append(f"its header announces {announced} bytes of sound; {there} are there, and all are read")
+    held = min(announced, there) if known else there
+    missing = announced - there if known and announced - there > SLACK_BYTES else 0
+    if _read_at(file, offset + held + held % 2, 4) in (b"RIFF", b"RIFX", b"RF64"):
+        notes.append("a second WAV stands behind the first in the file and is not read")
+    return WavSamples(channels, rate, dtype, offset, held, missing, padded, tuple(notes))
 
 
 def _is_chunk(head: bytes, there: int) -> bool:
@@ -183,13 +189,14 @@ def _is_chunk(head: bytes, there: int) -> bool:
     return head[:4].isascii() and head[:4].isalnum() and struct.unpack("<I", head[4:])[0] <= there
 
 
-def _is_placeholder(announced: int, there: int, frame: int, rate: int) -> bool:
-    """Whether a size that the file does not hold was never meant: a round number, or far longer than any speech."""
-    round_number = any(n % unit == 0 for n in (announced, announced // frame) for unit in (1_000_000, 1 << 20))
-    nearly = any((announced + near) % (1 << 24) == 0 for near in (*range(1, 129), *range(-128, 0)))
-    half_days = announced / frame / max(rate, 1) / _HALF_DAY_SECONDS
-    most_is_missing = announced >= 1_000_000 and there < announced // 2
-    return (most_is_missing and round_number) or nearly or (half_days > 1 and there < announced // 100)
+def _is_placeholder(announced: int, there: int) -> bool:
+    """Whether a size that the file does not hold was never meant: it is near the largest that a header can tell, near
+    a round number, or far beyond what is there."""
+    if announced >= STREAMING_SIZE:
+        return True
+    near_round = any((announced + _HEAD_BYTES) % unit <= 2 * _HEAD_BYTES for unit in (1_000_000, 1 << 20))
+    mostly_missing = announced >= 1_000_000 and there < announced // 2
+    return (near_round and mostly_missing) or (announced >= 1 << 28 and there < announced // 1000)
 
 
 def _values(data: bytes, dtype: str) -> np.ndarray:
