@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import RequestError
+from ..request import DEFAULT_PROMPT
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ def prompt_notes(open_tokenizer: Callable[[], Any], prompt: str | None, length: 
     Raises:
         RequestError: not a text.
     """
-    if prompt is None or len(text := clean_prompt(prompt).encode()) + _EXTRA_TOKENS <= length:
-        return ()
+    if prompt in (None, DEFAULT_PROMPT) or len(text := clean_prompt(prompt).encode()) + _EXTRA_TOKENS <= length:
+        return ()  # the common cases need no tokenizer
     tokenizer = open_tokenizer()
     most = len(text) + _EXTRA_TOKENS
     tokens = tokenizer(
