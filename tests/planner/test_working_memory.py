@@ -68,7 +68,9 @@ class Away:
         return [f and torch.empty_strided(*f, dtype=torch.bfloat16, device="meta") for f in self.features]
 
 
-@pytest.mark.parametrize("tiles", [(1, 2), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    "tiles", [(1, 2), *(pytest.param(tiles, marks=pytest.mark.slow) for tiles in ((2, 2), (2, 3)))]
+)
 def test_tiles_fit_into_what_the_vae_is_given(tiles):
     """The peak of the device and the bytes on the host, of a decode and of an encode."""
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)
