@@ -56,10 +56,12 @@ class AudioInput:
     Attributes:
         audio: what is put into the video, all of it.
         features: of every block of it.
+        notes: what is to be told of it, a sentence each.
     """
 
     audio: AudioClip
     features: AudioFeatures
+    notes: tuple[str, ...] = ()
 
 
 class LiveAvatarPipeline:
@@ -224,9 +226,11 @@ class LiveAvatarPipeline:
         used, blocks = _used_audio(audio, seconds)
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
-            return AudioInput(used, self.encoders().encode_audio(samples, frames, "silence", callback))
-        self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
-        return AudioInput(used, encode_audio(audio_encoder, samples, frames, callback=callback))
+            features = self.encoders().encode_audio(samples, frames, "silence", callback)
+        else:
+            self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
+            features = encode_audio(audio_encoder, samples, frames, callback=callback)
+        return AudioInput(used, features, audio_notes(used))
 
     def from_audio_states(
         self, audio: AudioClip, states: Sequence[torch.Tensor], seconds: float | None = None
@@ -238,7 +242,7 @@ class LiveAvatarPipeline:
         """
         used, blocks = _used_audio(audio, seconds)
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
-        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES))
+        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES), used.notes)
 
     def prepare(
         self,
@@ -267,8 +271,7 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        told = (*audio_notes(samples), *notes)
-        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, told)
+        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
