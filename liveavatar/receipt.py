@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import sys
 from collections.abc import Mapping
 from fractions import Fraction
@@ -103,9 +104,10 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
     """
     path = Path(path)
     text = json.dumps(json_ready(receipt), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In a folder that others share, a name that can be foreseen could be a link of theirs to a file of the user's.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -74,8 +74,8 @@ class Backend(io.ComfyNode):
                         "address",
                         default="local",
                         optional=True,
-                        tooltip="Where worker processes run: local is this machine; auto, or host:port, is the Ray "
-                        "cluster that this machine has joined. Devices of other machines are named machine/cuda:0.",
+                        tooltip="Where worker processes run: local is this machine; auto is the cluster that the owner "
+                        "of this server has chosen. Devices of other machines are named machine/cuda:0.",
                     )
                 ),
                 advanced(
@@ -109,8 +109,9 @@ class Backend(io.ComfyNode):
         kept = memory == KEEP
         placement = Placement(named, stages.strip() or "auto", None, threads or None, kept, compile=compile)
         if engine == WORKERS:
-            from ..liveavatar.distributed import RayBackend
+            from ..liveavatar.distributed import RayBackend, check_workflow_address
 
             where = address.strip() or "local"
+            check_workflow_address(where)
             return io.NodeOutput(RayBackend(with_devices(placement), where, restarts=restarts))
         return io.NodeOutput(LocalBackend(with_devices(placement)))

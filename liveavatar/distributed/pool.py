@@ -52,7 +52,7 @@ class PoolResources:
     """What a worker pool holds: Ray, worker processes, their folder and their line in the registry.
 
     Args:
-        address: see `RayBackend`.
+        address, token: see `RayBackend`.
 
     Attributes:
         workers: by stage, and at `CODEC`.
@@ -60,11 +60,11 @@ class PoolResources:
         snapshots: folder of the latest video's; empty where there are none.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, token: str | None):
         self.workers: dict[int, WorkerHandle] = {}
         self.folder = Path()
         self.snapshots = ""
-        self._address = address
+        self._address, self._token = address, token
         self._worker_file = WorkerFile(self.folder)
         self._acquired = False
         self._lock = threading.RLock()  # stages and codec are started, and idle ones released, by several threads
@@ -77,7 +77,7 @@ class PoolResources:
         """
         with self._lock:
             if not self._acquired:
-                self.folder = cluster.acquire_ray(self._address)
+                self.folder = cluster.acquire_ray(self._address, self._token)
                 self._worker_file = WorkerFile(self.folder)
                 self._acquired = True
 
@@ -311,17 +311,17 @@ class WorkerPool:
 
     Args:
         limits: of waiting and replacing.
-        address: see `RayBackend`.
+        address, token: see `RayBackend`.
 
     Attributes:
         codec_worker: encoders and VAE.
         plan: the latest one that the workers were made ready for.
     """
 
-    def __init__(self, limits: FaultLimits, address: str = LOCAL):
+    def __init__(self, limits: FaultLimits, address: str = LOCAL, token: str | None = None):
         self.limits, self._address = limits, address
         self.plan: Plan | None = None
-        self.resources = PoolResources(address)
+        self.resources = PoolResources(address, token)
         self.codec_worker = CodecWorkerHandle(limits, self.resources)
         self._wired: tuple[Any, ...] | None = None
         self._epoch = 0

@@ -48,32 +48,43 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
         """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
 
         def __init__(self, log: str, path: str):
-            import faulthandler
             import importlib
             import logging
             import os
-            import pathlib
+
+            os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray has read it; compilers and others that start here need it not
+            self._worker = None
+            try:
+                log = self._open_log(log)
+                # Pickled by value, this class has no package of its own to import from relatively.
+                module, _, name = path.partition(":")
+                self._worker = getattr(importlib.import_module(module), name)(log)
+                self._wire = importlib.import_module("liveavatar.distributed.wire")
+            except ImportError as error:
+                self._missing = f"the library is not there or not whole ({error})"
+                logging.exception("the library is missing")
+            except OSError as error:
+                self._missing = f"its log cannot be made ({error})"
+
+        def _open_log(self, log: str) -> str:
+            """Send all output into a new file, which only this user can read; its path."""
+            import faulthandler
+            import logging
+            import os
             import sys
             import tempfile
 
             if not log:
                 short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
                 log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
-            self._file = pathlib.Path(log).open("ab", buffering=0)  # noqa: SIM115
+            new = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.open(log, new, 0o600)
             for stream in (1, 2):
-                os.dup2(self._file.fileno(), stream)
+                os.dup2(self._file, stream)
             faulthandler.enable(self._file)
             form = "%(asctime)s %(levelname)s %(message)s"
             logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
-            self._worker = None
-            try:
-                # Pickled by value, this class has no package of its own to import from relatively.
-                module, _, name = path.partition(":")
-                self._worker = getattr(importlib.import_module(module), name)(log)
-                self._wire = importlib.import_module("liveavatar.distributed.wire")
-            except ImportError as error:
-                self._missing = str(error)
-                logging.exception("the library is missing")
+            return log
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
             """("ok", what the worker's method returns) or ("refused" | "failed" | "link", (what, nearest)).
@@ -84,7 +95,7 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
 
             if self._worker is None:
                 install = "Install the same version of this library, with its requirements, on that machine."
-                return "refused", (f"the library is not there or not whole ({self._missing})", install)
+                return "refused", (self._missing, install if "library" in self._missing else "Run it again.")
             if any(isinstance(item[0], str) and item[0] != "ok" for item in given):
                 return "link", ("got nothing from another stage", "")
             try:
