@@ -33,16 +33,8 @@ _CALLS = 16
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
-def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, path: str = STAGE_WORKER_CLASS) -> Any:
-    """A worker process, as the handle of its Ray actor.
-
-    Args:
-        machine: id of the one where it works.
-        log: the file that its output goes to; "" for one in a folder of its own, on another machine.
-        threads: CPU threads, before a load spec sets its own.
-        alone: whether it meets workers of this machine only.
-        path: "module:class" of what it does.
-    """
+def _actor_class() -> type:
+    """The class of all workers' Ray actors, made here so that Ray sends its code and not its name."""
 
     class RemoteWorker:
         """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
@@ -64,7 +56,7 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
                 self._missing = f"the library is not there or not whole ({error})"
                 logging.exception("the library is missing")
             except OSError as error:
-                self._missing = f"its log cannot be made ({error})"
+                self._missing = f"it could not start ({error})"
 
         def _open_log(self, log: str) -> str:
             """Send all output into a new file, which only this user can read; its path."""
@@ -106,12 +98,26 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
                 fault = self._wire.fault_from(error)
                 return fault.kind, (fault.what, fault.nearest)
 
+    return RemoteWorker
+
+
+def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, path: str = STAGE_WORKER_CLASS) -> Any:
+    """A worker process, as the handle of its Ray actor.
+
+    Args:
+        machine: id of the one where it works.
+        log: the file that its output goes to; "" for one in a folder of its own, on another machine.
+        threads: CPU threads, before a load spec sets its own.
+        alone: whether it meets workers of this machine only.
+        path: "module:class" of what it does.
+    """
+
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
     own = _runtime_env(threads, alone, here=bool(log))
-    return ray.remote(RemoteWorker).options(runtime_env=own, **options).remote(log, path)
+    return ray.remote(_actor_class()).options(runtime_env=own, **options).remote(log, path)
 
 
 def _runtime_env(threads: int, alone: bool, here: bool) -> dict[str, Any]:
