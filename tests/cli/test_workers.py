@@ -223,6 +223,66 @@ def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, mon
     )  # Ray may have said something before, "what another user has written is not believed"
 
 
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("forged", ["folder", "page"])
+def test_a_page_of_another_user_ends_nothing(machine: Machine, forged: str) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    (page,) = (machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json")
+    os.chown(page.parent if forged == "folder" else page, 65534, 65534)
+    for number in ((), (os.getpid(),), (victim.pid,)):
+        run("workers", "--stop", *number)
+    assert victim.sleeps and page.exists()
+    assert str(victim.pid) not in run("workers", "--json").out
+
+
+@pytest.mark.parametrize("way", ["open folder", "open page", "link to a page", "link to a folder"])
+def test_a_page_that_others_can_have_written_ends_nothing(machine: Machine, way: str) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    folder = machine.folder / f"la-{os.getpid()}-test"
+    (page,) = folder.glob("workers-*.json")
+    if way.startswith("open"):
+        folder.chmod(0o777) if "folder" in way else page.chmod(0o666)
+    else:
+        real = page if way.endswith("page") else folder
+        real.rename(machine.folder / "elsewhere")
+        real.symlink_to(machine.folder / "elsewhere")
+    run("workers", "--stop")
+    assert victim.sleeps
+    assert str(victim.pid) not in run("workers", "--json").out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"program": "/usr/bin/true"},
+        {"program": None},
+        {"pid": "1"},
+        {"stage": "first"},
+        {"since": "now"},
+        {"log": "/etc/passwd"},
+    ],
+)
+def test_a_damaged_page_ends_nothing_and_is_listed(machine: Machine, changed: dict[str, object]) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    (page,) = (machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json")
+    written = json.loads(page.read_text())
+    written["workers"][0] |= changed
+    page.write_text(json.dumps(written))
+    assert run("workers").code == 0
+    shown = run("workers", "--log").out
+    run("workers", "--stop")
+    assert victim.sleeps and "root:" not in shown
+
+
+def test_a_link_in_the_place_of_a_log_is_not_shown(machine: Machine) -> None:
+    (worker,) = machine.start_workers(os.getpid(), 1)
+    secret = machine.folder / "secret"
+    secret.write_text("a secret of the user")
+    worker.log.unlink()
+    worker.log.symlink_to(secret)
+    assert "a secret" not in run("workers", "--log").out
+
+
 def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     (worker,) = machine.start_workers(os.getpid(), 1)
