@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..device_names import Machine
-from ..errors import PlanError
+from ..errors import LiveAvatarError, PlanError
 from ..private_files import is_own_folder
+from ..utils import OUT_OF_FILES_NEAREST, is_out_of_files, open_files_limit
 from . import ray_compat
 from .cluster_token import (
     ADDRESS_VARIABLE,
@@ -79,10 +81,16 @@ def join(ray: Any, address: str, token: str | None = None) -> None:
 
 
 def is_listening(host: str, port: int, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether something listens there."""
+    """Whether something listens there.
+
+    Raises:
+        PlanError: this process may not open more connections.
+    """
     try:
         socket.create_connection((host, port), seconds).close()
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise start_error(error) from error
         return False
     return True
 
@@ -155,6 +163,8 @@ def _first_line(error: BaseException) -> str:
 
 
 _STORE_BYTES = 200 * 2**20
+_FEWEST_FILES, _SCARCE_FILES = 64, 1024
+"""Limits of open files with which Ray does not start, and with which it may well run out of them."""
 _FOLDER = re.compile(r"la-(\d+)-\w+")
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -208,7 +218,7 @@ def acquire_ray(address: str = LOCAL, token: str | None = None) -> Path:
         if not _users or not ray.is_initialized():
             remove_leftovers()
             _ours = not ray.is_initialized()
-            folder = Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
+            folder = _new_folder()
             try:
                 if _ours:
                     _keeper = RayThread(lambda: _start(ray, folder) if address == LOCAL else _join(ray, address, token))
@@ -223,20 +233,41 @@ def acquire_ray(address: str = LOCAL, token: str | None = None) -> Path:
         return _folder
 
 
+class NodeLostError(LiveAvatarError):
+    """Ray's process on this machine (raylet) has ended, and with it all workers of this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Ray's own process on this machine (raylet) has ended: killed from outside, or out of host memory.",
+            f"Run it again, which starts it anew; of several machines, join again with `{_JOIN}`.",
+        )
+
+
 def machines() -> tuple[list[Machine], Machine]:
-    """Those that can work now, and this one."""
+    """Those that can work now, and this one.
+
+    Raises:
+        NodeLostError: this one cannot, as far as is known by now; Ray notices it after some ten seconds.
+    """
     with ray_gate.entered() as ray:
         there, own = cluster_machines(ray), ray.get_runtime_context().get_node_id()
-    return there, next(m for m in there if m.id == own)
+    here = next((m for m in there if m.id == own), None)
+    if here is None:
+        raise NodeLostError()
+    return there, here
 
 
-def release_ray() -> None:
+def release_ray(lost: bool = False) -> None:
     """The counterpart of `acquire_ray`. The last one ends or leaves Ray, unless somebody else in this process uses
-    it."""
+    it.
+
+    Args:
+        lost: whether Ray is of no use any more, so that it is ended for all: whoever comes next starts it anew.
+    """
     global _users, _folder
     with _lock:
         _users -= 1
-        if _users:
+        if _users and not lost:
             return
         if _ours:
             ray_gate.close()
@@ -253,18 +284,34 @@ def _start(ray: Any, folder: Path) -> None:
     """A cluster of this machine alone, on free ports and loopback, with a token of its own, that ends with this
     process."""
     ray_compat.allow_remote(os.environ.setdefault(_SEVERAL, "0") != "0")
-    with ray_compat.token_in_environment(new_token()), ray_compat.no_api_server():
-        ray.init(
-            address="local",
-            # Workers ask for no CPU of Ray's, so that any number of them starts; more would only be started in advance.
-            num_cpus=1,
-            include_dashboard=False,
-            object_store_memory=_STORE_BYTES,
-            log_to_driver=False,
-            configure_logging=False,
-            # Ray opens the folders it makes to everybody; ours, around them, is closed.
-            _temp_dir=str(folder / "ray"),
-        )
+    if open_files_limit() < _FEWEST_FILES:  # Ray would wait for half a minute
+        raise start_error(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    try:
+        with ray_compat.token_in_environment(new_token()), ray_compat.no_api_server():
+            ray.init(
+                address="local",
+                # Workers ask for no CPU of Ray's, so that any number starts; more would only be started in advance.
+                num_cpus=1,
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+                # Ray opens the folders it makes to everybody; ours, around them, is closed.
+                _temp_dir=str(folder / "ray"),
+            )
+    except Exception as error:
+        raise start_error(error) from error
+
+
+def start_error(error: BaseException) -> PlanError:
+    """Why Ray cannot be started or reached, where it is not known better."""
+    limit = open_files_limit()
+    if is_out_of_files(error) or limit < _SCARCE_FILES:
+        what = f"Ray cannot work here: this process may have {limit} files open ({_first_line(error)})."
+        return PlanError(what, OUT_OF_FILES_NEAREST)
+    return PlanError(
+        f"Ray could not be started here ({_first_line(error)}).", "Run it in this process: --engine local."
+    )
 
 
 def _join(ray: Any, address: str, token: str | None) -> None:
@@ -273,6 +320,13 @@ def _join(ray: Any, address: str, token: str | None) -> None:
         del os.environ[_SEVERAL]
     ray_compat.allow_remote(True)
     join(ray, address, token)
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short_folder()))
+    except OSError as error:
+        raise start_error(error) from error
 
 
 def short_folder() -> Path:

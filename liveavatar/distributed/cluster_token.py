@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..errors import PlanError
 from ..private_files import create_private, is_secret
+from ..utils import OUT_OF_FILES_NEAREST, is_out_of_files
 
 ADDRESS_VARIABLE, TOKEN_VARIABLE = "LIVEAVATAR_ADDRESS", "LIVEAVATAR_TOKEN_FILE"
 """Where the owner of a server names the cluster and the file of its token."""
@@ -185,7 +186,9 @@ def proved_head(head: str, token: str) -> str:
             peer = str(asked.getpeername()[0])
             asked.sendall(nonce.encode())
             answer = _receive(asked, _ANSWER)
-    except OSError:
+    except OSError as error:
+        if is_out_of_files(error):
+            raise PlanError(f"The head at {head} cannot be asked ({error.strerror}).", OUT_OF_FILES_NEAREST) from error
         answer, peer = "", ""
     if not answer:
         raise PlanError(

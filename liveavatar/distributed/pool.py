@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -40,6 +41,7 @@ from .worker_handle import (
     worker_error,
 )
 
+_log = logging.getLogger("liveavatar")
 _numbers = itertools.count(1)
 """Of workers: all that a process starts log into one folder."""
 
@@ -82,13 +84,22 @@ class PoolResources:
                 self._acquired = True
 
     def find_machines(self, devices: tuple[str, ...]) -> list[Machine]:
-        """The machines of some devices, which all exist.
+        """The machines of some devices, which all exist. Ray is started anew where its process on this machine is lost.
 
         Raises:
             PlanError: a machine or a device that is not there; the cluster cannot be joined.
+            NodeLostError: this machine has dropped out of a cluster that is not ours.
         """
         self.acquire_ray()
-        there, own = cluster.machines()
+        try:
+            there, own = cluster.machines()
+        except cluster.NodeLostError as error:
+            if self._address != LOCAL:
+                raise
+            _log.warning("%s It is started anew.", error.what)
+            self.release(lost=True)
+            self.acquire_ray()
+            there, own = cluster.machines()
         if any(DeviceName.parse(device).machine for device in devices):
             # Ray lists a machine that has died for a while.
             there = [m for m in there if m.id == own.id or is_listening(m.address, m.port, PROBE_SECONDS)]
@@ -129,11 +140,12 @@ class PoolResources:
             remove(self.snapshots)
             self.snapshots = ""
 
-    def release(self) -> None:
-        """End all workers, remove what they wrote, and leave or end Ray."""
+    def release(self, lost: bool = False) -> None:
+        """End all workers, remove what they wrote, and leave or end Ray; `lost`: see `cluster.release_ray`."""
         with self._lock:
             there = list(self.workers.values())
-            remove_logs(there)
+            if not lost:
+                remove_logs(there)
             for worker in there:
                 worker.kill()
             self.workers.clear()
@@ -141,7 +153,7 @@ class PoolResources:
             if self._acquired:
                 self._acquired = False
                 self._worker_file.remove()
-                cluster.release_ray()
+                cluster.release_ray(lost)
 
     def release_unused(self) -> None:
         """The same, if there are no workers."""
