@@ -33,8 +33,35 @@ _CALLS = 16
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
+def _log_opener() -> Callable[[str], str]:
+    """A function for `_actor_class`, made here so that Ray sends its code: a machine may not have this library."""
+
+    def open_log(log: str) -> str:
+        """Send all output into a new file, which only this user can read; its path."""
+        import faulthandler
+        import logging
+        import os
+        import sys
+        import tempfile
+
+        if not log:
+            short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
+            log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
+        new = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(log, new, 0o600)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        faulthandler.enable(file)
+        form = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
+        return log
+
+    return open_log
+
+
 def _actor_class() -> type:
     """The class of all workers' Ray actors, made here so that Ray sends its code and not its name."""
+    open_log = _log_opener()
 
     class RemoteWorker:
         """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
@@ -47,7 +74,7 @@ def _actor_class() -> type:
             os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray has read it; compilers and others that start here need it not
             self._worker = None
             try:
-                log = self._open_log(log)
+                log = open_log(log)
                 # Pickled by value, this class has no package of its own to import from relatively.
                 module, _, name = path.partition(":")
                 self._worker = getattr(importlib.import_module(module), name)(log)
@@ -57,26 +84,6 @@ def _actor_class() -> type:
                 logging.exception("the library is missing")
             except OSError as error:
                 self._missing = f"it could not start ({error})"
-
-        def _open_log(self, log: str) -> str:
-            """Send all output into a new file, which only this user can read; its path."""
-            import faulthandler
-            import logging
-            import os
-            import sys
-            import tempfile
-
-            if not log:
-                short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
-                log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
-            new = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.open(log, new, 0o600)
-            for stream in (1, 2):
-                os.dup2(self._file, stream)
-            faulthandler.enable(self._file)
-            form = "%(asctime)s %(levelname)s %(message)s"
-            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
-            return log
 
         def call(self, name: str, *given: Any) -> tuple[str, Any]:
             """("ok", what the worker's method returns) or ("refused" | "failed" | "link", (what, nearest)).
