@@ -230,9 +230,9 @@ def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, 
 
 
 def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A configuration or tokenizer of transformers, from a folder and never from the network."""
+    """A configuration or tokenizer of transformers, from a folder and never from the network; code in it is not run."""
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **settings)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
     except Exception as e:  # damaged files make it raise errors of many kinds
         why = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
         raise ModelError(

@@ -1,7 +1,9 @@
-"""Small helpers that every layer may use: amounts of bytes in words, copies of small tensors to a busy device."""
+"""Small helpers that every layer may use: bytes in words, the lack of open files, copies to a busy device."""
 
 from __future__ import annotations
 
+import errno
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +23,29 @@ def format_bytes(nbytes: float, spec: str = ".1f", unit: str = "GB") -> str:
     if unit == "largest":
         unit = next(name for name, scale in _UNITS.items() if nbytes >= scale or name == "B")
     return f"{nbytes} B" if unit == "B" else f"{nbytes / _UNITS[unit]:{spec}} {unit}"
+
+
+OUT_OF_FILES_NEAREST = "Raise the limit with `ulimit -n 8192` before the program starts, or end what holds files open."
+"""What to do about "too many open files"."""
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether an error, or its cause, is that the process or the machine may not open more files or connections."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    if "too many open files" in str(error).lower():
+        return True
+    return error.__cause__ is not None and is_out_of_files(error.__cause__)
+
+
+def open_files_limit() -> float:
+    """How many files this process may have open; infinite where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

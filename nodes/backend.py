@@ -79,8 +79,8 @@ class Backend(io.ComfyNode):
                         "address",
                         default="local",
                         optional=True,
-                        tooltip="Where worker processes run: local is this machine; auto, or host:port, is the Ray "
-                        "cluster that this machine has joined. Devices of other machines are named machine/cuda:0.",
+                        tooltip="Where worker processes run: local is this machine; auto is the cluster that the owner "
+                        "of this server has chosen. Devices of other machines are named machine/cuda:0.",
                     )
                 ),
                 advanced(
@@ -137,9 +137,10 @@ class Backend(io.ComfyNode):
             compile=compile,
         )
         if engine == WORKERS:
-            from ..liveavatar.distributed import RayBackend
+            from ..liveavatar.distributed import RayBackend, check_workflow_address
 
             where = address.strip() or "local"
+            check_workflow_address(where)
             return io.NodeOutput(RayBackend(placement, where, restarts=restarts))
         return io.NodeOutput(LocalBackend(placement))
 

@@ -28,6 +28,7 @@ PROJECT = Path(__file__).parents[1]
 WORKER_TESTS = (
     "distributed/",
     "bench/test_pipeline.py",
+    "cli/test_cluster.py",
     "cli/test_workers.py",
     "gpu/",
     "nodes/test_run.py",

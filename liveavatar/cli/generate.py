@@ -51,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     workers.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="the Ray cluster that this machine has joined, or auto; devices are named MACHINE/DEVICE then",
+        help="head of the cluster that this machine has joined, or auto; devices are named MACHINE/DEVICE then",
     )
     workers.add_argument(
         "--token-file",
         metavar="FILE",
-        help="holds the token of the cluster (default: RAY_AUTH_TOKEN, or what Ray finds by itself)",
+        help="holds the token of the cluster, readable by you alone (default: what LIVEAVATAR_TOKEN_FILE names)",
     )
 
 

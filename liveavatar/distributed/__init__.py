@@ -3,12 +3,21 @@
 `backend` has the public classes. The driver's side is `pool` (worker processes), `worker_handle`, `monitor` (one run),
 `queue`, `status` and `encoders`; the workers' side is `worker`, `stage_run`, `links`, `snapshots` and `codec_worker`.
 Both sides share `topology` (which stage runs and sends what) and `wire` (messages and their encoding). `cluster` starts
-or joins Ray, `registry` lists worker processes. Nothing here imports Ray before a backend is made.
+or joins Ray, `cluster_token` says who may, `cluster_node` is a machine's part of a cluster, `registry` lists worker
+processes. Nothing here imports Ray before a backend is made.
 """
 
 from .backend import RayBackend, RayEngine
-from .cluster import read_token
+from .cluster_token import check_workflow_address, read_token
 from .status import BackendStatus, WorkerStatus
 from .worker_handle import WorkerError
 
-__all__ = ["BackendStatus", "RayBackend", "RayEngine", "WorkerError", "WorkerStatus", "read_token"]
+__all__ = [
+    "BackendStatus",
+    "RayBackend",
+    "RayEngine",
+    "WorkerError",
+    "WorkerStatus",
+    "check_workflow_address",
+    "read_token",
+]

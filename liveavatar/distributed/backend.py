@@ -16,7 +16,8 @@ from ..events import Callback, ignore
 from ..placement import Placement
 from ..planner import Plan
 from ..session import VideoTask
-from .cluster import LOCAL, check_address, ray_module, set_token
+from .cluster import LOCAL, check_address, ray_module
+from .cluster_token import checked_token
 from .encoders import RayEncoders
 from .monitor import VideoRun, superseded
 from .pool import STOP_TIMEOUT_SECONDS, WorkerPool
@@ -117,15 +118,17 @@ class RayBackend:
     Args:
         placement: which devices, and how work is cut over them; one worker per stage. "MACHINE/DEVICE" is a device of
             another machine: its address, host name, node name, or the beginning of its node's id.
-        address: "local", this machine alone; or a Ray cluster that this machine has joined: "auto", or "host:port" of
-            its head. It is left at the end, not stopped.
+        address: "local", this machine alone; or a Ray cluster that this machine has joined: "host:port" of its head, or
+            "auto", the one that `LIVEAVATAR_ADDRESS` names or that this user has joined. It is left at the end, not
+            stopped.
         deadline: seconds after which a task that does not end, or a worker that does not answer, counts as hung.
         restarts: how many workers that were lost or hung may be replaced while a video is made; it goes on from the
             latest snapshot that all stages have (see `Plan.snapshot_blocks`), or from its beginning. 0: the loss of
             one ends the video.
         idle_seconds: seconds without a run after which the workers are ended, until the next one; None is never. A
             video that was begun counts as a run until it is whole, closed, or has lost its turn.
-        token: of the cluster, where it wants one; None: what Ray finds by itself.
+        token: of the cluster; None: what the file holds that `LIVEAVATAR_TOKEN_FILE` names. This machine alone needs
+            none: it gets a new one each time.
 
     Raises:
         PlanError: Ray is not installed; a machine or device is not there; the cluster cannot be joined; less than no
@@ -146,10 +149,11 @@ class RayBackend:
         check_address(address)
         self.placement = dataclasses.replace(placement or Placement(), processes=True)
         self.placement.check_devices(elsewhere=address != LOCAL)
-        set_token(token)
-        ray_module(address)
+        if token is not None:
+            token = checked_token(token.strip(), "The token")
+        ray_module()
         self.pool, self._jobs, self._pause = (
-            WorkerPool(FaultLimits(deadline, restarts), address),
+            WorkerPool(FaultLimits(deadline, restarts), address, token),
             JobQueue(),
             PauseFlag(),
         )

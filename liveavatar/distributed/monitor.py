@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -311,7 +312,7 @@ class VideoRun:
     def _begin(self, callback: Callback) -> RunMonitor:
         workers = self._pool.start(self._plan, self._model, callback)
         number = next(_numbers)
-        if not self._folder:
+        if not self._folder or Path(self._folder).parent != self._pool.resources.folder:  # with Ray, it is a new one
             self._folder = self._pool.open_folder(number)
         first = self._latest_boundary(workers) if self._lost else 0
         beginning = RunStart(number, first, self._folder)

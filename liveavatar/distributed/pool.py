@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import threading
 import time
 import weakref
@@ -40,6 +41,7 @@ from .worker_handle import (
     worker_error,
 )
 
+_log = logging.getLogger("liveavatar")
 _numbers = itertools.count(1)
 """Of workers: all that a process starts log into one folder."""
 
@@ -52,7 +54,7 @@ class PoolResources:
     """What a worker pool holds: Ray, worker processes, their folder and their line in the registry.
 
     Args:
-        address: see `RayBackend`.
+        address, token: see `RayBackend`.
 
     Attributes:
         workers: by stage, and at `CODEC`.
@@ -60,11 +62,11 @@ class PoolResources:
         snapshots: folder of the latest video's; empty where there are none.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, token: str | None):
         self.workers: dict[int, WorkerHandle] = {}
         self.folder = Path()
         self.snapshots = ""
-        self._address = address
+        self._address, self._token = address, token
         self._worker_file = WorkerFile(self.folder)
         self._acquired = False
         self._lock = threading.RLock()  # stages and codec are started, and idle ones released, by several threads
@@ -77,18 +79,27 @@ class PoolResources:
         """
         with self._lock:
             if not self._acquired:
-                self.folder = cluster.acquire_ray(self._address)
+                self.folder = cluster.acquire_ray(self._address, self._token)
                 self._worker_file = WorkerFile(self.folder)
                 self._acquired = True
 
     def find_machines(self, devices: tuple[str, ...]) -> list[Machine]:
-        """The machines of some devices, which all exist.
+        """The machines of some devices, which all exist. Ray is started anew where its process on this machine is lost.
 
         Raises:
             PlanError: a machine or a device that is not there; the cluster cannot be joined.
+            NodeLostError: this machine has dropped out of a cluster that is not ours.
         """
         self.acquire_ray()
-        there, own = cluster.machines()
+        try:
+            there, own = cluster.machines()
+        except cluster.NodeLostError as error:
+            if self._address != LOCAL:
+                raise
+            _log.warning("%s It is started anew.", error.what)
+            self.release(lost=True)
+            self.acquire_ray()
+            there, own = cluster.machines()
         if any(DeviceName.parse(device).machine for device in devices):
             # Ray lists a machine that has died for a while.
             there = [m for m in there if m.id == own.id or is_listening(m.address, m.port, PROBE_SECONDS)]
@@ -129,11 +140,12 @@ class PoolResources:
             remove(self.snapshots)
             self.snapshots = ""
 
-    def release(self) -> None:
-        """End all workers, remove what they wrote, and leave or end Ray."""
+    def release(self, lost: bool = False) -> None:
+        """End all workers, remove what they wrote, and leave or end Ray; `lost`: see `cluster.release_ray`."""
         with self._lock:
             there = list(self.workers.values())
-            remove_logs(there)
+            if not lost:
+                remove_logs(there)
             for worker in there:
                 worker.kill()
             self.workers.clear()
@@ -141,7 +153,7 @@ class PoolResources:
             if self._acquired:
                 self._acquired = False
                 self._worker_file.remove()
-                cluster.release_ray()
+                cluster.release_ray(lost)
 
     def release_unused(self) -> None:
         """The same, if there are no workers."""
@@ -311,17 +323,17 @@ class WorkerPool:
 
     Args:
         limits: of waiting and replacing.
-        address: see `RayBackend`.
+        address, token: see `RayBackend`.
 
     Attributes:
         codec_worker: encoders and VAE.
         plan: the latest one that the workers were made ready for.
     """
 
-    def __init__(self, limits: FaultLimits, address: str = LOCAL):
+    def __init__(self, limits: FaultLimits, address: str = LOCAL, token: str | None = None):
         self.limits, self._address = limits, address
         self.plan: Plan | None = None
-        self.resources = PoolResources(address)
+        self.resources = PoolResources(address, token)
         self.codec_worker = CodecWorkerHandle(limits, self.resources)
         self._wired: tuple[Any, ...] | None = None
         self._epoch = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import LiveAvatarError, PlanError
 
@@ -39,38 +40,131 @@ def import_ray() -> Any:
 
 _CHECK_SCRIPT = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 """In a process of its own, because it waits without end where something else than Ray listens."""
+_TOKEN, _TOKEN_FILE, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 
 
-def connection_error(head: str, seconds: float) -> str:
-    """What Ray prints when it connects to a head and fails; "" where it succeeds.
+def connection_error(head: str, token: str, seconds: float) -> str:
+    """What Ray prints when it connects to a head and fails; "" where it succeeds. The head is sent the token.
 
     Args:
         head: host:port.
+        token: of its cluster.
         seconds: to wait for an answer.
 
     Raises:
         TimeoutExpired (of subprocess): there was none.
     """
     command = [sys.executable, "-c", _CHECK_SCRIPT, head]
-    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
-    return (ran.stderr.strip() or "no reason was given") if ran.returncode else ""
+    own = {name: value for name, value in os.environ.items() if name != _TOKEN_FILE} | token_environment(token)
+    ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, env=own)
+    said = ran.stderr.strip().replace(token, "...") or "no reason was given"
+    return said if ran.returncode else ""
 
 
-def reload_token() -> None:
-    """Have Ray read the cluster's token again, which it may have read already."""
+def token_environment(token: str) -> dict[str, str]:
+    """What a process of Ray has in its environment to use a token; there only its own user can read it."""
+    return {_TOKEN: token, _MODE: "token"}
+
+
+@contextmanager
+def token_in_environment(token: str) -> Iterator[None]:
+    """Within this context Ray finds this token, and no other: not one that the user has for another cluster, and none
+    in ~/.ray/auth_token, which Ray would write where everybody can read it and use for ever.
+
+    Processes that Ray starts here inherit it; this one keeps it in Ray's memory, and its environment is as before.
+    """
+    before = {name: os.environ.get(name) for name in (_TOKEN, _TOKEN_FILE, _MODE)}
+    os.environ.pop(_TOKEN_FILE, None)
+    os.environ.update(token_environment(token))
+    try:
+        _reload_token()
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def forget_token() -> None:
+    """Have Ray forget the token of a cluster that this process has left."""
+    _reload_token()
+
+
+def _reload_token() -> None:
     raylet = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def local_head() -> str:
-    """host:port of the head of the cluster that this machine has joined.
+@contextmanager
+def no_api_server() -> Iterator[None]:
+    """Within this context Ray starts without its API server.
+
+    Even without a dashboard, and with usage statistics switched off, that process asks for the metadata of the clouds
+    that it might be in, at addresses outside of this machine.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
+
+
+def local_heads() -> set[str]:
+    """host:port of the heads of all clusters that processes of this user have joined on this machine.
+
+    Ray itself would also take what other users have started or written down.
+    """
+    heads = set()
+    for process in _psutil().process_iter(["name", "cmdline", "uids"]):
+        uids = process.info["uids"]
+        if process.info["name"] in ("raylet", "raylet.exe") and (uids is None or uids.real == os.getuid()):
+            flags = " ".join(process.info["cmdline"] or ()).split()
+            heads |= {flag.partition("=")[2] for flag in flags if flag.startswith("--gcs-address=")}
+    return heads
+
+
+def is_head_of_mine(port: int) -> bool:
+    """Whether a head that this process has started listens at a port."""
+    psutil = _psutil()
+    try:
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for child in psutil.Process().children(recursive=True)
+            if child.name() == "gcs_server"
+            for connection in child.net_connections("tcp")
+        )
+    except psutil.Error:
+        return False
+
+
+def run_node(token: str, *flags: str) -> NoReturn:
+    """`ray start --block` in this process, without an API server; ends with the node.
+
+    Args:
+        token: of the cluster.
+        flags: of `ray start`.
 
     Raises:
-        ConnectionError: there is none.
+        KeyboardInterrupt: it was ended from outside.
+        SystemExit: it has ended by itself, or could not start.
     """
-    services = importlib.import_module("ray._private.services")
-    return str(services.canonicalize_bootstrap_address_or_die("auto"))
+    scripts: Any = importlib.import_module("ray.scripts.scripts")
+    with token_in_environment(token), no_api_server():
+        try:
+            scripts.start.main([*flags, "--block", "--disable-usage-stats"], "ray start", standalone_mode=False)
+        except scripts.click.Abort:
+            raise KeyboardInterrupt from None
+    raise SystemExit(1)
+
+
+def _psutil() -> Any:
+    """Ray brings it along."""
+    import_ray()
+    return importlib.import_module("psutil")
 
 
 def allow_remote(beyond: bool) -> None:

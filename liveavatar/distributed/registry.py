@@ -1,4 +1,7 @@
-"""The registry of worker processes on this machine: written by every pool, readable by anybody of the same user."""
+"""The registry of worker processes on this machine: written by every pool, readable by the same user alone.
+
+What another user can have written is not believed, because a page in it says which processes are to be ended.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..private_files import is_private_folder, open_private, replace_private
 from .cluster import driver_pid, process_exists, short_folder
 
 _LOG_LINES = 8
@@ -35,6 +39,22 @@ def process_start_time(pid: int) -> str | None:
     except (OSError, IndexError):
         return None
     return None if state in "ZX" else f"{boot}/{started}"
+
+
+def process_owner(pid: int) -> int | None:
+    """The user of a process; None when it is gone, or not known."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("Uid:")), None)
+
+
+def process_program(pid: int) -> str | None:
+    """The file of the program that a process runs; None when it is gone, is another user's, or not known."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115
+    return None
 
 
 def output_file(pid: int) -> Path | None:
@@ -91,9 +111,10 @@ class PidHandle:
 
 
 def last_lines(log: Path, count: int = _LOG_LINES) -> list[str]:
-    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none."""
+    """The end of a log file: so many lines, as far as they are of usual length; nothing where there is none, or others
+    can have written it."""
     try:
-        with log.open("rb") as file:
+        with open_private(log) as file:
             file.seek(max(0, file.seek(0, 2) - count * _LINE_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
@@ -117,6 +138,7 @@ class WorkerRecord:
         device: "cpu", "cuda:0".
         log: the file that its output goes to.
         since: when it was started, in seconds since 1970.
+        program: the file of the program that it runs.
     """
 
     pid: int
@@ -125,6 +147,7 @@ class WorkerRecord:
     device: str
     log: Path
     since: float
+    program: str | None
 
     @property
     def state(self) -> str:
@@ -135,10 +158,12 @@ class WorkerRecord:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process of this number surely is the worker: with its start time and its log."""
+        """Whether the process of this number surely is the worker: its user, start time, program and log."""
         return (
             self.start_time is not None
+            and process_owner(self.pid) == os.getuid()
             and process_start_time(self.pid) == self.start_time
+            and process_program(self.pid) == self.program
             and output_file(self.pid) == self.log
         )
 
@@ -187,15 +212,15 @@ class WorkerFile:
     def write(self, workers: Iterable[tuple[int, int | None, str, Path]]) -> None:
         """List these workers, and no others: (pid, stage, device, log). No video fails because of that."""
         listed = [
-            WorkerRecord(pid, process_start_time(pid), stage, device, log, self._listed_since(pid))
+            WorkerRecord(
+                pid, process_start_time(pid), stage, device, log, self._listed_since(pid), process_program(pid)
+            )
             for pid, stage, device, log in workers
         ]
         rows = [dataclasses.asdict(worker) | {"log": str(worker.log)} for worker in listed]
         own = {"pid": os.getpid(), "birth": process_start_time(os.getpid()), "command": _own_command()}
-        beside = self._file.with_suffix(".part")
         try:
-            beside.write_text(json.dumps({"driver": own, "workers": rows}), encoding="utf-8")
-            beside.replace(self._file)
+            replace_private(self._file, json.dumps({"driver": own, "workers": rows}))
         except OSError as error:
             _log.warning("The workers cannot be listed in %s (%s).", self._file, error)
 
@@ -215,7 +240,7 @@ def drivers() -> list[Driver]:
     found = []
     for folder in short_folder().glob("la-*"):
         pid = driver_pid(folder)
-        if pid is not None and _is_mine(folder):
+        if pid is not None and is_private_folder(folder):
             found.append(_driver(pid, folder))
     return sorted(found, key=lambda driver: (driver.pid, driver.folder))
 
@@ -238,22 +263,31 @@ def _driver(pid: int, folder: Path) -> Driver:
 
 
 def _read(file: Path) -> tuple[str | None, str, list[WorkerRecord]]:
-    """Birth and command of the driver, and its workers; nothing of what cannot be understood."""
+    """Birth and command of the driver, and its workers; nothing of what cannot be understood, or others can have
+    written."""
     try:
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        workers = [WorkerRecord(**{**row, "log": Path(row["log"]), "pid": int(row["pid"])}) for row in data["workers"]]
+        with open_private(file) as page:
+            data: dict[str, Any] = json.loads(page.read())
+        workers = [_record(row, file.parent) for row in data["workers"]]
         return data["driver"]["birth"], str(data["driver"]["command"]), workers
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, "", []
 
 
-def _is_mine(folder: Path) -> bool:
-    """Whether the folder is this user's alone: lists of processes from other users are ignored."""
-    if not hasattr(os, "getuid"):
-        return folder.is_dir()
-    with contextlib.suppress(OSError):
-        return folder.is_dir() and not folder.is_symlink() and folder.lstat().st_uid == os.getuid()
-    return False
+def _record(row: dict[str, Any], folder: Path) -> WorkerRecord:
+    """A worker as it was written down.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none, or its log is in another folder.
+    """
+    kinds = {"pid": int, "start_time": str | None, "stage": int | None, "device": str, "log": str}
+    for name, kind in (kinds | {"since": float | int, "program": str | None}).items():
+        if not isinstance(row[name], kind):
+            raise TypeError(f"{name} is {row[name]!r}")
+    record = WorkerRecord(**{**row, "log": Path(row["log"])})
+    if record.log.parent != folder:
+        raise ValueError(f"{record.log} is not in {folder}")
+    return record
 
 
 def _own_command() -> str:

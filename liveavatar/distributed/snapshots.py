@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..private_files import is_private_folder, make_private_folder
 from ..stage import Stage
 from ..utils import format_bytes
 
@@ -54,8 +55,7 @@ class Snapshots:
         """Boundaries that are being written, and how many files they still lack; like what follows the thread's own."""
         self._complete = [b for b in complete_in(folder, steps) if b <= first]
         self._failed: set[int] = set()
-        with contextlib.suppress(OSError):  # reported by the first file
-            folder.mkdir(parents=True, exist_ok=True)
+        self._usable = self._make_folder()
         self._clean()
         self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="liveavatar-snapshots", daemon=True)
@@ -90,8 +90,23 @@ class Snapshots:
         self._to_write.put(None)
         self._thread.join()
 
+    def _make_folder(self) -> bool:
+        """Make the folder, with those above it that are missing (on another machine), all of this user alone."""
+        missing = [self._folder]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        try:
+            for folder in reversed(missing):
+                make_private_folder(folder)
+        except OSError as error:
+            _log.warning("no snapshots: %s", error)
+            return False
+        return True
+
     def _has_room(self, boundary: int, stage: Stage) -> bool:
         """Whether memory and disk can take a whole snapshot more."""
+        if not self._usable:
+            return False
         needed = _RESERVE * sum(
             t.nbytes for kv_caches in stage.kv_caches.values() for r in kv_caches for t in r.tensors()
         )
@@ -148,7 +163,9 @@ def stage_folder(folder: str, stage: int) -> Path:
 
 
 def complete_in(folder: Path, steps: range) -> tuple[int, ...]:
-    """The boundaries of which all files of a stage are there and whole, rising."""
+    """The boundaries of which all files of a stage are there and whole, rising; none where others can have put them."""
+    if not is_private_folder(folder):
+        return ()
     names = (path.name.split("-")[0] for path in _files(folder))
     found = {int(name) for name in names if name.isdecimal()}
     return tuple(sorted(b for b in found if all(_whole(_file(folder, b, part)) for part in _parts(steps))))

@@ -28,6 +28,7 @@ from ..noise_schedule import NoiseSchedule
 from ..request import SinkDistance
 from ..storage import StorageConfig
 from ..task_graph import Denoise, Partition, Prefill, Task
+from ..utils import OUT_OF_FILES_NEAREST, is_out_of_files
 from ..weights.folder import ModelFiles
 from .topology import LinkSpec
 
@@ -348,6 +349,8 @@ def fault_from(error: BaseException) -> WorkerFault:
         return WorkerFault("failed", f"out of memory ({_message_of(lacking)})", OUT_OF_MEMORY_NEAREST)
     if isinstance(error, LiveAvatarError):
         return WorkerFault("refused", error.what, error.nearest)
+    if is_out_of_files(error):
+        return WorkerFault("failed", f"too many open files ({_message_of(error)})", OUT_OF_FILES_NEAREST)
     return WorkerFault("failed", _message_of(error), "Run it again; if it repeats, look at its log.")
 
 

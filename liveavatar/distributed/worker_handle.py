@@ -33,6 +33,81 @@ _CALLS = 16
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
+def _log_opener() -> Callable[[str], str]:
+    """A function for `_actor_class`, made here so that Ray sends its code: a machine may not have this library."""
+
+    def open_log(log: str) -> str:
+        """Send all output into a new file, which only this user can read; its path."""
+        import faulthandler
+        import logging
+        import os
+        import sys
+        import tempfile
+
+        if not log:
+            short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
+            log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
+        new = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(log, new, 0o600)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        faulthandler.enable(file)
+        form = "%(asctime)s %(levelname)s %(message)s"
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
+        return log
+
+    return open_log
+
+
+def _actor_class() -> type:
+    """The class of all workers' Ray actors, made here so that Ray sends its code and not its name."""
+    open_log = _log_opener()
+
+    class RemoteWorker:
+        """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
+
+        def __init__(self, log: str, path: str):
+            import importlib
+            import logging
+            import os
+
+            os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray has read it; compilers and others that start here need it not
+            self._worker = None
+            try:
+                log = open_log(log)
+                # Pickled by value, this class has no package of its own to import from relatively.
+                module, _, name = path.partition(":")
+                self._worker = getattr(importlib.import_module(module), name)(log)
+                self._wire = importlib.import_module("liveavatar.distributed.wire")
+            except ImportError as error:
+                self._missing = f"the library is not there or not whole ({error})"
+                logging.exception("the library is missing")
+            except OSError as error:
+                self._missing = f"it could not start ({error})"
+
+        def call(self, name: str, *given: Any) -> tuple[str, Any]:
+            """("ok", what the worker's method returns) or ("refused" | "failed" | "link", (what, nearest)).
+
+            Arguments are encoded, or answers of other workers; so is what is returned.
+            """
+            import logging
+
+            if self._worker is None:
+                install = "Install the same version of this library, with its requirements, on that machine."
+                return "refused", (self._missing, install if "library" in self._missing else "Run it again.")
+            if any(isinstance(item[0], str) and item[0] != "ok" for item in given):
+                return "link", ("got nothing from another stage", "")
+            try:
+                decoded = [self._wire.decode(item[1] if isinstance(item[0], str) else item) for item in given]
+                return "ok", self._wire.encode(getattr(self._worker, name)(*decoded))
+            except BaseException as error:
+                logging.getLogger("liveavatar.worker").exception("%s failed", name)
+                fault = self._wire.fault_from(error)
+                return fault.kind, (fault.what, fault.nearest)
+
+    return RemoteWorker
+
+
 def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, path: str = STAGE_WORKER_CLASS) -> Any:
     """A worker process, as the handle of its Ray actor.
 
@@ -44,63 +119,12 @@ def launch_worker(ray: Any, machine: str, log: str, threads: int, alone: bool, p
         path: "module:class" of what it does.
     """
 
-    class RemoteWorker:
-        """The Ray actor of a worker. It raises nothing, because a driver may not know its classes."""
-
-        def __init__(self, log: str, path: str):
-            import faulthandler
-            import importlib
-            import logging
-            import os
-            import pathlib
-            import sys
-            import tempfile
-
-            if not log:
-                short = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
-                log = os.path.join(tempfile.mkdtemp(prefix=f"la-{os.getpid()}-", dir=short), "worker.log")  # noqa: PTH118
-            self._file = pathlib.Path(log).open("ab", buffering=0)  # noqa: SIM115
-            for stream in (1, 2):
-                os.dup2(self._file.fileno(), stream)
-            faulthandler.enable(self._file)
-            form = "%(asctime)s %(levelname)s %(message)s"
-            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form, force=True)
-            self._worker = None
-            try:
-                # Pickled by value, this class has no package of its own to import from relatively.
-                module, _, name = path.partition(":")
-                self._worker = getattr(importlib.import_module(module), name)(log)
-                self._wire = importlib.import_module("liveavatar.distributed.wire")
-            except ImportError as error:
-                self._missing = str(error)
-                logging.exception("the library is missing")
-
-        def call(self, name: str, *given: Any) -> tuple[str, Any]:
-            """("ok", what the worker's method returns) or ("refused" | "failed" | "link", (what, nearest)).
-
-            Arguments are encoded, or answers of other workers; so is what is returned.
-            """
-            import logging
-
-            if self._worker is None:
-                install = "Install the same version of this library, with its requirements, on that machine."
-                return "refused", (f"the library is not there or not whole ({self._missing})", install)
-            if any(isinstance(item[0], str) and item[0] != "ok" for item in given):
-                return "link", ("got nothing from another stage", "")
-            try:
-                decoded = [self._wire.decode(item[1] if isinstance(item[0], str) else item) for item in given]
-                return "ok", self._wire.encode(getattr(self._worker, name)(*decoded))
-            except BaseException as error:
-                logging.getLogger("liveavatar.worker").exception("%s failed", name)
-                fault = self._wire.fault_from(error)
-                return fault.kind, (fault.what, fault.nearest)
-
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": _CALLS, "max_restarts": 0, "max_task_retries": 0}
     options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(machine, soft=False)
     own = _runtime_env(threads, alone, here=bool(log))
-    return ray.remote(RemoteWorker).options(runtime_env=own, **options).remote(log, path)
+    return ray.remote(_actor_class()).options(runtime_env=own, **options).remote(log, path)
 
 
 def _runtime_env(threads: int, alone: bool, here: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from .. import __version__
+from ..private_files import make_private_folder
 from ..utils import format_bytes
 from .streams import ALIGNMENT, PinnedBuffer, private_pages
 
@@ -451,7 +452,7 @@ class HostWeightCache:
         whole = "\0".join((__version__, torch.__version__, self._model, name))
         path = self._folder / hashlib.sha256(whole.encode()).hexdigest()[:32]
         try:
-            _make_private(self._folder)
+            make_private_folder(self._folder)
             file = SharedMemoryFile(path, LOCK_TIMEOUT_SECONDS)
         except OSError as error:
             _log.warning(_NOT_SHARED, error)
@@ -534,15 +535,3 @@ def _lists(content: object) -> list[list[list]]:
     if not isinstance(content, list):
         raise TypeError(f"{content!r} is no list of loads")
     return content
-
-
-def _make_private(folder: Path) -> None:
-    """Make sure that it is there, and that nobody else can put anything into it.
-
-    Raises:
-        OSError: it belongs to somebody else.
-    """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not folder.is_dir() or folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not a private folder of this user")

@@ -54,7 +54,7 @@ class Sleeper:
     """A process that does nothing, with what it says in a file."""
 
     def __init__(self, log: Path):
-        log.parent.mkdir(exist_ok=True)
+        log.parent.mkdir(mode=0o700, exist_ok=True)
         with log.open("wb") as file:
             code = "import time; print(*range(70), sep='\\n', flush=True); time.sleep(100)"
             self.process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.DEVNULL)
@@ -88,7 +88,7 @@ class Machine:
 
     def listed(self, driver: int, workers: list[Sleeper], born: str | None = None) -> Path:
         folder = self.folder / f"la-{driver}-test"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         WorkerFile(folder).write((w.pid, number, f"cuda:{number}", w.log) for number, w in enumerate(workers))
         (file,) = folder.glob("workers-*.json")
         page = json.loads(file.read_text())
@@ -131,7 +131,7 @@ def test_workers_are_listed_by_their_process(machine: Machine) -> None:
     first, second = machine.start_workers(os.getpid())
     second.process.kill()
     second.process.wait()
-    (machine.folder / "la-1-other" / "x").mkdir(parents=True)
+    (machine.folder / "la-1-other").mkdir(mode=0o700)
     (machine.folder / "something").mkdir()
     (machine.folder / f"la-{os.getpid()}-test" / "workers-x.json").write_text('{"driver": 3')
     one, this = sorted(json.loads(run("workers", "--json").out), key=lambda driver: driver["pid"])
@@ -191,7 +191,7 @@ def test_what_an_ended_process_has_left_is_named_and_removed(machine: Machine) -
     (orphan,) = machine.start_workers(gone, 1, born="before/1")
     successor = machine.sleeper("successor.txt")  # has the number that another driver had
     machine.listed(successor.pid, [], born="before/2")
-    (machine.folder / f"la-{gone}-unlisted").mkdir()
+    (machine.folder / f"la-{gone}-unlisted").mkdir(mode=0o700)
     assert run("workers").out.count("left over") == 3
     assert run("workers", "--stop", orphan.pid).code == 0 and not orphan.sleeps
     assert orphan.log.exists(), "one worker was meant, not what else is there"
@@ -205,8 +205,8 @@ def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, mon
     reused, elsewhere, younger = machine.start_workers(os.getpid(), 3)
     file = next((machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json"))
     page = json.loads(file.read_text())
-    page["workers"][0] |= {"start_time": "some-boot/1", "log": str(machine.folder / "none.log")}
-    page["workers"][1] |= {"log": str(machine.folder / "none.log")}
+    page["workers"][0] |= {"start_time": "some-boot/1", "log": str(file.parent / "none.log")}
+    page["workers"][1] |= {"log": str(file.parent / "none.log")}
     page["workers"][2] |= {"start_time": page["workers"][2]["start_time"] + "1"}
     file.write_text(json.dumps(page))
     for number in ((), (reused.pid,), (elsewhere.pid,), (younger.pid,), (os.getpid(),)):
@@ -223,6 +223,66 @@ def test_no_process_is_stopped_that_is_not_surely_a_worker(machine: Machine, mon
     )  # Ray may have said something before, "what another user has written is not believed"
 
 
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("forged", ["folder", "page"])
+def test_a_page_of_another_user_ends_nothing(machine: Machine, forged: str) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    (page,) = (machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json")
+    os.chown(page.parent if forged == "folder" else page, 65534, 65534)
+    for number in ((), (os.getpid(),), (victim.pid,)):
+        run("workers", "--stop", *number)
+    assert victim.sleeps and page.exists()
+    assert str(victim.pid) not in run("workers", "--json").out
+
+
+@pytest.mark.parametrize("way", ["open folder", "open page", "link to a page", "link to a folder"])
+def test_a_page_that_others_can_have_written_ends_nothing(machine: Machine, way: str) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    folder = machine.folder / f"la-{os.getpid()}-test"
+    (page,) = folder.glob("workers-*.json")
+    if way.startswith("open"):
+        folder.chmod(0o777) if "folder" in way else page.chmod(0o666)
+    else:
+        real = page if way.endswith("page") else folder
+        real.rename(machine.folder / "elsewhere")
+        real.symlink_to(machine.folder / "elsewhere")
+    run("workers", "--stop")
+    assert victim.sleeps
+    assert str(victim.pid) not in run("workers", "--json").out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"program": "/usr/bin/true"},
+        {"program": None},
+        {"pid": "1"},
+        {"stage": "first"},
+        {"since": "now"},
+        {"log": "/etc/passwd"},
+    ],
+)
+def test_a_damaged_page_ends_nothing_and_is_listed(machine: Machine, changed: dict[str, object]) -> None:
+    (victim,) = machine.start_workers(os.getpid(), 1)
+    (page,) = (machine.folder / f"la-{os.getpid()}-test").glob("workers-*.json")
+    written = json.loads(page.read_text())
+    written["workers"][0] |= changed
+    page.write_text(json.dumps(written))
+    assert run("workers").code == 0
+    shown = run("workers", "--log").out
+    run("workers", "--stop")
+    assert victim.sleeps and "root:" not in shown
+
+
+def test_a_link_in_the_place_of_a_log_is_not_shown(machine: Machine) -> None:
+    (worker,) = machine.start_workers(os.getpid(), 1)
+    secret = machine.folder / "secret"
+    secret.write_text("a secret of the user")
+    worker.log.unlink()
+    worker.log.symlink_to(secret)
+    assert "a secret" not in run("workers", "--log").out
+
+
 def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     (worker,) = machine.start_workers(os.getpid(), 1)
@@ -236,7 +296,7 @@ def test_listing_needs_no_ray(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         (("--address", "auto"), "Add --engine ray"),
         (("--engine", "ray", "--token-file", "token"), "Add --address"),
         (("--engine", "ray", "--address", "studio1"), "HOST:PORT"),
-        (("--engine", "ray", "--address", "ray://studio1:10001"), "ray start --address=studio1"),
+        (("--engine", "ray", "--address", "ray://studio1:10001"), "cluster join studio1:6379"),
         (("--engine", "ray", "--address", "127.0.0.1:1"), "No Ray cluster answers"),
         (("--engine", "ray", "--address", "127.0.0.1:1", "--token-file", "none"), "token file none"),
         (("--engine", "ray", "--devices", "studio2/cpu"), "is not of this machine"),

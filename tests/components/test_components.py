@@ -1,5 +1,6 @@
 """From a name to modules: the embedded model, an official folder, a single file."""
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -110,6 +111,25 @@ def test_audio_encoder_hears(components):
     assert len(states) == components.config.audio_layers
     assert states[0].shape == (49, components.config.audio_dim)
     assert all(0.05 < s.std() < 50 for s in states)
+
+
+def test_code_beside_a_tokenizer_or_a_configuration_is_not_run(copy):
+    """And nobody is asked whether it should be."""
+    files = find_model(copy)
+    for folder, config, kind in (
+        (files.tokenizer, "tokenizer_config.json", "AutoTokenizer"),
+        (files.audio_encoder, "config.json", "AutoConfig"),
+    ):
+        settings = json.loads((folder / config).read_text()) if (folder / config).exists() else {}
+        theirs = ["evil.Evil", None] if kind == "AutoTokenizer" else "evil.Evil"
+        (folder / config).unlink(missing_ok=True)
+        (folder / config).write_text(json.dumps(settings | {"tokenizer_class": "Evil", "auto_map": {kind: theirs}}))
+        (folder / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w').close()\nclass Evil: ...\n")
+    components = open_components(copy)
+    for part in (components.text_encoder, components.audio_encoder):
+        with contextlib.suppress(ModelError):
+            part("cpu", torch.float32)
+    assert not (copy / "ran").exists()
 
 
 # -- the embedded model --

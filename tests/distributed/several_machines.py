@@ -16,20 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-TOKEN = secrets.token_hex(16)
+TOKEN = secrets.token_hex(32)
 STEPS = (("1x2", "cpu", "studio2/cpu"), ("2x1", "studio2/cpu", "cpu"), ("1x3", "cpu", "studio2/cpu", "studio3/cpu"))
 
 
 def start() -> "tuple[Cluster, Any]":
-    """The machines, and the one that will be lost."""
+    """The machines, and the one that will be lost; beside the head, the service that proves that it is the head."""
     from ray.cluster_utils import Cluster
+
+    from liveavatar.distributed.cluster_token import HeadProof
 
     cluster = Cluster(initialize_head=True, head_node_args={"node_name": "studio1", "include_dashboard": False})
     cluster.add_node(node_name="studio2", num_gpus=2)
+    HeadProof(TOKEN, int(cluster.address.rpartition(":")[2]))
     return cluster, cluster.add_node(node_name="studio3")
 
 
-def backend(address: str, *devices: str, token: str = TOKEN) -> Any:
+def backend(address: str, *devices: str, token: str | None = TOKEN) -> Any:
     from liveavatar.distributed import RayBackend
     from liveavatar.placement import Placement
 
@@ -58,6 +61,7 @@ def refusals(address: str) -> dict[str, Any]:
         "mute": mute,
         "unreachable": refusal(lambda: backend(closed)),
         "wrong token": refusal(lambda: backend(address, token="0" * 32)),
+        "no token": refusal(lambda: backend(address, token=None)),
     }
 
 

@@ -22,6 +22,7 @@ PROJECT = Path(__file__).parents[2]
 def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("killed_driver.py"))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["HOME"] = str(home := tmp_path / "home")
     with (tmp_path / "errors").open("wb") as errors:
         caller = subprocess.Popen(
             [sys.executable, script, str(PROJECT)], stdout=subprocess.PIPE, stderr=errors, cwd=tmp_path, env=environment
@@ -30,6 +31,7 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     said = caller.stdout.readline()
     assert said == b"started\n", (tmp_path / "errors").read_text()[-3000:]
     family = psutil.Process(caller.pid).children(recursive=True)
+    assert not list(home.rglob("*")), "Ray would write its token there"
     assert listening_beyond_this_machine({caller.pid, *(p.pid for p in family)}) == []
     assert sum("RemoteWorker" in " ".join(p.cmdline()) for p in family) == 2
     # Ray's two agents look for its centre for a minute before they end; they hold no device and no shared memory.

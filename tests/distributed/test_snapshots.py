@@ -1,6 +1,7 @@
 """Snapshots are written beside the work, kept while they are of use, and found by whoever comes next."""
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -135,3 +136,18 @@ def test_restarts_are_counted_and_need_progress() -> None:
     assert restarts.allow(lost(1), 4), "another stage"
     assert restarts.allow(lost(0), 5)
     assert not restarts.allow(lost(1), 9), "three times"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no modes of files")
+def test_a_folder_that_others_can_write_is_neither_used_nor_believed(tmp_path: Path) -> None:
+    kept = Snapshots(tmp_path / "a" / "b", STEPS)
+    save(kept, 6)
+    kept.close()
+    assert (tmp_path / "a").stat().st_mode & 0o777 == (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "a" / "b").chmod(0o777)
+    assert complete_in(tmp_path / "a" / "b", STEPS) == ()
+    files = set((tmp_path / "a" / "b").iterdir())
+    other = Snapshots(tmp_path / "a" / "b", STEPS, first=6)
+    save(other, 8)
+    other.close()
+    assert set((tmp_path / "a" / "b").iterdir()) <= files

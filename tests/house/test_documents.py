@@ -17,6 +17,7 @@ PAGES = [
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 COMMAND = re.compile(r"python -m liveavatar +([a-z][a-z-]*)([^`\n]*)")
 FLAG = re.compile(r"--[a-z][a-z-]*")
+TESTS_IN = re.compile(r"((?:`test_\w+`(?:, | in ))+)\[[^]]+\]\(([^)]+)\)")
 
 
 def name_of(path: Path) -> str:
@@ -61,7 +62,7 @@ def flags(*words: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
 def test_flags_exist(page, capsys):
     for match in COMMAND.finditer(page.read_text(encoding="utf-8")):
         named = set(FLAG.findall(match[2]))
-        kind = match[2].split()[:1] if match[1] == "bench" else []
+        kind = match[2].split()[:1] if match[1] in ("bench", "cluster") else []
         assert not named - flags(match[1], *kind, capsys=capsys), match[0]
 
 
@@ -78,3 +79,15 @@ def test_the_contributors_pages_name_files_that_exist():
         named = re.findall(r"`([\w/]+\.(?:py|txt|sh|toml|md)|[\w]+/)`", page.read_text(encoding="utf-8"))
         missing = [n for n in named if not (PROJECT / n).exists() and not (PROJECT / "liveavatar" / n).exists()]
         assert named and not missing
+
+
+def test_what_holds_a_threat_exists():
+    """Every test that SECURITY.md names stands in the file that it links."""
+    named = 0
+    for row in (PROJECT / "SECURITY.md").read_text(encoding="utf-8").splitlines():
+        found = [(test, file) for tests, file in TESTS_IN.findall(row) for test in re.findall(r"`(test_\w+)`", tests)]
+        assert len(found) == row.count("`test_"), row
+        for test, file in found:
+            assert f"def {test}(" in (PROJECT / file).read_text(encoding="utf-8"), test
+        named += len(found)
+    assert named > 15

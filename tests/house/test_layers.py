@@ -31,6 +31,7 @@ LAYERS = (
         "storage",
         "interrupt",
         "device_names",
+        "private_files",
         "utils",
         "events",
     },
@@ -67,7 +68,9 @@ LAYERS = (
 """Lowest first; a part imports its own layer and those below."""
 DISTRIBUTED = (
     "ray_compat",
+    "cluster_token",
     "cluster",
+    "cluster_node",
     "registry",
     "topology",
     "wire",

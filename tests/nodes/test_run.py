@@ -268,6 +268,12 @@ def test_the_sample_speaks(nodes):
     assert audio["waveform"].shape[-1] / audio["sample_rate"] > 1
 
 
+def test_a_workflow_names_no_cluster_of_its_own(nodes):
+    where = {"devices": "cpu", "stages": "1x2", "memory": "keep loaded", "threads": 1, "address": "10.0.0.1:6379"}
+    with pytest.raises(Exception, match=r"10\.0\.0\.1:6379.* only say local or auto.*LIVEAVATAR_ADDRESS"):
+        run(nodes["LiveAvatarBackend"], engine="worker processes", **where)
+
+
 def test_worker_processes_make_the_same_video(nodes, latents, image, audio):
     """The pack is imported under a name that no other process knows, as in ComfyUI."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
