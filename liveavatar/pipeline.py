@@ -41,6 +41,7 @@ from .request import (
 )
 from .session import OpenDecoder, Session, VideoTask
 from .streams import FrameStream
+from .utils import check_input_file
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -155,8 +156,10 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         prompt_to_encode(request.prompt)
-        pixels, clip, inputs = read_inputs(image, audio)
+        notes: list[str] = []
+        pixels, clip, inputs = read_inputs(image, audio, notes)
         resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        resolved = dataclasses.replace(resolved, notes=(*notes, *resolved.notes))
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -435,13 +438,19 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
 
 
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
+    image: str | os.PathLike[str] | np.ndarray,
+    audio: str | os.PathLike[str] | AudioClip,
+    notes: list[str] | None = None,
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
     """The image as uint8 [H, W, 3], the audio, and the files they were read from.
+
+    Args:
+        image, audio: files, or what is decoded already.
+        notes: a sentence is added for everything of the files that is left out or altered.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(check_input_file(audio, "sound", AudioError))
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import OutputError, RequestError
+from ..errors import AudioError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
+from ..utils import check_input_file
 from .options import add_request_arguments, check_placement_options, placement_of, request_of
 from .parser import number
 from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
@@ -63,16 +64,17 @@ def run(arguments: argparse.Namespace) -> int:
     from ..receipt import json_ready
     from ..request import image_size_for, resolve
 
-    image, length = None, None
+    image, length, notes = None, None, list[str]()
     if arguments.image:
-        height, width = read_image(arguments.image).shape[:2]
+        height, width = read_image(arguments.image, notes).shape[:2]
         image = (width, height)
     if arguments.audio:
-        audio = read_audio(arguments.audio)
+        audio = read_audio(check_input_file(arguments.audio, "sound", AudioError))
         length = (len(audio.samples), audio.rate)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     resolved, plan = _plan(arguments, resolve(request, image, *length))
+    resolved = dataclasses.replace(resolved, notes=(*notes, *resolved.notes))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
