@@ -16,20 +16,43 @@ _PROMPT = "liveavatar_prompt"
 """Where a CONDITIONING keeps the text of its prompt."""
 
 
-def image_array(image: Any) -> np.ndarray:
-    """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture; alpha is dropped, grey repeated.
+def image_array(image: Any, mask: Any = None) -> np.ndarray:
+    """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture, over white where it is transparent.
+
+    Args:
+        image: C = 1 (grey), 2 (grey and alpha), 3 or 4 (with alpha).
+        mask: MASK float [B, h, w] or [h, w], 1 where the picture is transparent, as core Load Image gives it; of any
+            size, because that of an opaque picture is small.
 
     Raises:
-        ImageError: no picture, or another shape.
+        ImageError: no picture or mask, or another shape.
     """
-    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not len(image) or image.shape[-1] not in (1, 3, 4):
+    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
         shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
         raise ImageError(f"The image is {shape}, not [pictures, height, width, 3].", "Connect core Load Image.")
     first = image[0].detach().float().cpu()
-    rgb = first.expand(-1, -1, 3) if first.shape[-1] == 1 else first[..., :3]
-    if not torch.isfinite(rgb).all():
+    if not torch.isfinite(first).all():
         raise ImageError("The image holds values that are not numbers.", "Check the nodes before this one.")
-    return rgb.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    colours = 1 if first.shape[-1] < 3 else 3
+    rgb = first[..., :colours].expand(-1, -1, 3).clamp(0, 1)
+    alpha = first[..., colours:].clamp(0, 1) if first.shape[-1] > colours else torch.ones(*rgb.shape[:2], 1)
+    if mask is not None:
+        alpha = alpha * (1 - _transparent(mask, (rgb.shape[0], rgb.shape[1])))
+    rgb = rgb * alpha + (1 - alpha)
+    return rgb.mul(255).round().to(torch.uint8).numpy()
+
+
+def _transparent(mask: Any, size: tuple[int, int]) -> torch.Tensor:
+    """The first mask at the size of the picture, [H, W, 1] in 0..1."""
+    if not isinstance(mask, torch.Tensor) or mask.ndim not in (2, 3) or not mask.numel():
+        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ImageError(f"The mask is {shape}, not [pictures, height, width].", "Connect that of core Load Image.")
+    first = (mask if mask.ndim == 2 else mask[0]).detach().float().cpu()
+    if not torch.isfinite(first).all():
+        raise ImageError("The mask holds values that are not numbers.", "Check the nodes before this one.")
+    if tuple(first.shape) != size:
+        first = torch.nn.functional.interpolate(first[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return first.clamp(0, 1)[..., None]
 
 
 def audio_clip(audio: Any) -> AudioClip:
