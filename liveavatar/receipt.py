@@ -113,6 +113,10 @@ def write_receipt(path: Path, receipt: Receipt) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"The receipt {path} cannot be written: its folder is not there.", "Create the folder, or name another."
+            ) from error
         raise OutputError(
             f"The receipt {path} cannot be written ({error.strerror or error}).", "Choose another file or free space."
         ) from error
