@@ -140,7 +140,7 @@ def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, l
     host.messages.clear()
     decode(nodes, latents)
     values = [value for value, _, _ in host.ticks]
-    assert values == sorted(values)
+    assert values == sorted(set(values)) and values[0] < 100
     assert values[-1] == host.ticks[-1][1]
     assert all(preview is None for _, _, preview in host.ticks), "the frontend takes it for the node's video"
     sent = [data for event, data in host.messages if event == "liveavatar.progress"]
@@ -153,6 +153,17 @@ def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, l
     assert not list((host.base / "temp").glob("*.jpg")), "it lies there only while the video grows"
     assert (host.base / "temp" / told[-1]["file"]["filename"]).is_file()
     assert {"block", "blocks", "step", "steps", "frames", "seconds_ready", "devices", "node"} <= told[-1].keys()
+
+
+def test_one_bar_for_all_phases_of_the_one_node_graph(nodes, host, model, image, audio):
+    host.ticks.clear()
+    host.messages.clear()
+    inputs = {"model": model, "image": image, "audio": audio, "prompt": "", **SIZE, "seconds": 0.0}
+    fake_comfy.run(nodes["LiveAvatarGenerate"], **inputs, filename_prefix="clip")
+    values = [value for value, _, _ in host.ticks]
+    assert values == sorted(set(values)) and values[0] < 100 and values[-1] == host.ticks[-1][1]
+    shares = [data["share"] for event, data in host.messages if event == "liveavatar.progress"]
+    assert shares == sorted(shares) and shares[-1] == 1 and len(set(shares)) > 5
 
 
 def test_a_second_decode_replays(nodes, host, latents):
@@ -215,7 +226,7 @@ def test_cancel_leaves_as_comfyui_expects_and_the_next_run_is_whole(nodes, host,
     def interrupted_after_some() -> bool:
         nonlocal count
         count += 1
-        host.interrupted = host.interrupted or count == 12
+        host.interrupted = host.interrupted or count == 7
         return original()
 
     host.modules["comfy.model_management"].processing_interrupted = interrupted_after_some
