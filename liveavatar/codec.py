@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ from .components import Components
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
-from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, ignore, share_event
+from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, Event, ignore, share_event
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
@@ -34,6 +35,9 @@ from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+_HEARTBEAT_SECONDS = 0.2
+"""How often an event is sent again while a model computes."""
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -122,7 +126,8 @@ class LocalEncoders:
         callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
             model, tokenizer = self.components.text_encoder(*where)
-            context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
+            with heartbeat(model, callback, share_event(ENCODING_PROMPT, 0.0)):
+                context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
             gone = weakref.ref(model)
             del model
         self._release_encoder(gone)
@@ -135,7 +140,8 @@ class LocalEncoders:
         callback(share_event(ENCODING_AUDIO, 0.0))
         with self.exec_config.active() as where:
             model = self.components.audio_encoder(*where)
-            features = encode_audio(model, audio, frames, tail=tail, callback=callback)
+            with heartbeat(model, callback, share_event(ENCODING_AUDIO, 0.0)) as beat:
+                features = encode_audio(model, audio, frames, tail=tail, callback=beat)
             gone = weakref.ref(model)
             del model
         self._release_encoder(gone)
@@ -152,7 +158,7 @@ class LocalEncoders:
         """See `Encoders`."""
         callback(share_event(ENCODING_IMAGE, 0.0))
         vae = self.vae
-        with self.exec_config.active():
+        with self.exec_config.active(), heartbeat(vae.encoder, callback, share_event(ENCODING_IMAGE, 0.0)):
             reference = encode_tiles(vae, pixels, tiles)[0].cpu()
             motion = encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
         callback(share_event(ENCODING_IMAGE, 1.0))
@@ -190,6 +196,37 @@ class LocalEncoders:
             gc.collect()
         if torch.device(self.exec_config.device).type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Iterator[Callback]:
+    """Sends the latest event again while a model computes, from before its layers, so that the callback can cancel it.
+
+    Args:
+        model: computes inside.
+        callback: called in the thread that computes; what it raises ends the computation.
+        event: the first one.
+
+    Yields:
+        The callback that is to be called with further events.
+    """
+    latest, sent = event, time.monotonic()
+
+    def send(event: Event) -> None:
+        nonlocal latest, sent
+        latest, sent = event, time.monotonic()
+        callback(event)
+
+    def again(*_: object) -> None:
+        if time.monotonic() - sent > _HEARTBEAT_SECONDS:
+            send(latest)
+
+    hooks = [m.register_forward_pre_hook(again) for m in model.modules() if not any(m.children())]
+    try:
+        yield send
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE) -> Decoder:

@@ -24,7 +24,7 @@ from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError, shown
+from .errors import AudioError, LiveAvatarError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, audio_notes, mono_16k
@@ -163,9 +163,10 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         prompt_to_encode(request.prompt)
-        pixels, clip, inputs = read_inputs(image, audio, request.seconds)
-        size, notes = (pixels.shape[1], pixels.shape[0]), audio_notes(clip)
-        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, notes)
+        notes: list[str] = []
+        pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
+        size = pixels.shape[1], pixels.shape[0]
+        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)))
         inputs += files_of(self.components)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
@@ -500,13 +501,19 @@ def read_inputs(
     image: str | os.PathLike[str] | np.ndarray,
     audio: str | os.PathLike[str] | AudioClip,
     seconds: float | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
     """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
+
+    Args:
+        image, audio: files, or what is decoded already.
+        seconds: of the audio that are used; None: all.
+        notes: a sentence is added for everything of the image that is left out or altered.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
-    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError), seconds)
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -254,7 +254,8 @@ class VideoRecorder:
         try:
             self._end(status, probed, error)
         except OutputError as second:
-            _log.warning("%s", second)
+            if self.receipt_path.parent.is_dir():  # else somebody has removed it, with all that was written
+                _log.warning("%s", second)
 
     def _end(self, status: Status, probed: Probed | None, error: str | None = None) -> None:
         whole = probed is not None and probed.frames == self._writer.frames_written

@@ -1,10 +1,16 @@
-"""Small helpers that every layer may use: bytes in words, the lack of open files, copies to a busy device."""
+"""Small helpers that every layer may use: bytes in words, names of input files, the lack of open files, copies to
+a busy device."""
 
 from __future__ import annotations
 
 import errno
 import math
+import os
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .errors import RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -57,3 +63,31 @@ def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def check_input_file(path: str | os.PathLike[str], what: str, error: type[RequestError]) -> Path:
+    """The path of an input, which is there and is a file. It is not opened: a pipe would wait for whoever writes to it.
+
+    Args:
+        path: as given.
+        what: the file's content, for messages: "picture", "sound".
+        error: raised.
+
+    Raises:
+        RequestError: no path, too long a name, nothing there, a folder, a pipe or a device.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"The {what} is given as {type(path).__name__}.", f"Give the path of a {what} file.")
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"There is no {what} at {path}.", "Check the path.") from None
+    except (OSError, ValueError) as e:  # ValueError: a null character
+        reason, shown = getattr(e, "strerror", None) or str(e), os.fspath(path)
+        shown = shown if len(shown) < 200 else f"{shown[:60]}...{shown[-60:]}"
+        raise error(f"The {what} {shown!r} cannot be opened ({reason}).", "Check the path.") from None
+    if not stat.S_ISREG(mode):
+        kind = "is not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, and not a file"
+        nearest = "not its folder" if stat.S_ISDIR(mode) else "saved as a file"
+        raise error(f"{path} {kind}.", f"Give the {what} itself, {nearest}.")
+    return Path(path)

@@ -12,6 +12,7 @@ from .host import NodeProgress, save
 from .schema import (
     CATEGORY,
     ModelSocket,
+    mask_input,
     prompt_input,
     seconds_input,
     seed_input,
@@ -48,6 +49,7 @@ class Avatar(io.ComfyNode):
                     default="LiveAvatar",
                     tooltip="Name of the temporary file; connect core Save Video to keep it.",
                 ),
+                mask_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
@@ -73,10 +75,11 @@ class Avatar(io.ComfyNode):
         seed: int,
         seconds: float,
         filename_prefix: str,
+        mask: Any = None,
     ) -> io.NodeOutput:
         """The same as the modular graph."""
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
-        pixels, clip = convert.image_array(image), convert.audio_clip(audio)
+        pixels, clip = convert.image_array(image, mask), convert.audio_clip(audio)
         model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
         with NodeProgress.current() as progress:
             context = model.encode_prompt(prompt, progress)

@@ -19,29 +19,57 @@ _PROMPT = "liveavatar_prompt"
 """Where a CONDITIONING keeps the text of its prompt."""
 
 
-def image_array(image: Any) -> np.ndarray:
-    """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture; alpha is dropped, grey repeated.
+def image_array(image: Any, mask: Any = None) -> np.ndarray:
+    """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture, over white where it is transparent.
+
+    Args:
+        image: C = 1 (grey), 2 (grey and alpha), 3 or 4 (with alpha).
+        mask: MASK float [B, h, w] or [h, w], 1 where the picture is transparent, as core Load Image gives it; of any
+            size, because that of an opaque picture is small.
 
     Values a little beyond black and white are clipped.
 
     Raises:
-        ImageError: no picture, another shape, or values that are not 0..1 (0..255, -1..1, NaN).
+        ImageError: no picture or mask, another shape, or values that are not 0..1 (0..255, -1..1, NaN).
     """
-    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not len(image) or image.shape[-1] not in (1, 3, 4):
+    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
         shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
         raise ImageError(f"The image is {shape}, not [pictures, height, width, 3].", "Connect core Load Image.")
     first = image[0].detach().float().cpu()
-    rgb = first.expand(-1, -1, 3) if first.shape[-1] == 1 else first[..., :3]
-    if not torch.isfinite(rgb).all():
+    if not torch.isfinite(first).all():
         raise ImageError("The image holds values that are not numbers.", "Check the nodes before this one.")
-    low, high = float(rgb.min()), float(rgb.max())
-    if high > _MOST_WHITE or low < _LEAST_BLACK or not image.is_floating_point():
+    _check_range(first, image.dtype)
+    colours = 1 if first.shape[-1] < 3 else 3
+    rgb = first[..., :colours].expand(-1, -1, 3).clamp(0, 1)
+    alpha = first[..., colours:].clamp(0, 1) if first.shape[-1] > colours else torch.ones(*rgb.shape[:2], 1)
+    if mask is not None:
+        alpha = alpha * (1 - _transparent(mask, (rgb.shape[0], rgb.shape[1])))
+    rgb = rgb * alpha + (1 - alpha)
+    return rgb.mul(255).round().to(torch.uint8).numpy()
+
+
+def _check_range(first: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse a picture whose values are not 0..1."""
+    low, high = float(first.min()), float(first.max())
+    if high > _MOST_WHITE or low < _LEAST_BLACK or not dtype.is_floating_point:
         divide = "Divide it by 255" if high > _MOST_WHITE else "Bring it to 0..1"
         raise ImageError(
-            f"The image holds {str(image.dtype).removeprefix('torch.')} values from {low:.4g} to {high:.4g}, not 0..1.",
+            f"The image holds {str(dtype).removeprefix('torch.')} values from {low:.4g} to {high:.4g}, not 0..1.",
             f"{divide}, or connect core Load Image.",
         )
-    return rgb.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+
+
+def _transparent(mask: Any, size: tuple[int, int]) -> torch.Tensor:
+    """The first mask at the size of the picture, [H, W, 1] in 0..1."""
+    if not isinstance(mask, torch.Tensor) or mask.ndim not in (2, 3) or not mask.numel():
+        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ImageError(f"The mask is {shape}, not [pictures, height, width].", "Connect that of core Load Image.")
+    first = (mask if mask.ndim == 2 else mask[0]).detach().float().cpu()
+    if not torch.isfinite(first).all():
+        raise ImageError("The mask holds values that are not numbers.", "Check the nodes before this one.")
+    if tuple(first.shape) != size:
+        first = torch.nn.functional.interpolate(first[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return first.clamp(0, 1)[..., None]
 
 
 def image_notes(image: Any) -> tuple[str, ...]:

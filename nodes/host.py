@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -22,7 +24,7 @@ from server import PromptServer
 from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
-from ..liveavatar.errors import Cancelled
+from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
@@ -36,6 +38,11 @@ _UNITS = 1000
 """Of a progress bar."""
 _PREVIEW_SIDE = 512
 _MESSAGE_SECONDS = 0.1
+_LAST_SECONDS, _LOOK_SECONDS = 20.0, 0.1
+"""How long the end of the process waits for a prompt (longer than most tasks, shorter than patience); how often it
+looks."""
+_PREFIX = "LiveAvatar"
+"""Of the ids of all nodes here."""
 
 
 def default_device() -> str:
@@ -57,6 +64,38 @@ def open_pipeline(components: Components, backend: Backend | None, dtype: str | 
     pipeline = LiveAvatarPipeline(components, backend, placement)
     manage(pipeline)
     return pipeline
+
+
+_leaving = threading.Event()
+"""Set when the process ends."""
+
+
+@atexit.register
+def end_runs() -> None:
+    """Stop the prompt that is executed, where it has nodes of this pack, and wait for that, but not for ever.
+
+    ComfyUI executes prompts in a thread that Python breaks off where it is when the server ends (Ctrl-C). In the midst
+    of a computation that aborts the process.
+    """
+    queue = getattr(PromptServer.instance, "prompt_queue", None) if hasattr(PromptServer, "instance") else None
+    if queue is None or not _running(queue):
+        return
+    _leaving.set()
+    queue.wipe_queue()
+    mm.interrupt_current_processing(True)
+    until = time.monotonic() + _LAST_SECONDS
+    while _running(queue) and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    time.sleep(_LOOK_SECONDS)  # core tidies up after a prompt
+
+
+def _running(queue: Any) -> bool:
+    """Whether a prompt with a node of this pack is executed."""
+    return any(
+        str(node.get("class_type", "")).startswith(_PREFIX)
+        for item in queue.get_current_queue()[0]
+        for node in item[2].values()
+    )
 
 
 class NodeProgress:
@@ -93,11 +132,13 @@ class NodeProgress:
         context = get_executing_context()
         progress = cls(context.node_id if context else "", phases)
         try:
+            progress.check()
             yield progress
             progress._move_bar(_UNITS)
         except Cancelled:
             progress.send("cancelled", 1.0)
-            mm.interrupt_current_processing(False)  # core's own check may have taken the wish already, or not
+            # core's own check may have taken the wish already, or not; at the end of the process it stays
+            mm.interrupt_current_processing(_leaving.is_set())
             raise mm.InterruptProcessingException from None
         except BaseException:
             progress.send("failed", 1.0)
@@ -113,8 +154,7 @@ class NodeProgress:
         """The callback of the library: shows the event, and cancels when the user wants that."""
         if event.images is not None:
             self._keep_preview(event.images)
-        if mm.processing_interrupted():
-            raise Cancelled("Cancelled.")
+        self.check()
         now, share = time.monotonic(), self._run.update(event)
         if event.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
             self._phase, self._sent = event.phase, now
@@ -132,6 +172,15 @@ class NodeProgress:
             if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
                 raise Cancelled("Cancelled.") from error
             raise
+
+    def check(self) -> None:
+        """Whether the user wants the work, or ComfyUI as a whole, to end.
+
+        Raises:
+            Cancelled: they do.
+        """
+        if _leaving.is_set() or mm.processing_interrupted():
+            raise Cancelled("Cancelled.")
 
     def _keep_preview(self, frames: np.ndarray) -> None:
         """The last frame of a block, uint8 [n, H, W, 3], goes with the next message.
@@ -206,6 +255,13 @@ def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.Nod
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
     try:
         job.save(out, receipt, progress, vae=other)
+    except (LiveAvatarError, OSError) as error:
+        if isinstance(error, Cancelled) or Path(folder).is_dir():
+            raise
+        raise OutputError(
+            f"The temporary folder {folder} was removed while the video was written to it.",
+            "ComfyUI removes it when it ends: start it again and queue the graph once more.",
+        ) from error
     finally:
         out.with_suffix(".jpg").unlink(missing_ok=True)
     shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])

@@ -15,6 +15,7 @@ from .schema import (
     LatentsSocket,
     ModelSocket,
     advanced,
+    mask_input,
     seed_input,
     size_fault,
     size_input,
@@ -71,6 +72,7 @@ class Sampler(io.ComfyNode):
                         tooltip="Latent frames ahead, where the sink is fixed.",
                     )
                 ),
+                mask_input(),
             ],
             outputs=[
                 LatentsSocket.Output(
@@ -98,11 +100,12 @@ class Sampler(io.ComfyNode):
         fit: Fit,
         sink: str,
         sink_distance: int,
+        mask: Any = None,
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
-        pixels = convert.image_array(image)
+        pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))

@@ -33,6 +33,16 @@ def advanced(given: Any) -> Any:
     return given
 
 
+def mask_input() -> Any:
+    """Where the portrait is transparent."""
+    return io.Mask.Input(
+        "mask",
+        optional=True,
+        tooltip="The mask of core Load Image: where the portrait is transparent, it becomes white. Without it, the "
+        "colour shows that the file hides there.",
+    )
+
+
 def size_input() -> Any:
     """The asked size."""
     return io.String.Input(

@@ -62,6 +62,7 @@ class _Given:
     items: tuple[Item, ...]
     image: str
     audio: str
+    mask: str = ""
 
     @property
     def column(self) -> tuple[str, tuple[Item, ...]]:
@@ -79,6 +80,7 @@ _OWN = _Given(
     ),
     image="portrait.IMAGE",
     audio="voice.AUDIO",
+    mask="portrait.MASK",
 )
 """The user's. example.png comes with ComfyUI, a voice does not."""
 
@@ -90,6 +92,7 @@ def _save(source: str, prefix: str) -> tuple[str, tuple[Item, ...]]:
 
 def _sampler(given: _Given, words: str, **values: Any) -> Item:
     wires = {"model": "model.model", "positive": words, "audio": "audio.audio", "image": given.image}
+    wires |= {"mask": given.mask} if given.mask else {}
     return Item("sampler", "LiveAvatarSampler", "Sampler", wires, values)
 
 

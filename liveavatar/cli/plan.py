@@ -66,14 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..receipt import json_ready
     from ..request import image_size_for, resolve
 
-    image, length = None, None
-    notes: tuple[str, ...] = ()
+    image, length, notes = None, None, list[str]()
     if arguments.image:
-        height, width = read_image(arguments.image).shape[:2]
+        height, width = read_image(arguments.image, notes).shape[:2]
         image = (width, height)
     if arguments.audio:
         audio = read_audio(arguments.audio, arguments.seconds)
-        length, notes = (len(audio.samples), audio.rate), audio_notes(audio)
+        length = len(audio.samples), audio.rate
+        notes += audio_notes(audio)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     config = _config(arguments.model)

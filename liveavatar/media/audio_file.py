@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import AudioError
 from ..spool import Spool
+from ..utils import check_input_file
 from .audio import AudioClip, check_rate, check_samples, no_samples, to_float
 from .containers import MATROSKA, MP4, ends_as_ogg, is_whole, lacks_its_index, ogg_is_damaged, promised_seconds, tag_end
 from .wav import WavSamples, read_wav_header
@@ -73,20 +74,11 @@ def read_audio(path: str | os.PathLike[str], seconds: float | None = None) -> Au
         raise AudioError(f"{path} cannot be read ({e.strerror or e}).", _AGAIN) from e
 
 
-def _existing(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise AudioError(f"A sound of type {type(path).__name__} is not known.", "Give the path of a sound file.")
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise AudioError(f"There is no sound at {path}.", "Check the path.")
-        if not path.is_file():
-            raise AudioError(f"{path} is not a file.", "Give the sound itself, not its folder.")
-        if not path.stat().st_size:
-            raise AudioError(f"{path} is empty: it holds 0 bytes.", _AGAIN)
-    except (OSError, ValueError) as e:  # a name that no file can have
-        raise AudioError(f"{str(path)!r} cannot be read ({e}).", "Check the path.") from e
-    return path
+def _existing(path: str | os.PathLike[str]) -> Path:
+    found = check_input_file(path, "sound", AudioError)
+    if not found.stat().st_size:
+        raise AudioError(f"{found} is empty: it holds 0 bytes.", _AGAIN)
+    return found
 
 
 class _Samples:

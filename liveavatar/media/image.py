@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from einops import rearrange
 
 from ..errors import ImageError
+from ..utils import check_input_file
+from .image_colour import Samples, to_rgb
+from .image_formats import (
+    READABLE,
+    camera_raw,
+    check_header,
+    check_sides,
+    complete_jpeg,
+    frame_note,
+    not_read,
+    raw_refusal,
+    reduction,
+    too_large,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIN_SIDE = 16
-"""Pixels below which a side holds no portrait."""
-MAX_PIXELS = 120_000_000
-"""Pixels above which an image is not decoded: more than any camera portrait, 360 MB of RGB."""
-
 Fit = Literal["cover", "pad"]
 
-_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_GREY_16_FORMATS = ("PNG", "PPM")  # some Pillow versions call their 16-bit grey "I"
-_NEEDS_OTHER_PROGRAMS = ("EPS", "WMF")
 
+def read_image(path: str | os.PathLike[str], notes: list[str] | None = None) -> np.ndarray:
+    """Read an image file as uint8 RGB [H, W, 3], upright (EXIF orientation applied), in sRGB.
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image file as uint8 RGB [H, W, 3], upright (EXIF orientation applied).
+    Colour profiles are applied, samples of 9 to 16 bits scaled to 8, and transparent parts become white. Of an
+    animation the first frame is taken. A JPEG that lacks its last rows loses them. Images of more than 32 million
+    pixels are reduced by a whole number while they are read, so that memory stays under 1 GB.
 
-    Transparent parts become white, as viewers, browsers and paper show them; dropping the alpha channel would bring
-    up whatever colour a program left hidden there, and black would look like the bars we avoid. Of an animation the
-    first frame is taken. 16-bit samples are scaled to 8 bits; colour profiles are not applied, as in the published
-    implementation.
+    Args:
+        path: the file.
+        notes: a sentence is added for everything of the file that is left out or altered.
 
     Raises:
-        ImageError: no such file, not an image, damaged or cut off, a side under 16 pixels, over 120 million pixels.
-            Sizes are checked before anything is decoded.
+        ImageError: no such file, not an image, damaged or cut off, a side under 16 pixels, over 120 million pixels or
+            too much memory to decode. Sizes are checked before anything is decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    path = Path(path)
-    if not path.exists():
-        raise ImageError(f"There is no picture at {path}.", "Check the path.")
-    if not path.is_file():
-        raise ImageError(f"{path} is not a file.", "Give the picture itself, not its folder.")
+    path = check_input_file(path, "picture", ImageError)
+    found: list[str] = []
     try:
-        with Image.open(path) as image:
-            _check_header(image, path)
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if kind := camera_raw(path, head):
+            raise raw_refusal(path, kind)
+        rgb = _read(path, found)
     except ImageError:
         raise
     except Image.DecompressionBombError as e:
-        raise _too_large(path, "") from e
+        raise too_large(path, "") from e
     except Image.UnidentifiedImageError as e:
-        raise ImageError(f"{path} is not a picture this program can read.", "Save it as PNG, JPEG or WebP.") from e
+        raise not_read(path, head) from e
     except Exception as e:  # decoders of damaged files raise errors of any kind
         raise ImageError(f"{path} is damaged or cut off ({e}).", "Export or download the picture again.") from e
+    if notes is not None:
+        notes += found
+    return rgb
 
 
 def check_image(rgb: np.ndarray) -> np.ndarray:
@@ -71,7 +84,7 @@ def check_image(rgb: np.ndarray) -> np.ndarray:
             f"A picture of type {rgb.dtype} and shape {list(rgb.shape)} is not understood.",
             "Give uint8 values of shape [height, width, 3].",
         )
-    _check_sides(rgb.shape[1], rgb.shape[0], "The picture")
+    check_sides(rgb.shape[1], rgb.shape[0], "The picture")
     return rgb
 
 
@@ -109,45 +122,80 @@ def to_pixels(rgb: np.ndarray) -> torch.Tensor:
     return pixels.float().div(255.0).mul(2.0).sub(1.0).contiguous()
 
 
-def _check_header(image: Image, path: Path) -> None:
-    if image.format in _NEEDS_OTHER_PROGRAMS:
-        raise ImageError(f"{path} is a drawing ({image.format}), not pixels.", "Save it as PNG, JPEG or WebP.")
-    width, height = image.size
-    _check_sides(width, height, str(path))
-    if image.mode == "F" or (image.mode == "I" and image.format not in _GREY_16_FORMATS):
-        raise ImageError(
-            f"{path} holds 32-bit samples, whose black and white are not defined.",
-            "Save it with 8 or 16 bits per sample.",
-        )
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f" ({width}x{height})")
+def _read(path: Path, notes: list[str]) -> np.ndarray:
+    """The upright RGB of a file that may be an image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes, whose limit here is near that, and of parts that are not used
+        image, (width, height) = _open(path, path)
+        with image:
+            samples = Samples.of(image)
+            notes += filter(None, [frame_note(image)])
+            decoded = _decoded(image, path, notes)
+            rgb = to_rgb(decoded, samples, reduction(*decoded.size), notes)
+            if reduction(width, height) > 1:
+                notes.append(f"the picture has {width}x{height} pixels; it is read at {rgb.shape[1]}x{rgb.shape[0]}")
+            return _upright(rgb, image, notes)
 
 
-def _check_sides(width: int, height: int, source: str) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"{source} has {width}x{height} pixels, too few to show a face.",
-            f"Both sides need at least {MIN_SIDE}; 512 and more look good.",
-        )
+def _decoded(image: Image, path: Path, notes: list[str]) -> Image:
+    """An opened image decoded; a JPEG that is cut off as far as it goes."""
+    try:
+        image.load()
+    except OSError:
+        if image.format not in ("JPEG", "MPO"):
+            raise
+        image, rows = complete_jpeg(path, lambda file: _load(_open(file, path)[0]))
+        if rows == image.height:
+            notes.append("the picture is cut off; all of its rows could be read, perhaps without the finest details")
+            return image
+        notes.append(f"the picture is cut off: its last {image.height - rows} rows are missing and are left away")
+        return image.crop((0, 0, image.width, rows))
+    return image
 
 
-def _too_large(path: Path, size: str) -> ImageError:
-    return ImageError(
-        f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels{size}.",
-        "Scale it down first: the video has fewer than 2 million per frame.",
-    )
-
-
-def _to_rgb(image: Image) -> np.ndarray:
+def _open(file: Path | io.BytesIO, path: Path) -> tuple[Image, tuple[int, int]]:
+    """An image whose header is in bounds, and its size; a very large JPEG will be decoded at half its size."""
     from PIL import Image
 
-    if image.mode in _GREY_16:
-        grey = np.asarray(image).astype(np.float64).clip(0, 65535) / 257  # Pillow's own conversion clips at 255
-        return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return np.array(image.convert("RGB"))
+    image = Image.open(file, formats=READABLE)
+    try:
+        check_header(image, path)
+        size = image.size
+        if reduction(*size) > 1 and image.format in ("JPEG", "MPO"):
+            image.draft(None, (size[0] // 2, size[1] // 2))
+    except BaseException:
+        image.close()
+        raise
+    return image, size
+
+
+def _load(image: Image) -> Image:
+    image.load()
+    return image
+
+
+def _upright(rgb: np.ndarray, image: Image, notes: list[str]) -> np.ndarray:
+    """Pixels turned as the file says; Pillow has turned those of a TIFF already."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of EXIF data, every part can be damaged
+        notes.append("which way up the picture is cannot be read from its EXIF data: it stays as it is stored")
+        return rgb
+    turned = _TURNED.get(orientation)
+    return rgb if turned is None else np.ascontiguousarray(turned(rgb))
+
+
+_ORIENTATION = 0x0112
+_TURNED: Mapping[Any, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda rgb: rgb[:, ::-1],
+    3: lambda rgb: rgb[::-1, ::-1],
+    4: lambda rgb: rgb[::-1],
+    5: lambda rgb: rgb.transpose(1, 0, 2),
+    6: lambda rgb: np.rot90(rgb, -1),
+    7: lambda rgb: rgb[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda rgb: np.rot90(rgb, 1),
+}
+"""EXIF orientation -> what makes it upright."""
 
 
 def _cover(rgb: np.ndarray, width: int, height: int) -> np.ndarray:

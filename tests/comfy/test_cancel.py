@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import graphs
 import pytest
 from live_client import PROGRESS, Client, Event, Run
-from live_server import Server
+from live_server import Absent, Server, serve
 from outcome import receipt_of, saved, succeeded
 from video_file import look_into
 
@@ -98,3 +101,24 @@ def test_cancel_at_any_moment_is_a_cancel_and_no_error(client: Client) -> None:
         run, _ = cancelled(client, graphs.modular(voice=graphs.LONG_VOICE, seed=seed), in_block(block))
         assert run.outcome == "interrupted", run.error
     succeeded(client.run(graphs.modular(seed=204)))
+
+
+@pytest.mark.parametrize("phase", ["reading the prompt", "generating"])
+def test_ctrl_c_ends_the_server_without_an_abort(tmp_path: Path, phase: str) -> None:
+    """Python breaks the thread of a prompt off where it is, which aborts the process in the midst of a computation."""
+    try:
+        with serve(tmp_path) as server:
+            graphs.write_inputs(tmp_path / "input")
+            pressed = threading.Event()
+
+            def press(event: Event) -> None:
+                if event.kind == PROGRESS and event.data["phase"] == phase and not pressed.is_set():
+                    pressed.set()
+                    server.process.send_signal(signal.SIGINT)
+
+            with pytest.raises(Exception):  # noqa: B017  the connection ends, in one of many ways
+                server.client.run(graphs.modular(voice=graphs.LONG_VOICE, seed=202), press)
+            assert pressed.is_set() and server.process.wait(timeout=60) == 0
+            assert "cannot be written" not in server.written()
+    except Absent as reason:
+        pytest.skip(str(reason))

@@ -49,6 +49,8 @@ class Host:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.interrupted = False
+        self.running: list[tuple[Any, ...]] = []
+        """Prompts that are executed, as core's queue tells them."""
         self.ticks: list[tuple[int, int, Any]] = []
         self.messages: list[tuple[str, dict[str, Any]]] = []
         self.texts: list[tuple[str, str]] = []
@@ -151,6 +153,9 @@ class Host:
     def _server(self) -> SimpleNamespace:
         return SimpleNamespace(
             client_id="browser",
+            prompt_queue=SimpleNamespace(
+                get_current_queue=lambda: (list(self.running), []), wipe_queue=lambda: self.texts.append(("wiped", ""))
+            ),
             send_sync=lambda event, data, sid=None: self.messages.append((event, data)),
             send_progress_text=lambda text, node_id, sid=None: self.texts.append((text, node_id)),
         )

@@ -23,6 +23,8 @@ def test_pictures_of_any_batch_and_channels(convert, channels, batch):
     assert picture.shape == (20, 30, 3)
     assert picture.dtype == np.uint8
     first = image[0, ..., :3].expand(-1, -1, 3) if channels == 1 else image[0, ..., :3]
+    if channels == 4:
+        first = first * image[0, ..., 3:] + 1 - image[0, ..., 3:]
     np.testing.assert_allclose(picture / 255, first.numpy(), atol=0.5 / 255 + 1e-6)
 
 
@@ -31,7 +33,24 @@ def test_pictures_beyond_white_are_clipped(convert):
     assert convert.image_array(torch.full((1, 4, 4, 3), -0.2)).max() == 0
 
 
-@pytest.mark.parametrize("image", [None, torch.rand(4, 4, 3), torch.rand(0, 4, 4, 3), torch.rand(1, 4, 4, 2)])
+def test_what_the_mask_of_load_image_calls_transparent_becomes_white(convert):
+    hidden = torch.zeros(2, 6, 8, 3)
+    mask = torch.zeros(2, 6, 8)
+    mask[0, :, :4] = 1
+    picture = convert.image_array(hidden, mask)
+    assert (picture[:, :4] == 255).all() and (picture[:, 4:] == 0).all()
+    np.testing.assert_array_equal(convert.image_array(hidden, mask[0]), picture)
+    np.testing.assert_array_equal(convert.image_array(hidden, mask[:, ::2, ::2])[:, :2], picture[:, :2])
+    assert (convert.image_array(hidden, torch.zeros(1, 64, 64)) == 0).all()  # that of an opaque picture
+
+
+@pytest.mark.parametrize("mask", [3, torch.rand(1, 4, 4, 3), torch.rand(0, 4, 4), torch.full((4, 4), float("nan"))])
+def test_what_is_no_mask_is_refused(convert, errors, mask):
+    with pytest.raises(errors.ImageError, match="mask"):
+        convert.image_array(torch.rand(1, 4, 4, 3), mask)
+
+
+@pytest.mark.parametrize("image", [None, torch.rand(4, 4, 3), torch.rand(0, 4, 4, 3), torch.rand(1, 4, 4, 5)])
 def test_what_is_no_picture_is_refused(convert, errors, image):
     with pytest.raises(errors.ImageError, match="Load Image"):
         convert.image_array(image)

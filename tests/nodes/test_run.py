@@ -1,6 +1,8 @@
 """The nodes at work on the miniature: a graph's values handed from node to node, as ComfyUI does."""
 
 import json
+import shutil
+import threading
 from types import SimpleNamespace
 
 import av
@@ -171,6 +173,49 @@ def test_a_second_decode_replays(nodes, host, latents):
     again = json.loads(decode(nodes, latents).args[1])
     assert again["frames_sha256"] == first["frames_sha256"]
     assert all(data["phase"] != "loading the network" for _, data in host.messages)
+
+
+def test_the_end_of_the_process_stops_the_prompt_and_waits_for_it(pack, nodes, host, latents):
+    """As Ctrl-C in ComfyUI: its thread would else be broken off in the midst of a computation."""
+    began, outcome = threading.Event(), []
+
+    def prompt() -> None:
+        try:
+            decode(nodes, latents)
+        except host.modules["comfy.model_management"].InterruptProcessingException:
+            outcome.append("interrupted")
+        host.running.clear()
+
+    host.running.append((0, "prompt", {"1": {"class_type": "LiveAvatarDecode"}}))
+    send = host.modules["server"].PromptServer.instance.send_sync
+    host.modules["server"].PromptServer.instance.send_sync = lambda *told: (began.set(), send(*told))
+    worker = threading.Thread(target=prompt)
+    worker.start()
+    assert began.wait(60)
+    pack.nodes.host.end_runs()
+    assert not host.running and outcome == ["interrupted"] and ("wiped", "") in host.texts
+    worker.join()
+    with pytest.raises(host.modules["comfy.model_management"].InterruptProcessingException):
+        decode(nodes, latents)  # another prompt that was still taken from the queue
+
+
+def test_the_end_of_the_process_leaves_prompts_of_others_alone(pack, host):
+    host.running.append((0, "prompt", {"1": {"class_type": "KSampler"}}))
+    pack.nodes.host.end_runs()
+    assert not host.interrupted and not host.texts
+
+
+def test_a_temporary_folder_that_was_removed_is_told_as_that(nodes, host, pack, latents):
+    send = host.modules["server"].PromptServer.instance.send_sync
+
+    def remove_later(event, data, sid=None) -> None:
+        send(event, data, sid)
+        if data["phase"] == "generating":
+            shutil.rmtree(host.base / "temp", ignore_errors=True)
+
+    host.modules["server"].PromptServer.instance.send_sync = remove_later
+    with pytest.raises(pack.liveavatar.errors.OutputError, match=r"temporary folder .* was removed.* start it again"):
+        decode(nodes, latents)
 
 
 def test_cancel_leaves_as_comfyui_expects_and_the_next_run_is_whole(nodes, host, latents):
