@@ -7,6 +7,7 @@ without memory and filled with exactly what they own.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,19 @@ def open_components(model: str | Path) -> Components:
 def _open_folder(model: str | Path, name: str) -> FolderComponents:
     with opening_files_once():
         return FolderComponents(find_model(model), name=name)
+
+
+def files_of(components: Components) -> tuple[Path, ...]:
+    """The files that a model is read from, which nothing may replace; of one that comes along, its files, too."""
+    files = getattr(components, "files", None)
+    found: list[Path] = []
+    for path in (getattr(files, field.name) for field in dataclasses.fields(files)) if files else ():
+        if path is not None and path.is_dir():
+            found += (inside for inside in path.iterdir() if inside.is_file())
+        elif path is not None:
+            shards = path.parent.glob("*.safetensors") if path.suffix == ".json" else ()
+            found += (path, *shards)
+    return tuple(dict.fromkeys(found))
 
 
 def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:

@@ -7,6 +7,7 @@ every result can be kept and used again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, open_components
+from .components import Components, files_of, open_components
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, ImageError, RequestError
+from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, audio_notes, mono_16k
@@ -118,7 +119,8 @@ class LiveAvatarPipeline:
         """
         named = Placement(tuple(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
-        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement), placement)
+        place = _path(model, "The model", ModelError)
+        return cls(open_components(place), backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -143,7 +145,7 @@ class LiveAvatarPipeline:
         """
         if prompt is not None:
             options["prompt"] = prompt
-        return VideoJob(self, self.describe(image, audio, dataclasses.replace(request or Request(), **options)))
+        return VideoJob(self, self.describe(image, audio, _request_with(request or Request(), options)))
 
     def describe(
         self,
@@ -165,6 +167,7 @@ class LiveAvatarPipeline:
         pixels, clip, inputs = read_inputs(image, audio, request.seconds)
         size, notes = (pixels.shape[1], pixels.shape[0]), audio_notes(clip)
         resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, notes)
+        inputs += files_of(self.components)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -279,7 +282,7 @@ class LiveAvatarPipeline:
                 "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples)
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
         return VideoJob(self, spec, audio, context)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
@@ -408,8 +411,8 @@ class VideoJob:
         """Make the video, or replay it, and write its receipt beside it.
 
         Args:
-            out: the MP4; it grows while frames are made and plays at any moment.
-            receipt: the JSON; by default the video's name with `.json`.
+            out: the MP4; it grows while frames are made, plays at any moment, and is an ordinary MP4 at the end.
+            receipt: the JSON; by default the video's name with `.json`. "-" is the standard output.
             callback: called with every event; may raise `Cancelled`.
             vae: decodes instead of the model's own.
 
@@ -417,14 +420,18 @@ class VideoJob:
             The receipt as written, with status "complete".
 
         Raises:
-            OutputError: see `check_outputs` and `TemporaryBytes.check`, called before anything is loaded; or a disk that
-                fills up meanwhile.
+            OutputError: see `check_outputs` and `TemporaryBytes.check`, called before anything is loaded; or a disk
+                that fills up meanwhile.
             Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
-        receipt = check_outputs(out, receipt, self.spec.inputs)
+        place = check_outputs(out, receipt, self.spec.inputs)
+        if not callable(callback):
+            raise RequestError(
+                f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
+            )
         self._check_room()
-        recorder = VideoRecorder(self.spec, Path(out), receipt, callback)
+        recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
             with recorder.timed("prepare"):
@@ -475,6 +482,35 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
     return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)
 
 
+def _request_with(request: Request, options: dict[str, Any]) -> Request:
+    """A request with other values in some of its fields.
+
+    Raises:
+        RequestError: it is none, or has no such field.
+    """
+    if not isinstance(request, Request):
+        raise RequestError(f"The request is {shown(request)}.", "Give a Request, or its fields by name.")
+    known = [field.name for field in dataclasses.fields(Request)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
+            )
+    return dataclasses.replace(request, **options)
+
+
+def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
+    """The path of something that is read.
+
+    Raises:
+        LiveAvatarError: of that kind; it is no path.
+    """
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise kind(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
+
+
 def read_inputs(
     image: str | os.PathLike[str] | np.ndarray,
     audio: str | os.PathLike[str] | AudioClip,
@@ -485,15 +521,7 @@ def read_inputs(
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    if not isinstance(image, str | os.PathLike | np.ndarray):
-        raise ImageError(
-            f"An image of type {type(image).__name__} is not known.", "Give a file, or uint8 [height, width, 3]."
-        )
-    if not isinstance(audio, str | os.PathLike | AudioClip):
-        raise AudioError(
-            f"A sound of type {type(audio).__name__} is not known.", "Give a file, or AudioClip.from_array(...)."
-        )
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
+    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError), seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
@@ -166,9 +167,16 @@ def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardw
 
 
 def _write(image: Image, path: str) -> None:
+    """Write a picture, in the format that its name ends in."""
+    from PIL import Image as pillow
+
+    from ..files import path_of, write_file
+
+    place, data = path_of(path, "The picture"), io.BytesIO()
     try:
-        image.save(path)
-    except (OSError, ValueError) as error:
+        image.save(data, pillow.registered_extensions()[place.suffix.lower()])
+    except (OSError, ValueError, KeyError) as error:
         raise OutputError(
-            f"The picture {path} cannot be written ({error}).", "Give a name that ends in .png."
+            f"The picture {path} cannot be written: no such format is known.", "Give a name that ends in .png."
         ) from error
+    write_file(place, data.getvalue(), "The picture")

@@ -23,6 +23,7 @@ from liveavatar.errors import (
     AudioError,
     Cancelled,
     ImageError,
+    ModelError,
     OutputError,
     PlanError,
     RequestError,
@@ -365,3 +366,23 @@ def test_public_names_are_found_late():
     assert "LiveAvatarPipeline" in ran.stdout
     with pytest.raises(AttributeError, match="Pipelin"):
         _ = liveavatar.Pipelin
+
+
+def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatarPipeline, tmp_path: Path) -> None:
+    voice, face = sound(0.3), picture()
+    for wrong in (None, 3, b"x", ["x"], object(), 10**5000):
+        with pytest.raises(ImageError, match="no path"):
+            pipeline(wrong, voice)
+        with pytest.raises(AudioError, match="no path"):
+            pipeline(face, wrong)
+        with pytest.raises(ModelError, match="no path"):
+            LiveAvatarPipeline.from_pretrained(wrong)
+        with pytest.raises(OutputError, match="no path"):
+            pipeline(face, voice, request=REQUEST).save(wrong)
+        with pytest.raises(RequestError, match="request is"):
+            pipeline(face, voice, request=wrong or 3)
+        with pytest.raises(RequestError, match="cannot be called"):
+            pipeline(face, voice, request=REQUEST).save(tmp_path / "a.mp4", callback=wrong)
+    with pytest.raises(RequestError, match="Did you mean size"):
+        pipeline(face, voice, sise="64x64")
+    assert not list(tmp_path.iterdir())
