@@ -32,6 +32,7 @@ from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
 from .planner import Plan
+from .planner.disk import TemporaryBytes
 from .receipt import Receipt
 from .recorder import VideoRecorder, VideoSpec, check_outputs
 from .request import (
@@ -343,6 +344,7 @@ class VideoJob:
     def session(self, callback: Callback = ignore) -> Session:
         """The session, with everything encoded; made at the first call."""
         p = self.spec
+        self._check_room()
         if not self.complete:
             self.pipeline.make_room(p.plan)
         if self._session is None:
@@ -419,7 +421,8 @@ class VideoJob:
             The receipt as written, with status "complete".
 
         Raises:
-            OutputError: see `check_outputs`, called before anything is loaded; or a disk that fills up meanwhile.
+            OutputError: see `check_outputs` and `TemporaryBytes.check`, called before anything is loaded; or a disk
+                that fills up meanwhile.
             Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
@@ -428,6 +431,7 @@ class VideoJob:
             raise RequestError(
                 f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
             )
+        self._check_room()
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
@@ -446,6 +450,17 @@ class VideoJob:
             e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
             self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
         return recorder.receipt
+
+    def _check_room(self) -> None:
+        """Make sure, before the work begins, that the temporary folder can hold what is kept there.
+
+        Raises:
+            OutputError: it cannot.
+        """
+        if self._session is None:
+            needed = TemporaryBytes.of(self.spec.resolved, self.config)
+            encoded = self.audio is not None
+            (dataclasses.replace(needed, features=0, audio=0) if encoded else needed).check()
 
     def _decoder_factory(self, vae: AutoencoderKLWan | None) -> OpenDecoder:
         plan = self.spec.plan

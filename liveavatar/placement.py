@@ -26,6 +26,7 @@ from .planner import (
     choose_plan,
     make_plan,
 )
+from .planner.disk import TemporaryBytes
 from .request import ResolvedRequest
 from .storage import PLAIN, StorageConfig
 from .utils import format_bytes
@@ -170,7 +171,8 @@ class Placement:
         plan = self._make_plan(resolved, config, model, available)
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
-        return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan)))
+        room = TemporaryBytes.of(resolved, config).note()
+        return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan), *([room] if room else [])))
 
     def _make_plan(
         self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None

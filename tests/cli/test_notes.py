@@ -72,30 +72,18 @@ def test_notes_of_the_inputs_stand_in_the_receipt(tmp_path):
     assert all(note in ran.out for note in told)
 
 
-WRONG = [
-    ({"image": 5}, "image of type int"),
-    ({"image": None}, "image of type NoneType"),
-    ({"image": [[0]]}, "image of type list"),
-    ({"audio": None}, "sound of type NoneType"),
-    ({"audio": np.zeros(RATE)}, "from_array"),
-    ({"audio": b"RIFF"}, "sound of type bytes"),
-    ({"prompt": 7}, "prompt = 7 is of type int"),
-    ({"seconds": "3"}, "seconds = '3' is of type str"),
-    ({"seconds": True}, "of type bool"),
-    ({"seed": "x"}, "seed x is out of range"),
-    ({"seed": 1.5}, "out of range"),
-    ({"steps": "4"}, "steps"),
-    ({"size": None}, "size"),
-    ({"size": (704, 384)}, "size"),
-    ({"clip_blocks": "4"}, "clip"),
-    ({"sink_distance": 30}, "Give a SinkDistance"),
+WRONG: list[dict[str, object]] = [
+    *[{"image": given} for given in (5, None, [[0]])],
+    *[{"audio": given} for given in (None, b"RIFF", np.zeros(RATE))],
+    *[{"prompt": 7}, {"seconds": "3"}, {"seconds": True}, {"seed": "x"}, {"seed": 1.5}, {"steps": "4"}],
+    *[{"size": None}, {"size": (704, 384)}, {"clip_blocks": "4"}, {"sink_distance": 30}],
 ]
 
 
-@pytest.mark.parametrize(("wrong", "told"), WRONG)
-def test_values_of_wrong_types_are_refused_in_a_sentence(wrong, told):
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_values_of_wrong_types_are_refused_in_a_sentence(wrong):
     given = {"image": np.zeros((64, 64, 3), np.uint8), "audio": AudioClip.from_array(tones(RATE, RATE), RATE)} | wrong
     pipeline = LiveAvatarPipeline.from_pretrained("untrained")
     with pytest.raises(LiveAvatarError) as error:
         pipeline(given.pop("image"), given.pop("audio"), **given)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert error.value.nearest and "\n" not in str(error.value)
