@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import number
 from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 
@@ -110,13 +110,15 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
 
 def _plan(arguments: argparse.Namespace, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
-    from ..components import open_components
+    from ..components import notes_of, open_components
     from ..config import PRESETS
 
-    model = arguments.model
-    config = PRESETS[model] if model in PRESETS else open_components(model).config
+    model, parts = arguments.model, parts_of(arguments)
+    components = None if model in PRESETS and not parts else open_components(model, **parts)
+    config = components.config if components else PRESETS[model]
     placement, hardware = _where(arguments)
-    return placement.plan(resolved, config, model, hardware)
+    resolved, plan = placement.plan(resolved, config, model, hardware)
+    return resolved, dataclasses.replace(plan, notes=(*plan.notes, *(notes_of(components) if components else ())))
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardware]]:
