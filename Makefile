@@ -29,12 +29,12 @@ setup: .venv/ready
 demo: setup
 	@$(RUN) -m liveavatar demo
 
-# In parallel, with the tests of a file kept together: make test ARGS="-n 2 --dist loadgroup"
+# Two processes; the tests of a file stay together, and so do all that start workers. One process: ARGS="-n 0"
 test: lint
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-all: lint
-	$(RUN) -m pytest -m "" --hypothesis-profile=all $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "" --hypothesis-profile=all $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .

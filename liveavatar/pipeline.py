@@ -18,6 +18,7 @@ import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
 from .components import Components, notes_of, open_components
+from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .engine.backend import Backend, LocalBackend
@@ -81,6 +82,7 @@ class LiveAvatarPipeline:
         self.components, self.backend, self.make_room = components, backend, make_room
         self.placement = dataclasses.replace(placement or backend.placement, processes=backend.placement.processes)
         self._hardware = CachedHardware(hardware)
+        self._conditioning = ConditioningCache()
         self.seconds_per_block: dict[tuple[int, int, int], float] = {}
         """By tokens of a latent frame, steps and blocks of a clip: what the latest complete video needed."""
 
@@ -197,7 +199,7 @@ class LiveAvatarPipeline:
         return None if pace is None else pace * resolved.blocks
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
-        """Prompt features [n, text_dim]; the text encoder comes and goes."""
+        """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
         return self.encoders().encode_prompt(prompt, callback)
 
     def encode_audio(
@@ -272,12 +274,17 @@ class LiveAvatarPipeline:
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
             exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap)
-        return self.backend.codec(self.components, exec_config)
+        return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
-    def release(self) -> None:
-        """Give back all memory; the next take loads again."""
+    def release_weights(self) -> None:
+        """Give back the memory of all weights; the next video loads again, but encodes nothing that it knows."""
         self.backend.release()
         self._hardware.clear()
+
+    def release(self) -> None:
+        """Give back all memory; the next video loads and encodes again."""
+        self.release_weights()
+        self._conditioning.clear()
 
     def _check_audio_encoder(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
@@ -412,7 +419,7 @@ class VideoJob:
             finally:
                 session.callback = ignore
                 if not self.pipeline.placement.keep_loaded:
-                    self.pipeline.release()
+                    self.pipeline.release_weights()
         if not replayed:
             e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
             self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks

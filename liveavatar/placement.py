@@ -42,7 +42,8 @@ class Placement:
 
     Attributes:
         devices: in order; stages take them in turn, encoders and the VAE work on the last one (alone there, if there is
-            one more than stages). "MACHINE/DEVICE" is one of another machine. Empty: the first GPU, or the CPU.
+            one more than stages). "MACHINE/DEVICE" is one of another machine. Empty: all GPUs of this machine where a
+            plan is chosen for them, else the first; or the CPU.
         stages: "SxP", groups of steps x parts of layers; "auto" cuts the layers into as many parts as devices.
         dtype: of weights and keys; None: bfloat16 on a GPU, float32 on the CPU.
         threads: CPU threads per task; None: all there are, at most 8.
@@ -210,7 +211,7 @@ class Placement:
 
     def _chosen_hardware(self, hardware: Callable[[], Hardware]) -> Hardware | None:
         """The devices that a plan is chosen for; None where it is laid out as asked."""
-        devices = tuple(map(DeviceName.parse, self.devices or default_devices()))
+        devices = tuple(map(DeviceName.parse, self.devices or all_devices()))
         explicit = self.stages != "auto" or self.storage is not None
         if self.fit and (explicit or any(d.machine for d in devices)):
             raise PlanError(
@@ -284,6 +285,21 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
 def default_devices() -> tuple[str, ...]:
     """The first GPU if PyTorch sees one, else the CPU."""
     return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
+
+
+def devices_named(text: str) -> tuple[str, ...]:
+    """The devices of a list with commas; "all" are all of this machine, and an empty text names none."""
+    if text.strip() == "all":
+        return all_devices()
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def all_devices() -> tuple[str, ...]:
+    """All GPUs that PyTorch sees and that can work together, else the CPU."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if sys.platform == "win32":
+        count = min(count, 1)
+    return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
 
 
 def refuse_multi_gpu_windows(system: str, devices: Sequence[str]) -> None:

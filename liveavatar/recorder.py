@@ -171,7 +171,8 @@ class VideoRecorder:
     def _estimated(self, event: Event) -> Event:
         """A task that has run, with the frames that are written and the seconds that are left."""
         spent = time.monotonic() - self._generating_since
-        left = spent / event.done * (event.total - event.done) if spent > _ESTIMATE_AFTER_SECONDS else None
+        known = event.done > 0 and spent > _ESTIMATE_AFTER_SECONDS
+        left = spent / event.done * (event.total - event.done) if known else None
         return dataclasses.replace(event, frames=self._writer.frames_written, seconds_left=left)
 
     def _noticed(self, event: Event) -> Event:

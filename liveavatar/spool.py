@@ -86,6 +86,7 @@ class Spool:
         self._file: TemporaryFile | None = None
         self._lock = threading.Lock()
         self._rows = 0
+        self._holders = 1
         self._closed = False
 
     def __len__(self) -> int:
@@ -136,16 +137,28 @@ class Spool:
             whole.flags.writeable = False
             return whole
 
+    def share(self) -> Spool:
+        """This spool, for one more holder: it stays until each of them has closed it."""
+        with self._lock:
+            self._check_open()
+            self._holders += 1
+        return self
+
     def close(self) -> None:
         """Let the rows go, also for `Rows` that were handed out. Happens by itself when nobody holds them any more."""
         with self._lock:
-            self._closed = True
-            self._chunks = []
-            if self._file is not None:
-                self._file.close()
+            self._holders -= 1
+            if self._holders <= 0:
+                self._release()
 
     def __del__(self) -> None:
-        self.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._chunks = []
+        if self._file is not None:
+            self._file.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.events import ENCODING_AUDIO
 from . import convert
 from .host import NodeProgress
 from .schema import CATEGORY, AudioSocket, ModelSocket, seconds_input, supported
@@ -53,7 +54,7 @@ class AudioFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         """The voice, with its sound."""
         clip = convert.audio_clip(audio)
-        with NodeProgress.current() as progress:
+        with NodeProgress.current((ENCODING_AUDIO,)) as progress:
             if audio_encoder_output is not None:
                 states = convert.audio_states(audio_encoder_output)
                 return io.NodeOutput(model.from_audio_states(clip, states, seconds or None))

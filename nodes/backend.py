@@ -1,16 +1,20 @@
-"""Where the work runs."""
+"""Where the work runs, and how it is kept there."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.engine.backend import LocalBackend
 from ..liveavatar.placement import Placement
-from .host import with_devices
+from ..liveavatar.storage import StorageConfig
+from .host import named_devices
 from .schema import CATEGORY, BackendSocket, advanced, supported
 
 IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
+QUALITY, SPEED, BY_HAND = "automatic (quality)", "automatic (speed)", "by hand"
 
 
 class Backend(io.ComfyNode):
@@ -36,13 +40,14 @@ class Backend(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default="auto",
-                    tooltip="Devices in order, for example cuda:0,cuda:1. auto takes ComfyUI's own device.",
+                    tooltip="auto: all cards that help, ComfyUI's own first. this card: ComfyUI's own alone. Or "
+                    "devices in order, for example cuda:0,cuda:1.",
                 ),
                 io.String.Input(
                     "stages",
                     default="auto",
                     tooltip="How the work is cut: groups of steps x parts of layers, for example 1x4 (each of four "
-                    "cards holds a quarter of the layers) or 4x1 (each holds one step). auto cuts the layers.",
+                    "cards holds a quarter of the layers) or 4x1 (each holds one step). auto lets the plan choose.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -87,6 +92,7 @@ class Backend(io.ComfyNode):
                         "blocks that may be faster. It needs Triton on GPUs and a C++ compiler on the CPU.",
                     )
                 ),
+                *_storage_inputs(),
             ],
             outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
             **supported(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
@@ -103,14 +109,120 @@ class Backend(io.ComfyNode):
         restarts: int = 2,
         address: str = "local",
         compile: bool = False,
+        storage: str = QUALITY,
+        vram_cap: float = 0.0,
+        host_ram: float = 0.0,
+        allow_smaller: bool = False,
+        vae_tiles: str = "auto",
+        weights: Any = "plain",
+        kv_dtype: Any = "plain",
+        kv_offload: bool = False,
+        offload_text_kv: bool = False,
+        offload_layers: int = 0,
     ) -> io.NodeOutput:
         """The backend; nothing is loaded."""
-        named = () if devices.strip() in ("", "auto") else tuple(d.strip() for d in devices.split(",") if d.strip())
-        kept = memory == KEEP
-        placement = Placement(named, stages.strip() or "auto", None, threads or None, kept, compile=compile)
+        kept = StorageConfig(weights, kv_dtype, kv_offload, offload_text_kv, offload_layers)
+        named = named_devices(devices)
+        placement = Placement(
+            devices=named,
+            stages=stages.strip() or "auto",
+            threads=threads or None,
+            keep_loaded=memory == KEEP,
+            storage=kept if storage == BY_HAND else None,
+            prefer="speed" if storage == SPEED and "cpu" not in named else "quality",
+            allow_smaller=allow_smaller,
+            vram_cap=vram_cap or None,
+            host_ram=host_ram or None,
+            vae_tiles=None if vae_tiles.strip() in ("", "auto") else vae_tiles,
+            compile=compile,
+        )
         if engine == WORKERS:
             from ..liveavatar.distributed import RayBackend
 
             where = address.strip() or "local"
-            return io.NodeOutput(RayBackend(with_devices(placement), where, restarts=restarts))
-        return io.NodeOutput(LocalBackend(with_devices(placement)))
+            return io.NodeOutput(RayBackend(placement, where, restarts=restarts))
+        return io.NodeOutput(LocalBackend(placement))
+
+
+def _storage_inputs() -> list[Any]:
+    """How stages keep weights and KV caches: chosen for the cards, or by hand."""
+    chosen = [
+        io.Combo.Input(
+            "storage",
+            options=[QUALITY, SPEED, BY_HAND],
+            default=QUALITY,
+            optional=True,
+            tooltip="How weights and KV cache are kept. automatic fits them to the cards: quality rounds as little as "
+            "possible, speed moves as little as possible. A card of 80 GB keeps all of the 14B model as it is; on "
+            "less, layers and KV cache lie in host memory or in fp8. by hand: the inputs below, from weights on.",
+        ),
+        io.Float.Input(
+            "vram_cap",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.5,
+            optional=True,
+            tooltip="GB of each card that are used at most, for a card that others use too. 0: all that is free.",
+        ),
+        io.Float.Input(
+            "host_ram",
+            default=0.0,
+            min=0.0,
+            max=10_000.0,
+            step=1.0,
+            optional=True,
+            tooltip="GiB of this machine's memory that may be used, where storage is automatic. 0: all there is.",
+        ),
+        io.Boolean.Input(
+            "allow_smaller",
+            default=False,
+            optional=True,
+            tooltip="Make a smaller video where the asked size does not fit, where storage is automatic.",
+        ),
+        io.String.Input(
+            "vae_tiles",
+            default="auto",
+            optional=True,
+            tooltip="Rows x columns of tiles in which the VAE works, for example 2x2: less memory, a little slower. "
+            "auto takes tiles where they are needed.",
+        ),
+    ]
+    by_hand = [
+        io.Combo.Input(
+            "weights",
+            options=["plain", "fp8", "fp8-tensor", "int8"],
+            default="plain",
+            optional=True,
+            tooltip="Used where storage is by hand. plain keeps the numbers of the file; fp8 and int8 halve them.",
+        ),
+        io.Combo.Input(
+            "kv_dtype",
+            options=["plain", "fp8"],
+            default="plain",
+            optional=True,
+            tooltip="Used where storage is by hand. The KV cache in fp8 takes half as much.",
+        ),
+        io.Boolean.Input(
+            "kv_offload",
+            default=False,
+            optional=True,
+            tooltip="Used where storage is by hand. Keeps the KV cache in host memory; it is copied while layers work.",
+        ),
+        io.Boolean.Input(
+            "offload_text_kv",
+            default=False,
+            optional=True,
+            tooltip="Used where storage is by hand. Moves the weights that only encode the prompt to host memory once "
+            "it is encoded.",
+        ),
+        io.Int.Input(
+            "offload_layers",
+            default=0,
+            min=0,
+            max=1000,
+            optional=True,
+            tooltip="Used where storage is by hand. Layers of each stage in host memory, copied one ahead.",
+        ),
+    ]
+    return [advanced(given) for given in (*chosen, *by_hand)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.events import DECODING
 from . import paths
 from .host import NodeProgress, save
 from .schema import CATEGORY, LatentsSocket, advanced, supported
@@ -52,5 +53,5 @@ class Decode(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, vae: str, filename_prefix: str) -> io.NodeOutput:
         """The file and its receipt."""
-        with NodeProgress.current() as progress:
+        with NodeProgress.current(DECODING) as progress:
             return save(progress, latents, filename_prefix, vae)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled
-from ..liveavatar.events import GENERATING, Event
+from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
-from ..liveavatar.placement import Placement
+from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
@@ -62,18 +62,20 @@ class NodeProgress:
 
     Args:
         node: execution id of the node.
+        phases: that its work may consist of.
 
     Attributes:
         job: the video that is made, for the numbers in the messages; None before that.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
-    def __init__(self, node: str):
+    def __init__(self, node: str, phases: Sequence[str] = WHOLE_RUN):
         self.node = node
         self.job: VideoJob | None = None
         self.out: Path | None = None
         self.subfolder = ""
-        self._bar = comfy.utils.ProgressBar(_UNITS)
+        self._bar, self._units = comfy.utils.ProgressBar(_UNITS), 0
+        self._run = RunProgress(phases)
         self._began = time.monotonic()
         self._since: float | None = None
         self._sent = 0.0
@@ -84,12 +86,13 @@ class NodeProgress:
 
     @classmethod
     @contextlib.contextmanager
-    def current(cls) -> Iterator[NodeProgress]:
+    def current(cls, phases: Sequence[str] = WHOLE_RUN) -> Iterator[NodeProgress]:
         """The progress of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
-        progress = cls(context.node_id if context else "")
+        progress = cls(context.node_id if context else "", phases)
         try:
             yield progress
+            progress._move_bar(_UNITS)
         except Cancelled:
             progress.send("cancelled", 1.0)
             mm.interrupt_current_processing(False)  # core's own check may have taken the wish already, or not
@@ -110,17 +113,23 @@ class NodeProgress:
             self._keep_preview(event.images)
         if mm.processing_interrupted():
             raise Cancelled("Cancelled.")
-        now = time.monotonic()
+        now, share = time.monotonic(), self._run.update(event)
         if event.phase != self._phase or now - self._sent > _MESSAGE_SECONDS:
             self._phase, self._sent = event.phase, now
-            self.send(event.phase, event.share, event)
-        if self.job is None or event.phase == GENERATING:
-            try:
-                self._bar.update_absolute(round(_UNITS * event.share), _UNITS)
-            except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
-                if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
-                    raise Cancelled("Cancelled.") from error
-                raise
+            self.send(event.phase, share, event)
+        self._move_bar(min(int(_UNITS * share), _UNITS - 1))  # the end comes when the node's work is done
+
+    def _move_bar(self, units: int) -> None:
+        """Core's bar, on the node and above the graph."""
+        if units <= self._units:
+            return
+        self._units = units
+        try:
+            self._bar.update_absolute(units, _UNITS)
+        except BaseException as error:  # core's own check of Cancel, which is no Exception in newer cores
+            if mm.processing_interrupted() or type(error).__name__ == "InterruptProcessingException":
+                raise Cancelled("Cancelled.") from error
+            raise
 
     def _keep_preview(self, frames: np.ndarray) -> None:
         """The last frame of a block, uint8 [n, H, W, 3], goes with the next message.
@@ -201,6 +210,15 @@ def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.Nod
     return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
 
 
-def with_devices(placement: Placement) -> Placement:
-    """A placement whose devices are named."""
-    return placement if placement.devices else dataclasses.replace(placement, devices=(default_device(),))
+def named_devices(text: str) -> tuple[str, ...]:
+    """The devices that a widget names: "auto" is ComfyUI's own and all others that may help it, "this card" its own.
+
+    ComfyUI that was told to work on the CPU stays there.
+    """
+    text = text.strip() or "auto"
+    own = default_device()
+    if text == "this card" or (text in ("auto", "all") and own == "cpu"):
+        return (own,)
+    if text in ("auto", "all"):
+        return tuple(dict.fromkeys((own, *all_devices())))
+    return devices_named(text)

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.events import ENCODING_PROMPT
 from . import convert
 from .host import NodeProgress
 from .schema import CATEGORY, ModelSocket, prompt_input, supported
@@ -34,5 +35,5 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
         """CONDITIONING that knows its prompt."""
-        with NodeProgress.current() as progress:
+        with NodeProgress.current((ENCODING_PROMPT,)) as progress:
             return io.NodeOutput(convert.conditioning_of(prompt, model.encode_prompt(prompt, progress)))

@@ -29,13 +29,15 @@ WORKER_TESTS = (
     "distributed/",
     "bench/test_pipeline.py",
     "cli/test_workers.py",
-    "gpu/test_whole.py",
+    "gpu/",
     "nodes/test_run.py",
     "offload/test_host_weights.py",
 )
-"""Tests that start worker processes, or look at what all processes of the machine share: never two at a time."""
+"""Tests that start worker processes, or look at what all processes of the machine share, its GPU too: never two at a
+time."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in parallel, those of a file stay together, and those that start workers too."""
     tests = Path(__file__).parent

@@ -104,8 +104,8 @@ def _modular(name: str, *notes: str, given: _Given, model: str, prompt: str, siz
     foreseen = {"model": "model.model", "image": given.image, "audio": given.audio}
     plan = Item("plan", "LiveAvatarPlan", "Plan: what will happen", foreseen, {"size": size})
     words = Item("words", "LiveAvatarTextEncode", "Text Encode", {"model": "model.model"}, {"prompt": prompt})
-    heard = {"model": "model.model", "audio": given.audio}
-    audio = Item("audio", "LiveAvatarAudioFeatures", "Audio Features", heard)
+    inputs = {"model": "model.model", "audio": given.audio}
+    audio = Item("audio", "LiveAvatarAudioFeatures", "Audio Features", inputs)
     columns = (
         given.column,
         ("Model", (placed, load)),
@@ -156,7 +156,7 @@ def _core_encoders() -> Graph:
     )
     clip = {"clip_name": TEXT_FILE["name"], "type": "wan"}
     ear = {"audio_encoder_name": SOUND_FILE["name"]}
-    heard = {"model": "model.model", "audio": _OWN.audio, "audio_encoder_output": "encoded.AUDIO_ENCODER_OUTPUT"}
+    inputs = {"model": "model.model", "audio": _OWN.audio, "audio_encoder_output": "encoded.AUDIO_ENCODER_OUTPUT"}
     columns = (
         _OWN.column,
         (
@@ -177,7 +177,7 @@ def _core_encoders() -> Graph:
                     "Encode the voice",
                     {"audio_encoder": "ear.AUDIO_ENCODER", "audio": _OWN.audio},
                 ),
-                Item("audio", "LiveAvatarAudioFeatures", "Audio Features", heard),
+                Item("audio", "LiveAvatarAudioFeatures", "Audio Features", inputs),
             ),
         ),
         ("Make latents", (_sampler(_OWN, "words.CONDITIONING"),)),

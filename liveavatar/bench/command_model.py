@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_asked(plan, asked)
     if most is not None:
         cap_device(plan.stages[0].device, most)
-    found = bench_model(model, plan, asked, _tell)
+    found = bench_model(model, plan, asked, _print_progress)
     say(model_lines(found))
     if arguments.json:
         write_report(Path(arguments.json), "model", {"vram_cap_gb": arguments.vram_cap, "plan": plan}, found)
@@ -165,7 +165,7 @@ def _check_cap(gigabytes: float | None) -> int | None:
     return int(gigabytes * 1e9)
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(f"measuring {line}", file=sys.stderr, flush=True)
 
 

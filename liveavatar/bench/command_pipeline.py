@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_report(Path(arguments.json))
     stages = [text.strip() for text in arguments.stages.split(",")]
     with _backend(arguments.engine) as backend:
-        found = bench_pipeline(backend, stages, arguments.blocks, arguments.sleep, _tell)
+        found = bench_pipeline(backend, stages, arguments.blocks, arguments.sleep, _print_progress)
     say(bench_lines(found))
     if arguments.json:
         write_report(Path(arguments.json), "pipeline", {"engine": arguments.engine}, found)
@@ -90,7 +90,7 @@ def bench_lines(found: PipelineBench) -> list[str]:
     ]
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(f"measuring {line}", file=sys.stderr, flush=True)
 
 

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.json) if arguments.json else None
     if folder:
         make_folder(folder)
-    state = SuiteState(model, device, size, place.resolved_dtype, place.resolved_threads, original, _tell)
+    state = SuiteState(model, device, size, place.resolved_dtype, place.resolved_threads, original, _print_progress)
 
     def on_report(report: SuiteReport) -> None:
         if folder:
@@ -96,7 +96,7 @@ def _checkout(folder: str | None) -> Path | None:
     return path
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(f"measuring {line}", file=sys.stderr, flush=True)
 
 

@@ -49,7 +49,10 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="groups of steps x parts of layers (default: auto, chosen for GPUs, else a part for each device)",
     )
     parser.add_argument(
-        "--devices", metavar="D,D,...", help="stages take these in turn (default: the first GPU or cpu)"
+        "--devices",
+        metavar="D,D,...|all",
+        help="stages take these in turn (default: all GPUs that help; the first one where stages or storage are named; "
+        "cpu where there is none)",
     )
     parser.add_argument(
         "--engine",
@@ -179,11 +182,11 @@ def _older(off: str, on: str) -> Callable[[str], bool]:
 
 def placement_of(arguments: argparse.Namespace) -> Placement:
     """Where and how it runs; as `check_placement_options`."""
-    from ..placement import Placement
+    from ..placement import Placement, devices_named
 
     check_placement_options(arguments)
     return Placement(
-        devices=tuple(d.strip() for d in arguments.devices.split(",")) if arguments.devices else (),
+        devices=devices_named(arguments.devices or ""),
         stages=arguments.stages.strip(),
         dtype=arguments.dtype,
         threads=arguments.threads,

@@ -54,7 +54,7 @@ class Child:
 
     def __init__(self, command: list[str], group: bool = False):
         self._group = group and os.name == "posix"
-        self._heard: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._last_words = ""
         self._process = subprocess.Popen(
             command,
@@ -66,11 +66,11 @@ class Child:
             errors="replace",
             start_new_session=self._group,
         )
-        self._listener = threading.Thread(target=self._listen, name="liveavatar-doctor", daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._read_lines, name="liveavatar-doctor", daemon=True)
+        self._reader.start()
 
     def send(self, data: Any) -> None:
-        """Send one line. Whether it still listens is told by `receive`."""
+        """Send one line. Whether the child still reads is seen by `receive`."""
         assert self._process.stdin
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(data) + "\n")
@@ -85,7 +85,7 @@ class Child:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                line = self._heard.get(timeout=max(0.0, deadline - time.monotonic()))
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise ChildLost(f"It took longer than {seconds:g} s.") from None
             if line is None:
@@ -102,18 +102,18 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
-        self._listener.join(timeout=5)  # a grandchild may hold the pipe open where there are no groups
-        if not self._listener.is_alive():
+        self._reader.join(timeout=5)  # a grandchild may hold the pipe open where there are no groups
+        if not self._reader.is_alive():
             for pipe in (self._process.stdin, self._process.stdout):
                 with contextlib.suppress(OSError):  # the last line had no reader
                     assert pipe
                     pipe.close()
 
-    def _listen(self) -> None:
+    def _read_lines(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            self._heard.put(line)
-        self._heard.put(None)
+            self._lines.put(line)
+        self._lines.put(None)
 
     def _how_it_ended(self) -> str:
         try:

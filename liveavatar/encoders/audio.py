@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -95,6 +96,7 @@ class AudioFeatures:
     def __init__(self, layers: int, channels: int, memory_bytes: int = MEMORY_BYTES):
         self.layers, self.channels = layers, channels
         self._spool = Spool(layers * channels, memory_bytes)
+        self._closed = False
 
     @property
     def frames(self) -> int:
@@ -121,14 +123,24 @@ class AudioFeatures:
         Raises:
             IndexError: no such block.
         """
+        if self._closed:
+            raise ValueError("the features are closed")
         if not 0 <= b < self.blocks:
             raise IndexError(f"block {b} of {self.blocks}")
         rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
         return rearrange(rows, "frames (layers c) -> layers c frames", layers=self.layers).contiguous()
 
+    def share(self) -> AudioFeatures:
+        """The same features, for somebody who closes them too: they go when all have closed theirs."""
+        other = copy.copy(self)
+        other._spool = self._spool.share()
+        return other
+
     def close(self) -> None:
         """Let memory and file go now instead of with the object."""
-        self._spool.close()
+        if not self._closed:
+            self._closed = True
+            self._spool.close()
 
 
 class AudioEncoder(Protocol):

@@ -42,6 +42,7 @@ class StageTimer:
         self._wall = [0.0] * len(self._devices)
         self._events: list[list[tuple[Any, Any]]] = [[] for _ in self._devices]
         self._folding = threading.Lock()
+        self._finished = 0
 
     @contextlib.contextmanager
     def time(self, stage: int) -> Iterator[None]:
@@ -59,6 +60,14 @@ class StageTimer:
             start = time.perf_counter()
             yield
             self._wall[stage] += time.perf_counter() - start
+            self._finished += 1
+
+    @property
+    def finished(self) -> int:
+        """Tasks that devices have finished; an accelerator may have been given some more."""
+        for stage in range(len(self._devices)):
+            self._fold(stage, wait=False)
+        return self._finished
 
     def seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage so far."""
@@ -74,6 +83,7 @@ class StageTimer:
                 before, after = waiting.pop(0)
                 after.synchronize()
                 self._wall[stage] += before.elapsed_time(after) / 1000
+                self._finished += 1
 
 
 _Key = tuple[str, ModelSlice, torch.dtype, StorageConfig]
@@ -282,12 +292,12 @@ class LocalEngine:
             run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
         partition, blocks, clip_blocks = self.plan.partition, job.resolved.blocks, job.resolved.clip_blocks
         total = task_count(partition, blocks, clip_blocks=clip_blocks)
-        for done, start in enumerate(paced_order(partition, blocks, clip_blocks=clip_blocks), 1):
+        for start in paced_order(partition, blocks, clip_blocks=clip_blocks):
             with self._inference():
                 with self._timer.time(start.stage):
                     finished = run.run(start.task)
                 latent = None if finished is None else AsyncHostTensor.copy_of(finished.float())
-            callback(Event(GENERATING, done, total, task=start.task, stage=start.stage))
+            callback(Event(GENERATING, self._timer.finished, total, task=start.task, stage=start.stage))
             if latent is not None:
                 yield latent  # whoever takes it waits for it: the one wait of a block
 

@@ -14,8 +14,8 @@ from ..config import AUDIO_SAMPLE_RATE, FPS
 from .figures import distance, hits, lips, table
 from .judge import Maker, VideoRequest
 from .world import measure
+from .world.appearance import Prompt
 from .world.artist import artist
-from .world.looks import Prompt
 from .world.palette import BACKGROUNDS
 from .world.sample import Sample, person, sample
 
@@ -63,8 +63,8 @@ class Exam:
 
     def request(self, example: Sample, fault: str = "", index: int = 0) -> VideoRequest:
         """What is asked of the studio; the fault "other sound" takes that of the next person."""
-        wave = example.sound.heard
-        other = np.resize(self.talkers[index + 1].sound.heard, len(wave)) if fault == "other sound" else None
+        wave = example.sound.samples
+        other = np.resize(self.talkers[index + 1].sound.samples, len(wave)) if fault == "other sound" else None
         return VideoRequest(example.reference, wave, example.prompt.text, fault=fault, other_wave=other)
 
     def make(self, example: Sample, fault: str = "", index: int = 0) -> np.ndarray:
@@ -203,9 +203,9 @@ def command(number: int, size: int = 128) -> Sample:
 
 def drawn(example: Sample, frames: Sequence[int]) -> np.ndarray:
     """The true pictures of some frames of an example: uint8 [n, H, W, 3]."""
-    look = example.prompt.look(example.identity)
+    appearance = example.prompt.appearance(example.identity)
     height, width = example.reference.shape[:2]
-    return artist(example.identity, look, height, width).clip(example.track[i] for i in frames)
+    return artist(example.identity, appearance, height, width).clip(example.track[i] for i in frames)
 
 
 def mask_of(example: Sample) -> np.ndarray:

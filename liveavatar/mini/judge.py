@@ -78,8 +78,8 @@ class ExamEngine:
 
     def frames(self, take: VideoRequest) -> Iterator[np.ndarray]:
         """The video, uint8 [n, H, W, 3] block by block."""
-        heard = take.other_wave if take.fault == "other sound" and take.other_wave is not None else take.wave
-        sound = AudioClip.from_array(heard, 16_000)
+        wave = take.other_wave if take.fault == "other sound" and take.other_wave is not None else take.wave
+        sound = AudioClip.from_array(wave, 16_000)
         height, width = take.picture.shape[:2]
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         effective = resolve(request, (width, height), len(sound.samples), sound.rate)

@@ -77,7 +77,7 @@ def endurance(exam: Exam, seconds: float, people: int, with_truth: bool = False)
 
 
 def watch(blocks: Iterable[np.ndarray], example: Sample, windows: Sequence[range], shown: Iterable[int]) -> Watched:
-    """Look at a video as it comes: distances within the windows, pictures of the frames shown, and nothing else."""
+    """Distances of a video as it comes within the windows, pictures of the frames shown, and nothing else."""
     judged, kept = {i for window in windows for i in window}, set(shown)
     mask, watched, first = mask_of(example), Watched({}, {}), 0
     for block in blocks:

@@ -22,7 +22,7 @@ from .training.loop import load_checkpoint
 from .training.network import EARLY, REFINED, refine_network, train_network
 from .training.recipe import Recipe
 from .training.scenes import make_scenes
-from .training.sound import export_sound, train_sound, trained_listener
+from .training.sound import export_sound, train_sound, trained_movement_encoder
 from .training.vae import train_decoder, train_vae
 from .training.vae_result import load_vae, write_vae
 from .training.words import export_words, train_words, trained_reader
@@ -78,7 +78,7 @@ def encoders(recipe: Recipe, work: Path) -> tuple[Any, Any, tuple[Any, Any]]:
     """The trained VAE, sound encoder, and text encoder with its tokenizer."""
     reader, tokenizer = trained_reader(recipe, work)
     vae = optimize_layout(load_vae(recipe, work).build())
-    return vae, trained_listener(recipe, work).encoder, (reader.encoder, tokenizer)
+    return vae, trained_movement_encoder(recipe, work).encoder, (reader.encoder, tokenizer)
 
 
 def export(recipe: Recipe, work: Path, folder: Path, log: Log) -> None:

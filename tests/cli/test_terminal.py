@@ -44,8 +44,8 @@ def watch(monkeypatch) -> Terminal:
 def test_the_living_line_is_wiped_away(monkeypatch):
     watched = watch(monkeypatch)
     line = ProgressLine()
-    line(Event("listening to the sound", 30, 100))
-    assert screen(watched.getvalue()) == [" 30 %  listening to the sound"]
+    line(Event("encoding the voice", 30, 100))
+    assert screen(watched.getvalue()) == [" 30 %  encoding the voice"]
     line(Event(GENERATING, 50, 200, 48, 75.0))
     assert screen(watched.getvalue()) == [" 25 %  generating, 1.9 s of video, 1:15 left"]
     assert all(len(part) < 60 for part in watched.getvalue().split("\r"))
@@ -58,7 +58,7 @@ def test_nobody_watching_gets_a_line_per_phase(monkeypatch):
     monkeypatch.setattr(sys, "stderr", log)
     line = ProgressLine()
     for done in range(100):
-        line(Event("listening to the sound", done, 100))
+        line(Event("encoding the voice", done, 100))
     for done in range(1, 500):
         line(Event(GENERATING, done, 500, done // 5))
     line.end()

@@ -81,7 +81,7 @@ def test_after_a_cancel_the_same_graph_gives_the_same_frames(server: Server, cli
     assert look_into(saved(server, again)).pictures == look_into(saved(server, fresh)).pictures
 
 
-@pytest.mark.parametrize("phase", ["loading", "encoding the picture", "listening to the sound", "reading the prompt"])
+@pytest.mark.parametrize("phase", ["loading", "encoding the portrait", "encoding the voice", "encoding the prompt"])
 def test_cancel_before_the_first_block_ends_the_run_too(client: Client, phase: str) -> None:
     client.free()
     run, button = cancelled(

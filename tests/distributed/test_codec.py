@@ -88,7 +88,12 @@ def test_two_videos_are_decoded_side_by_side(here: LocalEncoders, there: Encoder
 
 
 @pytest.mark.parametrize(
-    ("blocks", "tiles"), [(2, (1, 1)), (CONTEXT_LATENTS + 4, (1, 1)), (CONTEXT_LATENTS + 1, (1, 2))]
+    ("blocks", "tiles"),
+    [
+        (2, (1, 1)),
+        pytest.param(CONTEXT_LATENTS + 4, (1, 1), marks=pytest.mark.slow),
+        pytest.param(CONTEXT_LATENTS + 1, (1, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_decoder_goes_on_in_a_new_worker(
     backend: RayBackend, here: LocalEncoders, there: Encoders, blocks: int, tiles: Tiles

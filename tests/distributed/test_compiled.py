@@ -15,6 +15,7 @@ from liveavatar.errors import Cancelled
 BLOCKS = 5
 
 
+@pytest.mark.slow
 def test_compiled_workers_make_the_same_video(backend: RayBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
     video, said = Video(BLOCKS, clip_blocks=3), []

@@ -18,7 +18,7 @@ from liveavatar.task_graph import Prefill
 
 @pytest.fixture(scope="module")
 def video() -> Video:
-    """Long enough for the refresh of the sink and for the ring to wrap."""
+    """Long enough for the refresh of the sink and for the KV cache to wrap."""
     return Video(6)
 
 

@@ -12,7 +12,7 @@ from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.receipt import Receipt
 
 SECONDS = 2.6
-"""Six blocks: the sink is refreshed and the rings wrap."""
+"""Six blocks: the sink is refreshed and the KV caches wrap."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,14 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(
     ("stages", "steps"),
-    [("1x1", 4), ("4x1", 4), ("1x4", 4), ("1x5", 4), ("2x2", 4), ("1x3", 3), ("3x1", 3), ("1x2", 5), ("2x2", 5)],
+    [
+        ("2x2", 4),
+        ("1x3", 3),
+        *(
+            pytest.param(stages, steps, marks=pytest.mark.slow)
+            for stages, steps in (("1x1", 4), ("4x1", 4), ("1x4", 4), ("1x5", 4), ("3x1", 3), ("1x2", 5), ("2x2", 5))
+        ),
+    ],
 )
 def test_any_cut_at_any_number_of_steps_gives_equal_frames(
     backend: RayBackend, made, tmp_path: Path, stages: str, steps: int

@@ -37,7 +37,7 @@ def limited(pid: int, megabytes: int) -> Iterator[None]:
 
 
 @on_linux
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_video_too_large_for_one_worker(backend: RayBackend, stage: int) -> None:
     video, large = Video(2), Video(1, size=LARGE)
     assert video.is_made_by(backend, "1x2")

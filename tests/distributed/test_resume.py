@@ -86,7 +86,15 @@ class Film:
 
 @pytest.mark.parametrize(
     "stages, stage, at, boundary",
-    [("1x2", 0, 3, 0), ("1x2", 1, 6, 6), ("1x2", 0, 13, 12), ("2x2", 1, 13, 12), ("2x2", 2, 6, 6), ("2x2", 3, 2, 0)],
+    [
+        ("1x2", 0, 3, 0),
+        ("2x2", 1, 13, 12),
+        ("2x2", 2, 6, 6),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("1x2", 1, 6, 6), ("1x2", 0, 13, 12), ("2x2", 3, 2, 0))
+        ),
+    ],
 )
 def test_a_killed_worker_is_replaced_and_the_video_goes_on(
     backend: RayBackend, video: Video, stages: str, stage: int, at: int, boundary: int
@@ -104,7 +112,9 @@ def test_a_killed_worker_is_replaced_and_the_video_goes_on(
     check_counting(film, boundary)
 
 
-@pytest.mark.parametrize(("stages", "stage", "clip_blocks"), [("1x2", 1, 3), ("2x2", 2, 5)])
+@pytest.mark.parametrize(
+    ("stages", "stage", "clip_blocks"), [pytest.param("1x2", 1, 3, marks=pytest.mark.slow), ("2x2", 2, 5)]
+)
 def test_with_clips_of_another_length_too(backend: RayBackend, stages: str, stage: int, clip_blocks: int) -> None:
     video = Video(18, clip_blocks=clip_blocks)
     film = Film(video, video.engine(backend, stages, EVERY))
@@ -126,7 +136,7 @@ def check_counting(film: Film, boundary: int) -> None:
     assert done[-1] == total == film.reports[-1].total
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_right_at_a_boundary(backend: RayBackend, video: Video, stage: int) -> None:
     film = Film(video, video.engine(backend, "1x2", EVERY))
 

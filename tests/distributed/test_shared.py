@@ -40,7 +40,7 @@ def memories(pid: int) -> set[tuple[int, str]]:
     return {(int(f[4]), f[5]) for f in lines if len(f) > 5 and f[5].startswith("/memfd:liveavatar-")}
 
 
-@pytest.mark.parametrize(("stages", "parts"), [("2x1", 1), ("2x2", 2)])
+@pytest.mark.parametrize(("stages", "parts"), [pytest.param("2x1", 1, marks=pytest.mark.slow), ("2x2", 2)])
 def test_stages_of_the_same_layers_share_them_and_make_the_same_numbers(
     backend: RayBackend, video: Video, stages: str, parts: int
 ) -> None:

@@ -54,7 +54,7 @@ def made_by_hand(job: VideoTask) -> torch.Tensor:
     grid = RopeGrid(rows, columns, CONFIG.head_dim, cpu)
     text = net.text_kv(conditioner.embed_text(job.conditioning.prompt))
     time = conditioner.embed_timesteps([*schedule.timesteps, 0.0])
-    rings = [[PlainRing(clip_frames * grid.tokens) for _ in net.slice.layers] for _ in range(e.steps)]
+    kv_caches = [[PlainRing(clip_frames * grid.tokens) for _ in net.slice.layers] for _ in range(e.steps)]
 
     def sink_of(reference: torch.Tensor) -> list[SinkKV]:
         memories = [SinkRecorder(grid.tokens) for _ in net.slice.layers]
@@ -75,7 +75,8 @@ def made_by_hand(job: VideoTask) -> torch.Tensor:
             for step in range(e.steps):
                 reference = grid.reference(job.distance.reference_time_id(e.seed, block, step))
                 seen = [
-                    ring.at(3 * block * grid.tokens, s, reference) for ring, s in zip(rings[step], sink, strict=True)
+                    kv_cache.at(3 * block * grid.tokens, s, reference)
+                    for kv_cache, s in zip(kv_caches[step], sink, strict=True)
                 ]
                 tokens = net.run_layers(
                     net.embed_block(latent), time.layers[step], grid.block(block), text, seen, audio
@@ -109,6 +110,6 @@ def test_a_plan_counts_the_rings_of_its_clips(clip_blocks: int) -> None:
     effective = job_of(clip_blocks).resolved
     plan, usual = tiny_plan(CONFIG, effective), tiny_plan(CONFIG, job_of(4).resolved)
     assert plan.clip_blocks == clip_blocks and usual.clip_blocks == 4
-    ring = 2 * 3 * clip_blocks * effective.frame_tokens * CONFIG.dim * 4
-    assert plan.stages[0].kv_cache == ring * CONFIG.num_layers * effective.steps
+    kv_cache = 2 * 3 * clip_blocks * effective.frame_tokens * CONFIG.dim * 4
+    assert plan.stages[0].kv_cache == kv_cache * CONFIG.num_layers * effective.steps
     assert (plan.stages[0].workspace > usual.stages[0].workspace) == (clip_blocks > 4)

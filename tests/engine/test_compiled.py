@@ -63,8 +63,10 @@ def graphs() -> int:
 @pytest.mark.parametrize(
     ("storage", "stages"),
     [
-        (PLAIN, "2x2"),
-        (StorageConfig(offload_layers=3, kv_offload=True, offload_text_kv=True), "1x1"),
+        pytest.param(PLAIN, "2x2", marks=pytest.mark.slow),
+        pytest.param(
+            StorageConfig(offload_layers=3, kv_offload=True, offload_text_kv=True), "1x1", marks=pytest.mark.slow
+        ),
         (StorageConfig(weights="fp8", kv_dtype="fp8"), "1x1"),
     ],
     ids=str,
@@ -120,7 +122,7 @@ def test_any_number_of_sizes_is_compiled_and_nobody_elses_limits_change() -> Non
     assert not engine_of(nets=nets, size=sizes[0]).loaded
 
 
-@pytest.mark.parametrize("clip_blocks", [1, 12])
+@pytest.mark.parametrize("clip_blocks", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_clips_of_any_length_are_compiled_for_before_the_work(clip_blocks: int) -> None:
     effective = dataclasses.replace(tiny_effective(14, 1), clip_blocks=clip_blocks)
     plan, limit = make_plan(effective, CONFIG, model="tiny"), torch._dynamo.config.recompile_limit

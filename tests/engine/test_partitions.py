@@ -27,7 +27,7 @@ def test_every_cut_gives_equal_bits(data: st.DataObject, layers: int, steps: int
 
 
 @pytest.mark.parametrize("cut", ["4x1", "1x3", "2x2", "4x3"])
-def test_cuts_across_the_refresh_and_the_ring_wrap(cut: str) -> None:
+def test_partitions_across_the_refresh_and_the_wrapped_kv_cache(cut: str) -> None:
     config, effective = tiny_config(), tiny_effective(9)
     job = tiny_job(config, effective)
     assert torch.equal(latents(config, job, cut), latents(config, job))

@@ -71,12 +71,12 @@ def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage:
     play(job, first, [t for t in tasks if isinstance(t, Prefill) or t.block < boundary])
     for one, other in zip(first, second, strict=True):
         sink = one.save_sink(1)
-        rings = {step: one.save_kv_caches(step) for step in one.kv_caches}
+        kv_caches = {step: one.save_kv_caches(step) for step in one.kv_caches}
         assert [t.shape for t in sink] == 2 * [(3, 5 * one.grid.tokens // 2, 2, 12)]
-        assert rings.keys() == other.kv_caches.keys()
-        assert {len(kinds) for kinds in rings.values()} == {2 if storage == PLAIN else 4}
+        assert kv_caches.keys() == other.kv_caches.keys()
+        assert {len(kinds) for kinds in kv_caches.values()} == {2 if storage == PLAIN else 4}
         other.restore_sink(1, sink)
-        for step, saved in rings.items():
+        for step, saved in kv_caches.items():
             other.restore_kv_caches(step, saved)
             for tensor in saved:
                 tensor.zero_()  # a stage keeps nothing of what it was given

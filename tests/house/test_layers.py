@@ -45,6 +45,7 @@ LAYERS = (
         "doctor",
         "recorder",
         "hardware_cache",
+        "conditioning_cache",
         "mini/judge",
         "mini/exam",
         "mini/showing",

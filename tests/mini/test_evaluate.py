@@ -36,7 +36,7 @@ class Pencil:
 
     def knows(self, *examples: Sample) -> None:
         for e in examples:
-            self.known[e.reference.tobytes(), e.prompt.text, len(e.sound.heard)] = e
+            self.known[e.reference.tobytes(), e.prompt.text, len(e.sound.samples)] = e
 
     def frames(self, take: VideoRequest) -> Iterator[np.ndarray]:
         self.takes.append(take)
@@ -150,8 +150,8 @@ def test_faults_are_made_and_told_apart() -> None:
 @pytest.mark.usefixtures("speech")
 def test_prompts_of_likeness_ask_for_nothing_new() -> None:
     example = exam().example(0, 1.0)
-    look = plain(example).prompt.look(example.identity)
-    assert (look.background, look.mood) == (example.identity.background, "neutral")
+    appearance = plain(example).prompt.appearance(example.identity)
+    assert (appearance.background, appearance.mood) == (example.identity.background, "neutral")
     assert plain(example).prompt == plain(example).prompt
 
 

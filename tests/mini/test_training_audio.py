@@ -10,8 +10,8 @@ from liveavatar.components import FolderComponents
 from liveavatar.encoders.audio import encode_audio
 from liveavatar.errors import MissingFilesError
 from liveavatar.mini.training import sound
-from liveavatar.mini.training.ears import Listener, samples_for
-from liveavatar.mini.training.heard import MOVEMENTS, hear, nothing_but_noise
+from liveavatar.mini.training.audio_examples import MOVEMENTS, audio_example, nothing_but_noise
+from liveavatar.mini.training.movement_encoder import MovementEncoder, samples_for
 from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.spoken import spoken_sentences
 from liveavatar.weights.folder import AUDIO_FOLDER
@@ -46,7 +46,7 @@ def test_a_kept_stock_is_read_and_even(sentences):
 
 
 def test_sounds_have_a_movement_for_every_frame(sentences):
-    made = [hear(np.random.default_rng(i), sentences.training, 48, samples_for(48)) for i in range(12)]
+    made = [audio_example(np.random.default_rng(i), sentences.training, 48, samples_for(48)) for i in range(12)]
     assert all(h.wave.shape == (samples_for(48),) and h.movements.shape == (48, len(MOVEMENTS)) for h in made)
     assert max(h.movements[:, 0].max() for h in made) > 0.3
     loud = max(made, key=lambda h: float(h.wave.std())).normalised()
@@ -55,7 +55,7 @@ def test_sounds_have_a_movement_for_every_frame(sentences):
 
 def test_noise_alone_moves_nothing(sentences):
     silence = [np.zeros(8000, np.float32)]
-    made = [hear(np.random.default_rng(i), silence, 24, samples_for(24)) for i in range(8)]
+    made = [audio_example(np.random.default_rng(i), silence, 24, samples_for(24)) for i in range(8)]
     assert any(np.abs(h.wave).max() > 0 for h in made)
     assert all(np.abs(h.movements).max() < 1e-6 for h in made)
 
@@ -63,12 +63,12 @@ def test_noise_alone_moves_nothing(sentences):
 def test_it_learns_on_the_features_the_network_gets():
     """Training reads rows in one pass with gradients; they are those of `encode_audio`, in mix and in time."""
     torch.manual_seed(0)
-    listener = Listener(RECIPE, len(MOVEMENTS)).eval()
+    encoder = MovementEncoder(RECIPE, len(MOVEMENTS)).eval()
     frames = 60
     wave = nothing_but_noise(np.random.default_rng(3), samples_for(frames))
     normal = torch.from_numpy((wave - wave.mean()) / wave.std())[None].float()
-    read, rows = listener(normal, frames)
-    assert torch.allclose(read[0], torch.from_numpy(sound.listen(listener, wave, frames)), atol=1e-3)
+    read, rows = encoder(normal, frames)
+    assert torch.allclose(read[0], torch.from_numpy(sound.predict_movements(encoder, wave, frames)), atol=1e-3)
     assert rows.shape == (1, frames, RECIPE.audio_dim)
     assert read.requires_grad
 
@@ -85,7 +85,7 @@ def test_training_ends_in_a_folder_that_can_be_opened(work, tmp_path, monkeypatc
     model = FolderComponents.audio_encoder(types.SimpleNamespace(files=files), "cpu", torch.float32)
     wave = nothing_but_noise(np.random.default_rng(3), samples_for(12))
     got = encode_audio(model, wave, 12).block(0)
-    expected = encode_audio(sound.trained_listener(RECIPE, work).encoder, wave, 12).block(0)
+    expected = encode_audio(sound.trained_movement_encoder(RECIPE, work).encoder, wave, 12).block(0)
     assert got.shape == (RECIPE.audio_layers, RECIPE.audio_dim, 12)
     assert torch.allclose(got, expected, atol=0.1)
 

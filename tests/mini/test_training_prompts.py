@@ -12,7 +12,7 @@ from liveavatar.errors import MissingFilesError
 from liveavatar.mini.training import phrases, words
 from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.tokens import END, make_tokenizer, open_tokenizer
-from liveavatar.mini.world.looks import MOODS
+from liveavatar.mini.world.appearance import MOODS
 
 RECIPE = Recipe(text_dim=32, text_len=24, vocabulary=400, words_steps=2)
 

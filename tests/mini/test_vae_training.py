@@ -81,6 +81,7 @@ def test_drawn_pictures_are_read_again(tmp_path: Path, clips: Clips, monkeypatch
     assert (kept.frames == again.frames).all() and (again.frames == clips.frames).all()
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_a_clip_reduce_the_loss(clips: Clips) -> None:
     trainee = vae.Trainee(TINY)
     optimiser = torch.optim.AdamW(trainee.parameters(), lr=4e-3)
@@ -94,6 +95,7 @@ def test_a_few_steps_on_a_clip_reduce_the_loss(clips: Clips) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(
     tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +124,7 @@ def test_the_written_folder_is_read_as_any_other_model(tmp_path: Path, clips: Cl
     assert abs(measure_redrawing(read, clips).psnr - measure_redrawing(own, clips).psnr) < 0.1
 
 
+@pytest.mark.slow
 def test_training_the_decoder_leaves_the_latents_alone(tmp_path: Path, clips: Clips) -> None:
     trained(tmp_path)
     before = load_vae(TINY, tmp_path, people=2)

@@ -6,9 +6,9 @@ from PIL import Image
 
 from liveavatar.errors import SizeError
 from liveavatar.mini.world import measure
+from liveavatar.mini.world.appearance import MOODS, Appearance, Prompt
 from liveavatar.mini.world.artist import Artist, render
 from liveavatar.mini.world.identity import Identity, describe
-from liveavatar.mini.world.looks import MOODS, Look, Prompt
 from liveavatar.mini.world.palette import BACKGROUNDS
 from liveavatar.mini.world.portrait import write_portrait
 from liveavatar.mini.world.pose import Pose
@@ -69,8 +69,8 @@ def test_only_mouth_and_eyes_change_where_the_head_rests():
 
 def test_a_prompt_changes_just_what_it_names():
     who = Identity.of(10)
-    looks = {Prompt.of(seed, who).look(who) for seed in range(200)}
-    assert Look.own(who) in looks and {look.mood for look in looks} == set(MOODS)
+    appearances = {Prompt.of(seed, who).appearance(who) for seed in range(200)}
+    assert Appearance.own(who) in appearances and {appearance.mood for appearance in appearances} == set(MOODS)
     for seed in range(200):
         prompt = Prompt.of(seed, who)
         assert prompt == Prompt.of(seed, who)

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from liveavatar.mini.world import measure
+from liveavatar.mini.world.appearance import MOODS, Appearance
 from liveavatar.mini.world.artist import Artist
 from liveavatar.mini.world.identity import Identity
-from liveavatar.mini.world.looks import MOODS, Look
 from liveavatar.mini.world.palette import BACKGROUNDS
 from liveavatar.mini.world.pose import Pose, Track
 
@@ -34,7 +34,7 @@ def spoiled(frames: np.ndarray) -> np.ndarray:
 )
 def test_the_opening_is_read_from_pixels(seed, mood):
     who, truth = Identity.of(seed), talk(60, seed)
-    frames = Artist(who, Look(who.background, mood)).clip(truth.poses())
+    frames = Artist(who, Appearance(who.background, mood)).clip(truth.poses())
     clean, rough = measure.opening(frames, who), measure.opening(spoiled(frames), who)
     assert np.corrcoef(clean, truth.opening)[0, 1] >= 0.98
     assert np.corrcoef(rough, truth.opening)[0, 1] >= 0.95
@@ -45,7 +45,7 @@ def test_the_opening_is_read_from_pixels(seed, mood):
 def test_mood_and_wall_are_read_from_pixels(seed):
     who = Identity.of(seed)
     for mood, word in zip(MOODS, BACKGROUNDS, strict=False):
-        frames = spoiled(Artist(who, Look(BACKGROUNDS[word], mood)).clip(talk(12, seed).poses()))
+        frames = spoiled(Artist(who, Appearance(BACKGROUNDS[word], mood)).clip(talk(12, seed).poses()))
         assert measure.mood(frames, who) == mood
         assert measure.background_word(frames) == word
 

@@ -51,8 +51,8 @@ def test_loudness_of_the_whole_sound_does_not_matter():
 def test_a_frame_hears_its_own_moment_only():
     wave = np.zeros(3 * RATE, np.float32)
     wave[RATE : RATE + 800] = vowel((700, 1200), 0.05)
-    heard = np.flatnonzero(mouth(wave, reference=0.1).opening)
-    assert heard.min() >= 24 and heard.max() <= 28
+    audible = np.flatnonzero(mouth(wave, reference=0.1).opening)
+    assert audible.min() >= 24 and audible.max() <= 28
 
 
 def test_unusable_samples_are_refused():
@@ -138,16 +138,16 @@ def test_training_and_judging_share_no_voice_and_no_language():
 @pytest.mark.usefixtures("speech")
 def test_an_utterance_is_reproducible_and_its_speech_moves_the_mouth():
     a, b = voices.utterance(2), voices.utterance(2)
-    assert np.array_equal(a.heard, b.heard) and 4 <= a.seconds <= 10
-    assert a.heard.dtype == np.float32 and np.abs(a.heard).max() <= 1
+    assert np.array_equal(a.samples, b.samples) and 4 <= a.seconds <= 10
+    assert a.samples.dtype == np.float32 and np.abs(a.samples).max() <= 1
     open_share = (track_of(a).opening > 0.1).mean()
-    assert 0.2 < open_share < 0.95 and level(a.heard) > 0.01
+    assert 0.2 < open_share < 0.95 and level(a.samples) > 0.01
 
 
 @pytest.mark.usefixtures("speech")
 def test_a_sample_holds_everything_for_the_same_moment():
     s = sample(5, 1.0, held_out=True)
     assert s.frames is not None and len(s.frames) == len(s.track) == 25
-    assert s.reference.shape == s.frames.shape[1:] and len(s.sound.heard) == RATE
+    assert s.reference.shape == s.frames.shape[1:] and len(s.sound.samples) == RATE
     assert s.identity.seed % 2 == 1
     assert sample(5, 1.0, held_out=True, draw=False).frames is None

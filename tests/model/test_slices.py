@@ -110,5 +110,5 @@ def test_the_layer_stack_compiles_into_one_graph() -> None:
     inputs = [block_inputs(net, 5) for _ in range(2)]
     compiled = torch.compile(net.run_layers, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(*inputs[0]), net.run_layers(*inputs[1]), atol=1e-5)
-    rings = [[m.kv_cache.k for m in i[4]] for i in inputs]
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*rings, strict=True))
+    kv_caches = [[m.kv_cache.k for m in i[4]] for i in inputs]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*kv_caches, strict=True))

@@ -1,6 +1,7 @@
 """The nodes at work on the miniature: a graph's values handed from node to node, as ComfyUI does."""
 
 import json
+from types import SimpleNamespace
 
 import av
 import fake_comfy
@@ -138,7 +139,7 @@ def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, l
     host.messages.clear()
     decode(nodes, latents)
     values = [value for value, _, _ in host.ticks]
-    assert values == sorted(values)
+    assert values == sorted(set(values)) and values[0] < 100
     assert values[-1] == host.ticks[-1][1]
     assert all(preview is None for _, _, preview in host.ticks), "the frontend takes it for the node's video"
     sent = [data for event, data in host.messages if event == "liveavatar.progress"]
@@ -151,6 +152,17 @@ def test_progress_rises_to_the_end_with_a_preview_for_every_block(nodes, host, l
     assert not list((host.base / "temp").glob("*.jpg")), "it lies there only while the video grows"
     assert (host.base / "temp" / told[-1]["file"]["filename"]).is_file()
     assert {"block", "blocks", "step", "steps", "frames", "seconds_ready", "devices", "node"} <= told[-1].keys()
+
+
+def test_one_bar_for_all_phases_of_the_one_node_graph(nodes, host, model, image, audio):
+    host.ticks.clear()
+    host.messages.clear()
+    inputs = {"model": model, "image": image, "audio": audio, "prompt": "", **SIZE, "seconds": 0.0}
+    fake_comfy.run(nodes["LiveAvatarGenerate"], **inputs, filename_prefix="clip")
+    values = [value for value, _, _ in host.ticks]
+    assert values == sorted(set(values)) and values[0] < 100 and values[-1] == host.ticks[-1][1]
+    shares = [data["share"] for event, data in host.messages if event == "liveavatar.progress"]
+    assert shares == sorted(shares) and shares[-1] == 1 and len(set(shares)) > 5
 
 
 def test_a_second_decode_replays(nodes, host, latents):
@@ -170,7 +182,7 @@ def test_cancel_leaves_as_comfyui_expects_and_the_next_run_is_whole(nodes, host,
     def interrupted_after_some() -> bool:
         nonlocal count
         count += 1
-        host.interrupted = host.interrupted or count == 12
+        host.interrupted = host.interrupted or count == 7
         return original()
 
     host.modules["comfy.model_management"].processing_interrupted = interrupted_after_some
@@ -191,6 +203,23 @@ def test_core_is_asked_for_room_and_may_evict(nodes, host, latents, model):
     patcher.detach(True)
     assert model.loaded_bytes == 0
     assert frames_in(decode(nodes, latents).args[0]) == 25
+
+
+def test_core_is_asked_for_room_on_every_card_and_all_are_given_back_at_once(nodes, pack, host, model):
+    released, gb = [], 10**9
+    plan = SimpleNamespace(
+        total_by_device={"cuda:0": 20 * gb, "cuda:1": 14 * gb, "studio2/cuda:0": 9 * gb},
+        weights_by_device={"cuda:0": 15 * gb, "cuda:1": 12 * gb, "studio2/cuda:0": 9 * gb},
+    )
+    host.modules["comfy.model_management"].get_torch_device = lambda: torch.device("cuda:0")
+    model.release = lambda: released.append(True)
+    host.loaded.clear()
+    model.make_room(plan)
+    assert [(str(p.load_device), p.model_size()) for p in host.loaded] == [("cuda:0", 15 * gb), ("cuda:1", 12 * gb)]
+    for patcher in host.loaded:
+        patcher.load(patcher.load_device)
+    host.loaded[1].detach(True)
+    assert released == [True] and [p.model.model_loaded_weight_memory for p in host.loaded] == [0, 0]
 
 
 def test_another_vae_file_is_looked_up_by_name(nodes, pack, host, latents):

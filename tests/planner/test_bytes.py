@@ -43,13 +43,13 @@ def test_the_published_model_has_its_published_size() -> None:
     assert plan.stages[0].weights + plan.embedders == 2 * 16_295_755_609
 
 
-def test_rings_and_sinks_are_those_that_are_allocated() -> None:
+def test_kv_caches_and_sinks_are_those_that_are_allocated() -> None:
     asked = effective("128x128", steps=3)
     plan = make_plan(asked, UNTRAINED, model="x", stages="1x2")
-    ring = RollingKVCache.empty(
+    kv_cache = RollingKVCache.empty(
         asked.frame_tokens, UNTRAINED.num_heads, UNTRAINED.head_dim, torch.float32, torch.device("meta")
     )
-    per_layer = ring.k.nbytes + ring.v.nbytes
+    per_layer = kv_cache.k.nbytes + kv_cache.v.nbytes
     for stage in plan.stages:
         assert stage.kv_cache == per_layer * len(stage.layers) * 3
     tokens = asked.frame_tokens * 5 // 2
@@ -109,9 +109,9 @@ def test_layers_on_the_host_are_there_once_a_machine(processes: bool) -> None:
     cards = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
     here = make_plan(effective(), UNTRAINED, devices=cards, **given)
     weights = {stage.layers: stage.host_weights for stage in here.stages}
-    rings = sum(stage.host_kv_cache for stage in here.stages)
+    kv_caches = sum(stage.host_kv_cache for stage in here.stages)
     assert len(weights) == 2 and min(weights.values()) > 0
-    assert sum(here.host_bytes_by_machine.values()) == sum(weights.values()) + rings
+    assert sum(here.host_bytes_by_machine.values()) == sum(weights.values()) + kv_caches
     there = make_plan(effective(), UNTRAINED, devices=(*cards[:2], "studio2/cuda:0", "studio2/cuda:1"), **given)
     halves = {"this machine": there.stages[:2], "studio2": there.stages[2:]}
     assert there.host_bytes_by_machine == {
@@ -121,7 +121,7 @@ def test_layers_on_the_host_are_there_once_a_machine(processes: bool) -> None:
         here.stages[2], storage=dataclasses.replace(storage, offload_layers=2), host_weights=10**9
     )
     differing = dataclasses.replace(here, stages=(*here.stages[:2], other, here.stages[3]))
-    assert sum(differing.host_bytes_by_machine.values()) == sum(weights.values()) + rings + 10**9
+    assert sum(differing.host_bytes_by_machine.values()) == sum(weights.values()) + kv_caches + 10**9
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int3"}, {"threads": 0}, {"stages": "5x1"}, {"stages": "1x99"}])

@@ -24,8 +24,8 @@ def test_what_is_chosen_fits(cards: str, clip_blocks: int) -> None:
     usable = dict(plan.usable)
     assert all(total <= usable[name] for name, total in plan.total_by_device.items())
     assert plan.clip_blocks == clip_blocks
-    rings = sum(s.kv_cache + s.host_kv_cache for s in plan.stages)
-    assert rings in {n * 4 * 40 * clip_blocks * 3 * 1056 * 2 for n in (2 * 5120, 5120 + 4 * 40)}, "bf16 or fp8"
+    kv_caches = sum(s.kv_cache + s.host_kv_cache for s in plan.stages)
+    assert kv_caches in {n * 4 * 40 * clip_blocks * 3 * 1056 * 2 for n in (2 * 5120, 5120 + 4 * 40)}, "bf16 or fp8"
 
 
 def test_longer_clips_take_more_time_and_more_room() -> None:

@@ -30,13 +30,13 @@ def test_a_task_fits_into_its_workspace(rows, columns, monkeypatch):
     tokens, heads, width = rows * columns, BIG.num_heads, BIG.head_dim
     with torch.device("meta"):
         net = CausalS2VTransformer(BIG, ModelSlice(range(1), embed=True, head=True)).to(torch.bfloat16)
-        ring = RollingKVCache.empty(tokens, heads, width, torch.bfloat16, torch.device("meta"))
+        kv_cache = RollingKVCache.empty(tokens, heads, width, torch.bfloat16, torch.device("meta"))
     sink = SinkKV(*(empty(n, heads, width) for n in (tokens, tokens * 3 // 2, tokens * 5 // 2)))
     turns = [Rope(*(empty(n, width // 2, dtype=torch.float32) for _ in range(2))) for n in (3 * tokens, tokens)]
-    memory = BlockCache(ring, Window.of(9, tokens), sink, turns[1])
+    memory = BlockCache(kv_cache, Window.of(9, tokens), sink, turns[1])
     text, time = TextKV(empty(512, heads, width), empty(512, heads, width)), empty(6, BIG.dim, dtype=torch.float32)
     audio, latent = AudioTokens(empty(1, 3, BIG.dim), empty(1, 3, 5, BIG.dim)), empty(16, 3, 2 * rows, 2 * columns)
-    held = [ring.k, ring.v, *vars(sink).values(), text.k, text.v, time, *net.parameters()]
+    held = [kv_cache.k, kv_cache.v, *vars(sink).values(), text.k, text.v, time, *net.parameters()]
     held += [part for turn in turns for part in (turn.cos, turn.sin)]
     with torch.inference_mode(), Allocated([*held, audio.frame, audio.tokens]) as seen:
         net.run_layers(net.embed_block(latent), time, turns[0], [text], [memory], audio)
@@ -68,7 +68,9 @@ class Away:
         return [f and torch.empty_strided(*f, dtype=torch.bfloat16, device="meta") for f in self.features]
 
 
-@pytest.mark.parametrize("tiles", [(1, 2), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    "tiles", [(1, 2), *(pytest.param(tiles, marks=pytest.mark.slow) for tiles in ((2, 2), (2, 3)))]
+)
 def test_tiles_fit_into_what_the_vae_is_given(tiles):
     """The peak of the device and the bytes on the host, of a decode and of an encode."""
     asked = resolve(Request(size="704x512"), (704, 512), 16_000, 16_000)

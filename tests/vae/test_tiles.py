@@ -134,7 +134,9 @@ def test_no_seam_is_seen(whole, in_four):
         assert float((ratio - 1).abs().max()) < 0.03
 
 
-@pytest.mark.parametrize("slot", [DeviceSlot, functools.partial(HostSlot, torch.device("cpu"))])
+@pytest.mark.parametrize(
+    "slot", [pytest.param(DeviceSlot, marks=pytest.mark.slow), functools.partial(HostSlot, torch.device("cpu"))]
+)
 def test_blocks_are_bit_equal_to_one_long_decode(slot):
     torch.manual_seed(5)
     vae, latents = build_vae(base_dim=4), torch.randn(1, 16, 16, 12, 18)

@@ -212,8 +212,8 @@ test("words follow the locale, and both languages say everything", () => {
   settings["Comfy.Locale"] = "zh-TW";
   say("liveavatar.progress", AT);
   assert.ok(text(7).includes("第 3/10 块 · 第 2/4 步"), text(7));
-  say("liveavatar.progress", { ...AT, phase: "reading the prompt" });
-  assert.ok(text(7).includes("正在读取提示词"));
+  say("liveavatar.progress", { ...AT, phase: "encoding the prompt" });
+  assert.ok(text(7).includes("正在编码提示词"));
   say("liveavatar.progress", { ...AT, phase: "a phase of a newer server" });
   assert.ok(text(7).includes("a phase of a newer server"));
 });

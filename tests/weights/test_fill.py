@@ -136,7 +136,14 @@ print(rss("VmHWM") - before, rss("VmRSS") - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("weights", "stays"), [("plain", 101e6), ("fp8", 50e6), ("fp8-tensor", 50e6), ("int8", 50e6)])
+@pytest.mark.parametrize(
+    ("weights", "stays"),
+    [
+        ("plain", 101e6),
+        ("fp8", 50e6),
+        *(pytest.param(weights, 50e6, marks=pytest.mark.slow) for weights in ("fp8-tensor", "int8")),
+    ],
+)
 def test_peak_memory_is_what_stays_and_one_tensor(tmp_path, weights, stays):
     """200 MB of float32 in two shards become 100 MB of bfloat16 or half of that; the peak is a 17 MB tensor more."""
     from safetensors.torch import save_file

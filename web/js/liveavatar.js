@@ -52,9 +52,9 @@ const WORDS = {
     of: (used, all) => (all ? `${used} / ${all}` : used),
     clock: (h, m, s) => (h ? `${h} 小时 ${m} 分` : m ? `${m} 分 ${s} 秒` : `${s} 秒`),
     // What the server names in English.
-    "encoding the picture": "正在编码图片",
-    "reading the prompt": "正在读取提示词",
-    "listening to the sound": "正在分析声音",
+    "encoding the portrait": "正在编码人像",
+    "encoding the prompt": "正在编码提示词",
+    "encoding the voice": "正在编码语音",
     "loading the VAE": "正在加载 VAE",
     "loading the network": "正在加载模型",
     generating: "正在生成",

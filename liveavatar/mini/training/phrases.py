@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..world.appearance import MOODS, Prompt
 from ..world.identity import Identity
-from ..world.looks import MOODS, Prompt
 from ..world.palette import BACKGROUNDS, CLOTHES, HAIR, IRISES
 from ..world.texts import WORDS
 

@@ -73,8 +73,8 @@ class Scene:
         )
         return dataclasses.replace(self, latents=latents, audio=audio)
 
-    def hear(self, net: CausalS2VTransformer, index: int) -> AudioTokens:
-        """What one block hears."""
+    def block_audio(self, net: CausalS2VTransformer, index: int) -> AudioTokens:
+        """Audio tokens of one block."""
         return net.embed_audio(self.audio[12 * index : 12 * index + 12].permute(1, 2, 0)[None])
 
 
@@ -98,7 +98,7 @@ class Rollout:
         self.text: list[TextKV] = net.text_kv(net.embed_text(scene.context))
         self.time: TimestepEmbedding = net.embed_timesteps([*timesteps, 0.0])
         self._sinks: dict[int, list[SinkKV]] = {}
-        self._audio = [scene.hear(net, i) for i in range(scene.blocks)]
+        self._audio = [scene.block_audio(net, i) for i in range(scene.blocks)]
 
     def velocities(self, step: int, noisy: torch.Tensor, second_reference: torch.Tensor) -> torch.Tensor:
         """All blocks at one step.

@@ -62,7 +62,7 @@ class SceneFolder:
 
 def encode_scene(
     vae: Any,
-    listener: Any,
+    encoder: Any,
     reader: tuple[Any, Any],
     picture: np.ndarray,
     frames: np.ndarray,
@@ -72,7 +72,7 @@ def encode_scene(
     """Encode one video as inference would have its parts.
 
     Args:
-        vae, listener: the trained VAE and sound encoder.
+        vae, encoder: the trained VAE and sound encoder.
         reader: the trained text encoder and its tokenizer.
         picture: the reference, uint8 [H, W, 3].
         frames: the video, uint8 [12 blocks, H, W, 3].
@@ -85,13 +85,13 @@ def encode_scene(
     with torch.inference_mode():
         whole = encode(vae, torch.cat((still.expand(-1, -1, _STILL_FRAMES, -1, -1), video), 2))[0]
         context = encode_text(*reader, words)
-        audio = encode_audio(listener, wave, blocks * BLOCK_FRAMES)
-    heard = torch.cat([audio.block(b) for b in range(blocks)], 2).permute(2, 0, 1)
+        audio = encode_audio(encoder, wave, blocks * BLOCK_FRAMES)
+    features = torch.cat([audio.block(b) for b in range(blocks)], 2).permute(2, 0, 1)
     audio.close()
     # A still picture's latents no longer change after the first few, so the rest of the 19 need no encoding.
     begun, latents = whole[:, :VAE_WARMUP_LATENTS], whole[:, VAE_WARMUP_LATENTS:]
     motion = torch.cat((begun, begun[:, -1:].expand(-1, MOTION_LATENTS - VAE_WARMUP_LATENTS, -1, -1)), 1)
-    return Scene(begun[:, :1], motion, latents, context.float(), heard)
+    return Scene(begun[:, :1], motion, latents, context.float(), features)
 
 
 def make_scenes(
@@ -112,6 +112,6 @@ def make_scenes(
             continue
         example = sample(recipe.seed * 100_000 + index, seconds, height=recipe.size, width=recipe.size)
         frames = example.drawn[: recipe.scene_blocks * BLOCK_FRAMES]
-        folder.write(index, encode_scene(*parts, example.reference, frames, example.sound.heard, example.prompt.text))
+        folder.write(index, encode_scene(*parts, example.reference, frames, example.sound.samples, example.prompt.text))
         if index % 20 == 0:
             log(f"scenes: {index} of {recipe.scenes}")

@@ -1,4 +1,4 @@
-"""The small sound encoder: a wav2vec2 that learns to hear what a talking face needs."""
+"""Training of the small audio encoder: a wav2vec2 that learns what a talking face needs of the sound."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...config import BLOCK_FRAMES
 from ...encoders.audio import encode_audio
 from ...errors import MissingFilesError
 from ...weights.folder import AUDIO_FOLDER
-from .ears import Listener, samples_for, wav2vec2_settings
-from .heard import MOVEMENTS, Heard, hear, nothing_but_noise
+from .audio_examples import MOVEMENTS, AudioExample, audio_example, nothing_but_noise
 from .loop import load_checkpoint, train_steps
+from .movement_encoder import MovementEncoder, samples_for, wav2vec2_settings
 from .parts import write_part
 from .spoken import spoken_sentences
 
@@ -36,7 +36,7 @@ _UNIT_WEIGHT = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Hearing:
+class MovementScores:
     """How well movements are read off the features, in voices that were not learned from.
 
     Attributes:
@@ -63,17 +63,17 @@ def train_sound(recipe: Recipe, work: Path, minutes: float | None, log: Callable
     sentences = spoken_sentences(work / SENTENCES, recipe.seed, log)
     torch.manual_seed(recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    listener = Listener(recipe, len(MOVEMENTS)).to(device)
+    encoder = MovementEncoder(recipe, len(MOVEMENTS)).to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([recipe.seed, step])
         frames = int(rng.choice(_FRAMES))
-        sounds = [hear(rng, sentences.training, frames, samples_for(frames)) for _ in range(_BATCH)]
-        return _loss(listener, sounds, frames, device)
+        sounds = [audio_example(rng, sentences.training, frames, samples_for(frames)) for _ in range(_BATCH)]
+        return _loss(encoder, sounds, frames, device)
 
     done = train_steps(
         work / CHECKPOINT,
-        listener,
+        encoder,
         loss_of,
         steps=recipe.sound_steps,
         rate=recipe.sound_rate,
@@ -81,7 +81,7 @@ def train_sound(recipe: Recipe, work: Path, minutes: float | None, log: Callable
         log=log,
     )
     if done:
-        log(f"sound: {measure(listener.cpu().eval(), sentences.held_out, recipe.seed)}")
+        log(f"sound: {measure(encoder.cpu().eval(), sentences.held_out, recipe.seed)}")
 
 
 def export_sound(recipe: Recipe, work: Path, folder: Path) -> int:
@@ -94,11 +94,11 @@ def export_sound(recipe: Recipe, work: Path, folder: Path) -> int:
         MissingFilesError: nothing was trained yet.
     """
     settings = {"model_type": "wav2vec2", **wav2vec2_settings(recipe)}
-    return write_part(folder / AUDIO_FOLDER, trained_listener(recipe, work).encoder, settings, "Wav2Vec2Model")
+    return write_part(folder / AUDIO_FOLDER, trained_movement_encoder(recipe, work).encoder, settings, "Wav2Vec2Model")
 
 
-def trained_listener(recipe: Recipe, work: Path) -> Listener:
-    """The listener of a checkpoint, on the CPU in evaluation mode.
+def trained_movement_encoder(recipe: Recipe, work: Path) -> MovementEncoder:
+    """The encoder of a checkpoint, on the CPU in evaluation mode.
 
     Raises:
         MissingFilesError: nothing was trained yet.
@@ -106,22 +106,22 @@ def trained_listener(recipe: Recipe, work: Path) -> Listener:
     weights = load_checkpoint(work / CHECKPOINT)
     if weights is None:
         raise MissingFilesError(f"{work} holds no trained sound encoder.", "Run the stage sound first.")
-    listener = Listener(recipe, len(MOVEMENTS))
-    listener.load_state_dict(weights)
-    return listener.eval()
+    encoder = MovementEncoder(recipe, len(MOVEMENTS))
+    encoder.load_state_dict(weights)
+    return encoder.eval()
 
 
-def measure(listener: Listener, sentences: Sequence[np.ndarray], seed: int) -> Hearing:
+def measure(encoder: MovementEncoder, sentences: Sequence[np.ndarray], seed: int) -> MovementScores:
     """Listen to sounds made of sentences, the way a request's sound is encoded."""
     rng = np.random.default_rng([seed, 1 << 31])
     frames = 16 * BLOCK_FRAMES
-    heard = [hear(rng, sentences, frames, samples_for(frames)) for _ in range(_JUDGED)]
-    read = np.concatenate([listen(listener, h.wave, frames) for h in heard])
-    true = np.concatenate([h.movements for h in heard])
-    noise = [listen(listener, nothing_but_noise(rng, samples_for(frames)), frames) for _ in range(4)]
+    examples = [audio_example(rng, sentences, frames, samples_for(frames)) for _ in range(_JUDGED)]
+    read = np.concatenate([predict_movements(encoder, h.wave, frames) for h in examples])
+    true = np.concatenate([h.movements for h in examples])
+    noise = [predict_movements(encoder, nothing_but_noise(rng, samples_for(frames)), frames) for _ in range(4)]
     shut = np.convolve(true[:, 0] > 0, np.ones(5), mode="same") == 0
     pairs = zip(MOVEMENTS, read.T, true.T, strict=True)
-    return Hearing(
+    return MovementScores(
         correlations={name: round(float(np.corrcoef(a, b)[0, 1]), 4) for name, a, b in pairs},
         opening_error=round(float(np.abs(read - true)[:, 0].mean()), 4),
         silent=round(float(read[shut, 0].mean()), 4),
@@ -129,20 +129,20 @@ def measure(listener: Listener, sentences: Sequence[np.ndarray], seed: int) -> H
     )
 
 
-def listen(listener: Listener, wave: np.ndarray, frames: int) -> np.ndarray:
+def predict_movements(encoder: MovementEncoder, wave: np.ndarray, frames: int) -> np.ndarray:
     """Movements [frames, movements] read off the features the network would get for a 16 kHz sound."""
-    features = encode_audio(listener.encoder, wave, frames)
+    features = encode_audio(encoder.encoder, wave, frames)
     states = torch.cat([features.block(b) for b in range(features.blocks)], -1)
     features.close()
     with torch.inference_mode():
-        return listener.read(states.permute(0, 2, 1)[:, None])[0][0].numpy()
+        return encoder.read(states.permute(0, 2, 1)[:, None])[0][0].numpy()
 
 
-def _loss(listener: Listener, sounds: Sequence[Heard], frames: int, device: str) -> torch.Tensor:
+def _loss(encoder: MovementEncoder, sounds: Sequence[AudioExample], frames: int, device: str) -> torch.Tensor:
     """Squared distance of all movements, in units of their usual spread, and of the features' size from 1."""
     waves = torch.from_numpy(np.stack([s.normalised() for s in sounds])).to(device)
     true = torch.from_numpy(np.stack([s.movements for s in sounds])).to(device)
-    read, rows = listener(waves, frames)
+    read, rows = encoder(waves, frames)
     spread = torch.tensor(list(MOVEMENTS.values()), device=device)
     distance = (((read - true) / spread).square() * _WEIGHTS.to(device)).mean()
     flat = rows.flatten(0, 1)

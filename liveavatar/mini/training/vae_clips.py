@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..world.appearance import MOODS, Appearance
 from ..world.artist import Artist
 from ..world.canvas import View
 from ..world.face import MIDDLE, Geometry
 from ..world.identity import Identity
-from ..world.looks import MOODS, Look
 from ..world.palette import BACKGROUNDS
 from ..world.pose import Pose
 from ..world.sample import track_of
@@ -165,8 +165,8 @@ def _draw(seed: int) -> np.ndarray:
     identity = Identity.of(seed)
     walls = list(BACKGROUNDS.values())
     wall = identity.background if rng.random() < 0.4 else walls[int(rng.integers(len(walls)))]
-    look = Look(wall, list(MOODS)[int(rng.integers(len(MOODS)))])
-    return Artist(identity, look, SIZE, SIZE).clip([Pose(), *_talk(rng, seed)])
+    appearance = Appearance(wall, list(MOODS)[int(rng.integers(len(MOODS)))])
+    return Artist(identity, appearance, SIZE, SIZE).clip([Pose(), *_talk(rng, seed)])
 
 
 def _talk(rng: np.random.Generator, seed: int) -> list[Pose]:

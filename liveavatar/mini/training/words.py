@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import MissingFilesError
-from ..world.looks import Prompt
+from ..world.appearance import Prompt
 from .loop import load_checkpoint, train_steps
 from .parts import write_part
 from .phrases import BACKGROUND_CLASSES, MOOD_CLASSES, held_out, phrase

@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ...errors import SizeError
 from . import body, face, hair, mouth
+from .appearance import Appearance
 from .canvas import SUPERSAMPLING, Canvas, View
 from .eyes import draw_eyes
 from .face import EYE_Y, MIDDLE, Geometry
 from .identity import Identity
-from .looks import Look
 from .pose import Pose
 
 LAYER = 2
@@ -30,21 +30,21 @@ Box = tuple[int, int, int, int]
 
 
 class Artist:
-    """Draws one person in one look at one size.
+    """Draws one person in one appearance at one size.
 
     Args:
-        identity: who; look: wall and mood, the person's own where None.
+        identity: who; appearance: wall and mood, the person's own where None.
         height, width: pixels, multiples of 64.
 
     Raises:
         SizeError: other sizes.
     """
 
-    def __init__(self, identity: Identity, look: Look | None = None, height: int = 128, width: int = 128):
+    def __init__(self, identity: Identity, appearance: Appearance | None = None, height: int = 128, width: int = 128):
         if min(height, width) < 64 or height % 64 or width % 64:
             raise SizeError(f"The world cannot be drawn at {width}x{height}.", "Use multiples of 64, such as 128x128.")
         self.view, self.identity = View(height, width), identity
-        self.look = look or Look.own(identity)
+        self.appearance = appearance or Appearance.own(identity)
         self._where = Geometry.of(identity)
         self._still, self._behind, self._front = self._backdrop()
         self._draw_head()
@@ -64,8 +64,8 @@ class Artist:
 
     def _backdrop(self) -> tuple[np.ndarray, Sprite | None, Sprite | None]:
         """Wall and body in one where no hair moves between them, else the wall, the hair and the body."""
-        wall = Canvas(self.view, self.look.background, opaque=True)
-        body.draw_wall(wall, self.look.background)
+        wall = Canvas(self.view, self.appearance.background, opaque=True)
+        body.draw_wall(wall, self.appearance.background)
         torso = Canvas(self.view, self.identity.clothes)
         body.draw_body(torso, self.identity)
         if self.identity.hair_style not in hair.BEHIND:
@@ -77,7 +77,7 @@ class Artist:
         return still, Sprite.of(strands.layer(), self.view), Sprite.of(torso.layer(), self.view)
 
     def _draw_head(self) -> None:
-        who, where, mood = self.identity, self._where, self.look.mood
+        who, where, mood = self.identity, self._where, self.appearance.mood
         canvas = Canvas(self.view, who.skin)
         face.draw_ears(canvas, who, where)
         face.draw_face(canvas, who, where, mood)
@@ -96,7 +96,7 @@ class Artist:
         self._solid = self._head.image.getchannel(3).point([0] * 255 + [255])
 
     def _eyes(self, canvas: Canvas, step: int) -> None:
-        draw_eyes(canvas, self.identity, self._where, self.look.mood, step / (LIDS - 1))
+        draw_eyes(canvas, self.identity, self._where, self.appearance.mood, step / (LIDS - 1))
         face.draw_glasses(canvas, self.identity, self._where)
 
     def _lid(self, step: int) -> Image.Image:
@@ -188,23 +188,26 @@ _BILINEAR = Image.Resampling.BILINEAR
 
 
 @functools.lru_cache(maxsize=16)
-def artist(identity: Identity, look: Look, height: int, width: int) -> Artist:
+def artist(identity: Identity, appearance: Appearance, height: int, width: int) -> Artist:
     """An `Artist`, kept for the next frame."""
-    return Artist(identity, look, height, width)
+    return Artist(identity, appearance, height, width)
 
 
 def render(
-    identity: Identity, pose: Pose | None = None, size: int | tuple[int, int] = 128, look: Look | None = None
+    identity: Identity,
+    pose: Pose | None = None,
+    size: int | tuple[int, int] = 128,
+    appearance: Appearance | None = None,
 ) -> np.ndarray:
     """One frame of a person: uint8 [H, W, 3].
 
     Args:
         pose: at rest where None.
         size: pixels, one number or (height, width), multiples of 64; the portrait stands in the middle.
-        look: wall and mood, the person's own where None.
+        appearance: wall and mood, the person's own where None.
 
     Raises:
         SizeError: not multiples of 64.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    return artist(identity, look or Look.own(identity), height, width).frame(pose or Pose())
+    return artist(identity, appearance or Appearance.own(identity), height, width).frame(pose or Pose())

@@ -9,11 +9,11 @@ import functools
 
 import numpy as np
 
+from .appearance import MOODS, Appearance
 from .artist import Artist
 from .canvas import View
 from .face import EYE_Y, MIDDLE, Geometry
 from .identity import Identity
-from .looks import MOODS, Look
 from .mouth import OPEN_UNITS
 from .palette import BACKGROUNDS, MOUTH_DARK, RGB
 from .pose import Pose
@@ -118,7 +118,7 @@ def _moods(identity: Identity, height: int, width: int) -> tuple[np.ndarray, dic
         mask[_box(view, x - 24, 288, x + 24, 316)] = True
     shown = {}
     for word in MOODS:
-        artist = Artist(identity, Look(identity.background, word), height, width)
+        artist = Artist(identity, Appearance(identity.background, word), height, width)
         poses = [Pose(dx=dx, dy=dy) for dx in (-1.0, 0.0, 1.0) for dy in (0.0, 0.7, 1.4, 2.1)]
         shown[word] = artist.clip(poses)[:, mask].astype(np.float64)
     return mask, shown

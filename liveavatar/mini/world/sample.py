@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 
 from ...errors import ModelError
+from .appearance import Prompt
 from .artist import Artist
 from .identity import Identity
-from .looks import Prompt
 from .motion import track
 from .pose import Pose, Track
 from .speech import level, mouth
@@ -72,7 +72,7 @@ def sample(
     sound = utterance(seed, seconds, held_out)
     poses = track_of(sound)
     reference = Artist(identity, None, height, width).frame(Pose())
-    frames = Artist(identity, prompt.look(identity), height, width).clip(poses.poses()) if draw else None
+    frames = Artist(identity, prompt.appearance(identity), height, width).clip(poses.poses()) if draw else None
     return Sample(identity, prompt, reference, sound, poses, frames)
 
 
@@ -83,4 +83,4 @@ def person(seed: int, held_out: bool = False) -> Identity:
 
 def track_of(sound: Utterance, frames: int | None = None) -> Track:
     """How a face moves to a sound: its speech, as loud as it stands out in what is heard."""
-    return track(mouth(sound.speech, frames, reference=level(sound.heard)))
+    return track(mouth(sound.speech, frames, reference=level(sound.samples)))

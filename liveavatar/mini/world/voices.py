@@ -32,19 +32,19 @@ class Utterance:
     """A sound and the speech in it.
 
     Attributes:
-        heard: float32 [n], 16 kHz, what the network hears: speech, pauses, noise, music-like tones; within -1..1.
+        samples: float32 [n], 16 kHz, what the network hears: speech, pauses, noise, music-like tones; within -1..1.
         speech: float32 [n], only what moves the mouth; zeros where nobody speaks.
         description: voice, text, noise, for people.
     """
 
-    heard: np.ndarray
+    samples: np.ndarray
     speech: np.ndarray
     description: str
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return len(self.heard) / AUDIO_SAMPLE_RATE
+        return len(self.samples) / AUDIO_SAMPLE_RATE
 
 
 def espeak_command() -> list[str]:
@@ -120,8 +120,8 @@ def utterance(seed: int, seconds: float | None = None, held_out: bool = False) -
     noise, name = sounds.noise(rng, n)
     ratio = float(rng.uniform(8, 35))
     loud = float(np.sqrt(np.mean(speech**2))) * 10 ** (-ratio / 20)
-    heard = np.clip(speech + noise * np.float32(loud), -1, 1)
-    return Utterance(heard, speech, f"{said}, in {name} {ratio:.0f} dB below")
+    samples = np.clip(speech + noise * np.float32(loud), -1, 1)
+    return Utterance(samples, speech, f"{said}, in {name} {ratio:.0f} dB below")
 
 
 def _wordless(rng: np.random.Generator, n: int) -> Utterance:

@@ -42,7 +42,7 @@ def wav2vec2_settings(recipe: Recipe) -> dict[str, Any]:
     return {**SETTINGS, **widths}
 
 
-class Listener(nn.Module):
+class MovementEncoder(nn.Module):
     """wav2vec2 with a head that reads the mouth off its hidden states, per video frame at 25 a second.
 
     The hidden states are mixed as the network does it: by SiLU of one weight per layer, divided by the weights' sum.

@@ -1,4 +1,4 @@
-"""Sounds to learn hearing from: sentences, pauses and noise, and how the face moves with them."""
+"""Audio examples to train the encoder on: sentences, pauses and noise, and how the face moves with them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _QUIETER_DB = 6.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Heard:
-    """One sound.
+class AudioExample:
+    """Audio and the movements of the face that belong to it.
 
     Attributes:
         wave: 16 kHz samples, float32 [n].
@@ -35,7 +35,7 @@ class Heard:
         return WaveformStats.of(self.wave).normalized(self.wave)
 
 
-def hear(rng: np.random.Generator, sentences: Sequence[np.ndarray], frames: int, samples: int) -> Heard:
+def audio_example(rng: np.random.Generator, sentences: Sequence[np.ndarray], frames: int, samples: int) -> AudioExample:
     """Sentences with pauses, mostly with some noise, sometimes nothing else; noise never moves the face.
 
     Loudness is relative to all that is heard, because the encoder is given the sound normalised by that.
@@ -48,7 +48,7 @@ def hear(rng: np.random.Generator, sentences: Sequence[np.ndarray], frames: int,
         wave = speech + noise(rng, samples)[0] * max(level(speech), 0.01) * 10 ** (-decibels / 20)
     moves = track(mouth(speech, frames, reference=level(wave)))
     movements = np.stack([getattr(moves, name) for name in MOVEMENTS], 1)
-    return Heard(wave.astype(np.float32), movements.astype(np.float32))
+    return AudioExample(wave.astype(np.float32), movements.astype(np.float32))
 
 
 def nothing_but_noise(rng: np.random.Generator, samples: int) -> np.ndarray:

@@ -19,7 +19,7 @@ _PROMPTED = 0x9207
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Appearance:
     """How a person is shown.
 
     Attributes:
@@ -31,7 +31,7 @@ class Look:
     mood: str = "neutral"
 
     @classmethod
-    def own(cls, identity: Identity) -> Look:
+    def own(cls, identity: Identity) -> Appearance:
         """As on the reference picture: the person's own wall, neutral."""
         return cls(identity.background)
 
@@ -50,10 +50,10 @@ class Prompt:
     background: str | None = None
     mood: str | None = None
 
-    def look(self, identity: Identity) -> Look:
+    def appearance(self, identity: Identity) -> Appearance:
         """How the video shows the person of the reference picture."""
         wall = identity.background if self.background is None else BACKGROUNDS[self.background]
-        return Look(wall, self.mood or "neutral")
+        return Appearance(wall, self.mood or "neutral")
 
     @classmethod
     def of(cls, seed: int, identity: Identity) -> Prompt:
