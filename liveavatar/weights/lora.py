@@ -97,9 +97,9 @@ def open_lora(base: TensorSource, path: str | Path, targets: Sequence[str], alph
     for key in sorted(source.keys()):
         if source.dtype(key) in WHOLE_NUMBERS and not key.endswith(".alpha"):
             raise LoRAError(f"{path} stores {shortened(key)} in whole numbers, without a scale.", _NEAREST)
-    for key in source.zeros():
-        if _FIRST_FACTOR.search(key):  # the second begins training as zeros
-            raise LoRAError(f"{path} holds only zeros for {shortened(key)}, as unfinished downloads do.", FETCH_AGAIN)
+    first = [key for key in source.keys() if _FIRST_FACTOR.search(key)]  # noqa: SIM118 (not a mapping)
+    for key in source.zeros(first):  # the second begins training as zeros
+        raise LoRAError(f"{path} holds only zeros for {shortened(key)}, as unfinished downloads do.", FETCH_AGAIN)
     return LoRASource(base, source, targets, alpha=alpha if alpha is not None else _stated_alpha(source.metadata()))
 
 

@@ -193,15 +193,13 @@ class DequantisedSource:
                 raise ModelError(
                     f"{self._source.describe()} holds a scale for {shortened(weight)} that is {wrong}.", FETCH_AGAIN
                 )
-        names = {stored: key for key, stored in self._stored.items()}
-        for stored in self._source.zeros():
-            key = names.get(stored, "")
-            if key and not any(part in key for part in ZERO_AT_FIRST):
-                raise ModelError(
-                    f"{self._source.describe()} holds only zeros for {shortened(key)}: "
-                    "a download that has not finished leaves such a file.",
-                    FETCH_AGAIN,
-                )
+        names = {stored: key for key, stored in self._stored.items() if not any(part in key for part in ZERO_AT_FIRST)}
+        for stored in self._source.zeros(names):
+            raise ModelError(
+                f"{self._source.describe()} holds only zeros for {shortened(names[stored])}: "
+                "a download that has not finished leaves such a file.",
+                FETCH_AGAIN,
+            )
 
     def _refusal(self, layer: str, how: str) -> ModelError:
         what = f"{self._source.describe()} stores {shortened(layer)} in {how}, which cannot be read."

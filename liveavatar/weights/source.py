@@ -97,8 +97,8 @@ class FileSource(TensorSource, Protocol):
     def metadata(self) -> dict[str, str]:
         """The free text entries of the (first) file."""
 
-    def zeros(self) -> Iterator[str]:
-        """Names of matrices that hold nothing but zeros; a few bytes of each are read, and all of those found."""
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
+        """Those of these that are matrices of zeros; a few bytes of each are read, and all of those found."""
 
 
 class SafetensorsSource:
@@ -153,11 +153,11 @@ class SafetensorsSource:
     def metadata(self) -> dict[str, str]:
         return next((dict(self._header(shard).metadata) for shard in self.shards()), {})
 
-    def zeros(self) -> Iterator[str]:
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
         by_shard: dict[Path, list[str]] = {}
-        for key, shard in self._shard_of.items():
-            by_shard.setdefault(shard, []).append(key)
-        suspects = [key for shard, keys in by_shard.items() for key in self._suspects(shard, keys)]
+        for key in keys:
+            by_shard.setdefault(self._shard(key), []).append(key)
+        suspects = [key for shard, names in by_shard.items() for key in self._suspects(shard, names)]
         return (key for key in sorted(suspects) if not self.read(key).view(torch.uint8).any())
 
     def describe(self) -> str:
@@ -230,8 +230,8 @@ class TorchSource:
     def metadata(self) -> dict[str, str]:
         return {}
 
-    def zeros(self) -> Iterator[str]:
-        matrices = {key: tensor for key, tensor in self._tensors.items() if _is_matrix(tuple(tensor.shape))}
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
+        matrices = {key: self._tensors[key] for key in keys if _is_matrix(self.shape(key))}
         suspects = {key: t for key, t in matrices.items() if not t[len(t) // 2].flatten()[:_SAMPLE].bool().any()}
         return (key for key, tensor in sorted(suspects.items()) if not tensor.bool().any())
 
