@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,23 +17,25 @@ import torch
 from torch import nn
 
 from .config import PRESETS, ModelConfig
-from .errors import MissingFilesError, ModelError
+from .errors import LiveAvatarError, MissingFilesError, ModelError
 from .storage import WeightFormat
 from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
+from .weights.header import reason
 from .weights.load import (
     DType,
     TensorDevice,
     audio_settings,
     audio_weights,
     check,
+    check_layers,
     config_of_single_file,
     fill,
     text_settings,
     text_weights,
     vae_weights,
 )
-from .weights.lora import LoRASource, lora_targets, open_lora
+from .weights.lora import lora_targets, open_lora, refuse_merged
 from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
@@ -87,19 +89,30 @@ class Components(Protocol):
         """Where the weights come from, one line per part."""
 
 
-def open_components(model: str | Path) -> Components:
+def open_components(model: str | Path, **given: str | Path | None) -> Components:
     """The components of "mini", of "untrained", of a model folder, or of a single transformer file.
+
+    Args:
+        model: its name or place.
+        given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae, text_encoder,
+            tokenizer, audio_encoder.
 
     Raises:
         MissingFilesError: no such model, or parts of it are missing; with the commands that fetch them.
         ModelError: a file is cut off or of another kind.
     """
+    given = {part: place for part, place in given.items() if place is not None}
+    if str(model) in ("mini", "untrained") and given:
+        raise ModelError(
+            f"The model {str(model)!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
+            "Give the model's folder or file, or leave that out.",
+        )
     if str(model) == "untrained":
         from .mini.untrained import UntrainedComponents
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini")
+        return _open_folder(MINI_FOLDER, "mini", {})
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -107,12 +120,17 @@ def open_components(model: str | Path) -> Components:
         )
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
-    return _open_folder(model, str(model))
+    return _open_folder(model, str(model), given)
 
 
-def _open_folder(model: str | Path, name: str) -> FolderComponents:
+def _open_folder(model: str | Path, name: str, given: Mapping[str, str | Path | None]) -> FolderComponents:
     with opening_files_once():
-        return FolderComponents(find_model(model), name=name)
+        return FolderComponents(find_model(model, **given), name=name)
+
+
+def notes_of(components: Components) -> tuple[str, ...]:
+    """What is worth knowing of a model's files before anything is made of them, one sentence each."""
+    return components.notes if isinstance(components, FolderComponents) else ()
 
 
 def files_of(components: Components) -> tuple[Path, ...]:
@@ -123,7 +141,8 @@ def files_of(components: Components) -> tuple[Path, ...]:
         if path is not None and path.is_dir():
             found += (inside for inside in path.iterdir() if inside.is_file())
         elif path is not None:
-            shards = path.parent.glob("*.safetensors") if path.suffix == ".json" else ()
+            sharded = path.suffix == ".json" or "-of-" in path.name
+            shards = path.parent.glob("*.safetensors") if sharded else ()
             found += (path, *shards)
     return tuple(dict.fromkeys(found))
 
@@ -158,9 +177,22 @@ class FolderComponents:
         with opening_files_once():
             base = open_transformer(files.transformer)
             self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
+            check_layers(self.config, base)
             check(_whole(self.config), base)
             check_encoders(files, self.config)
-            self._weights: LoRASource = open_lora(base, files.lora, lora_targets(self.config))
+            self._weights: TensorSource = base
+            if files.lora:
+                refuse_merged(base)
+                self._weights = open_lora(base, files.lora, lora_targets(self.config))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing of the files before anything is made of them."""
+        lora, folder = self.files.lora, self.files.transformer.parent
+        if lora is None:
+            return ("no LoRA is merged: the network is used as its file has it",)
+        beside = folder.resolve() in lora.resolve().parents
+        return () if beside else (f"the LoRA is {lora}; --lora names another, or none where the network needs none",)
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
@@ -222,9 +254,21 @@ def _whole(config: ModelConfig) -> CausalS2VTransformer:
 
 
 def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, dtype: DType) -> M:
-    """A module built without memory, then filled."""
-    with torch.device("meta"):
-        module = build()
+    """A module built without memory, then filled.
+
+    Raises:
+        ModelError: settings of which no such network can be built, or what `fill` raises.
+    """
+    try:
+        with torch.device("meta"):
+            module = build()
+    except LiveAvatarError:
+        raise
+    except Exception as e:  # what settings of strangers make the networks' classes raise has no common base
+        raise ModelError(
+            f"No network can be built by the settings beside {source.describe()} ({reason(e)}).",
+            "Restore the published config.json.",
+        ) from e
     fill(module, source, dtype=dtype, device=device)
     return module
 
@@ -234,7 +278,6 @@ def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
     except Exception as e:  # damaged files make it raise errors of many kinds
-        why = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
         raise ModelError(
-            f"{folder} cannot be read by transformers ({why}).", "Fetch the published folder again."
+            f"{folder} cannot be read by transformers ({reason(e)}).", "Fetch the published folder again."
         ) from e

@@ -101,7 +101,7 @@ class ModelConfig:
         for key, expected in _FIXED_BY_ARCHITECTURE.items():
             if key in values and values[key] not in expected:
                 raise ModelError(
-                    f"config.json says {key} = {values[key]!r}, which is another network.",
+                    f"config.json says {key} = {values[key]!r:.60}, which is another network.",
                     f"Live Avatar needs {key} = {expected[0]!r}.",
                 )
         known = {f.name for f in dataclasses.fields(cls)}
@@ -118,8 +118,10 @@ class ModelConfig:
             ModelError: not readable, not JSON, or of another network.
         """
         try:
+            if path.stat().st_size > _LARGEST_FILE:
+                raise ValueError(f"{path.stat().st_size} bytes")
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise ModelError(f"{path} cannot be read as JSON ({e}).", "Restore the published config.json.") from e
         if not isinstance(values, dict):
             raise ModelError(f"{path} is not a JSON object.", "Restore the published config.json.")
@@ -138,20 +140,32 @@ _FIXED_BY_ARCHITECTURE: dict[str, tuple[Any, ...]] = {
 }
 
 
+_LARGEST_FILE = 1 << 20
+_MOST_LAYERS, _LARGEST = 256, 1 << 17
+"""Far beyond every network of this kind, and still no work to lay out."""
+
+
 def _impossible(c: ModelConfig) -> list[tuple[bool, str]]:
     """The ways in which dimensions can contradict each other, each with its sentence."""
     sizes = [f.name for f in dataclasses.fields(c) if f.type == "int"]
-    bad = [n for n in sizes if not isinstance(getattr(c, n), int) or getattr(c, n) < 1]
+    bad = [n for n in sizes if type(getattr(c, n)) is not int or getattr(c, n) < 1]
     if bad:
-        return [(True, f"{bad[0]} = {getattr(c, bad[0])!r} is not a positive whole number")]
+        return [(True, f"{bad[0]} = {getattr(c, bad[0])!r:.60} is not a positive whole number")]
+    large = [n for n in sizes if getattr(c, n) > (_MOST_LAYERS if n.endswith("layers") else _LARGEST)]
+    if large:
+        return [(True, f"{large[0]} = {getattr(c, large[0])!r:.60} is more than any network of this kind has")]
     layers = c.audio_inject_layers
+    if any(type(i) is not int for i in layers):
+        return [(True, f"audio_inject_layers {list(layers)!r:.60} are not whole numbers")]
+    if type(c.eps) not in (int, float) or not 0 < c.eps < 1:
+        return [(True, f"eps = {c.eps!r:.60} is not a small number")]
     return [
         (c.dim % c.num_heads != 0, f"dim {c.dim} is not a multiple of num_heads {c.num_heads}"),
         (c.head_dim % 2 != 0, f"the head width {c.head_dim} is odd"),
         (c.dim % 4 != 0, f"dim {c.dim} is not a multiple of 4"),
         (c.freq_dim % 2 != 0, f"freq_dim {c.freq_dim} is odd"),
-        (list(layers) != sorted(set(layers)), f"audio_inject_layers {list(layers)} are not in rising order"),
-        (any(not 0 <= i < c.num_layers for i in layers), f"audio_inject_layers {list(layers)} exceed the layers"),
+        (list(layers) != sorted(set(layers)), f"audio_inject_layers {list(layers)!r:.60} are not in rising order"),
+        (any(not 0 <= i < c.num_layers for i in layers), f"audio_inject_layers {list(layers)!r:.60} exceed the layers"),
     ]
 
 

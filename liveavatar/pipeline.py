@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, files_of, open_components
+from .components import Components, files_of, notes_of, open_components
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
@@ -103,6 +103,7 @@ class LiveAvatarPipeline:
         threads: int | None = None,
         placement: Placement | None = None,
         backend: Backend | None = None,
+        **parts: str | os.PathLike[str] | None,
     ) -> LiveAvatarPipeline:
         """A pipeline of a model that is on this machine; its files are found and checked, no weights are loaded.
 
@@ -112,6 +113,8 @@ class LiveAvatarPipeline:
             placement: everything that can be wished of the place, instead of these.
             backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process. Where
                 nothing else is said of the place, it is the backend's.
+            parts: files that are not beside the model: lora ("none" for a network that needs none), vae, text_encoder,
+                tokenizer, audio_encoder.
 
         Raises:
             ModelError: no such model, or an incomplete one, with the command that fetches what is missing.
@@ -120,7 +123,8 @@ class LiveAvatarPipeline:
         named = Placement(tuple(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
         place = _path(model, "The model", ModelError)
-        return cls(open_components(place), backend or LocalBackend(placement), placement)
+        given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
+        return cls(open_components(place, **given), backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -198,7 +202,8 @@ class LiveAvatarPipeline:
         cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
         resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
         name, loaded = self.components.name, self.backend.bytes_by_device
-        return self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
+        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
+        return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
 
     def expected_seconds(self, resolved: ResolvedRequest) -> float | None:
         """Seconds the video will take, from the latest video of this size, steps and clip; None where there was

@@ -38,7 +38,8 @@ class LoadModel(io.ComfyNode):
                     options=paths.files("loras"),
                     default=paths.AUTOMATIC,
                     tooltip="The distillation LoRA that the four steps need. automatic: the one beside the model, or "
-                    "liveavatar.safetensors in loras. It must fit to the last tensor.",
+                    "liveavatar.safetensors in loras. none: for a network that has it merged. It must fit to the "
+                    "last tensor.",
                 ),
                 advanced(
                     io.Combo.Input(

@@ -12,6 +12,8 @@ import folder_paths
 from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
 from ..liveavatar.errors import MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
+from ..liveavatar.weights.lora import NO_LORA
+from ..liveavatar.weights.places import PLACES, is_named_like
 from ..liveavatar.weights.source import opening_files_once
 
 SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
@@ -20,13 +22,6 @@ MINIATURE = "miniature (comes along)"
 AUTOMATIC = "automatic"
 OWN_CATEGORY = "liveavatar"
 _FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
-_PARTS = {
-    "lora": ("loras", ("liveavatar", "live-avatar", "live_avatar")),
-    "text_encoder": ("text_encoders", ("umt5_xxl", "umt5-xxl", "models_t5_umt5")),
-    "audio_encoder": ("audio_encoders", ("wav2vec2",)),
-    "vae": ("vae", ("wan_2.1_vae", "wan2.1_vae")),
-}
-"""Of each part: the category it lies in, and how the names of its files begin."""
 
 
 def register() -> None:
@@ -40,8 +35,8 @@ def models() -> list[str]:
 
 
 def files(category: str) -> list[str]:
-    """The files of a category, after the choice that needs none."""
-    return [AUTOMATIC, *_names(category)]
+    """The files of a category, after the choices that need none."""
+    return [AUTOMATIC, *([NO_LORA] if category == PLACES["lora"].category else []), *_names(category)]
 
 
 def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> Components:
@@ -53,12 +48,12 @@ def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae
     if model == MINIATURE:
         return open_components("mini")
     chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
-    given = {part: _place(_PARTS[part][0], name) for part, name in chosen.items() if name != AUTOMATIC}
+    given = {part: _chosen(part, name) for part, name in chosen.items() if name != AUTOMATIC}
     place = _model_place(model)
     with opening_files_once():
         items = inspect_model(place, **given).items
         lacking = {item.name.replace(" ", "_").lower() for item in items if not item.usable}
-        found = {part: path for part in lacking & (set(_PARTS) - set(given)) if (path := _likely(part))}
+        found = {part: path for part in lacking & (set(chosen) - set(given)) if (path := _likely(part))}
         return FolderComponents(find_model(place, **given, **found), name=model)
 
 
@@ -103,13 +98,15 @@ def _place(category: str, name: str) -> Path:
     return Path(path)
 
 
+def _chosen(part: str, name: str) -> str | Path:
+    """A part that was chosen by name; a LoRA may be chosen not to be."""
+    return NO_LORA if part == "lora" and name == NO_LORA else _place(PLACES[part].category, name)
+
+
 def _likely(part: str) -> Path | None:
     """The first file that is named like this part."""
-    category, beginnings = _PARTS[part]
-    for name in _names(category):
-        if Path(name).name.lower().startswith(beginnings):
-            return _place(category, name)
-    return None
+    category = PLACES[part].category
+    return next((_place(category, name) for name in _names(category) if is_named_like(part, name)), None)
 
 
 def _folders() -> dict[str, Path]:

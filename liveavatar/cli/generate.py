@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import whole_number
 from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
         with _backend(arguments) as backend:
-            pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend)
+            pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
             with contextlib.closing(pipeline(arguments.image, arguments.audio, request=request)) as video:
                 if not quiet:
                     say(_spec_lines(video.spec, arguments.model, out))

@@ -1,4 +1,4 @@
-"""Say what a model folder holds, what is missing, and the command that would fetch it."""
+"""Say what a model holds, whether its parts fit together, what is missing, and the command that would fetch it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import argparse
 from pathlib import Path
 
 from ..config import PRESETS
+from ..errors import LiveAvatarError
+from .options import add_part_arguments, parts_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `inspect`."""
     parser.add_argument("path", metavar="DIR", help="a model folder, or one safetensors file")
+    add_part_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect; 0 when nothing is missing, 1 when something is."""
-    if arguments.path in PRESETS and not Path(arguments.path).exists():
-        from ..components import open_components
-
-        print(open_components(arguments.path).describe())
-        return 0
+    """Inspect; 0 where `generate` would take the model, 1 where it would refuse it."""
+    from ..components import open_components
     from ..weights.folder import format_inspection, inspect_model
+    from ..weights.source import opening_files_once
 
-    inspection = inspect_model(arguments.path)
-    print(format_inspection(inspection))
-    return 0 if inspection.complete else 1
+    parts = parts_of(arguments)
+    if arguments.path in PRESETS and not Path(arguments.path).exists():
+        print(open_components(arguments.path, **parts).describe())
+        return 0
+    with opening_files_once():
+        inspection = inspect_model(arguments.path, **parts)
+        refusal: LiveAvatarError | None = None
+        try:
+            if inspection.complete:
+                open_components(arguments.path, **parts)
+        except LiveAvatarError as error:
+            refusal = error
+    print(format_inspection(inspection, refusal))
+    return 0 if inspection.complete and not refusal else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError
@@ -27,6 +27,7 @@ STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightForm
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """What is asked for, and where it runs."""
     parser.add_argument("--model", default="mini", metavar="mini|DIR|FILE", help="the model (default: mini)")
+    add_part_arguments(parser)
     parser.add_argument(
         "--size", metavar="WxH", help=f"width x height, an area (default: {_DEFAULT_SIZE}; mini: 128x128)"
     )
@@ -72,6 +73,22 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
+
+
+def add_part_arguments(parser: argparse.ArgumentParser) -> None:
+    """Parts of the model that are named one by one."""
+    parts = parser.add_argument_group("parts of the model that are not beside it: files, or their names in ComfyUI")
+    parts.add_argument("--lora", metavar="FILE|none", help="the LoRA; none for a network that has it merged already")
+    parts.add_argument("--vae", metavar="FILE", help="the VAE of Wan 2.1")
+    parts.add_argument("--text-encoder", metavar="FILE", help="UMT5-XXL")
+    parts.add_argument("--tokenizer", metavar="DIR", help="of the text encoder, where its file has none")
+    parts.add_argument("--audio-encoder", metavar="FILE", help="wav2vec2")
+
+
+def parts_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parts that were named, by their fields of `ModelFiles`."""
+    names = ("lora", "vae", "text_encoder", "tokenizer", "audio_encoder")
+    return {name: found for name in names if (found := getattr(arguments, name, None)) is not None}
 
 
 def _add_parity_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingFilesError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import number
 from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..components import Components
     from ..config import ModelConfig
     from ..placement import Placement
     from ..planner import Hardware, Plan
@@ -76,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         notes += audio_notes(audio)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    config = _config(arguments.model)
-    notes += _prompt_notes(arguments.model, config, arguments.prompt)
-    resolved, plan = _plan(arguments, config, resolve(request, image, *length, notes))
+    components, config = _model(arguments)
+    notes += _prompt_notes(components, arguments.model, config, arguments.prompt)
+    resolved, plan = _plan(arguments, components, config, resolve(request, image, *length, notes))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -115,28 +116,35 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
 
 
 def _plan(
-    arguments: argparse.Namespace, config: ModelConfig, resolved: ResolvedRequest
+    arguments: argparse.Namespace, components: Components | None, config: ModelConfig, resolved: ResolvedRequest
 ) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
+    from ..components import notes_of
+
     placement, hardware = _where(arguments)
-    return placement.plan(resolved, config, arguments.model, hardware)
+    resolved, plan = placement.plan(resolved, config, arguments.model, hardware)
+    return resolved, dataclasses.replace(plan, notes=(*plan.notes, *(notes_of(components) if components else ())))
 
 
-def _config(model: str) -> ModelConfig:
-    """The configuration of a model that need not be here where its name is known."""
+def _model(arguments: argparse.Namespace) -> tuple[Components | None, ModelConfig]:
+    """A model and its configuration; it need not be here where its name is known."""
     from ..components import open_components
     from ..config import PRESETS
 
-    return PRESETS[model] if model in PRESETS else open_components(model).config
+    model, parts = arguments.model, parts_of(arguments)
+    if model in PRESETS and not parts:
+        return None, PRESETS[model]
+    components = open_components(model, **parts)
+    return components, components.config
 
 
-def _prompt_notes(model: str, config: ModelConfig, prompt: str) -> tuple[str, ...]:
+def _prompt_notes(components: Components | None, model: str, config: ModelConfig, prompt: str) -> tuple[str, ...]:
     """What is to be told of a prompt that is too long, as far as that is known without the model."""
     from ..components import open_components
     from ..encoders.text import prompt_notes
 
     try:
-        return prompt_notes(lambda: open_components(model).tokenizer(), prompt, config.text_len)
+        return prompt_notes(lambda: (components or open_components(model)).tokenizer(), prompt, config.text_len)
     except MissingFilesError:
         words = len(prompt.split())
         if words < config.text_len:

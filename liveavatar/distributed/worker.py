@@ -69,7 +69,11 @@ def _file_state(model: ModelSpec) -> Iterator[tuple[str, int, int, int]]:
         if part not in _READ or named is None:
             continue
         path = Path(named)
-        for file in (path, *sorted(path.parent.glob("*.safetensors"))) if path.suffix == ".json" else (path,):
+        for file in (
+            (path, *sorted(path.parent.glob("*.safetensors")))
+            if path.suffix == ".json" or "-of-" in path.name
+            else (path,)
+        ):
             with contextlib.suppress(OSError):  # opening the model will say what is wrong
                 found = file.stat()
                 yield str(file), found.st_ino, found.st_size, found.st_mtime_ns

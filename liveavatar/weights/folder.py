@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..errors import MissingFilesError, ModelError
+from ..errors import LiveAvatarError, MissingFilesError, ModelError
 from ..utils import format_bytes
-from .formats import AnotherKind, DequantisedSource, Kind, open_file, open_transformer, refuse_another_kind
+from .formats import open_file, open_transformer
+from .header import FETCH_AGAIN, AnotherKind
+from .kinds import Kind
 from .load import audio_settings, hugging_face_weights, text_settings, vae_weights
-from .source import SafetensorsSource, TensorSource, TorchSource, opening_files_once
+from .lora import NO_LORA, check_lora
+from .places import (
+    BASE_REPO,
+    LORA_FILE,
+    LORA_REPO,
+    PLACES,
+    download,
+    downloads_to_categories,
+    files_in,
+    models_folder,
+    own_models_folder,
+    places_of,
+)
+from .quantised import DequantisedSource
+from .source import PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 
-BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
-LORA_REPO = "Quark-Vision/Live-Avatar"
-LORA_FILE = "liveavatar.safetensors"
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
@@ -34,7 +48,7 @@ class ModelFiles:
     Attributes:
         transformer: index of the shards, or one safetensors file.
         config: dimensions of the transformer; None where a single file came without one.
-        lora: the distillation LoRA.
+        lora: the distillation LoRA; None where the network is used as its file has it.
         vae: `Wan2.1_VAE.pth`, the same as `.safetensors`, or a diffusers folder.
         text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, one safetensors file, or a transformers folder.
         tokenizer: transformers folder; None where the text encoder's file carries it.
@@ -43,7 +57,7 @@ class ModelFiles:
 
     transformer: Path
     config: Path | None
-    lora: Path
+    lora: Path | None
     vae: Path
     text_encoder: Path
     tokenizer: Path | None
@@ -101,6 +115,7 @@ class _Kind:
         candidates: the paths to look at, best first.
         examine: a path -> a note; raises ModelError with what is wrong.
         repo, files: what to download.
+        kind: what its files are, where they are known by their tensors.
     """
 
     field: str
@@ -109,17 +124,19 @@ class _Kind:
     examine: Callable[[Path], str]
     repo: str
     files: str
+    kind: Kind | None = None
 
 
 def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
     """The files of a model folder in the official layout, or of a single transformer file with the others beside it.
 
-    Every part may also be one file as ComfyUI's own loaders take it (see `core_files`).
+    Every part may also be one file as ComfyUI's own loaders take it (see `formats`), in the folder it has there.
 
     Args:
-        path: the folder, or one safetensors file.
-        given: places of single parts by their field of `ModelFiles`, where they are not beside the rest; None is not
-            given. Without a `tokenizer` the one that the text encoder's file carries is used, or the folder beside.
+        path: the folder, or one safetensors file; or the name of a file in ComfyUI's folders.
+        given: places of single parts by their field of `ModelFiles`, or their names in ComfyUI's folders, where they
+            are not beside the rest; None is not given. "none" for the LoRA stands for a network that needs none.
+            Without a `tokenizer` the one that the text encoder's file carries is used, or the folder beside.
 
     Raises:
         MissingFilesError: no such path, or parts are missing; with the commands that fetch them.
@@ -130,10 +147,10 @@ def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
     if wrong:
         kind = MissingFilesError if any(item.path is None for item in wrong) else ModelError
         listed = "; ".join(f"{item.name} ({item.note})" for item in wrong)
-        nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)])
+        nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)]).strip()
         raise kind(f"The model at {found.root} is not complete: {listed}.", nearest)
     places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=True)}
-    # Every usable item has a path, but for a configuration that is not needed and a tokenizer that is transferred.
+    # Every usable item has a path, but for a LoRA or configuration not needed, and a tokenizer inside a file.
     return ModelFiles(**places)  # type: ignore[arg-type]
 
 
@@ -147,22 +164,74 @@ def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
     if unknown := set(given) - {kind.field for kind in _KINDS}:
         raise TypeError(f"no such part of a model: {', '.join(sorted(unknown))}")
     given = {field: place for field, place in given.items() if place is not None}
-    root = Path(path).expanduser()
-    single = root.is_file() and root.suffix == ".safetensors"
-    folder = root.parent if single else root
-    if not single and not root.is_dir():
-        what = "is a file, not a model folder or a .safetensors file" if root.exists() else "does not exist"
-        to = root.parent if root.exists() else root
-        raise MissingFilesError(f"{root} {what}.", _fetch_sentence(_commands(_KINDS, to, whole=True)))
+    root = _root(path)
+    single = root.is_file()
     if single:
         given = {"transformer": root, **given}
+    look = _Look(root, root.parent if single else root, single, models_folder(root))
     with opening_files_once():
-        items = {kind.field: _item(kind, folder, given.get(kind.field), single) for kind in _KINDS}
+        items = {kind.field: _item(kind, look, given.get(kind.field)) for kind in _KINDS}
         if "tokenizer" not in given:
             items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
     wrong = [kind for kind in _KINDS if not items[kind.field].usable]
     whole = all(item.path is None for item in items.values())
-    return Inspection(root, tuple(items.values()), _commands(wrong, folder, whole))
+    return Inspection(root, tuple(items.values()), look.commands(wrong, whole))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """Where the parts of one model are looked for.
+
+    Attributes:
+        root: the model's folder or single file.
+        folder: where the other parts may lie beside it.
+        single: it is a file.
+        models: ComfyUI's folder of models that it lies in, if it does.
+    """
+
+    root: Path
+    folder: Path
+    single: bool
+    models: Path | None
+
+    def candidates(self, kind: _Kind, given: str | Path | None) -> list[Path]:
+        """Paths where a part may be, best first."""
+        if given:
+            return list(places_of(kind.field, given, (self.models, own_models_folder())))
+        elsewhere = files_in(self.models, kind.field) if kind.field in PLACES and kind.field != "transformer" else []
+        return [*kind.candidates(self.folder), *elsewhere, *(_neighbours(self.folder) if kind.field == "lora" else [])]
+
+    def commands(self, wrong: Sequence[_Kind], whole: bool) -> tuple[str, ...]:
+        """What fetches parts: each to the folder it has in ComfyUI, beside the rest elsewhere, or all at once."""
+        fields = [kind.field for kind in wrong]
+        if self.models and self.single:
+            config = [download(BASE_REPO, "config.json", self.folder)] if "config" in fields and not whole else []
+            return (*downloads_to_categories(fields, self.models), *config)
+        commands = [f"hf download {BASE_REPO} --local-dir {shlex.quote(str(self.folder))}"] if whole else []
+        for kind in wrong:
+            if kind.repo == LORA_REPO:
+                loras = self.models / PLACES["lora"].category if self.models else self.folder
+                commands.append(download(LORA_REPO, LORA_FILE, loras))
+            elif not whole:
+                commands.append(download(BASE_REPO, kind.files, self.folder))
+        return tuple(commands)
+
+
+def _root(path: str | Path) -> Path:
+    """The folder or file that is meant.
+
+    Raises:
+        MissingFilesError: there is none, or it is a file of another kind.
+    """
+    given = Path(path).expanduser()
+    root = next((p for p in places_of("transformer", given, (own_models_folder(),)) if p.exists()), given)
+    named_file = root.suffix in _SINGLE or root.name.endswith(".safetensors.index.json")
+    if root.is_dir() or (root.is_file() and named_file):
+        return root
+    what = "is a file, not a model folder or a .safetensors file" if root.exists() else "does not exist"
+    folder = root.parent if root.exists() or named_file else root
+    look = _Look(root, folder, named_file, models_folder(root))
+    raise MissingFilesError(f"{root} {what}.", _fetch_sentence(look.commands(_KINDS, whole=True)))
 
 
 def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
@@ -176,7 +245,8 @@ def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
         raise MissingFilesError(f"{files.text_encoder} carries no tokenizer.", "Give the folder google/umt5-xxl.")
     text = text_settings(files.text_encoder)
     audio = audio_settings(files.audio_encoder)
-    width, layers = audio.get("hidden_size"), (audio.get("num_hidden_layers") or 0) + 1
+    width, count = audio.get("hidden_size"), audio.get("num_hidden_layers")
+    layers = count + 1 if isinstance(count, int) else count
     for part, path, found, needed in (
         ("text encoder", files.text_encoder, text.get("d_model"), config.text_dim),
         ("audio encoder", files.audio_encoder, width, config.audio_dim),
@@ -190,15 +260,23 @@ def check_encoders(files: ModelFiles, config: ModelConfig) -> None:
         )
 
 
-def format_inspection(inspection: Inspection) -> str:
-    """The inspection as lines for a terminal."""
+def format_inspection(inspection: Inspection, refusal: LiveAvatarError | None = None) -> str:
+    """The inspection as lines for a terminal.
+
+    Args:
+        inspection: of all parts.
+        refusal: why parts that are all there do not make a model together.
+    """
     lines = [f"{inspection.root}"]
     for item in inspection.items:
         wrong = "another" if item.nearest else "damaged"
         state = "ok" if item.usable else ("missing" if item.path is None else wrong)
+        note = item.note if item.usable or not item.nearest else f"{item.note}. {item.nearest}"
         size = format_bytes(item.nbytes, unit="largest") if item.path else ""
-        lines.append(f"  {state:<8} {item.name:<18} {size:>9}  {item.note}")
-    if inspection.commands:
+        lines.append(f"  {state:<8} {item.name:<18} {size:>9}  {note}")
+    if refusal:
+        lines.append(str(refusal))
+    elif inspection.commands:
         lines += [
             "To fetch what is missing (nothing is downloaded by itself):",
             *(f"  {c}" for c in inspection.commands),
@@ -208,19 +286,33 @@ def format_inspection(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _item(kind: _Kind, folder: Path, given: str | Path | None, single: bool) -> Item:
-    candidates = [Path(given).expanduser()] if given else kind.candidates(folder)
+def _item(kind: _Kind, look: _Look, given: str | Path | None) -> Item:
+    if kind.field == "lora" and given == NO_LORA:
+        return Item(kind.name, None, 0, "none: the network is used as its file has it", True)
+    candidates = look.candidates(kind, given)
     path = next((c for c in candidates if c.exists()), None)
     if path is None:
-        if kind.field == "config" and single:
+        if kind.field == "config" and look.single:
             return Item(kind.name, None, 0, "none beside the file: dimensions of the 14B model, if they fit", True)
         return Item(kind.name, None, 0, f"no {given or kind.files.split(' ')[0]}", False)
+    if kind.field == "lora" and not given and (rivals := _rivals(path, look.folder)):
+        return Item(kind.name, None, 0, f"several beside the model: {', '.join(map(str, rivals))}", False, _NAME_ONE)
     try:
         return Item(kind.name, path, _bytes_of(path), kind.examine(path), True)
     except AnotherKind as e:
-        return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False, e.nearest)
+        nearest = kind.kind.nearest if kind.kind and e.nearest == FETCH_AGAIN else e.nearest
+        return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False, nearest)
     except ModelError as e:
         return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False)
+
+
+_NAME_ONE = "Name the one that is meant: --lora FILE, or in Load Model."
+
+
+def _rivals(path: Path, folder: Path) -> list[Path]:
+    """All LoRAs in the folders beside the model's, where one of several would be taken from there."""
+    near = sorted({p.resolve() for p in _neighbours(folder) if p.is_file()})
+    return near if len(near) > 1 and path.resolve() in near else []
 
 
 def _tokenizer(text: Item, beside: Item) -> Item:
@@ -238,27 +330,28 @@ def _tokenizer(text: Item, beside: Item) -> Item:
 
 
 def _transformer(path: Path) -> str:
-    return _note(path, open_transformer(path).scaled)
+    return _note(path, open_transformer(path))
 
 
 def _lora(path: Path) -> str:
-    refuse_another_kind(SafetensorsSource(path), Kind.LORA)
-    return _note(path)
+    source = open_weights(path)
+    check_lora(source)
+    return _note(path, source)
 
 
 def _vae(path: Path) -> str:
     vae_weights(path)
-    return _note(path)
+    return _note(path, open_file(path))
 
 
 def _text_encoder(path: Path) -> str:
     text_settings(path)
-    return _note(path)
+    return _note(path, hugging_face_weights(path) if path.is_dir() else open_file(path))
 
 
 def _audio_encoder(path: Path) -> str:
     audio_settings(path)
-    return _note(path)
+    return _note(path, hugging_face_weights(path) if path.is_dir() else open_file(path))
 
 
 def _tokenizer_folder(path: Path) -> str:
@@ -272,26 +365,14 @@ def _config(path: Path) -> str:
     return f"{path.name}, {found.num_layers} layers of width {found.dim}"
 
 
-def _note(path: Path, scaled: int | None = None) -> str:
-    """What a file of tensors, an index with its shards, or a folder stores; every tensor's entry is there.
-
-    Args:
-        path: opened by the loader before.
-        scaled: matrices in fp8; None: counted here.
-    """
-    source: TensorSource
-    if path.is_dir():
-        source = hugging_face_weights(path)
-    else:
-        source = SafetensorsSource(path) if path.suffix in (".safetensors", ".json") else TorchSource(path)
-    keys = source.keys()
+def _note(path: Path, opened: TensorSource) -> str:
+    """What a file of tensors, an index with its shards, or a folder stores; every tensor's entry is there."""
+    keys = opened.keys()
     for key in keys:
-        source.shape(key)
-    shards = len(source.shards()) if isinstance(source, SafetensorsSource) else 1
-    if scaled is None:
-        opened = open_file(path) if path.is_file() else source
-        scaled = opened.scaled if isinstance(opened, DequantisedSource) else 0
+        opened.shape(key)
+    shards = len(SafetensorsSource(path).shards()) if path.suffix in (".safetensors", ".json") else 1
     note = f"{path.name}, {len(keys)} tensors" + (f" in {shards} shards" if shards > 1 else "")
+    scaled = opened.scaled if isinstance(opened, DequantisedSource) else 0
     return note + (f", {scaled} matrices in fp8" if scaled else "")
 
 
@@ -302,7 +383,7 @@ def _bytes_of(path: Path) -> int:
     if path.name.endswith(".index.json"):
         stem = path.name.removesuffix(".safetensors.index.json")
         return sum(f.stat().st_size for f in path.parent.glob(f"{stem}*.safetensors"))
-    return path.stat().st_size
+    return sum(shard.stat().st_size for shard in shards_of(path) if shard.is_file())
 
 
 def _beside(*names: str) -> Callable[[Path], Sequence[Path]]:
@@ -310,38 +391,63 @@ def _beside(*names: str) -> Callable[[Path], Sequence[Path]]:
 
 
 def _transformer_in(folder: Path) -> Sequence[Path]:
-    return [*sorted(folder.glob("diffusion_pytorch_model*.safetensors.index.json")), folder / TRANSFORMER_FILE]
+    """By the index of its shards, as one file, by its shards alone, or one folder deeper as diffusers has it."""
+    found: list[Path] = []
+    for place in (folder, folder / "transformer"):
+        shards = sorted(place.glob("diffusion_pytorch_model*-00001-of-*.safetensors"))
+        found += sorted(place.glob("diffusion_pytorch_model*.safetensors.index.json"))
+        found += [place / TRANSFORMER_FILE, *shards]
+    return found
 
 
-def _lora_near(folder: Path) -> Sequence[Path]:
-    """In the folder, below it, beside it, or in a folder beside it (`Live-Avatar/` next to the base model)."""
-    up = folder.resolve().parent
-    below = sorted(folder.glob(f"*/{LORA_FILE}"))
-    return [folder / LORA_FILE, *below, up / LORA_FILE, *sorted(up.glob(f"*/{LORA_FILE}"))]
+def _lora_in(folder: Path) -> Sequence[Path]:
+    """In the folder, or below it."""
+    return [folder / LORA_FILE, *sorted(folder.glob(f"*/{LORA_FILE}"))]
 
 
+def _neighbours(folder: Path) -> list[Path]:
+    """LoRAs beside the folder, or in a folder beside it (`Live-Avatar/` next to the base model)."""
+    own = folder.resolve()
+    return [own.parent / LORA_FILE, *sorted(p for p in own.parent.glob(f"*/{LORA_FILE}") if p.parent != own)]
+
+
+_SINGLE = (".safetensors", ".gguf", *PICKLED)
+"""What the names of files end in that a transformer may be given as."""
+_CONFIGS = ("config.json", "transformer/config.json")
 _KINDS = (
-    _Kind("transformer", "transformer", _transformer_in, _transformer, BASE_REPO, "diffusion_pytorch_model*"),
-    _Kind("config", "configuration", _beside("config.json"), _config, BASE_REPO, "config.json"),
-    _Kind("lora", "LoRA", _lora_near, _lora, LORA_REPO, LORA_FILE),
-    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _vae, BASE_REPO, VAE_FILE),
-    _Kind("text_encoder", "text encoder", _beside(TEXT_FILE, "text_encoder"), _text_encoder, BASE_REPO, TEXT_FILE),
+    _Kind(
+        "transformer",
+        "transformer",
+        _transformer_in,
+        _transformer,
+        BASE_REPO,
+        "diffusion_pytorch_model*",
+        Kind.TRANSFORMER,
+    ),
+    _Kind("config", "configuration", _beside(*_CONFIGS), _config, BASE_REPO, "config.json"),
+    _Kind("lora", "LoRA", _lora_in, _lora, LORA_REPO, LORA_FILE, Kind.LORA),
+    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _vae, BASE_REPO, VAE_FILE, Kind.VAE),
+    _Kind(
+        "text_encoder",
+        "text encoder",
+        _beside(TEXT_FILE, "text_encoder"),
+        _text_encoder,
+        BASE_REPO,
+        TEXT_FILE,
+        Kind.TEXT,
+    ),
     _Kind("tokenizer", "tokenizer", _beside(TOKENIZER_FOLDER, "tokenizer"), _tokenizer_folder, BASE_REPO, "google/*"),
-    _Kind("audio_encoder", "audio encoder", _beside(AUDIO_FOLDER), _audio_encoder, BASE_REPO, f"{AUDIO_FOLDER}/*"),
+    _Kind(
+        "audio_encoder",
+        "audio encoder",
+        _beside(AUDIO_FOLDER),
+        _audio_encoder,
+        BASE_REPO,
+        f"{AUDIO_FOLDER}/*",
+        Kind.AUDIO,
+    ),
 )
 
 
-def _commands(wrong: Sequence[_Kind], folder: Path, whole: bool) -> tuple[str, ...]:
-    """One command per part, or the whole repository where nothing is there yet."""
-    to = f"'{folder}'" if " " in str(folder) else str(folder)
-    commands = [f"hf download {BASE_REPO} --local-dir {to}"] if whole else []
-    for kind in wrong:
-        if kind.repo == LORA_REPO:
-            commands.append(f"hf download {LORA_REPO} {LORA_FILE} --local-dir {to}")
-        elif not whole:
-            commands.append(f"hf download {BASE_REPO} --include '{kind.files}' --local-dir {to}")
-    return tuple(commands)
-
-
 def _fetch_sentence(commands: Sequence[str]) -> str:
-    return "To fetch it: " + " && ".join(commands)
+    return "To fetch it: " + " && ".join(commands) if commands else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,17 +11,11 @@ from torch import nn
 
 from ..config import WAN2_2_S2V_14B, ModelConfig
 from ..errors import MissingFilesError, ModelError
-from .formats import (
-    SPIECE,
-    Kind,
-    count_layers,
-    open_file,
-    refuse_another_kind,
-    umt5_to_transformers,
-    vae_to_diffusers,
-    wav2vec2_key,
-)
-from .source import RenamedSource, SafetensorsSource, TensorSource, TorchSource
+from .formats import open_file, umt5_to_transformers, vae_to_diffusers, wav2vec2_key
+from .header import FETCH_AGAIN, read_settings, shortened
+from .kinds import Kind, count_layers, in_diffusers_names, refuse_another_kind
+from .quantised import SPIECE, DequantisedSource
+from .source import RenamedSource, TensorSource
 
 DType = torch.dtype | Callable[[str], torch.dtype]
 """One dtype for all tensors, or one per name."""
@@ -59,7 +52,8 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
 
     Raises:
         MissingFilesError: the source lacks tensors; the first few are named.
-        ModelError: a tensor has another shape than the module's, or the module has computed buffers.
+        ModelError: a tensor has another shape than the module's, or the module has computed buffers; while reading: a
+            tensor holds values that are not finite, or whole numbers where the module has others.
     """
     chosen = check(module, source)
     ready: dict[torch.Tensor, torch.Tensor] = {}
@@ -70,7 +64,9 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
             if (there := _place(key, device)).type == "meta":
                 packed = {name: getattr(owner, name).detach() for name in owner.quantized_names}
             else:
-                packed = owner.quantize_weight(source.read(key).detach().to(there))
+                weight = source.read(key).detach().to(there)
+                _check_values(weight, key, source, there)
+                packed = owner.quantize_weight(weight)
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
             for slot, old in slots.items():
@@ -146,7 +142,33 @@ def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, devic
     value = source.read(key)
     wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
     kept = value.detach().to(device=there, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
+    if old.is_floating_point():
+        _check_values(kept, key, source, there)
     return nn.Parameter(kept, requires_grad=False) if isinstance(old, nn.Parameter) else kept
+
+
+def _check_values(tensor: torch.Tensor, key: str, source: TensorSource, there: torch.device) -> None:
+    """Refuse numbers that no network works with, by name; where they lie, in one pass that costs less than the copy.
+
+    The smallest and the largest number of a tensor with NaN are NaN.
+    """
+    if not tensor.is_floating_point():
+        raise ModelError(
+            f"{source.describe()} stores {shortened(key)} in whole numbers ({tensor.dtype}), without a scale.",
+            "Use the bf16, fp16 or fp8_scaled file of this model.",
+        )
+    if not tensor.numel():
+        return
+    least, most = tensor.aminmax()
+    if bool(torch.isfinite(most - least if tensor.dtype == torch.float64 else most.float() - least.float())):
+        return
+    if not source.read(key).isfinite().all():
+        raise ModelError(f"{shortened(key)} in {source.describe()} holds values that are not finite.", FETCH_AGAIN)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    raise ModelError(
+        f"{shortened(key)} in {source.describe()} holds values that are too large for {dtype} on {there}.",
+        "Use bfloat16 or float32.",
+    )
 
 
 def _place(key: str, device: TensorDevice) -> torch.device:
@@ -175,6 +197,20 @@ def config_of_single_file(source: TensorSource) -> ModelConfig:
     return WAN2_2_S2V_14B
 
 
+def check_layers(config: ModelConfig, source: TensorSource) -> None:
+    """Make sure that a configuration has as many layers as the weights, before a network is laid out by it.
+
+    Raises:
+        ModelError: it has not.
+    """
+    layers = count_layers(source.keys(), "blocks.")
+    if layers not in (0, config.num_layers):
+        raise ModelError(
+            f"{source.describe()} has {layers} layers; its config.json says {config.num_layers}.",
+            "The weights and the config.json belong to different models.",
+        )
+
+
 def vae_weights(path: Path) -> tuple[TensorSource, dict[str, Any]]:
     """Tensors in diffusers' names, and the arguments of `build_vae`.
 
@@ -182,11 +218,13 @@ def vae_weights(path: Path) -> tuple[TensorSource, dict[str, Any]]:
         ModelError: another network, or damaged.
     """
     if path.is_dir():
-        return SafetensorsSource(path), settings_of(path)
-    source = _renamed(path, vae_to_diffusers, Kind.VAE)
-    if (first := "encoder.conv_in.weight") not in source.keys():  # noqa: SIM118 (not a mapping)
+        return open_file(path), settings_of(path)
+    there = in_diffusers_names(open_file(path).keys())
+    source = _renamed(path, str if there else vae_to_diffusers, Kind.VAE)
+    shape = source.shape(first) if (first := "encoder.conv_in.weight") in source.keys() else ()  # noqa: SIM118
+    if len(shape) != 5:
         raise ModelError(f"{path} is no VAE of Wan 2.1.", Kind.VAE.nearest)
-    return source, {"base_dim": source.shape(first)[0]}
+    return source, {"base_dim": shape[0]}
 
 
 def text_weights(path: Path) -> TensorSource:
@@ -217,12 +255,13 @@ def text_settings(path: Path) -> dict[str, Any]:
         buckets, heads = source.shape(attention + "SelfAttention.relative_attention_bias.weight")
         inner = source.shape(attention + "SelfAttention.q.weight")[0]
         wide = source.shape(feed_forward + "DenseReluDense.wi_0.weight")[0]
-    except (KeyError, ValueError, ModelError) as e:
+        per_head = inner // heads
+    except (KeyError, ValueError, ZeroDivisionError, IndexError, ModelError) as e:
         raise ModelError(f"{source.describe()} is no UMT5 encoder.", Kind.TEXT.nearest) from e
     return {
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": inner // heads,
+        "d_kv": per_head,
         "d_ff": wide,
         "num_heads": heads,
         "num_layers": count_layers(source.keys(), "encoder.block."),
@@ -264,9 +303,9 @@ def audio_settings(path: Path) -> dict[str, Any]:
         wide, _ = source.shape("encoder.layers.0.feed_forward.intermediate_dense.weight")
         _, per_group, positions = source.shape("encoder.pos_conv_embed.conv.parametrizations.weight.original1")
         shapes = [source.shape(f"{conv}{i}.conv.weight") for i in range(count)]
-    except (KeyError, ValueError, ModelError) as e:
+        kernels, groups = tuple(shape[-1] for shape in shapes), width // per_group
+    except (KeyError, ValueError, ZeroDivisionError, IndexError, ModelError) as e:
         raise ModelError(f"{source.describe()} is no wav2vec2 encoder.", Kind.AUDIO.nearest) from e
-    kernels = tuple(shape[-1] for shape in shapes)
     norms, biases = ([f"{conv}{i}.{name}" in keys for i in range(count)] for name in ("layer_norm.weight", "conv.bias"))
     plain = norms == [True, *[False] * (count - 1)]
     known = kernels == _CONV_KERNELS and (all(norms) or plain) and len(set(biases)) == 1
@@ -285,7 +324,7 @@ def audio_settings(path: Path) -> dict[str, Any]:
         "feat_extract_norm": "layer" if all(norms) else "group",
         "do_stable_layer_norm": all(norms),
         "num_conv_pos_embeddings": positions,
-        "num_conv_pos_embedding_groups": width // per_group,
+        "num_conv_pos_embedding_groups": groups,
     }
 
 
@@ -293,26 +332,37 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """The settings in a folder's config.json, without its own bookkeeping.
 
     Raises:
-        ModelError: not readable.
+        ModelError: not readable, or with numbers that no network of these has.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder.name} lacks config.json.", "Restore the published config.json.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {k: v for k, v in values.items() if not k.startswith("_")}
-    except (OSError, ValueError, AttributeError) as e:
-        raise ModelError(f"{path} cannot be read as settings ({e}).", "Restore the published config.json.") from e
+    settings = {k: v for k, v in read_settings(path).items() if not k.startswith("_")}
+    for name, value in settings.items():
+        if _absurd(name, value):
+            raise ModelError(
+                f"{path} says {shortened(name)} = {shortened(str(value), 40)}, which no network of this kind has.",
+                "Restore the published config.json.",
+            )
+    return settings
 
 
-def hugging_face_weights(folder: Path) -> TensorSource:
+_LARGEST_SETTING, _MOST_LAYERS = 1 << 24, 200
+"""Published networks have vocabularies of 256,384 pieces and 48 layers."""
+
+
+def _absurd(name: str, value: Any) -> bool:
+    """Whether building a network by a setting would take all time or memory."""
+    most = _MOST_LAYERS if "layers" in name or "blocks" in name else _LARGEST_SETTING
+    if isinstance(value, list):
+        return len(value) > _MOST_LAYERS or any(_absurd(name, each) for each in value)
+    return isinstance(value, int | float) and not abs(value) <= most
+
+
+def hugging_face_weights(folder: Path) -> DequantisedSource:
     """The weights of a transformers folder; safetensors where both kinds are there."""
     pickled = folder / "pytorch_model.bin"
-    return (
-        TorchSource(pickled)
-        if pickled.is_file() and not any(folder.glob("*.safetensors"))
-        else SafetensorsSource(folder)
-    )
+    return open_file(pickled if pickled.is_file() and not any(folder.glob("*.safetensors")) else folder)
 
 
 def _but_the_tokenizer(key: str) -> str | None:

@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
-import json
-import pickle
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from ..errors import MissingFilesError, ModelError
+from .header import FETCH_AGAIN, AnotherKind, Entry, Header, read_header, read_json, reason, shortened
+from .pickles import read_tensors
 
-_FETCH_AGAIN = "Download the file again; `hf download` resumes and repairs."
 T = TypeVar("T")
-_shared: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("files of one model", default=None)
+_shared: contextvars.ContextVar[dict[Hashable, Any] | None] = contextvars.ContextVar("files of one model", default=None)
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The types that can be read, by the format's own names."""
+WHOLE_NUMBERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "BOOL")
+"""Types that no weights of these networks have, unless they are quantised."""
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_SAMPLE, _MATRIX = 64, 256
+"""Bytes that are looked at to see whether a tensor may be all zeros, and numbers from which on that is told."""
 
 
 @contextlib.contextmanager
 def opening_files_once() -> Iterator[None]:
-    """A context in which each file's header, or the whole of a `.pth`, is read once, whoever opens the file.
+    """A context in which each file's header, or the whole of a `.pth`, is read and checked once, whoever opens it.
 
     For opening one model, whose files are found, checked and opened by different functions; the outermost context
     counts. What was read is forgotten at its end, but by the sources that were made in it.
@@ -39,28 +62,15 @@ def opening_files_once() -> Iterator[None]:
         _shared.reset(token)
 
 
-def _read_once(path: Path, read: Callable[[Path], T]) -> T:
+def read_once(what: Hashable, read: Callable[[], T]) -> T:
+    """What `read` gives; in the context of `opening_files_once` what it gave before for the same thing."""
     shared = _shared.get()
     if shared is None:
-        return read(path)
-    key = path.absolute()
-    if key not in shared:
-        shared[key] = read(path)
-    found: T = shared[key]
+        return read()
+    if what not in shared:
+        shared[what] = read()
+    found: T = shared[what]
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Header:
-    """The header of a safetensors file.
-
-    Attributes:
-        entries: name -> shape and type of a tensor.
-        metadata: its free text entries.
-    """
-
-    entries: dict[str, tuple[tuple[int, ...], str]]
-    metadata: dict[str, str]
 
 
 class TensorSource(Protocol):
@@ -78,24 +88,38 @@ class TensorSource(Protocol):
     def describe(self) -> str: ...
 
 
+class FileSource(TensorSource, Protocol):
+    """The tensors of a file, or of the shards of one, as they are stored."""
+
+    def dtype(self, key: str) -> str:
+        """The name that safetensors has for the numbers: "F32", "BF16", "F8_E4M3", "U8"..."""
+
+    def metadata(self) -> dict[str, str]:
+        """The free text entries of the (first) file."""
+
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
+        """Those of these that are matrices of zeros; a few bytes of each are read, and all of those found."""
+
+
 class SafetensorsSource:
-    """One `.safetensors` file, one `.safetensors.index.json` with its shards, or a folder that holds either.
+    """One `.safetensors` file, one `.safetensors.index.json` with its shards, the shards without it, or a folder.
 
     The files are mapped only while a tensor is read, so that memory never holds more than that tensor.
 
     Raises:
-        MissingFilesError: no such file, no weights in the folder, or a shard of the index is not there.
-        ModelError: not a safetensors file, cut off, an unreadable index, or one that names tensors its shards lack.
+        MissingFilesError: no such file, no weights in the folder, or a shard is not there.
+        ModelError: not a safetensors file, cut off, an unreadable index, one that names tensors its shards lack, or
+            shards that hold a tensor twice.
     """
 
     def __init__(self, path: str | Path):
         self.path = _weights_in(Path(path))
-        self._headers: dict[Path, _Header] = {}
+        self._headers: dict[Path, Header] = {}
         """Of the shards that were opened."""
         if self.path.name.endswith(".index.json"):
-            self._shard_of = _read_index(self.path)
+            self._shard_of = read_once(self.path.absolute(), lambda: _read_index(self.path))
         else:
-            self._shard_of = dict.fromkeys(self._header(self.path).entries, self.path)
+            self._shard_of = self._by_shards(shards_of(self.path))
 
     def keys(self) -> frozenset[str]:
         return frozenset(self._shard_of)
@@ -105,40 +129,76 @@ class SafetensorsSource:
         return sorted(set(self._shard_of.values()))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._entry(key)[0]
+        return self._entry(key).shape
 
     def dtype(self, key: str) -> str:
-        """The format's own name of the numbers: "F32", "BF16", "F8_E4M3", "U8"..."""
-        return self._entry(key)[1]
+        return self._entry(key).dtype
 
     def read(self, key: str) -> torch.Tensor:
-        self._entry(key)
-        with _open(self._shard(key)) as f:
-            tensor: torch.Tensor = f.get_tensor(key)
-            return tensor
+        entry, shard = self._entry(key), self._shard(key)
+        if entry.dtype not in _DTYPES:
+            raise AnotherKind(f"{shard} stores {shortened(key)} in {entry.dtype}, which cannot be read.", FETCH_AGAIN)
+        dtype = _DTYPES[entry.dtype]
+        if entry.start == entry.end:
+            return torch.empty(entry.shape, dtype=dtype)
+        try:  # mapped for writing into private pages, as PyTorch knows no tensors that may not be written
+            mapped = np.memmap(shard, mode="c", offset=entry.start, shape=(entry.end - entry.start,))
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{shard} cannot be read any more ({reason(e)}).", FETCH_AGAIN) from e
+        stored = torch.from_numpy(mapped)
+        if entry.start % dtype.itemsize:
+            stored = stored.clone()
+        return stored.view(dtype).view(entry.shape)
 
     def metadata(self) -> dict[str, str]:
-        """The free text entries of the (first) file's header; none where there is no tensor."""
         return next((dict(self._header(shard).metadata) for shard in self.shards()), {})
+
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
+        by_shard: dict[Path, list[str]] = {}
+        for key in keys:
+            by_shard.setdefault(self._shard(key), []).append(key)
+        suspects = [key for shard, names in by_shard.items() for key in self._suspects(shard, names)]
+        return (key for key in sorted(suspects) if not self.read(key).view(torch.uint8).any())
 
     def describe(self) -> str:
         return str(self.path)
 
-    def _header(self, shard: Path) -> _Header:
+    def _suspects(self, shard: Path, keys: Iterable[str]) -> Iterator[str]:
+        """Matrices of a shard that are zero in the middle."""
+        with shard.open("rb") as file:
+            for key in keys:
+                entry = self._entry(key)
+                if _is_matrix(entry.shape) and entry.dtype in _DTYPES:
+                    file.seek((entry.start + entry.end) // 2)
+                    if not any(file.read(min(_SAMPLE, (entry.end - entry.start) // 2))):
+                        yield key
+
+    def _by_shards(self, shards: Iterable[Path]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for shard in shards:
+            for key in self._header(shard).entries:
+                if key in found:
+                    raise ModelError(f"{shard} holds {shortened(key)}, and so does {found[key].name}.", FETCH_AGAIN)
+                found[key] = shard
+        return found
+
+    def _header(self, shard: Path) -> Header:
         if shard not in self._headers:
-            self._headers[shard] = _read_once(shard, _read_header)
+            self._headers[shard] = read_once(shard.absolute(), lambda: read_header(shard))
         return self._headers[shard]
 
-    def _entry(self, key: str) -> tuple[tuple[int, ...], str]:
-        """Shape and type of a tensor, as the header of its shard has them."""
+    def _entry(self, key: str) -> Entry:
+        """A tensor as the header of its shard has it."""
         shard = self._shard(key)
         if key not in (entries := self._header(shard).entries):
-            raise ModelError(f"{self.path} says that {shard.name} holds {key}, but it does not.", _FETCH_AGAIN)
+            raise ModelError(
+                f"{self.path} says that {shard.name} holds {shortened(key)}, but it does not.", FETCH_AGAIN
+            )
         return entries[key]
 
     def _shard(self, key: str) -> Path:
         if key not in self._shard_of:
-            raise MissingFilesError(f"{self.path} holds no tensor {key}.")
+            raise MissingFilesError(f"{self.path} holds no tensor {shortened(key)}.")
         return self._shard_of[key]
 
 
@@ -152,12 +212,7 @@ class TorchSource:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise MissingFilesError(f"There is no file {self.path}.")
-        content = _read_once(self.path, _load_pickle)
-        if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-            raise ModelError(f"{self.path} is not a flat list of named tensors.", "Use the published file.")
-        self._tensors: dict[str, torch.Tensor] = content
+        self._tensors = read_once(self.path.absolute(), lambda: read_tensors(self.path))
 
     def keys(self) -> frozenset[str]:
         return frozenset(self._tensors)
@@ -165,8 +220,20 @@ class TorchSource:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._tensors[key].shape)
 
+    def dtype(self, key: str) -> str:
+        dtype = self._tensors[key].dtype
+        return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
     def read(self, key: str) -> torch.Tensor:
         return self._tensors[key]
+
+    def metadata(self) -> dict[str, str]:
+        return {}
+
+    def zeros(self, keys: Iterable[str]) -> Iterator[str]:
+        matrices = {key: self._tensors[key] for key in keys if _is_matrix(self.shape(key))}
+        suspects = {key: t for key, t in matrices.items() if not t[len(t) // 2].flatten()[:_SAMPLE].bool().any()}
+        return (key for key, tensor in sorted(suspects.items()) if not tensor.bool().any())
 
     def describe(self) -> str:
         return str(self.path)
@@ -227,15 +294,50 @@ class RenamedSource:
         return self._source.describe()
 
 
+def open_weights(path: Path) -> FileSource:
+    """A file of tensors of either kind, an index of shards, or a folder that holds either.
+
+    Raises:
+        MissingFilesError, ModelError: as `SafetensorsSource` and `TorchSource`.
+    """
+    return TorchSource(path) if path.suffix in PICKLED and path.is_file() else SafetensorsSource(path)
+
+
+PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+"""What the names of PyTorch's own files end in."""
+
+
+def shards_of(path: Path) -> list[Path]:
+    """A safetensors file with all others of its numbered set; the file alone where it is none of a set.
+
+    Raises:
+        MissingFilesError: others of the set are not there.
+    """
+    if not (named := _SHARD.fullmatch(path.name)):
+        return [path]
+    count = min(int(named["count"]), 9999)
+    shards = [path.with_name(f"{named['stem']}-{i:05d}-of-{named['count']}.safetensors") for i in range(1, count + 1)]
+    _refuse_missing(shards, path.parent, "which belong to its shards")
+    return shards
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is large enough that no trained network has it all zeros by chance."""
+    return len(shape) > 1 and math.prod(shape) >= _MATRIX
+
+
 def _weights_in(path: Path) -> Path:
-    """The index or the single file that `path` means."""
+    """The index, the single file, or the first of several shards, that `path` means."""
     if path.is_file():
-        return path
+        shard = _SHARD.fullmatch(path.name)
+        index = path.with_name(f"{shard['stem']}.safetensors.index.json") if shard else path
+        return index if index.is_file() else path
     if not path.is_dir():
         raise MissingFilesError(f"There is no file or folder {path}.")
     for pattern in ("*.safetensors.index.json", "*.safetensors"):
         found = sorted(path.glob(pattern))
-        if len(found) == 1:
+        shard = _SHARD.fullmatch(found[0].name) if found else None
+        if len(found) == 1 or (shard and all(f.name.startswith(f"{shard['stem']}-") for f in found)):
             return found[0]
         if found:
             names = ", ".join(f.name for f in found[:4])
@@ -245,55 +347,18 @@ def _weights_in(path: Path) -> Path:
 
 def _read_index(path: Path) -> dict[str, Path]:
     """Tensor name -> shard; all shards are there."""
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shard_of = {str(key): path.parent / str(name) for key, name in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ModelError(f"{path} is not an index of safetensors shards.", _FETCH_AGAIN) from e
-    if any(shard.parent != path.parent for shard in shard_of.values()):
-        raise ModelError(f"{path} names shards outside its own folder.", _FETCH_AGAIN)
-    missing = sorted({shard.name for shard in shard_of.values() if not shard.is_file()})
-    if missing:
-        raise MissingFilesError(f"{path.parent} lacks {', '.join(missing)}, named in {path.name}.", _FETCH_AGAIN)
-    return shard_of
+    content = read_json(path)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(f"{path} is not an index of safetensors shards.", FETCH_AGAIN)
+    shards = {name: path.parent / name for name in set(names.values())}
+    if any(shard.parent != path.parent or shard.suffix != ".safetensors" for shard in shards.values()):
+        raise ModelError(f"{path} names shards outside its own folder.", FETCH_AGAIN)
+    _refuse_missing(shards.values(), path.parent, f"named in {path.name}")
+    return {key: shards[name] for key, name in names.items()}
 
 
-def _read_header(path: Path) -> _Header:
-    with _open(path) as f:
-        slices = {key: f.get_slice(key) for key in f.keys()}  # noqa: SIM118 (not a mapping)
-        entries = {key: (tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()}
-        return _Header(entries, dict(f.metadata() or {}))
-
-
-def _open(path: Path) -> Any:
-    """A safetensors file, checked for being whole."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise MissingFilesError(f"There is no file {path}.", _FETCH_AGAIN)
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError, RuntimeError) as e:
-        raise ModelError(f"{path} is cut off or no safetensors file ({_first_line(e)}).", _FETCH_AGAIN) from e
-
-
-def _load_pickle(path: Path) -> Any:
-    """The content of a `.pth`, mapped where the format allows it (archives), copied where not."""
-    try:
-        if zipfile.is_zipfile(path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as f, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle's age, where an error says more
-            return torch.load(f, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise ModelError(
-            f"{path} carries more than tensors, or none: files that run code are refused ({_first_line(e)}).",
-            "Use the published file.",
-        ) from e
-    except Exception as e:  # what damaged bytes make the parser raise has no common base
-        raise ModelError(f"{path} is cut off or no PyTorch file ({_first_line(e)}).", _FETCH_AGAIN) from e
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+def _refuse_missing(shards: Iterable[Path], folder: Path, why: str) -> None:
+    if missing := sorted(shard.name for shard in shards if not shard.is_file()):
+        listed = ", ".join(map(shortened, missing[:4])) + (f" and {len(missing) - 4} more" if missing[4:] else "")
+        raise MissingFilesError(f"{folder} lacks {listed}, {why}.", FETCH_AGAIN)

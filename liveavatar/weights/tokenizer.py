@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ModelError
-from .formats import SPIECE
+from .quantised import SPIECE
 from .source import SafetensorsSource
 
 _PAD, _END = 0, 1

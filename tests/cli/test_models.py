@@ -173,6 +173,83 @@ SPOILT = {
 }
 
 
+def rewritten(folder, change):
+    """The transformer as one file, with changed tensors."""
+    shards = sorted(folder.glob("*-of-00002.safetensors"))
+    tensors = {key: tensor for shard in shards for key, tensor in load_file(shard).items()}
+    for file in folder.glob("diffusion_pytorch_model*"):
+        file.unlink()
+    save_file(change(tensors), folder / "diffusion_pytorch_model.safetensors")
+
+
+Q = "blocks.1.self_attn.q.weight"
+QUANTISED = {
+    "whole numbers": (lambda t: t | {Q: t[Q].to(torch.int8)}, "blocks.1.self_attn.q in whole numbers"),
+    "a scale of 0": (
+        lambda t: t | {Q: t[Q].to(torch.float8_e4m3fn), Q.replace("weight", "scale_weight"): torch.zeros(())},
+        "that is 0",
+    ),
+    "a word unknown": (
+        lambda t: t | {Q: t[Q].to(torch.float8_e4m3fn), f"{Q}_offset": torch.zeros(())},
+        "weight_offset beside it",
+    ),
+    "zeros": (lambda t: t | {Q: torch.zeros_like(t[Q])}, f"only zeros for {Q}"),
+}
+"""Beside those that are spoilt: files that would be read as numbers, and are none."""
+AGREE = ["another LoRA", "half a LoRA", "a larger config", "a small audio encoder", "a shallow audio encoder", "no VAE"]
+
+
+@pytest.mark.parametrize("what", [*QUANTISED, *AGREE])
+def test_inspect_refuses_what_generate_refuses_and_says_the_same(copy, inputs, what):
+    if what in QUANTISED:
+        rewritten(copy, QUANTISED[what][0])
+    else:
+        SPOILT[what][0](copy)
+    made, seen = generate(inputs, model=copy), run("inspect", copy)
+    assert made.code == 2 and seen.code == 1
+    why = QUANTISED[what][1] if what in QUANTISED else SPOILT[what][1][0]
+    assert why in made.err and why in seen.out, (made.err, seen.out)
+    if "not complete" not in made.err:
+        assert made.err.removeprefix("liveavatar: ").strip() in seen.out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_while_they_load(copy, inputs, value):
+    key = "blocks.2.ffn.2.bias"
+    rewritten(copy, lambda tensors: tensors | {key: torch.full_like(tensors[key], value)})
+    ran = generate(inputs, model=copy, seconds=0.3)
+    assert ran.code in (1, 2) and f"{key} in " in ran.err and "not finite" in ran.err, ran.err
+
+
+def test_a_merged_network_needs_no_lora(copy, inputs, tmp_path):
+    lora = tmp_path / "elsewhere" / "lora.safetensors"
+    lora.parent.mkdir()
+    (copy / LORA).rename(lora)
+    assert run("inspect", copy).code == 1
+    signed = {}
+    for given in ("none", lora):
+        assert run("inspect", copy, "--lora", given).code == 0
+        planned = run("plan", "--model", copy, "--lora", given, "--size", "64x64")
+        assert planned.code == 0 and ("no LoRA is merged" if given == "none" else f"the LoRA is {lora}") in planned.out
+        ran = generate(inputs, model=copy, lora=given, seconds=0.3, out=tmp_path / "out.mp4")
+        assert ran.code == 0, ran.err
+        told = receipt(tmp_path)
+        assert any("LoRA" in note for note in told["plan"]["notes"])
+        signed[given] = told["frames_sha256"]
+    assert len(set(signed.values())) == 2
+
+
+def test_parts_can_be_named_one_by_one(copy, tmp_path):
+    moved = {}
+    for option, name in (("vae", VAE), ("text-encoder", TEXT), ("audio-encoder", AUDIO)):
+        moved[f"--{option}"] = (copy / name).rename(tmp_path / name)
+    assert run("inspect", copy).code == 1
+    assert run("inspect", copy, *(x for pair in moved.items() for x in pair)).code == 0
+    refused = run("plan", "--model", copy, "--vae", tmp_path / "nothing.pth")
+    assert refused.code == 2 and "VAE (no " in refused.err
+    assert run("plan", "--model", "mini", "--lora", "none").code == 2
+
+
 @pytest.mark.parametrize(("spoil", "words"), SPOILT.values(), ids=SPOILT.keys())
 def test_spoilt_models_are_refused_before_anything_runs(copy, inputs, tmp_path, spoil, words):
     spoil(copy)

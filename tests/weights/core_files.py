@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from liveavatar.weights import folder as names
-from liveavatar.weights.formats import SPIECE, umt5_to_transformers
+from liveavatar.weights.formats import umt5_to_transformers
+from liveavatar.weights.quantised import SPIECE
 
 FORMS = ("bf16", "fp16", "old fp8", "old fp8 per row", "fp8 by marks", "fp8 by header", "plain fp8")
 LARGEST = 448.0

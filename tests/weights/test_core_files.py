@@ -8,8 +8,10 @@ from safetensors.torch import load_file, save_file
 from weights.core_files import FORMS, LARGEST, as_bytes, matrices, quantise, save
 
 from liveavatar.errors import LiveAvatarError, ModelError
-from liveavatar.weights.formats import PREFIXES, DequantisedSource, Kind, kind_of, open_transformer
+from liveavatar.weights.formats import open_transformer
+from liveavatar.weights.kinds import PREFIXES, Kind, kind_of
 from liveavatar.weights.lora import LoRASource
+from liveavatar.weights.quantised import DequantisedSource
 from liveavatar.weights.source import DictSource, SafetensorsSource
 
 G = torch.Generator().manual_seed(3)
@@ -37,7 +39,7 @@ def within_fp8(actual, wanted, form):
     return bool(((actual - wanted).abs() <= slack * 1.01).all())
 
 
-@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.ema.", *PREFIXES])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_tensors_that_were_meant(tmp_path, form, prefix):
     source = written(tmp_path, form, prefix)
@@ -125,6 +127,67 @@ def test_other_quantisations_are_refused_before_anything_is_read(tmp_path, what)
     assert "fp8_scaled" in refusal.value.nearest
 
 
+BESIDE = {
+    "a zero point": ({f"{Q}_zero_point": torch.zeros(24)}, "fp8 with _zero_point beside it|fp8 with weight_zero_point"),
+    "another scale": ({f"{ONE}.scale": torch.ones(())}, "fp8 with scale beside it"),
+    "a table": ({f"{Q}.table": torch.ones(16)}, r"fp8 with weight\.table beside it"),
+    "the scale of a bias": ({f"{ONE}.bias_scale": torch.ones(())}, "fp8 with bias_scale beside it"),
+    "only the scale of inputs": ({f"{ONE}.input_scale": torch.ones(())}, f"lacks the scale of {ONE}"),
+    "bnb 4": ({f"{Q}.quant_state.bitsandbytes__nf4": as_bytes(b"{}")}, f"{ONE} in 4 bits by bitsandbytes"),
+    "bnb 4 too": ({f"{Q}.absmax": torch.ones(9)}, "4 bits by bitsandbytes"),
+    "bnb 8": ({f"{ONE}.SCB": torch.ones(24)}, "8 bits by bitsandbytes"),
+    "gptq": ({f"{ONE}.qweight": torch.ones(24, 24, dtype=torch.int32)}, "GPTQ"),
+    "quanto": ({f"{Q}._scale": torch.ones(24, 1)}, "quanto"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_an_fp8_matrix_with_something_unknown_beside_it_is_refused(tmp_path, what):
+    extra, message = BESIDE[what]
+    stored, _ = quantise(NETWORK, "plain fp8")
+    save_file(stored | extra, tmp_path / "one.safetensors")
+    with pytest.raises(ModelError, match=message):
+        open_transformer(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("form", [form for form in QUANTISED if form != "plain fp8"])
+def test_one_scale_that_is_missing_among_others_is_refused(tmp_path, form):
+    stored, header = quantise(NETWORK, form)
+    layer = FFN.removesuffix(".weight")
+    lost = {f"{layer}.{last}" for last in ("scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant")}
+    save_file({key: tensor for key, tensor in stored.items() if key not in lost}, tmp_path / "one.safetensors", header)
+    with pytest.raises(ModelError, match=f"lacks the scale of {layer}"):
+        open_transformer(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_whole_numbers_are_no_weights(tmp_path, dtype):
+    save_file(NETWORK | {Q: torch.ones(24, 24).to(dtype)}, tmp_path / "one.safetensors")
+    with pytest.raises(ModelError, match=f"stores {ONE} in whole numbers"):
+        open_transformer(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_matrix_of_zeros_is_an_unfinished_download(tmp_path, form):
+    stored, header = quantise(NETWORK, form)
+    save_file(stored | {Q: torch.zeros_like(stored[Q])}, tmp_path / "one.safetensors", header)
+    with pytest.raises(ModelError, match=f"only zeros for {Q}: a download that has not finished"):
+        open_transformer(tmp_path / "one.safetensors")
+    almost = torch.zeros(24, 24)
+    almost[-1, -1] = 1
+    save_file(stored | {Q: almost.to(stored[Q].dtype)}, tmp_path / "one.safetensors", header)
+    assert open_transformer(tmp_path / "one.safetensors").read(Q).any()
+
+
+def test_what_begins_training_as_zeros_may_be_zeros(tmp_path):
+    untouched = {
+        "trainable_cond_mask.weight": torch.zeros(3, 512),
+        "audio_injector.injector.0.o.weight": torch.zeros(24, 24),
+    }
+    save_file(NETWORK | untouched, tmp_path / "one.safetensors")
+    assert open_transformer(tmp_path / "one.safetensors").keys() == set(NETWORK | untouched)
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -143,15 +206,22 @@ def test_headers_that_promise_something_else_are_refused(tmp_path, header, messa
 
 @pytest.mark.parametrize(
     ("mark", "scale", "message"),
-    [(b'{"format": "nvfp4"}', 1.0, "nvfp4"), (b"no json", 1.0, "None"), (b"", float("nan"), "not finite")],
+    [
+        (b'{"format": "nvfp4"}', 1.0, "nvfp4"),
+        (b"no json", 1.0, "None"),
+        (b"[" * 4000, 1.0, "None"),
+        (b"{" * 5000, 1.0, "said in a tensor"),
+        (b"", float("nan"), "not finite"),
+        (b"", float("inf"), "not finite"),
+        (b"", 0.0, "that is 0"),
+        (b"", -1.0, "negative"),
+    ],
 )
-def test_what_shows_only_in_a_tensor_is_refused_when_it_is_read(tmp_path, mark, scale, message):
+def test_what_shows_only_in_a_tensor_is_refused_when_the_file_is_opened(tmp_path, mark, scale, message):
     extra = scale_of(ONE, torch.tensor(scale)) | (scale_of(ONE, as_bytes(mark), "comfy_quant") if mark else {})
     save_file(NETWORK | extra, tmp_path / "one.safetensors")
-    source = open_transformer(tmp_path / "one.safetensors")
-    source.read(NORM)
     with pytest.raises(ModelError, match=message):
-        source.read(Q)
+        open_transformer(tmp_path / "one.safetensors")
 
 
 def test_a_cut_file_is_refused(tmp_path):
@@ -187,6 +257,8 @@ def test_any_bookkeeping_is_read_or_refused_with_a_typed_error(tmp_path_factory,
 KEYS = {
     Kind.TRANSFORMER: ["head.modulation", "casual_audio_encoder.encoder.final_linear.weight"],
     Kind.OTHER_WAN: ["model.diffusion_model.head.modulation", "model.diffusion_model.blocks.0.ffn.0.weight"],
+    Kind.DIFFUSERS: ["condition_embedder.time_embedder.linear_1.weight", "blocks.0.attn1.to_q.weight"],
+    Kind.UNMERGED: ["base_model.model.head.modulation", "base_model.model.blocks.0.ffn.0.lora_A.default.weight"],
     Kind.LORA: ["diffusion_model.blocks.0.ffn.0.lora_down.weight", "diffusion_model.blocks.0.ffn.0.lora_up.weight"],
     Kind.VAE: ["decoder.middle.0.residual.0.gamma"],
     Kind.VAE_2_2: ["decoder.middle.0.residual.0.gamma", "decoder.upsamples.0.upsamples.0.residual.2.weight"],

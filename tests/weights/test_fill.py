@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from liveavatar.errors import MissingFilesError, ModelError
+from liveavatar.model.quantize import replace_linears
 from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource
 
@@ -194,3 +195,35 @@ def test_what_a_module_packs_comes_from_its_weight_alone():
             dtype=torch.float32,
             device="cpu",
         )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_value_that_is_not_finite_is_named_while_it_is_loaded(value, dtype):
+    tensors = {"blocks.0.weight": torch.ones(32, 32), "blocks.0.bias": torch.ones(32)}
+    for weights in ("plain", "fp8", "int8"):
+        for key, tensor in tensors.items():
+            module = on_meta(lambda: nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(32, 32)])}))
+            replace_linears(module, weights)
+            spoilt = tensor.clone()
+            spoilt.view(-1)[7] = value
+            with pytest.raises(ModelError, match=rf"^{key} in .* not finite"):
+                fill(module, DictSource(tensors | {key: spoilt}), dtype=dtype, device="cpu")
+
+
+def test_a_value_too_large_for_the_dtype_says_so():
+    module = on_meta(lambda: nn.Linear(2, 2))
+    tensors = {"weight": torch.full((2, 2), 1e6), "bias": torch.zeros(2)}
+    fill(module, DictSource(tensors), dtype=torch.bfloat16, device="cpu")
+    with pytest.raises(ModelError, match=r"weight in .* too large for float16") as refusal:
+        fill(on_meta(lambda: nn.Linear(2, 2)), DictSource(tensors), dtype=torch.float16, device="cpu")
+    assert "bfloat16" in refusal.value.nearest
+
+
+@pytest.mark.parametrize("weights", ["plain", "fp8", "int8"])
+def test_whole_numbers_are_never_taken_for_weights(weights):
+    module = on_meta(lambda: nn.Sequential(nn.Linear(32, 32)))
+    replace_linears(module, weights)
+    tensors = {"0.weight": torch.ones(32, 32, dtype=torch.int8), "0.bias": torch.zeros(32)}
+    with pytest.raises(ModelError, match=r"0\.weight in whole numbers"):
+        fill(module, DictSource(tensors), dtype=torch.float32, device="cpu")

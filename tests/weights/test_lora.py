@@ -84,14 +84,38 @@ def test_alpha_in_the_metadata_is_honoured(tmp_path, metadata):
     torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 2.0, lora))
 
 
+def in_words_of(naming):
+    """The same pairs as other trainers name them."""
+    peft = {"lora_A.default": "lora_A", "lora_B.default": "lora_B"}
+    trainers = {"lora_A.default": "lora_down", "lora_B.default": "lora_up"}
+    older = {"lora_A.default": "lora.down", "lora_B.default": "lora.up"}
+    renamed = {}
+    for key, tensor in factors().items():
+        for old, new in {"trainers": trainers, "kohya": trainers, "older": older}.get(naming, peft).items():
+            key = key.replace(old, new)
+        if naming == "kohya":
+            module, half = key.split(".lora_")
+            key = f"lora_unet_{module.replace('.', '_')}.lora_{half}"
+        if naming == "diffusers":
+            key = key.replace("self_attn.q", "attn1.to_q").replace("ffn.0", "ffn.net.0.proj")
+        renamed[key] = tensor
+    return renamed
+
+
 @given(
-    prefix=st.sampled_from(["", "base_model.model.", "diffusion_model.", "base_model.model.diffusion_model."]),
-    infix=st.sampled_from(["", ".default"]),
+    prefix=st.sampled_from(
+        ["", "base_model.model.", "diffusion_model.", "transformer.", "module.", "base_model.model.diffusion_model."]
+    ),
+    naming=st.sampled_from(["peft", "trainers", "older", "diffusers", "kohya"]),
+    stated=st.booleans(),
 )
-def test_all_known_namings_merge_alike(prefix, infix):
-    lora = factors()
-    actual = merged(factors(prefix=prefix, infix=infix), alpha=2.0).read(f"{TARGETS[0]}.weight")
-    torch.testing.assert_close(actual, expected(TARGETS[0], 0.5, lora), atol=1e-6, rtol=0)
+def test_all_known_namings_merge_alike(prefix, naming, stated):
+    lora = in_words_of(naming)
+    if stated:
+        lora |= {f"{key.partition('.lora')[0]}.alpha": torch.tensor(2.0) for key in lora}
+    lora = {key if naming == "kohya" else prefix + key: tensor for key, tensor in lora.items()}
+    actual = merged(lora, alpha=None if stated else 2.0).read(f"{TARGETS[0]}.weight")
+    torch.testing.assert_close(actual, expected(TARGETS[0], 0.5, factors()), atol=1e-6, rtol=0)
 
 
 def without(lora, part):
@@ -108,14 +132,18 @@ WRONG = {
     "one half missing": (without(factors(), Q_A), r"2 of the 3 pairs.*1 tensors: blocks.0.self_attn.q.lora_A"),
     "one pair missing": (without(factors(), "ffn.0"), "2 of the 3 pairs.*2 tensors"),
     "a stranger": (factors() | {"blocks.9.self_attn.q.lora_A.weight": torch.zeros(4, 6)}, r"no place.*blocks\.9"),
-    "another naming": (
-        {k.replace("lora_A", "lora_down"): v for k, v in factors().items()},
-        r"missing.*lora_A.*lora_down",
-    ),
-    "a tensor twice": (factors() | factors(infix=""), "no place"),
+    "a tensor twice": (factors() | factors(infix=""), "twice, as"),
     "wrong width": (changed(factors(), Q_A, lambda v: torch.zeros(4, 7)), r"A \[4, 7\].*\[6, 6\]"),
     "ranks differ": (changed(factors(), FFN_B, lambda v: torch.zeros(10, 3)), r"B \[10, 3\]"),
     "rank 0": (changed(changed(factors(), Q_A, lambda v: v[:0]), "q.lora_B", lambda v: v[:, :0]), r"A \[0, 6\]"),
+    "two adapters": (factors() | factors(infix=".second"), "twice, as"),
+    "alpha 0": (factors() | {f"{t}.alpha": torch.tensor(0.0) for t in TARGETS}, "or 0"),
+    "alpha for some": (factors() | {f"{TARGETS[0]}.alpha": torch.tensor(2.0)}, "alpha for 1 of its 3 pairs"),
+    "many alphas": (factors() | {f"{t}.alpha": torch.ones(4) for t in TARGETS}, "not one number"),
+    "DoRA": (factors() | {f"{TARGETS[0]}.dora_scale": torch.ones(6, 1)}, "is a DoRA, which cannot be merged"),
+    "LoKr": ({f"{TARGETS[0]}.lokr_w1": torch.ones(6, 6)}, "is a LoKr"),
+    "LoHa": ({f"{TARGETS[0]}.hada_w1_a": torch.ones(6, 6)}, "is a LoHa"),
+    "differences": (factors() | {"blocks.0.norm3.diff": torch.ones(6)}, "whole differences"),
     "alpha not finite": (factors() | {f"{t}.alpha": torch.tensor(float("nan")) for t in TARGETS}, "not finite"),
 }
 
@@ -140,13 +168,41 @@ def test_values_that_are_not_finite_are_refused_when_read(value):
         source.read(f"{TARGETS[1]}.weight")
 
 
-def test_only_safetensors_are_opened(tmp_path):
-    torch.save(factors(), tmp_path / "lora.pt")
+@pytest.mark.parametrize("name", ["lora.pt", "lora.bin", "lora.pth", "lora.ckpt"])
+def test_pickled_loras_are_read_as_data(tmp_path, name):
+    torch.save(factors() if name != "lora.ckpt" else {"state_dict": factors()}, tmp_path / name)
+    source = open_lora(DictSource(BASE), tmp_path / name, TARGETS, alpha=2.0)
+    torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 0.5, factors()))
+
+
+def test_other_files_are_no_loras(tmp_path):
+    torch.save(factors(), tmp_path / "lora.gguf")
     with pytest.raises(LoRAError, match=r"not a \.safetensors"):
-        open_lora(DictSource(BASE), tmp_path / "lora.pt", TARGETS)
+        open_lora(DictSource(BASE), tmp_path / "lora.gguf", TARGETS)
     torch.save(factors(), tmp_path / "lora.safetensors")
-    with pytest.raises(LoRAError, match=r"lora\.safetensors"):
+    with pytest.raises(LoRAError, match=r"lora\.safetensors is a PyTorch archive"):
         open_lora(DictSource(BASE), tmp_path / "lora.safetensors", TARGETS)
+
+
+def test_whole_numbers_are_no_factors(tmp_path):
+    lora = changed(factors(), FFN_B, lambda v: v.to(torch.int8))
+    with pytest.raises(LoRAError, match=r"ffn\.0\.weight in whole numbers, without a scale"):
+        merged(lora).read(f"{TARGETS[1]}.weight")
+    save_file(lora, tmp_path / "l.safetensors")
+    with pytest.raises(LoRAError, match="whole numbers, without a scale"):
+        open_lora(DictSource(BASE), tmp_path / "l.safetensors", TARGETS)
+
+
+def test_a_lora_of_zeros_is_an_unfinished_download(tmp_path):
+    wide = {f"{t}.weight": torch.ones(64, 64) for t in TARGETS}
+    pairs = {
+        f"{t}.lora_{half}.weight": torch.zeros(8, 64)[:, :].reshape(shape)
+        for t in TARGETS
+        for half, shape in (("A", (8, 64)), ("B", (64, 8)))
+    }
+    save_file(pairs, tmp_path / "l.safetensors")
+    with pytest.raises(LoRAError, match="only zeros"):
+        open_lora(DictSource(wide), tmp_path / "l.safetensors", TARGETS)
 
 
 def test_absent_lora_is_missing_files(tmp_path):

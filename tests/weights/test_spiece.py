@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from weights.core_files import SENTENCES, as_bytes, sentencepiece_model
 
 from liveavatar.errors import MissingFilesError, ModelError
-from liveavatar.weights.formats import SPIECE
+from liveavatar.weights.quantised import SPIECE
 from liveavatar.weights.tokenizer import SentencePieceTokenizer, carries_tokenizer, read_tokenizer
 
 MODEL = sentencepiece_model()

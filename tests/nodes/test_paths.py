@@ -1,0 +1,63 @@
+"""Models and parts by name, in ComfyUI's folders."""
+
+import dataclasses
+import shutil
+
+import fake_comfy
+import fakes
+import pytest
+from weights.core_files import write_core_files
+
+from liveavatar.config import UNTRAINED
+
+SMALL = dataclasses.replace(UNTRAINED, num_layers=1, audio_inject_layers=(0,), audio_layers=2, audio_dim=64)
+PARTS = ("lora", "text_encoder", "audio_encoder", "vae")
+NAME = "s2v.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return fakes.write_official_folder(tmp_path_factory.mktemp("models") / "Wan2.2-S2V-14B", SMALL)
+
+
+@pytest.fixture
+def files(host, original):
+    """Single files in the host's folders, and the configuration of a small network."""
+    written = write_core_files(host.base / "models", original)
+    shutil.copy(original / "config.json", written.transformer.parent)
+    return written
+
+
+def load(nodes, **chosen):
+    given = dict.fromkeys((*PARTS, "precision"), "automatic") | {"model": NAME} | chosen
+    return fake_comfy.run(nodes["LiveAvatarLoadModel"], **given).args[0].model
+
+
+def options(nodes, name):
+    return next(i for i in nodes["LiveAvatarLoadModel"].define_schema().inputs if i.id == name).given["options"]
+
+
+def test_only_the_lora_may_be_none(files, nodes):
+    assert options(nodes, "lora")[:2] == ["automatic", "none"]
+    assert all("none" not in options(nodes, part) for part in PARTS[1:])
+
+
+def test_parts_are_found_by_their_names_and_can_be_chosen(files, nodes, pack):
+    files.text_encoder.rename(files.text_encoder.with_name("umt5_xxl.safetensors"))
+    with pytest.raises(Exception, match=r"LoRA .no liveavatar"):
+        pack.nodes.paths.open_model(NAME, *["automatic"] * 4)
+    opened = pack.nodes.paths.open_model(NAME, files.lora.name, *["automatic"] * 3)
+    assert opened.files.lora == files.lora and opened.files.vae == files.vae
+
+
+def test_a_network_may_need_no_lora(files, nodes, pack):
+    files.text_encoder.rename(files.text_encoder.with_name("umt5_xxl.safetensors"))
+    opened = pack.nodes.paths.open_model(NAME, "none", *["automatic"] * 3)
+    assert opened.files.lora is None and "no LoRA is merged" in opened.notes[0]
+
+
+def test_what_is_missing_goes_to_its_own_folder(files, nodes, pack, host):
+    files.vae.unlink()
+    with pytest.raises(Exception, match="not complete") as refusal:
+        pack.nodes.paths.open_model(NAME, files.lora.name, files.text_encoder.name, "automatic", "automatic")
+    assert f"--local-dir {host.base}/models/vae" in str(refusal.value)
