@@ -22,11 +22,13 @@ from .components import Components, files_of, open_components
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
+from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .media.audio import AudioClip, mono_16k, read_audio
+from .media.audio import AudioClip, audio_notes, mono_16k
+from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
 from .planner import Plan
@@ -55,10 +57,12 @@ class AudioInput:
     Attributes:
         audio: what is put into the video, all of it.
         features: of every block of it.
+        notes: what is to be told of it, a sentence each.
     """
 
     audio: AudioClip
     features: AudioFeatures
+    notes: tuple[str, ...] = ()
 
 
 class LiveAvatarPipeline:
@@ -159,8 +163,9 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         prompt_to_encode(request.prompt)
-        pixels, clip, inputs = read_inputs(image, audio)
-        resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        pixels, clip, inputs = read_inputs(image, audio, request.seconds)
+        size, notes = (pixels.shape[1], pixels.shape[0]), audio_notes(clip)
+        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, notes)
         inputs += files_of(self.components)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
@@ -175,18 +180,21 @@ class LiveAvatarPipeline:
         return sum(self.backend.bytes_by_device().values())
 
     def plan(
-        self, request: Request, image_size: tuple[int, int], samples: int, rate: int
+        self, request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
         Args:
             image_size: width and height.
             samples, rate: length of the audio.
+            notes: what is to be told of the inputs, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
-        resolved = resolve(request, image_size, samples, rate)
+        check_request(request)
+        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
         name, loaded = self.components.name, self.backend.bytes_by_device
         return self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
 
@@ -221,9 +229,11 @@ class LiveAvatarPipeline:
         used, blocks = _used_audio(audio, seconds)
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
-            return AudioInput(used, self.encoders().encode_audio(samples, frames, "silence", callback))
-        self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
-        return AudioInput(used, encode_audio(audio_encoder, samples, frames, callback=callback))
+            features = self.encoders().encode_audio(samples, frames, "silence", callback)
+        else:
+            self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
+            features = encode_audio(audio_encoder, samples, frames, callback=callback)
+        return AudioInput(used, features, audio_notes(used))
 
     def from_audio_states(
         self, audio: AudioClip, states: Sequence[torch.Tensor], seconds: float | None = None
@@ -235,9 +245,16 @@ class LiveAvatarPipeline:
         """
         used, blocks = _used_audio(audio, seconds)
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
-        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES))
+        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES), used.notes)
 
-    def prepare(self, request: Request, image: np.ndarray, audio: AudioInput, context: torch.Tensor) -> VideoJob:
+    def prepare(
+        self,
+        request: Request,
+        image: np.ndarray,
+        audio: AudioInput,
+        context: torch.Tensor,
+        notes: Sequence[str] = (),
+    ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
@@ -245,6 +262,7 @@ class LiveAvatarPipeline:
             image: uint8 [H, W, 3].
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
+            notes: what is to be told of image and prompt, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -256,7 +274,7 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate)
+        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
@@ -479,13 +497,16 @@ def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
 
 
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
+    image: str | os.PathLike[str] | np.ndarray,
+    audio: str | os.PathLike[str] | AudioClip,
+    seconds: float | None = None,
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
-    """The image as uint8 [H, W, 3], the audio, and the files they were read from.
+    """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
     pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
-    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError))
+    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError), seconds)
+    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -7,6 +7,7 @@ import math
 import numbers
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Literal, TypeGuard
 
 from .config import (
@@ -258,7 +259,7 @@ class ResolvedRequest:
         steps, seed, prompt: as they will be used.
         seconds: of sound that is used, and so of video.
         samples: of sound that are used, at the audio's own rate.
-        notes: every difference between what was asked and this, one sentence each.
+        notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
     """
 
@@ -296,13 +297,16 @@ class ResolvedRequest:
         return -(-self.blocks // self.clip_blocks)
 
 
-def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: int) -> ResolvedRequest:
+def resolve(
+    request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
+) -> ResolvedRequest:
     """Understand a request or refuse it.
 
     Args:
         request: what was asked.
         image_size: width and height of the reference image in pixels.
         samples, rate: length of the audio and its samples per second.
+        notes: what is to be told of the inputs, a sentence each.
 
     Raises:
         RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
@@ -328,7 +332,8 @@ def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: i
         notes=(),
         clip_blocks=request.clip_blocks,
     )
-    return dataclasses.replace(resolved, notes=tuple(_notes(request, resolved, asked, image_size, samples / rate)))
+    differences = _notes(request, resolved, asked, image_size, samples / rate)
+    return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
 def check_request(request: Request) -> None:
@@ -455,7 +460,7 @@ def _notes(
         notes.append(
             f"{resolved.blocks} whole blocks make {made} frames; {resolved.frames} are kept, as long as the sound"
         )
-    if request.seconds is not None and request.seconds > sound_seconds:
+    if request.seconds is not None and request.seconds > sound_seconds + 1e-6:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
     if request.prompt is None:
         notes.append("the prompt came already encoded; its text is not known")

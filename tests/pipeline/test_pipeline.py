@@ -266,6 +266,21 @@ def test_a_heard_voice_makes_a_take(pipeline, context):
     )
 
 
+def test_what_is_told_of_the_parts_stands_in_the_spec(pipeline: LiveAvatarPipeline, context: torch.Tensor) -> None:
+    samples = np.asarray(sound().samples)
+    against = dataclasses.replace(
+        AudioClip.from_array(np.concatenate([samples, -samples], 1), sound().rate), notes=("a note of the clip",)
+    )
+    told = pipeline.prepare(REQUEST, picture(), pipeline.encode_audio(against), context, ("a note of the image",))
+    notes = told.spec.resolved.notes
+    assert "a note of the clip" in notes and "a note of the image" in notes and any("cancel" in n for n in notes)
+    config = pipeline.config
+    states = [torch.randn(80, config.audio_dim)] * config.audio_layers
+    encoded_elsewhere = pipeline.from_audio_states(against, states)
+    notes = pipeline.prepare(REQUEST, picture(), encoded_elsewhere, context).spec.resolved.notes
+    assert "a note of the clip" in notes and not any("cancel" in n for n in notes)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(pipeline, voice, context):
     with pytest.raises(AudioError, match="hidden states"):
         pipeline.from_audio_states(sound(), [torch.randn(50, 9)] * 2)
