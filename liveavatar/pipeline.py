@@ -493,7 +493,8 @@ def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return path
-    raise kind(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
+    samples = ", or AudioClip.from_array(samples, rate)" if kind is AudioError else ""
+    raise kind(f"{what} of type {type(given).__name__} is no path.", f"Give a text or a pathlib.Path{samples}.")
 
 
 def read_inputs(
@@ -507,6 +508,6 @@ def read_inputs(
         ImageError, AudioError: what cannot be read or used.
     """
     pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
-    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError), seconds)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The sound", AudioError), seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

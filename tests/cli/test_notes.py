@@ -82,7 +82,7 @@ WRONG = [
     ({"prompt": 7}, "prompt = 7 is of type int"),
     ({"seconds": "3"}, "seconds = '3' is of type str"),
     ({"seconds": True}, "of type bool"),
-    ({"seed": "x"}, "seed x is out of range"),
+    ({"seed": "x"}, "seed 'x' is out of range"),
     ({"seed": 1.5}, "out of range"),
     ({"steps": "4"}, "steps"),
     ({"size": None}, "size"),
