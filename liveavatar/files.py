@@ -24,7 +24,12 @@ STDOUT = Path("-")
 """The name that stands for the standard output."""
 _SUFFIX = ".liveavatar"
 """Ends the names of files that will take the place of others."""
-_EXAMPLES = {"The video": "video.mp4", "The receipt": "receipt.json", "The report": "report.json"}
+_EXAMPLES = {
+    "The video": "video.mp4",
+    "The receipt": "receipt.json",
+    "The report": "report.json",
+    "The doctor's report": "doctor.json",
+}
 _NAME_BYTES = 100
 """Of a file's name that the name beside it repeats: both have to fit into 255."""
 _LARGEST_JSON = 64 * 2**20

@@ -514,7 +514,8 @@ def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return path
-    raise kind(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
+    samples = ", or AudioClip.from_array(samples, rate)" if kind is AudioError else ""
+    raise kind(f"{what} of type {type(given).__name__} is no path.", f"Give a text or a pathlib.Path{samples}.")
 
 
 def read_inputs(

@@ -352,13 +352,15 @@ def check_request(request: Request) -> None:
     if not _is_whole(seed) or not -1 <= seed <= MAX_SEED:
         raise RequestError(f"The seed {shown(seed)} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
     _check_clip(request.clip_blocks)
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real | None):
+        raise _wrong_type("seconds", seconds, "a number")
     if seconds is not None and not _is_length(seconds):
         raise RequestError(
             f"{shown(seconds)} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
         )
     if not isinstance(request.prompt, str | None):
-        raise RequestError(f"The prompt is {shown(request.prompt)}, which is no text.", "Give a text.")
+        raise _wrong_type("prompt", request.prompt, "a text")
     if not isinstance(request.sink_distance, SinkDistance):
         raise RequestError(
             f"The sink distance is {shown(request.sink_distance)}.", "Give a SinkDistance, or leave it out."
@@ -371,14 +373,17 @@ def check_request(request: Request) -> None:
             raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")
 
 
+def _wrong_type(name: str, value: object, wanted: str) -> RequestError:
+    return RequestError(f"{name} = {shown(value)} is of type {type(value).__name__}.", f"Give {wanted}.")
+
+
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _is_length(seconds: object) -> bool:
+def _is_length(seconds: float) -> bool:
     """Whether so many seconds may be asked for. They may be more than the sound has."""
-    is_number = isinstance(seconds, numbers.Real) and not isinstance(seconds, bool)
-    return is_number and MIN_SOUND_SECONDS <= seconds <= _ENDLESS  # type: ignore[operator]
+    return MIN_SOUND_SECONDS <= seconds <= _ENDLESS
 
 
 def prompt_to_encode(prompt: str | None) -> str:

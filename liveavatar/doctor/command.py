@@ -34,9 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     from .known import write_json
     from .plain import plain
 
-    out = path_of(arguments.out, "The report") if arguments.out else None
+    out = path_of(arguments.out, "The doctor's report") if arguments.out else None
     if out:
-        refuse_foreign_json(out, "The report", lambda content: content.keys() >= {"schema", "findings"})
+        refuse_foreign_json(out, "The doctor's report", lambda content: content.keys() >= {"schema", "findings"})
     line = ProgressLine()
     try:
         report = examine(

@@ -174,7 +174,7 @@ FILES = {
     "no sound": ("audio", "v.wav", lambda p: p, ["v.wav", "Check the path"]),
     "a folder as sound": ("audio", "v.wav", folder, ["v.wav", "not a file"]),
     "0 samples": ("audio", "v.wav", without_samples, ["v.wav", "0 s long", "0.025"]),
-    "an empty sound": ("audio", "v.wav", lambda p: cut(text(p), 0), ["v.wav", "WAV, FLAC"]),
+    "an empty sound": ("audio", "v.wav", lambda p: cut(text(p), 0), ["v.wav", "empty"]),
     "20 ms": ("audio", "v.wav", lambda p: write_voice(p, 0.02), ["0.020 s", "0.025"]),
     "NaN": ("audio", "v.wav", with_nan, ["v.wav", "sample 800", "0.050 s"]),
     "a text as sound": ("audio", "v.txt", text, ["v.txt", "no sound", "audio track"]),
