@@ -7,6 +7,7 @@ without memory and filled with exactly what they own.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,9 @@ class Components(Protocol):
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
         """`transformers.UMT5EncoderModel` with eager attention, and a tokenizer that is called as theirs are."""
 
+    def tokenizer(self) -> Any:
+        """The tokenizer of the text encoder, called as those of transformers are; without its weights."""
+
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
         """`transformers.Wav2Vec2Model`."""
 
@@ -109,6 +113,19 @@ def open_components(model: str | Path) -> Components:
 def _open_folder(model: str | Path, name: str) -> FolderComponents:
     with opening_files_once():
         return FolderComponents(find_model(model), name=name)
+
+
+def files_of(components: Components) -> tuple[Path, ...]:
+    """The files that a model is read from, which nothing may replace; of one that comes along, its files, too."""
+    files = getattr(components, "files", None)
+    found: list[Path] = []
+    for path in (getattr(files, field.name) for field in dataclasses.fields(files)) if files else ():
+        if path is not None and path.is_dir():
+            found += (inside for inside in path.iterdir() if inside.is_file())
+        elif path is not None:
+            shards = path.parent.glob("*.safetensors") if path.suffix == ".json" else ()
+            found += (path, *shards)
+    return tuple(dict.fromkeys(found))
 
 
 def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
@@ -158,15 +175,19 @@ class FolderComponents:
         return load_vae(self.files.vae, device, dtype)
 
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+        from transformers import UMT5EncoderModel
 
         path = self.files.text_encoder
-        config = _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
+        config = self._text_config()
         config._attn_implementation = "eager"
-        encoder = _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype)
+        return _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype), self.tokenizer()
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
         if self.files.tokenizer is None:
-            return encoder, read_tokenizer(path, config.vocab_size)
-        return encoder, _pretrained(AutoTokenizer, self.files.tokenizer)
+            return read_tokenizer(self.files.text_encoder, self._text_config().vocab_size)
+        return _pretrained(AutoTokenizer, self.files.tokenizer)
 
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
         from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -179,6 +200,12 @@ class FolderComponents:
         else:
             config = Wav2Vec2Config(**audio_settings(path), **unmasked)
         return _filled(lambda: Wav2Vec2Model(config), audio_weights(path), device, dtype)
+
+    def _text_config(self) -> Any:
+        from transformers import UMT5Config
+
+        path = self.files.text_encoder
+        return _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
 
     def describe(self) -> str:
         f = self.files

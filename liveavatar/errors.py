@@ -4,6 +4,13 @@ A message says what was given, what is wrong with it and the nearest thing that 
 read the code understands. Nothing heavy has been loaded, and nothing half-written is left, when one is raised.
 """
 
+import re
+
+_ENDLESS = re.compile(r"\S{1000,}")
+"""A word without end."""
+_QUOTED = 80
+"""Letters of a value that a message quotes."""
+
 
 class LiveAvatarError(Exception):
     """Base of all errors this library raises on purpose.
@@ -14,9 +21,23 @@ class LiveAvatarError(Exception):
     """
 
     def __init__(self, what: str, nearest: str = ""):
-        self.what = what
-        self.nearest = nearest
-        super().__init__(f"{what} {nearest}".strip())
+        self.what = _readable(what)
+        self.nearest = _readable(nearest)
+        super().__init__(f"{self.what} {self.nearest}".strip())
+
+
+def shown(value: object) -> str:
+    """A value that was given, as a message quotes it: on one line, also a number of 5000 digits."""
+    try:
+        text = repr(value)
+    except Exception:  # Python itself shows no whole number of more than 4300 digits
+        text = f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 23]}...{text[-20:]}"
+
+
+def _readable(text: str) -> str:
+    """A sentence in which nothing that was given, such as a number of 5000 digits, is longer than people read."""
+    return _ENDLESS.sub(lambda found: f"{found[0][:60]}...{found[0][-20:]}", text)
 
 
 class RequestError(LiveAvatarError):

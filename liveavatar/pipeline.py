@@ -7,6 +7,7 @@ every result can be kept and used again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,15 +18,17 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, open_components
+from .components import Components, files_of, open_components
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
+from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, RequestError
+from .errors import AudioError, ImageError, LiveAvatarError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .media.audio import AudioClip, mono_16k, read_audio
+from .media.audio import AudioClip, audio_notes, mono_16k
+from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
 from .planner import Plan
@@ -54,10 +57,12 @@ class AudioInput:
     Attributes:
         audio: what is put into the video, all of it.
         features: of every block of it.
+        notes: what is to be told of it, a sentence each.
     """
 
     audio: AudioClip
     features: AudioFeatures
+    notes: tuple[str, ...] = ()
 
 
 class LiveAvatarPipeline:
@@ -113,7 +118,8 @@ class LiveAvatarPipeline:
         """
         named = Placement(tuple(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
-        return cls(open_components(os.fspath(model)), backend or LocalBackend(placement), placement)
+        place = _path(model, "The model", ModelError)
+        return cls(open_components(place), backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -138,7 +144,7 @@ class LiveAvatarPipeline:
         """
         if prompt is not None:
             options["prompt"] = prompt
-        return VideoJob(self, self.describe(image, audio, dataclasses.replace(request or Request(), **options)))
+        return VideoJob(self, self.describe(image, audio, _request_with(request or Request(), options)))
 
     def describe(
         self,
@@ -157,8 +163,10 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         prompt_to_encode(request.prompt)
-        pixels, clip, inputs = read_inputs(image, audio)
-        resolved, plan = self.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        pixels, clip, inputs = read_inputs(image, audio, request.seconds)
+        size, notes = (pixels.shape[1], pixels.shape[0]), audio_notes(clip)
+        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, notes)
+        inputs += files_of(self.components)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -172,18 +180,21 @@ class LiveAvatarPipeline:
         return sum(self.backend.bytes_by_device().values())
 
     def plan(
-        self, request: Request, image_size: tuple[int, int], samples: int, rate: int
+        self, request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
         Args:
             image_size: width and height.
             samples, rate: length of the audio.
+            notes: what is to be told of the inputs, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
-        resolved = resolve(request, image_size, samples, rate)
+        check_request(request)
+        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
         name, loaded = self.components.name, self.backend.bytes_by_device
         return self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
 
@@ -218,9 +229,11 @@ class LiveAvatarPipeline:
         used, blocks = _used_audio(audio, seconds)
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
-            return AudioInput(used, self.encoders().encode_audio(samples, frames, "silence", callback))
-        self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
-        return AudioInput(used, encode_audio(audio_encoder, samples, frames, callback=callback))
+            features = self.encoders().encode_audio(samples, frames, "silence", callback)
+        else:
+            self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
+            features = encode_audio(audio_encoder, samples, frames, callback=callback)
+        return AudioInput(used, features, audio_notes(used))
 
     def from_audio_states(
         self, audio: AudioClip, states: Sequence[torch.Tensor], seconds: float | None = None
@@ -232,9 +245,16 @@ class LiveAvatarPipeline:
         """
         used, blocks = _used_audio(audio, seconds)
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
-        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES))
+        return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES), used.notes)
 
-    def prepare(self, request: Request, image: np.ndarray, audio: AudioInput, context: torch.Tensor) -> VideoJob:
+    def prepare(
+        self,
+        request: Request,
+        image: np.ndarray,
+        audio: AudioInput,
+        context: torch.Tensor,
+        notes: Sequence[str] = (),
+    ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
         Args:
@@ -242,6 +262,7 @@ class LiveAvatarPipeline:
             image: uint8 [H, W, 3].
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
+            notes: what is to be told of image and prompt, a sentence each.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -253,14 +274,14 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate)
+        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
                 "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples)
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
         return VideoJob(self, spec, audio, context)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
@@ -388,8 +409,8 @@ class VideoJob:
         """Make the video, or replay it, and write its receipt beside it.
 
         Args:
-            out: the MP4; it grows while frames are made and plays at any moment.
-            receipt: the JSON; by default the video's name with `.json`.
+            out: the MP4; it grows while frames are made, plays at any moment, and is an ordinary MP4 at the end.
+            receipt: the JSON; by default the video's name with `.json`. "-" is the standard output.
             callback: called with every event; may raise `Cancelled`.
             vae: decodes instead of the model's own.
 
@@ -401,7 +422,12 @@ class VideoJob:
             Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
             LiveAvatarError: anything else that stopped the run; the receipt says so.
         """
-        recorder = VideoRecorder(self.spec, Path(out), check_outputs(out, receipt, self.spec.inputs), callback)
+        place = check_outputs(out, receipt, self.spec.inputs)
+        if not callable(callback):
+            raise RequestError(
+                f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
+            )
+        recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
             with recorder.timed("prepare"):
@@ -441,14 +467,46 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
     return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)
 
 
+def _request_with(request: Request, options: dict[str, Any]) -> Request:
+    """A request with other values in some of its fields.
+
+    Raises:
+        RequestError: it is none, or has no such field.
+    """
+    if not isinstance(request, Request):
+        raise RequestError(f"The request is {shown(request)}.", "Give a Request, or its fields by name.")
+    known = [field.name for field in dataclasses.fields(Request)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
+            )
+    return dataclasses.replace(request, **options)
+
+
+def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
+    """The path of something that is read.
+
+    Raises:
+        LiveAvatarError: of that kind; it is no path.
+    """
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise kind(f"{what} is {shown(given)}, which is no path.", "Give a text or a pathlib.Path.")
+
+
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray, audio: str | os.PathLike[str] | AudioClip
+    image: str | os.PathLike[str] | np.ndarray,
+    audio: str | os.PathLike[str] | AudioClip,
+    seconds: float | None = None,
 ) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
-    """The image as uint8 [H, W, 3], the audio, and the files they were read from.
+    """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio)
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(_path(image, "The image", ImageError))
+    clip = audio if isinstance(audio, AudioClip) else read_audio(_path(audio, "The audio", AudioError), seconds)
+    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -8,9 +8,7 @@ import enum
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import secrets
 import sys
 from collections.abc import Mapping
 from fractions import Fraction
@@ -20,10 +18,12 @@ from typing import Any, Literal
 import torch
 
 from . import __version__
-from .errors import OutputError
+from .files import OutputClaim, is_stream, refuse_foreign_json, write_file
 from .media.video import Probed
 
 Status = Literal["running", "complete", "cancelled", "failed"]
+RECEIPT_SCHEMA = "liveavatar receipt 1"
+"""The mark by which a receipt is known from any other JSON, its key `schema`."""
 LIBRARIES = ("torch", "diffusers", "transformers", "av")
 
 
@@ -95,29 +95,37 @@ class Receipt:
     peak_memory: PeakMemory | None = None
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:
     """Write or replace a receipt in one step: a reader sees the old one or the new one, whole.
 
+    A device or the standard output (`-`) gets it once, when the run has ended.
+
+    Args:
+        path: where to.
+        receipt: what it says.
+        claim: on the file, from `claim_receipt`; None: it is claimed for a moment.
+
     Raises:
-        OutputError: it cannot be written; an older receipt is still there.
+        OutputError: it cannot be written; an older receipt is still there. Without a claim, also as `claim_receipt`.
         TypeError: a value has no form in JSON.
     """
-    path = Path(path)
-    text = json.dumps(json_ready(receipt), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # In a folder that others share, a name that can be foreseen could be a link of theirs to a file of the user's.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"The receipt {path} cannot be written ({error.strerror or error}).", "Choose another file or free space."
-        ) from error
+    content = {"schema": RECEIPT_SCHEMA, **json_ready(receipt)}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if is_stream(path) and receipt.status == "running":
+        return
+    own = None if claim or is_stream(path) else claim_receipt(path)
+    with own or contextlib.nullcontext():
+        write_file(path, text.encode(), "The receipt", claim or own)
+
+
+def claim_receipt(path: Path) -> OutputClaim:
+    """A claim on the file of a receipt.
+
+    Raises:
+        OutputError: see `OutputClaim`; or a file of that name holds something else than a receipt.
+    """
+    refuse_foreign_json(path, "The receipt", lambda content: content.get("schema") == RECEIPT_SCHEMA)
+    return OutputClaim(path, "The receipt")
 
 
 def json_ready(value: Any) -> Any:

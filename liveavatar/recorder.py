@@ -20,11 +20,13 @@ from .components import Components
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
 from .events import GENERATING, LOADING_NETWORK, Callback, Event, share_event
+from .files import OutputClaim, first_same, is_same_file, is_stream, path_of, remove_leftovers
 from .interrupt import Interrupts, interrupts
 from .media.audio import AudioClip
+from .media.mp4 import check_end
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .planner import Plan, suggest_next
-from .receipt import Receipt, Status, json_ready, peak_memory, versions, write_receipt
+from .receipt import Receipt, Status, claim_receipt, json_ready, peak_memory, versions, write_receipt
 from .request import Request, ResolvedRequest
 from .session import Session
 from .streams import FrameStream, to_rgb24
@@ -46,7 +48,7 @@ class VideoSpec:
         plan: where it would run.
         image: uint8 [H, W, 3].
         audio: as read.
-        inputs: the files they were read from, which no output may replace.
+        inputs: the files they and the model are read from, which no output may replace.
     """
 
     components: Components
@@ -81,6 +83,7 @@ class VideoRecorder:
         self._generating_since = 0.0
         self._latest: Event | None = None
         self._writer = self._new_writer()
+        self._receipt_claim: OutputClaim | None = None
         self.receipt = Receipt(
             status="running",
             video=out,
@@ -100,8 +103,8 @@ class VideoRecorder:
             Cancelled: by Ctrl-C or the callback; the file so far is playable and the receipt says "cancelled".
             LiveAvatarError: whatever broke it off; the receipt says "failed" and why.
         """
-        write_receipt(self.receipt_path, self.receipt)
-        with interrupts() as self._interrupts:
+        with self._claimed(), interrupts() as self._interrupts:
+            write_receipt(self.receipt_path, self.receipt, self._receipt_claim)
             try:
                 with _enough_memory(self.spec.plan):
                     yield
@@ -113,6 +116,16 @@ class VideoRecorder:
                 self._break_off("failed", str(error) or type(error).__name__)
                 raise
             self._end("complete", probed)
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Nobody else writes the video or the receipt while inside."""
+        self._receipt_claim = None if is_stream(self.receipt_path) else claim_receipt(self.receipt_path)
+        with self._receipt_claim or contextlib.nullcontext(), self._writer:
+            if self._receipt_claim is not None:
+                remove_leftovers(self._receipt_claim.target)
+            self._writer.claim()
+            yield
 
     def write(self, session: Session, frames: FrameStream) -> None:
         """Write the video to its end.
@@ -209,8 +222,10 @@ class VideoRecorder:
         """What the finished file holds.
 
         Raises:
-            OutputError: it cannot be read back, or is not what was to be made.
+            OutputError: it cannot be read back or decoded, or is not what was to be made.
         """
+        if not self._is_as_written():
+            raise OutputError(f"{self.out} was removed or changed by something else meanwhile.", "Make it again.")
         probed, e = probe(self.out), self.spec.resolved
         if (probed.width, probed.height, probed.frames) != (e.width, e.height, e.frames):
             raise OutputError(
@@ -218,13 +233,22 @@ class VideoRecorder:
                 f"{e.width}x{e.height}.",
                 "Something else wrote to it meanwhile: choose another name.",
             )
+        check_end(self.out, e.frames)
         return probed
+
+    def _is_as_written(self) -> bool:
+        """Whether the name of the video still leads to the file that was written, and to all of it."""
+        try:
+            there = self.out.stat()
+        except OSError:
+            return False
+        return self._writer.identity == (there.st_dev, there.st_ino, there.st_size)
 
     def _break_off(self, status: Status, error: str) -> None:
         """Say so in the receipt; where even that fails, it goes on saying "running"."""
         self._interrupts.hold()
         probed = None
-        if self._writer.frames_written:
+        if self._is_as_written():
             with contextlib.suppress(OutputError):
                 probed = probe(self.out)
         try:
@@ -242,10 +266,10 @@ class VideoRecorder:
             probed=probed,
             frames_sha256=self._writer.frames_sha256 if whole else None,
             seconds=self._seconds,
-            notices=tuple(self._notices),
+            notices=(*self._notices, *([self._writer.note] if self._writer.note else [])),
             peak_memory=peak_memory(),
         )
-        write_receipt(self.receipt_path, self.receipt)
+        write_receipt(self.receipt_path, self.receipt, self._receipt_claim)
 
     def _what_is_left(self) -> str:
         written = self._writer.frames_written
@@ -296,22 +320,30 @@ def check_outputs(
     Raises:
         OutputError: what is wrong, and another name.
     """
-    out = Path(out)
-    receipt = Path(receipt) if receipt else out.with_suffix(".json")
-    check_writable(out)
-    if receipt.is_dir():
-        raise OutputError(f"The receipt {receipt} is a folder.", f"Name a file in it: {receipt / 'receipt.json'}.")
+    video = path_of(out, "The video")
+    check_writable(video)
+    default = video.with_suffix(".json")
+    place = path_of(receipt, "The receipt") if receipt else default
+    if is_same_file(place, video):
+        raise OutputError(f"Video and receipt are both {video}.", f"Write the receipt to {default}.")
+    kept = [Path(given) for given in inputs]
+    for name, path in (("video", video), ("receipt", place)):
+        if not is_stream(path) and first_same(path, kept):
+            raise OutputError(f"The {name} would replace {path}, which it is made from.", "Choose another name.")
+    if not is_stream(place):
+        _check_receipt(place, default)
+    return place
+
+
+def _check_receipt(receipt: Path, default: Path) -> None:
+    place = f"or leave it out: it is {default} then."
+    if not Path(os.path.realpath(receipt)).parent.is_dir():
+        raise OutputError(f"The folder of the receipt {receipt} does not exist.", f"Create it, {place}")
+    with claim_receipt(receipt) as claim:
+        folder = claim.target.parent
     try:
-        tempfile.TemporaryFile(dir=receipt.absolute().parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OutputError(
-            f"The receipt {receipt} cannot be written ({error.strerror or error}).",
-            f"Choose another folder, or leave it out: it is {out.with_suffix('.json')} then.",
+            f"The receipt {receipt} cannot be written ({error.strerror or error}).", f"Choose another folder, {place}"
         ) from error
-    if receipt.resolve() == out.resolve():
-        raise OutputError(f"Video and receipt are both {out}.", f"Write the receipt to {out.with_suffix('.json')}.")
-    kept = {Path(given).resolve() for given in inputs}
-    for name, path in (("video", out), ("receipt", receipt)):
-        if path.resolve() in kept:
-            raise OutputError(f"The {name} would replace {path}, which it is made from.", "Choose another name.")
-    return receipt

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 import secrets
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeGuard
 
 from .config import (
     BLOCK_FRAMES,
@@ -20,7 +22,7 @@ from .config import (
     SIZE_MULTIPLE,
     SPATIAL_STRIDE,
 )
-from .errors import AudioError, RequestError, SizeError
+from .errors import AudioError, RequestError, SizeError, shown
 
 _MASK64 = (1 << 64) - 1
 
@@ -76,10 +78,11 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         SizeError: not two whole numbers, or an area out of range.
     """
-    numbers = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×*,;]|\s)\s*(\d{1,6})\s*", str(text))
-    if not numbers:
-        raise SizeError(f"The size {text!r} is not understood.", f"Write width x height, for example {_guess(text)}.")
-    width, height = int(numbers[1]), int(numbers[2])
+    given = text if isinstance(text, str) else ""
+    sides = re.fullmatch(r"\s*(\d{1,6})\s*(?:[xX×*,;]|\s)\s*(\d{1,6})\s*", given)
+    if not sides:
+        raise SizeError(f"The size {shown(text)} is not understood.", f"Write width x height, such as {_guess(given)}.")
+    width, height = int(sides[1]), int(sides[2])
     if width * height < SIZE_MULTIPLE**2:
         raise SizeError(f"The size {width}x{height} is too small.", "The smallest is 64x64.")
     if width * height > MAX_AREA:
@@ -178,6 +181,8 @@ Lead = Literal["sync", "original"]
 
 MAX_STEPS = 100
 MIN_SOUND_SECONDS = 0.025
+_ENDLESS = 1e9
+"""Seconds above which a length is a mistake."""
 _MIN_SECONDS_WITHOUT_SILENCE = 0.045
 """Two features of the audio encoder: without silence after it, the audio itself has to make them."""
 MAX_SEED = 2**64 - 1
@@ -254,7 +259,7 @@ class ResolvedRequest:
         steps, seed, prompt: as they will be used.
         seconds: of sound that is used, and so of video.
         samples: of sound that are used, at the audio's own rate.
-        notes: every difference between what was asked and this, one sentence each.
+        notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
     """
 
@@ -292,13 +297,16 @@ class ResolvedRequest:
         return -(-self.blocks // self.clip_blocks)
 
 
-def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: int) -> ResolvedRequest:
+def resolve(
+    request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
+) -> ResolvedRequest:
     """Understand a request or refuse it.
 
     Args:
         request: what was asked.
         image_size: width and height of the reference image in pixels.
         samples, rate: length of the audio and its samples per second.
+        notes: what is to be told of the inputs, a sentence each.
 
     Raises:
         RequestError: SizeError, AudioError or the like, naming the nearest thing that works.
@@ -324,7 +332,8 @@ def resolve(request: Request, image_size: tuple[int, int], samples: int, rate: i
         notes=(),
         clip_blocks=request.clip_blocks,
     )
-    return dataclasses.replace(resolved, notes=tuple(_notes(request, resolved, asked, image_size, samples / rate)))
+    differences = _notes(request, resolved, asked, image_size, samples / rate)
+    return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
 def check_request(request: Request) -> None:
@@ -335,23 +344,41 @@ def check_request(request: Request) -> None:
     """
     parse_size(request.size)
     steps, seed, seconds = request.steps, request.seed, request.seconds
-    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        near = MAX_STEPS if isinstance(steps, int) and steps > MAX_STEPS else 1 if isinstance(steps, int) else 4
-        raise RequestError(f"{steps} denoising steps are not possible.", f"The nearest is {near}; the model is for 4.")
-    if not isinstance(seed, int) or not -1 <= seed <= MAX_SEED:
-        raise RequestError(f"The seed {seed} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
-    _check_clip(request.clip_blocks)
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= MIN_SOUND_SECONDS):
+    if not _is_whole(steps) or not 1 <= steps <= MAX_STEPS:
+        near = MAX_STEPS if _is_whole(steps) and steps > MAX_STEPS else 1 if _is_whole(steps) else 4
         raise RequestError(
-            f"{seconds} seconds of video cannot be made.",
+            f"{shown(steps)} denoising steps are not possible.", f"The nearest is {near}; the model is for 4."
+        )
+    if not _is_whole(seed) or not -1 <= seed <= MAX_SEED:
+        raise RequestError(f"The seed {shown(seed)} is out of range.", f"Use 0 to {MAX_SEED}, or -1 to draw one.")
+    _check_clip(request.clip_blocks)
+    if seconds is not None and not _is_length(seconds):
+        raise RequestError(
+            f"{shown(seconds)} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
+        )
+    if not isinstance(request.prompt, str | None):
+        raise RequestError(f"The prompt is {shown(request.prompt)}, which is no text.", "Give a text.")
+    if not isinstance(request.sink_distance, SinkDistance):
+        raise RequestError(
+            f"The sink distance is {shown(request.sink_distance)}.", "Give a SinkDistance, or leave it out."
         )
     if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if given not in choices:
-            raise RequestError(f"{name} = {given!r} is not known.", f"Use {' or '.join(choices)}.")
+            raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_length(seconds: object) -> bool:
+    """Whether so many seconds may be asked for. They may be more than the sound has."""
+    is_number = isinstance(seconds, numbers.Real) and not isinstance(seconds, bool)
+    return is_number and MIN_SOUND_SECONDS <= seconds <= _ENDLESS  # type: ignore[operator]
 
 
 def prompt_to_encode(prompt: str | None) -> str:
@@ -383,10 +410,11 @@ def clip_blocks_of(frames: int) -> int:
 
 
 def _check_clip(blocks: int) -> None:
-    if not isinstance(blocks, int) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
-        near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if isinstance(blocks, int) else CLIP_BLOCKS
+    if not _is_whole(blocks) or not 1 <= blocks <= MAX_CLIP_BLOCKS:
+        near = min(max(blocks, 1), MAX_CLIP_BLOCKS) if _is_whole(blocks) else CLIP_BLOCKS
         raise RequestError(
-            f"A clip of {blocks} blocks is not possible.", f"The nearest is {near}; the model was trained with 4."
+            f"A clip of {shown(blocks)} blocks is not possible.",
+            f"The nearest is {near}; the model was trained with 4.",
         )
 
 
@@ -432,7 +460,7 @@ def _notes(
         notes.append(
             f"{resolved.blocks} whole blocks make {made} frames; {resolved.frames} are kept, as long as the sound"
         )
-    if request.seconds is not None and request.seconds > sound_seconds:
+    if request.seconds is not None and request.seconds > sound_seconds + 1e-6:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
     if request.prompt is None:
         notes.append("the prompt came already encoded; its text is not known")

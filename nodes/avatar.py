@@ -81,5 +81,5 @@ class Avatar(io.ComfyNode):
         with NodeProgress.current() as progress:
             context = model.encode_prompt(prompt, progress)
             voice = model.encode_audio(clip, request.seconds, progress)
-            take = model.prepare(request, pixels, voice, context)
+            take = model.prepare(request, pixels, voice, context, convert.image_notes(image))
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

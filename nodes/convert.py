@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..liveavatar.config import ModelConfig
 from ..liveavatar.errors import AudioError, ImageError, RequestError
 from ..liveavatar.media.audio import AudioClip
 
+_MOST_WHITE, _LEAST_BLACK = 8.0, -0.5
+"""Values beyond these are no overshoot of some filter, but of another range."""
 _PROMPT = "liveavatar_prompt"
 """Where a CONDITIONING keeps the text of its prompt."""
 
@@ -19,8 +22,10 @@ _PROMPT = "liveavatar_prompt"
 def image_array(image: Any) -> np.ndarray:
     """IMAGE float [B, H, W, C] in 0..1 -> uint8 [H, W, 3]: the first picture; alpha is dropped, grey repeated.
 
+    Values a little beyond black and white are clipped.
+
     Raises:
-        ImageError: no picture, or another shape.
+        ImageError: no picture, another shape, or values that are not 0..1 (0..255, -1..1, NaN).
     """
     if not isinstance(image, torch.Tensor) or image.ndim != 4 or not len(image) or image.shape[-1] not in (1, 3, 4):
         shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
@@ -29,22 +34,48 @@ def image_array(image: Any) -> np.ndarray:
     rgb = first.expand(-1, -1, 3) if first.shape[-1] == 1 else first[..., :3]
     if not torch.isfinite(rgb).all():
         raise ImageError("The image holds values that are not numbers.", "Check the nodes before this one.")
+    low, high = float(rgb.min()), float(rgb.max())
+    if high > _MOST_WHITE or low < _LEAST_BLACK or not image.is_floating_point():
+        divide = "Divide it by 255" if high > _MOST_WHITE else "Bring it to 0..1"
+        raise ImageError(
+            f"The image holds {str(image.dtype).removeprefix('torch.')} values from {low:.4g} to {high:.4g}, not 0..1.",
+            f"{divide}, or connect core Load Image.",
+        )
     return rgb.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
 
 
+def image_notes(image: Any) -> tuple[str, ...]:
+    """What is to be told of an IMAGE that `image_array` takes."""
+    return (f"the first of {len(image)} connected pictures is used",) if len(image) > 1 else ()
+
+
 def audio_clip(audio: Any) -> AudioClip:
-    """AUDIO {"waveform": [B, C, T], "sample_rate"} -> the first sound of the batch.
+    """AUDIO {"waveform": [B, C, T], "sample_rate"} -> the first sound of the batch; its notes say so.
+
+    The waveform is a tensor or an array: floats with full scale -1..1, or integers with the full scale of their type.
 
     Raises:
-        AudioError: no sound, or samples that are not numbers.
+        AudioError: no sound, no rate, another shape, or samples that are not numbers.
     """
     if not isinstance(audio, Mapping) or "waveform" not in audio:
         raise AudioError(f"The audio is {type(audio).__name__}, not sound.", "Connect core Load Audio.")
+    if (rate := audio.get("sample_rate")) is None:
+        raise AudioError("The audio has no sample_rate.", "Connect core Load Audio, or set it where the audio is made.")
     waveform = audio["waveform"]
-    if waveform.ndim != 3 or not len(waveform):
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    if not isinstance(waveform, np.ndarray):
+        raise AudioError(
+            f"The audio's waveform is {type(waveform).__name__}, not a tensor.", "Connect core Load Audio."
+        )
+    if waveform.ndim != 3 or not waveform.shape[0] or not waveform.shape[1]:
         raise AudioError(f"The audio is {list(waveform.shape)}, not [1, channels, samples].", "Connect Load Audio.")
-    samples = waveform[0].detach().float().cpu().T.numpy()
-    return AudioClip.from_array(samples, int(audio["sample_rate"]), "The connected audio")
+    rate = rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate
+    clip = AudioClip.from_array(waveform[0].T, rate, "The connected audio")
+    if len(waveform) == 1:
+        return clip
+    return dataclasses.replace(clip, notes=(f"the first of {len(waveform)} connected sounds is used",))
 
 
 def prompt_embedding(positive: Any, config: ModelConfig) -> torch.Tensor:
@@ -63,6 +94,20 @@ def prompt_embedding(positive: Any, config: ModelConfig) -> torch.Tensor:
             f"The conditioning is {type(positive).__name__} without any prompt.",
             "Connect Text Encode (Live Avatar), or core CLIP Text Encode with a CLIP of type wan.",
         ) from error
+
+
+def prompt_notes(positive: Any, config: ModelConfig) -> tuple[str, ...]:
+    """What is to be told of a CONDITIONING that `prompt_embedding` takes."""
+    notes = []
+    if len(positive) > 1:
+        notes.append(f"the first of {len(positive)} prompts in the conditioning is used")
+    beyond = positive[0][0][0, config.text_len :]
+    if rows := int(beyond.any(dim=-1).sum()):
+        notes.append(
+            f"the encoded prompt has {config.text_len + rows} tokens and the model reads {config.text_len}: the "
+            "rest has no effect"
+        )
+    return tuple(notes)
 
 
 def conditioning_of(prompt: str, context: torch.Tensor) -> list[list[Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
+from ..liveavatar.files import write_file
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
 from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
@@ -142,9 +144,9 @@ class NodeProgress:
             return
         pixels = Image.fromarray(frames[-1])
         pixels.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
-        beside = self.out.with_suffix(".part")
-        pixels.save(beside, "JPEG", quality=80)
-        beside.replace(self.out.with_suffix(".jpg"))  # a browser may be reading the old one
+        data = BytesIO()
+        pixels.save(data, "JPEG", quality=80)
+        write_file(self.out.with_suffix(".jpg"), data.getvalue())  # in one step: a browser may be reading the old one
         self._shown += len(frames)
         self._preview = {**(self.file or {}), "filename": self.out.with_suffix(".jpg").name, "frames": self._shown}
 

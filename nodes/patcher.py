@@ -14,12 +14,18 @@ from ..liveavatar.planner import Plan
 
 
 class ModelStub(torch.nn.Module):
-    """What core keeps books about in place of a pipeline that manages its own weights."""
+    """What core keeps books about on one device, in place of a pipeline that manages its own weights.
 
-    def __init__(self, pipeline: LiveAvatarPipeline):
+    Attributes:
+        siblings: all stubs of the pipeline; they lose their weights together.
+    """
+
+    def __init__(self, pipeline: weakref.ref[LiveAvatarPipeline], siblings: list[ModelStub]):
         super().__init__()
-        self.pipeline = weakref.ref(pipeline)
+        self.pipeline = pipeline
+        self.siblings = siblings
         self.device: Any = None
+        self.model_loaded_weight_memory = 0
 
 
 class PipelinePatcher(ModelPatcher):
@@ -45,8 +51,8 @@ class PipelinePatcher(ModelPatcher):
             pipeline = self.model.pipeline()
             if pipeline is not None:
                 pipeline.release()
-            self.model.device = self.offload_device
-            self.model.model_loaded_weight_memory = 0
+            for stub in self.model.siblings:
+                stub.device, stub.model_loaded_weight_memory = self.offload_device, 0
         return self.model
 
 
@@ -56,13 +62,30 @@ def load_core_model(patcher: Any) -> None:
 
 
 def manage(pipeline: LiveAvatarPipeline) -> None:
-    """From now on ask core for room before the pipeline loads, and let core evict it."""
-    device = mm.get_torch_device()
-    patcher = PipelinePatcher(ModelStub(pipeline), load_device=device, offload_device=torch.device("cpu"), size=1)
+    """From now on ask core for room on every device before the pipeline loads, and let core evict it."""
+    patchers: dict[str, PipelinePatcher] = {}
+    stubs: list[ModelStub] = []
+    owner = weakref.ref(pipeline)  # what is kept here lives as long as the pipeline, and must not keep it
+
+    def patcher_of(name: str) -> PipelinePatcher:
+        if name not in patchers:
+            stubs.append(ModelStub(owner, stubs))
+            patchers[name] = PipelinePatcher(
+                stubs[-1], load_device=torch.device(name), offload_device=torch.device("cpu"), size=1
+            )
+        return patchers[name]
 
     def make_room(plan: Plan) -> None:
-        weights = plan.weights_by_device.get(plan.stages[0].device, 0)
-        patcher.size = max(1, weights)
-        mm.load_models_gpu([patcher], memory_required=plan.total_by_device[plan.stages[0].device] - weights)
+        for name, total in plan.total_by_device.items():
+            if not _is_cores(name):
+                continue
+            patcher, weights = patcher_of(name), plan.weights_by_device.get(name, 0)
+            patcher.size = max(1, weights)
+            mm.load_models_gpu([patcher], memory_required=total - weights)
 
     pipeline.make_room = make_room
+
+
+def _is_cores(name: str) -> bool:
+    """Whether core keeps books about a device: GPUs of this machine, and the CPU where core itself works on it."""
+    return name.startswith("cuda") or (name == "cpu" and mm.get_torch_device().type == "cpu")

@@ -10,6 +10,7 @@ import torch
 
 from ..liveavatar.cli.tables import note_lines, plan_lines, resolved_lines
 from ..liveavatar.errors import LiveAvatarError
+from ..liveavatar.media.audio import AudioClip, audio_notes
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.planner import Plan
 from ..liveavatar.request import Request, image_size_for
@@ -55,7 +56,8 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
         clip = convert.audio_clip(audio) if audio is not None else None
         seconds = request.seconds or _ASSUMED_SECONDS
         length = (len(clip.samples), clip.rate) if clip else (round(seconds * 16_000), 16_000)
-        resolved, plan = pipeline.plan(request, (image_size[0], image_size[1]), *length)
+        told = (*(convert.image_notes(image) if image is not None else ()), *(_audio_notes(clip, request)))
+        resolved, plan = pipeline.plan(request, (image_size[0], image_size[1]), *length, told)
     except LiveAvatarError as error:
         refused = {"refused": str(error), "devices": []}
         return Report(f"This cannot be made. {error}", draw([]), refused)
@@ -65,6 +67,13 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
     lines = [*resolved_lines(resolved), *plan_lines(plan), f"time    {time}", *notes]
     devices = devices_of(plan)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
+
+
+def _audio_notes(clip: AudioClip | None, request: Request) -> tuple[str, ...]:
+    """What is to be told of the audio as far as it is used."""
+    if clip is None:
+        return ()
+    return audio_notes(clip if request.seconds is None else clip.limited(request.seconds))
 
 
 def devices_of(plan: Plan) -> list[dict[str, Any]]:

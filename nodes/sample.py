@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.media.audio import read_audio
+from ..liveavatar.media.audio_file import read_audio
 from ..liveavatar.media.image import read_image
 from .paths import SAMPLES
 from .schema import CATEGORY, supported

@@ -103,4 +103,6 @@ class Sampler(io.ComfyNode):
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
-        return io.NodeOutput(model.prepare(request, convert.image_array(image), audio, context))
+        pixels = convert.image_array(image)
+        notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
+        return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))

@@ -66,6 +66,9 @@ class RandomComponents:
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()
 
+    def tokenizer(self) -> NoReturn:
+        raise self._no_encoders()
+
     def audio_encoder(self, device: torch.device | str, dtype: torch.dtype) -> NoReturn:
         raise self._no_encoders()
 

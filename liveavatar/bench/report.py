@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..files import is_stream, path_of, refuse_foreign_json, write_file
 from ..receipt import json_ready, versions
 
 
@@ -18,10 +19,12 @@ def check_report(path: Path) -> None:
     """Refuse a file that could not be written, before anything is measured.
 
     Raises:
-        OutputError: no such folder, or not writable.
+        OutputError: no such folder, or not writable; what is there is no report.
     """
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    path = path_of(path, "The report")
+    if not is_stream(path) and not os.access(path.absolute().parent, os.W_OK):
         raise OutputError(f"The report {path} cannot be written.", "Name a file in a folder that is there.")
+    refuse_foreign_json(path, "The report", lambda content: content.keys() >= {"bench", "found"})
 
 
 def write_report(path: Path, bench: str, given: Mapping[str, Any], found: Any) -> None:
@@ -44,12 +47,7 @@ def write_report(path: Path, bench: str, given: Mapping[str, Any], found: Any) -
         **given,
         "found": found,
     }
-    try:
-        path.write_text(json.dumps(json_ready(known), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"The report {path} cannot be written ({error.strerror or error}).", "Choose another file or free space."
-        ) from error
+    write_file(path, (json.dumps(json_ready(known), indent=2, ensure_ascii=False) + "\n").encode(), "The report")
 
 
 def _ray() -> dict[str, str]:

@@ -19,6 +19,7 @@ import torch
 from ..doctor.known import write_json
 from ..doctor.plain import from_plain, plain
 from ..errors import LiveAvatarError, OutputError
+from ..files import refuse_foreign_json
 from ..receipt import versions
 from ..session import cpu_threads
 from .time_limit import Overrun, time_limit
@@ -247,12 +248,13 @@ def make_folder(folder: Path) -> None:
     """Make sure of a folder for reports, before anything is measured.
 
     Raises:
-        OutputError: it cannot be made, or not be written to.
+        OutputError: it cannot be made, or not be written to; another file lies where the report would.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        refuse_foreign_json(folder / FILE_NAME, "The report", lambda content: content.keys() >= {"schema", "parts"})
     except OSError as error:
         raise OutputError(
             f"The folder {folder} cannot be made or written ({error.strerror or error}).", "Choose another place."

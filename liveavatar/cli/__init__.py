@@ -1,5 +1,4 @@
-"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor | bench | workers |
-cluster`.
+"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor | bench | workers | ...`.
 
 Exit codes: 0 the work is complete, 1 it broke off half-way or found something wrong, 2 the request was refused,
 130 it was cancelled.
@@ -20,7 +19,7 @@ from ..bench import command as bench
 from ..doctor import command as doctor
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
-from . import cluster, demo, generate, inspect, plan, workers
+from . import cluster, demo, generate, inspect, plan, repair, workers
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 
@@ -33,6 +32,7 @@ COMMANDS = {
     "bench": bench,
     "workers": workers,
     "cluster": cluster,
+    "repair": repair,
 }
 
 

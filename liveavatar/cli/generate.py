@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default=str(default), metavar="FILE.mp4", help=f"the video; replaces an older one (default: {default})"
     )
-    parser.add_argument("--receipt", metavar="FILE.json", help="what was really done (default: beside the video)")
+    parser.add_argument(
+        "--receipt", metavar="FILE.json", help="what was really done; - prints it (default: beside the video)"
+    )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     add_request_arguments(parser)
     workers = parser.add_argument_group("worker processes (with --engine ray)")
@@ -64,20 +66,22 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     _check_workers(arguments)
+    from ..files import is_stream, path_of
     from ..pipeline import LiveAvatarPipeline
     from ..recorder import check_outputs
 
-    out = Path(arguments.out)
+    out = path_of(arguments.out, "The video")
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
-    receipt_path = check_outputs(out, arguments.receipt, [arguments.image, arguments.audio])
-    progress = ProgressLine(arguments.quiet)
+    inputs = [arguments.image, arguments.audio, *([arguments.token_file] if arguments.token_file else [])]
+    receipt_path = check_outputs(out, arguments.receipt, inputs)
+    progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
         with _backend(arguments) as backend:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend)
             with contextlib.closing(pipeline(arguments.image, arguments.audio, request=request)) as video:
-                if not arguments.quiet:
+                if not quiet:
                     say(_spec_lines(video.spec, arguments.model, out))
                 receipt = video.save(out, receipt_path, progress)
     except LiveAvatarError as error:
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         say_error(error)
         return CANCELLED if isinstance(error, Cancelled) else BROKEN_OFF if progress.generating else REFUSED
     progress.end()
-    if not arguments.quiet:
+    if not quiet:
         say([*receipt_lines(receipt), f"receipt {receipt_path}"])
     return 0
 

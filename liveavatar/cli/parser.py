@@ -60,6 +60,8 @@ def whole_number(example: int) -> Callable[[str], int]:
         try:
             return int(text)
         except ValueError:
+            if text.strip().lstrip("+-").isdecimal():  # Python reads 4300 digits
+                raise argparse.ArgumentTypeError(f"{text[:20]}... has {len(text)} digits, which is too many") from None
             near = _nearest_whole(text, example)
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; write {near}, for example") from None
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import OutputError, RequestError
+from ..errors import MissingFilesError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, check_placement_options, placement_of, request_of
 from .parser import number
@@ -18,6 +19,7 @@ from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..config import ModelConfig
     from ..placement import Placement
     from ..planner import Hardware, Plan
     from ..request import ResolvedRequest
@@ -58,21 +60,25 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     from ..charts import draw_memory
-    from ..media.audio import read_audio
+    from ..media.audio import audio_notes
+    from ..media.audio_file import read_audio
     from ..media.image import read_image
     from ..receipt import json_ready
     from ..request import image_size_for, resolve
 
     image, length = None, None
+    notes: tuple[str, ...] = ()
     if arguments.image:
         height, width = read_image(arguments.image).shape[:2]
         image = (width, height)
     if arguments.audio:
-        audio = read_audio(arguments.audio)
-        length = (len(audio.samples), audio.rate)
+        audio = read_audio(arguments.audio, arguments.seconds)
+        length, notes = (len(audio.samples), audio.rate), audio_notes(audio)
     image = image or image_size_for(request.size)
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
-    resolved, plan = _plan(arguments, resolve(request, image, *length))
+    config = _config(arguments.model)
+    notes += _prompt_notes(arguments.model, config, arguments.prompt)
+    resolved, plan = _plan(arguments, config, resolve(request, image, *length, notes))
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -108,15 +114,34 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
     return found
 
 
-def _plan(arguments: argparse.Namespace, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
+def _plan(
+    arguments: argparse.Namespace, config: ModelConfig, resolved: ResolvedRequest
+) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
+    placement, hardware = _where(arguments)
+    return placement.plan(resolved, config, arguments.model, hardware)
+
+
+def _config(model: str) -> ModelConfig:
+    """The configuration of a model that need not be here where its name is known."""
     from ..components import open_components
     from ..config import PRESETS
 
-    model = arguments.model
-    config = PRESETS[model] if model in PRESETS else open_components(model).config
-    placement, hardware = _where(arguments)
-    return placement.plan(resolved, config, model, hardware)
+    return PRESETS[model] if model in PRESETS else open_components(model).config
+
+
+def _prompt_notes(model: str, config: ModelConfig, prompt: str) -> tuple[str, ...]:
+    """What is to be told of a prompt that is too long, as far as that is known without the model."""
+    from ..components import open_components
+    from ..encoders.text import prompt_notes
+
+    try:
+        return prompt_notes(lambda: open_components(model).tokenizer(), prompt, config.text_len)
+    except MissingFilesError:
+        words = len(prompt.split())
+        if words < config.text_len:
+            return ()
+        return (f"the prompt has {words} words and the model reads {config.text_len} tokens: the rest has no effect",)
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardware]]:
@@ -142,9 +167,16 @@ def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardw
 
 
 def _write(image: Image, path: str) -> None:
+    """Write a picture, in the format that its name ends in."""
+    from PIL import Image as pillow
+
+    from ..files import path_of, write_file
+
+    place, data = path_of(path, "The picture"), io.BytesIO()
     try:
-        image.save(path)
-    except (OSError, ValueError) as error:
+        image.save(data, pillow.registered_extensions()[place.suffix.lower()])
+    except (OSError, ValueError, KeyError) as error:
         raise OutputError(
-            f"The picture {path} cannot be written ({error}).", "Give a name that ends in .png."
+            f"The picture {path} cannot be written: no such format is known.", "Give a name that ends in .png."
         ) from error
+    write_file(place, data.getvalue(), "The picture")

@@ -125,7 +125,7 @@ def receipt_lines(receipt: Receipt) -> list[str]:
     if memory and memory.host:
         devices = "".join(f", {gigabytes(n)} on {name}" for name, n in memory.devices.items())
         lines.append(f"peak    {gigabytes(memory.host)} of host memory{devices}")
-    return lines
+    return [*lines, *note_lines(receipt.notices)]
 
 
 def worker_lines(drivers: Sequence[Driver], now: float) -> list[str]:

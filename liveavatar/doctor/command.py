@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli.tables import aligned, counted, gigabytes
 from ..cli.terminal import ProgressLine, say
-from ..errors import OutputError
+from ..files import path_of, refuse_foreign_json
 
 if TYPE_CHECKING:
     from . import Device, Report
@@ -35,10 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     from .known import write_json
     from .plain import plain
 
-    out = Path(arguments.out) if arguments.out else None
-    if out and (out.is_dir() or not out.parent.is_dir()):
-        wrong = "is a folder" if out.is_dir() else f"lies in {out.parent}, which does not exist"
-        raise OutputError(f"{out} {wrong}.", "Name a file in a folder that exists, such as doctor.json.")
+    out = path_of(arguments.out, "The report") if arguments.out else None
+    if out:
+        refuse_foreign_json(out, "The report", lambda content: content.keys() >= {"schema", "findings"})
     line = ProgressLine()
     try:
         report = examine(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..errors import LiveAvatarError, OutputError
+from ..files import write_file
 from .plain import from_plain, plain
 from .report import SCHEMA, Device, Report
 
@@ -62,18 +63,12 @@ def known_speeds(path: Path | None = None) -> tuple[Device, ...] | None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write or replace a file in one step.
+    """Write or replace a file in one step; a device is written through.
 
     Raises:
-        OutputError: it cannot be written; an older one is still there.
+        OutputError: as `write_file`; an older one is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
+    write_file(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode(), "The report")
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import html
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..errors import RequestError
+from ..request import DEFAULT_PROMPT
 
 log = logging.getLogger(__name__)
+
+_EXTRA_TOKENS = 2
+"""The end mark, and the space that sentencepiece puts in front."""
+_QUOTED_LETTERS = 60
 
 
 def clean_prompt(text: str) -> str:
@@ -27,6 +33,39 @@ def clean_prompt(text: str) -> str:
     if not isinstance(text, str):
         raise RequestError(f"The prompt is of type {type(text).__name__}.", "Give a text; an empty one is allowed.")
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
+
+
+def prompt_notes(open_tokenizer: Callable[[], Any], prompt: str | None, length: int) -> tuple[str, ...]:
+    """What is to be told of a prompt that the network does not read to its end.
+
+    Args:
+        open_tokenizer: called only for a prompt that may be too long: no token is less than a byte of UTF-8.
+        prompt: None, where it is not known.
+        length: tokens the network reads, the end mark included.
+
+    Raises:
+        RequestError: not a text.
+    """
+    if prompt in (None, DEFAULT_PROMPT) or len(text := clean_prompt(prompt).encode()) + _EXTRA_TOKENS <= length:
+        return ()  # the common cases need no tokenizer
+    tokenizer = open_tokenizer()
+    most = len(text) + _EXTRA_TOKENS
+    tokens = tokenizer(
+        [text.decode()],
+        padding="max_length",
+        truncation=True,
+        max_length=most,
+        add_special_tokens=True,
+        return_tensors="pt",
+    )
+    count = int(tokens["attention_mask"].sum())
+    if count <= length:
+        return ()
+    used = tokenizer.decode(tokens["input_ids"][0, : length - 1], skip_special_tokens=True).strip()
+    return (
+        f"the prompt has {count} tokens and the model reads {length}: it is used up to "
+        f'"...{used[-_QUOTED_LETTERS:].strip()}", and the rest has no effect',
+    )
 
 
 def encode_text(model: Any, tokenizer: Any, prompt: str, length: int = 512) -> torch.Tensor:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import logging
 import math
-import os
-import struct
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,42 +19,14 @@ import numpy as np
 
 from ..config import BLOCK_FRAMES, FPS
 from ..errors import AudioError, LiveAvatarError, OutputError, SizeError
+from ..files import OutputClaim, path_of, refusal, remove_leftovers
+from .mp4 import METADATA_KEYS, GrowingFile, make_plain
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import OutputContainer
 
     from .audio import AudioClip
-
-
-def cut_to_whole_fragments(path: Path) -> None:
-    """Cut off what a failed write left behind the last whole fragment, so that strict players accept the file.
-
-    Where not even the first fragment is whole, the file is removed. Cutting needs no disk space.
-    """
-    keep = end_of_whole_fragments(path)
-    if keep:
-        os.truncate(path, keep)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def end_of_whole_fragments(path: Path) -> int:
-    """The byte behind the last fragment (`moof` and its `mdat`) that is there in full; 0 if none is."""
-    size = path.stat().st_size
-    position = end = 0
-    with path.open("rb") as file:
-        while len(head := file.read(16)) >= 8:
-            length, kind = struct.unpack(">I4s", head[:8])
-            if length == 1 and len(head) == 16:
-                length = struct.unpack(">Q", head[8:])[0]
-            position += length
-            if length < 8 or position > size:
-                break
-            if kind == b"mdat":
-                end = position
-            file.seek(position)
-    return end
 
 
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
@@ -109,20 +78,27 @@ class Soundtrack:
 
     def until(self, seconds: Fraction) -> Iterator[Packet]:
         """Packets of the audio from where the last call stopped to this time, as far as the encoder gives them."""
-        import av
-
         end = min(len(self._audio.samples), int(seconds * self._audio.rate))
         while self._position < end:
-            piece = np.asarray(self._audio.samples[self._position : min(end, self._position + CHUNK)], np.float32)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece.T), "fltp", self._layout)
-            frame.sample_rate = self._audio.rate
-            frame.time_base = Fraction(1, self._audio.rate)
-            frame.pts = self._position
-            self._position += len(piece)
-            yield from self._stream.encode(frame)
+            piece = self._audio.samples[self._position : min(end, self._position + CHUNK)]
+            yield from self._encoded(np.asarray(piece, np.float32))
 
-    def rest(self) -> Iterator[Packet]:
-        """What the encoder still holds; to be called once, at the end."""
+    def _encoded(self, piece: np.ndarray) -> Iterator[Packet]:
+        import av
+
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece.T), "fltp", self._layout)
+        frame.sample_rate = self._audio.rate
+        frame.time_base = Fraction(1, self._audio.rate)
+        frame.pts = self._position
+        self._position += len(piece)
+        yield from self._stream.encode(frame)
+
+    def rest(self, seconds: Fraction) -> Iterator[Packet]:
+        """Silence up to this time and what the encoder still holds; to be called once, at the end."""
+        count = int(seconds * self._audio.rate)
+        while self._position < count:
+            shape = min(CHUNK, count - self._position), self._audio.samples.shape[1]
+            yield from self._encoded(np.zeros(shape, np.float32))
         end = Fraction(self._position, self._audio.rate)
         for packet in self._stream.encode(None):
             # Encoders before FFmpeg 8 count the zeros that fill the last packet as sound.
@@ -190,8 +166,10 @@ def _probed(container: Any) -> Probed:
             first.setdefault(kind, packet.pts)
             ends[kind] = max(ends[kind], (packet.pts + (packet.duration or 0)) * packet.time_base)
     if counts["audio"] and audio.duration:
-        # FFmpeg before 8 takes every packet of sound for a whole one; the fragments say how much of the last counts.
-        ends["audio"] = min(ends["audio"], (first["audio"] + audio.duration) * audio.time_base)
+        # FFmpeg before 8 takes every packet of sound for a whole one; the file says how much of the last counts: an
+        # ordinary one from the start of the sound on, fragments from that of AAC's start-up samples.
+        begin = audio.start_time or 0 if audio.frames == counts["audio"] else first["audio"]
+        ends["audio"] = min(ends["audio"], (begin + audio.duration) * audio.time_base)
     start = _start(video)
     seconds = ends["video"] - start
     track = audio if counts["audio"] else None
@@ -219,11 +197,6 @@ _log = logging.getLogger(__name__)
 
 CRF = 17
 """x264's quality: visually lossless for most eyes."""
-METADATA_KEYS = frozenset(
-    {"title", "artist", "album", "album_artist", "date", "comment", "genre", "copyright", "description", "synopsis"}
-)
-"""What an MP4 carries so that every player shows it; `comment` is the place for JSON."""
-
 _BT709 = 1  # the number H.264 and FFmpeg give to the primaries, the transfer curve and the matrix of BT.709
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers for luma 16..235 and 0..255
 _CONTAINER = {
@@ -246,25 +219,18 @@ def check_writable(path: Path) -> None:
     """Make sure, before anything heavy runs, that a video can be written here. An existing file is left as it is.
 
     Raises:
-        OutputError: no .mp4 name, a folder in its place, its folder is missing or cannot be written, a full disk; or
-            this PyAV cannot encode H.264 and AAC.
+        OutputError: no .mp4 name; see `target_of` and `OutputClaim`; its folder cannot be written, a full disk; or this
+            PyAV cannot encode H.264 and AAC.
     """
     import av
 
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder.", f"Name a file in it, for example {path / 'video.mp4'}.")
+    path = path_of(path, "The video")
+    with OutputClaim(path, "The video") as claim:
+        folder = claim.target.parent
     if path.suffix.lower() != ".mp4":
         raise OutputError(
             f"The video would be called {path.name!r}, which is no MP4.", "Give a name that ends in .mp4."
         )
-    folder = path.absolute().parent
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise OutputError(f"The path {path} holds bytes that are no text.", "Choose a name in UTF-8.") from error
-    if not folder.is_dir():
-        raise OutputError(f"The folder {folder} does not exist.", "Create it, or choose one that exists.")
     if missing := {"libx264", "aac"} - av.codecs_available:
         raise OutputError(
             f"The installed PyAV lacks {', '.join(sorted(missing))}.",
@@ -273,21 +239,20 @@ def check_writable(path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(bytes(1 << 16))
-        if path.exists():
-            os.close(os.open(path, os.O_WRONLY))
     except OSError as error:
-        raise _refusal(path, error) from error
+        raise refusal(path, error) from error
 
 
 class VideoWriter:
-    """Writes frames and their audio to a fragmented MP4: H.264 (yuv420p, BT.709, limited range) and AAC.
+    """Writes frames and their audio to an MP4: H.264 (yuv420p, BT.709, limited range) and AAC.
 
-    The file is created by the first frame; until then an earlier file of that name stays untouched. From the second
-    block on it plays at any moment, and lags at most two blocks behind what was written, also if the process is
-    killed. Sound is written as far as the image goes, and never beyond its end; audio that is shorter than the
-    video just ends. Video and audio both start at 0.000. Memory does not grow with the length.
+    It grows in fragments and is turned into an ordinary MP4, with its index in front, when it is closed. The file
+    appears with its first fragment; until then an earlier file of that name stays untouched, and so it does where the
+    process is killed. From then on it plays at any moment, and lags at most two blocks behind what was written. Sound
+    goes exactly as far as the image does; what it lacks is silence. Video and audio both start at 0.000. Memory does
+    not grow with the length, but for the index: some tens of bytes per frame.
 
-    As a context manager it closes the file however the block is left, so Ctrl-C and Cancel leave a playable file too.
+    As a context manager it closes the file however the block is left, so Ctrl-C and Cancel leave an ordinary MP4 too.
 
     Args:
         path: where to; see `check_writable`, which belongs before the heavy work.
@@ -326,8 +291,13 @@ class VideoWriter:
         self.frames_written = 0
         self.packets_written = 0
         """Packets of the image handed to the file."""
+        self.identity: tuple[int, int, int] | None = None
+        """Device, number and size of the file as it was closed; None before that, or where there is none."""
+        self.note: str | None = None
+        """Why the closed file still is in fragments; None where it is not."""
         self._sound, self._metadata = audio, dict(metadata)
         self._sha = hashlib.sha256()
+        self._claim: OutputClaim | None = None
         self._container: Any = None
         self._closed = False
 
@@ -340,6 +310,16 @@ class VideoWriter:
     def complete(self) -> bool:
         """Whether all frames were written and the file is closed."""
         return self._closed and self.frames_written == self.frames
+
+    def claim(self) -> None:
+        """Keep others from writing the file from now on, until `close`; the first frame does so too.
+
+        Raises:
+            OutputError: as `OutputClaim`.
+        """
+        if self._claim is None:
+            self._claim = OutputClaim(self.path, "The video")
+            remove_leftovers(self._claim.target)
 
     def write(self, rgb: np.ndarray) -> None:
         """Append frames uint8 [n, height, width, 3] and the audio that belongs to them.
@@ -369,21 +349,27 @@ class VideoWriter:
                 self._container.mux(list(self._track.until(self._time)))
 
     def close(self) -> None:
-        """Write what the encoders still hold and close the file. Without a frame there is no file. May be called again.
+        """Write what the encoders still hold, and turn the file into an ordinary MP4. Without a frame there is no file.
+
+        Where that last step fails, the file plays as it is, and `note` says so. May be called again.
 
         Raises:
-            OutputError: the end could not be written; what was written before stays playable.
+            OutputError: the end could not be written, and what was written before stays playable; or somebody else has
+                put another file in its place.
         """
-        if self._closed:
-            return
-        self._closed = True
-        if self._container is None:
-            return
-        with self._failing():
-            self._mux_picture(self._stream.encode(None))
-            if self._track is not None:
-                self._container.mux([*self._track.until(self._time), *self._track.rest()])
-            self._container.close()
+        closed, self._closed = self._closed, True
+        try:
+            if not closed and self._container is not None:
+                with self._failing():
+                    self._mux_picture(self._stream.encode(None))
+                    if self._track is not None:
+                        self._container.mux([*self._track.until(self._time), *self._track.rest(self._time)])
+                    self._container.close()
+                    self._file.end()
+                self._finish()
+        finally:
+            if self._claim is not None:
+                self._claim.release()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -406,9 +392,10 @@ class VideoWriter:
         import av
         from av.video.reformatter import VideoReformatter
 
-        self.path.open("wb").close()  # FFmpeg would open it some frames later, and say later that it cannot
-        # "file:" keeps FFmpeg from reading a protocol into a name with a colon
-        container: Any = av.open(f"file:{self.path.absolute()}", "w", format="mp4", options=_CONTAINER)
+        self.claim()
+        assert self._claim is not None
+        self._file = GrowingFile(self._claim)
+        container: Any = av.open(self._file, "w", format="mp4", options=_CONTAINER)
         container.metadata.update(self._metadata)
         stream = container.add_stream("libx264", rate=self.fps, options=_ENCODER | {"crf": str(self.crf)})
         context = stream.codec_context
@@ -439,29 +426,53 @@ class VideoWriter:
             self._container.mux(packet)
             self.packets_written += 1
 
+    def _finish(self) -> None:
+        """Turn the fragments into an ordinary MP4; where there is no room for both, they stay."""
+        import av
+
+        assert self._claim is not None
+        if not self._claim.is_there:
+            raise OutputError(f"{self.path} was removed or replaced by something else meanwhile.", "Make it again.")
+        try:
+            make_plain(self._claim)
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            _log.warning("%s stays in fragments.", self.path, exc_info=True)
+            why = getattr(error, "strerror", None) or str(error)
+            self.note = (
+                f"{self.path} plays, but it is no ordinary MP4 ({why}), and some programs misread its length: "
+                f"`liveavatar repair {self.path}` makes it one."
+            )
+        self.identity = self._claim.identity
+
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
         """Turns a failure to write into an OutputError, and leaves the file whole up to there."""
         import av
 
+        caught: BaseException | None = None
         try:
             yield
-        except (OSError, av.error.FFmpegError) as error:
-            self._closed = True
-            if self._container is not None:
-                with contextlib.suppress(OSError, av.error.FFmpegError):
-                    self._container.close()
-                with contextlib.suppress(OSError):
-                    cut_to_whole_fragments(self.path)
-            raise _refusal(self.path, error) from error
+        except (OSError, OutputError, av.error.FFmpegError) as error:
+            caught = error
+        if self._container is not None:
+            caught = self._file.error or caught
+        if caught is None:
+            return
+        self._closed = True
+        if self._container is not None:
+            self._abandon()
+        if isinstance(caught, OSError | av.error.FFmpegError):
+            raise refusal(self.path, caught) from caught
+        raise caught
 
+    def _abandon(self) -> None:
+        """Close what cannot be continued, and cut it to whole fragments."""
+        import av
 
-def _refusal(path: Path, error: Exception) -> OutputError:
-    code = getattr(error, "errno", None)
-    why = getattr(error, "strerror", None) or str(error)
-    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(
-            f"There is no room left to write {path} ({why}).",
-            "Free some space (about 0.5 GB per hour of video at 704x384), or write to another disk.",
-        )
-    return OutputError(f"{path} cannot be written ({why}).", "Check the permissions, or choose another folder.")
+        assert self._claim is not None
+        with contextlib.suppress(OSError, av.error.FFmpegError):
+            self._container.close()
+        with contextlib.suppress(OSError):
+            self._file.cut()
+        self.identity = self._claim.identity if self._file.visible else None
+        self._claim.release()

@@ -7,6 +7,7 @@ is also taken with something done wrong (no LoRA, no sink, the sound of somebody
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import get_args
 
 from ..components import FolderComponents, open_components
 from ..errors import LiveAvatarError, ModelError, OutputError
+from ..files import write_file
 from ..session import cpu_threads
 from ..storage import WeightFormat
 from .exam import Exam, Log
@@ -46,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> None:
     text = json.dumps(_judge(exam, arguments), indent=2)
     print(text, flush=True)
     if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        write_file(arguments.out, f"{text}\n".encode(), "The report")
     if arguments.sheet:
         _save(people_sheet(exam, arguments.sheet_people, arguments.with_truth), arguments.sheet)
 
@@ -109,7 +111,9 @@ def _check_place(path: Path | None) -> None:
 
 
 def _save(rows: list[Row], path: Path) -> None:
-    contact_sheet(rows).quantize(256).save(path, "PNG", optimize=True)
+    data = io.BytesIO()
+    contact_sheet(rows).quantize(256).save(data, "PNG", optimize=True)
+    write_file(path, data.getvalue(), "The picture")
 
 
 def _clocked() -> Log:

@@ -86,11 +86,16 @@ class UntrainedComponents:
 
     def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> tuple[Any, Any]:
         """A small UMT5 that reads bytes: its tokenizer needs no file."""
-        from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
+        from transformers import UMT5Config, UMT5EncoderModel
 
         config = UMT5Config(**UMT5)
         config._attn_implementation = "eager"
-        return _seeded(lambda: UMT5EncoderModel(config), device, dtype), ByT5Tokenizer()
+        return _seeded(lambda: UMT5EncoderModel(config), device, dtype), self.tokenizer()
+
+    def tokenizer(self) -> Any:
+        from transformers import ByT5Tokenizer
+
+        return ByT5Tokenizer()
 
     def audio_encoder(self, device: torch.device | str, dtype: torch.dtype) -> Any:
         from transformers import Wav2Vec2Config, Wav2Vec2Model

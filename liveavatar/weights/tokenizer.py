@@ -66,6 +66,12 @@ class SentencePieceTokenizer:
             mask[row, : len(tokens)] = 1
         return {"input_ids": ids, "attention_mask": mask}
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text that tokens stand for, without padding and end mark."""
+        if not skip_special_tokens:
+            raise TypeError("this tokenizer leaves special tokens out")
+        return str(self._pieces.decode([int(i) for i in ids if i not in (_PAD, _END)]))
+
 
 def carries_tokenizer(path: Path) -> bool:
     """Whether a text encoder's file holds a tokenizer too; a look at its header.

@@ -13,6 +13,7 @@ from media.clips import float_wav
 
 PROJECT = Path(__file__).parents[2]
 EARLIER = b"an earlier video"
+EARLIER_RECEIPT = b'{"schema": "liveavatar receipt 1", "video": "an earlier one"}'
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def inputs(tmp_path):
     """Good inputs, and an earlier video and receipt at the place of the new ones."""
     write_inputs(tmp_path, 0.3)
     (tmp_path / "out.mp4").write_bytes(EARLIER)
-    (tmp_path / "out.json").write_bytes(EARLIER)
+    (tmp_path / "out.json").write_bytes(EARLIER_RECEIPT)
     return tmp_path
 
 
@@ -34,7 +35,7 @@ def refused(ran: Ran, *words: str) -> None:
 
 
 def untouched(folder: Path, before: set[str]) -> None:
-    assert (folder / "out.mp4").read_bytes() == (folder / "out.json").read_bytes() == EARLIER
+    assert (folder / "out.mp4").read_bytes() == EARLIER and (folder / "out.json").read_bytes() == EARLIER_RECEIPT
     assert {p.name for p in folder.iterdir()} == before
 
 
@@ -56,6 +57,9 @@ OPTIONS = [
     ("seconds", "-3", "-3.0 seconds", "0.025"),
     ("seconds", "nan", "nan", "0.025"),
     ("seconds", "inf", "inf", "leave it out"),
+    ("seconds", "1e308", "1e+308 seconds", "leave it out"),
+    ("seed", "9" * 5000, "--seed", "5000 digits"),
+    ("size", "9" * 5000 + "x64", "9...9", "64"),
     ("seconds", "ten", "'ten'", "not a number"),
     ("stages", "9x1", "4 steps", "9 groups", "4x1"),
     ("stages", "1x99", "6 layers", "99 parts", "1x6"),

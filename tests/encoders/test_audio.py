@@ -14,7 +14,8 @@ from liveavatar.encoders import audio
 from liveavatar.encoders.audio import AudioFeatures, WaveformStats, encode_audio, hidden_states
 from liveavatar.errors import AudioError, Cancelled, ModelError
 from liveavatar.events import Event
-from liveavatar.media.audio import mono_16k, read_audio
+from liveavatar.media.audio import mono_16k
+from liveavatar.media.audio_file import read_audio
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 RATE = 16000

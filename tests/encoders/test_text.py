@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.encoders.text import clean_prompt, encode_text
+from liveavatar.encoders.text import clean_prompt, encode_text, prompt_notes
 from liveavatar.errors import RequestError
+from liveavatar.request import DEFAULT_PROMPT
 
 
 class Words:
@@ -23,6 +24,9 @@ class Words:
             "input_ids": torch.tensor([ids + [0] * pad]),
             "attention_mask": torch.tensor([[1] * len(ids) + [0] * pad]),
         }
+
+    def decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> str:
+        return "".join(chr(i) for i in ids.tolist() if i > 1)
 
 
 class Echo(torch.nn.Module):
@@ -47,6 +51,22 @@ def test_a_prompt_that_is_cut_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(encode_text(Echo(), Words(), "x" * 100, length=16)) == 16
     assert "16 tokens" in caplog.text
+
+
+def test_what_of_a_long_prompt_is_used_is_told() -> None:
+    assert prompt_notes(Words, "x" * 15, 16) == () == prompt_notes(Words, None, 16)
+    (note,) = prompt_notes(Words, "a  tall\nperson who talks", 16)
+    assert "24 tokens and the model reads 16" in note and '"...a tall person w"' in note
+    assert len(encode_text(Echo(), Words(), "a tall person who talks", length=16)) == 16
+    with pytest.raises(RequestError):
+        prompt_notes(Words, 7, 16)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_must_fit_needs_no_tokenizer() -> None:
+    def no_tokenizer() -> None:
+        raise AssertionError("opened")
+
+    assert prompt_notes(no_tokenizer, "声" * 100, 302) == () == prompt_notes(no_tokenizer, DEFAULT_PROMPT, 8)
 
 
 @given(st.text())

@@ -5,14 +5,16 @@ import errno
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
 import torch
-from cli.runs import generate, receipt, write_inputs
+from cli.runs import generate, receipt, run, write_inputs
 
 from liveavatar import streams
 from liveavatar.errors import OutputError
+from liveavatar.media import mp4
 
 resource = pytest.importorskip("resource", reason="limits on file sizes")
 
@@ -78,12 +80,30 @@ def test_the_disk_of_the_video_fills_up(inputs, tmp_path, monkeypatch):
     assert (tmp_path / "out.mp4").stat().st_size <= 60_000
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_not_even_the_first_block_fits(inputs, tmp_path):
-    (tmp_path / "out.mp4").symlink_to("/dev/full")
-    ran = generate(inputs, out=tmp_path / "out.mp4")
+def test_not_even_the_first_block_fits(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams.tempfile, "TemporaryFile", lambda **options: io.BytesIO())
+    (tmp_path / "out.mp4").write_bytes(b"an earlier video")
+    with largest_file(9_000):  # a receipt fits
+        ran = generate(inputs, model="untrained", out=tmp_path / "out.mp4")
     assert broken_off(ran, tmp_path, "no room left")["probed"] is None
-    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an earlier video"
+
+
+def test_a_disk_that_does_not_hold_both_keeps_the_fragments_and_says_so(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(mp4.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    ran = generate(inputs, seconds=1, out=tmp_path / "out.mp4")
+    assert ran.code == 0 and "liveavatar repair" in ran.out, ran
+    told = receipt(tmp_path)
+    assert told["status"] == "complete" and "No space left" in told["notices"][-1]
+    assert told["probed"]["frames"] == frames_in(tmp_path / "out.mp4") == 25
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4"]
+    refused = run("repair", tmp_path / "out.mp4")
+    assert refused.code == 2 and "No space left" in refused.err and "Free some space" in refused.err
+    monkeypatch.undo()
+    assert run("repair", tmp_path / "out.mp4").code == 0
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].frames == 25 and container.duration == 1_000_000
 
 
 def test_the_receipt_does_not_fit_at_the_end(inputs, tmp_path, monkeypatch):
@@ -92,10 +112,10 @@ def test_the_receipt_does_not_fit_at_the_end(inputs, tmp_path, monkeypatch):
 
     write = recorder.write_receipt
 
-    def full(path, told):
+    def full(path, told, claim):
         if told.status != "running":
             raise OutputError(f"The receipt {path} cannot be written (No space left on device).", "Free space.")
-        write(path, told)
+        write(path, told, claim)
 
     monkeypatch.setattr(recorder, "write_receipt", full)
     ran = generate(inputs, seconds=0.3, out=tmp_path / "out.mp4")
@@ -130,4 +150,4 @@ def test_somebody_else_replaces_the_video(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(video.VideoWriter, "close", close_and_lose)
     ran = generate(inputs, seconds=0.3, out=tmp_path / "out.mp4")
-    assert broken_off(ran, tmp_path, "out.mp4", "not a video that can be read")["probed"] is None
+    assert broken_off(ran, tmp_path, "out.mp4", "removed or changed")["probed"] is None

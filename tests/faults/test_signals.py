@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 import pytest
-from cli.runs import generate, write_inputs
+from cli.runs import generate, run, write_inputs
 
 from liveavatar.media.video import probe
 
@@ -95,6 +95,10 @@ def test_kill_9_leaves_a_playable_file_and_no_claim(inputs):
     assert abs(found.av_difference) < 0.5 and abs(found.audio_start) < 1e-3
     assert told(inputs)["status"] == "running" and told(inputs)["probed"] is None
     nothing_else(inputs)
+    assert run("repair", inputs / "out.mp4").code == 0
+    with av.open(str(inputs / "out.mp4")) as container:
+        assert container.streams.video[0].frames == frames_in(inputs / "out.mp4") == frames
+    nothing_else(inputs)
     ran = generate(inputs, seconds=0.3)
     assert ran.code == 0 and told(inputs)["status"] == "complete" and frames_in(inputs / "out.mp4") == 8
 
@@ -127,6 +131,8 @@ def test_stopped_before_the_first_frame_there_is_no_video(inputs):
     (inputs / "out.mp4").write_bytes(b"an earlier video")
     process = start(inputs)
     wait_until(process, lambda: (inputs / "out.json").exists())
+    ran = generate(inputs, receipt=inputs / "second.json")
+    assert ran.code == 2 and "another run" in ran.err and (inputs / "out.mp4").read_bytes() == b"an earlier video"
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode in CANCELLED, said

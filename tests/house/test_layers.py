@@ -27,6 +27,7 @@ LAYERS = (
         "task_graph",
         "charts",
         "spool",
+        "files",
         "storage",
         "interrupt",
         "device_names",

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from media.clips import float_wav, tones, write
 
 from liveavatar.errors import AudioError, OutputError
-from liveavatar.media.audio import CHUNK_FRAMES, AudioClip, mono_16k, read_audio
+from liveavatar.media.audio import CHUNK_FRAMES, AudioClip, audio_notes, mono_16k
+from liveavatar.media.audio_file import read_audio
 from liveavatar.spool import Rows, Spool
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -186,7 +187,8 @@ def test_long_sounds_lie_in_a_file_and_hold_the_same_samples(tmp_path: Path, mon
     given = tones(CHUNK_FRAMES + 5000, rate, 2)
     (tmp_path / "long.wav").write_bytes(float_wav(given, rate))
     small = read_audio(tmp_path / "long.wav")
-    monkeypatch.setattr("liveavatar.media.audio.Spool", partial(Spool, memory_bytes=100_000))
+    for module in ("audio", "audio_file"):
+        monkeypatch.setattr(f"liveavatar.media.{module}.Spool", partial(Spool, memory_bytes=100_000))
     long = read_audio(tmp_path / "long.wav")
     assert isinstance(long.samples, Rows) and not isinstance(small.samples, Rows)
     assert np.array_equal(long.samples, given)
@@ -226,3 +228,61 @@ def test_every_example_voice_reads(file: Path) -> None:
     sound = read_audio(file)
     wave = mono_16k(sound)
     assert sound.seconds > 5 and abs(len(wave) / 16000 - sound.seconds) < 1e-3 and 0.01 < wave.std() < 1
+
+
+def hum(channels: list[float], seconds: float = 2.0, rate: int = 16_000) -> np.ndarray:
+    """One voice in every channel, at these levels."""
+    return tones(int(seconds * rate), rate) * np.array([channels], np.float32)
+
+
+CANCELLING = [([1, -1], 0), ([0.8, -1], 1), ([0.5, -0.5, 0.01], 0), ([0.2, -0.2, 1, -1], 2)]
+
+
+@pytest.mark.parametrize(("levels", "channel"), CANCELLING)
+def test_of_channels_that_cancel_the_loudest_is_heard(levels: list[float], channel: int) -> None:
+    clip = AudioClip.from_array(hum(levels), 16_000)
+    assert clip.mixdown.channel == channel
+    assert np.array_equal(mono_16k(clip), clip.samples[:, channel])
+    assert f"only number {channel + 1}" in audio_notes(clip)[0]
+
+
+@pytest.mark.parametrize("levels", [[1, 1], [1, 0], [0, 1], [1, 0.3], [1, -0.3], [0, 0, 1, 0, 0, 0], [1]])
+def test_other_channels_are_averaged(levels: list[float]) -> None:
+    clip = AudioClip.from_array(hum(levels), 16_000)
+    assert clip.mixdown.channel is None and audio_notes(clip) == ()
+    assert np.abs(mono_16k(clip) - clip.samples.mean(axis=1)).max() <= 1e-7
+
+
+def test_channels_that_cancel_for_a_while_only_are_found_too() -> None:
+    together, against = hum([1, 1], 3.0), hum([1, -1], 1.0)
+    assert AudioClip.from_array(np.concatenate([together, against]), 16_000).mixdown.channel is not None
+    # what is barely audible may cancel
+    quiet = AudioClip.from_array(np.concatenate([together, 1e-3 * against]), 16_000)
+    assert quiet.mixdown.channel is None
+    # the part that is used decides
+    assert AudioClip.from_array(np.concatenate([together, against]), 16_000).limited(3.0).mixdown.channel is None
+
+
+@pytest.mark.parametrize(("level", "told"), [(0.0, "all of it is 0"), (1e-4, "dB"), (0.3, None)])
+def test_silence_is_told(level: float, told: str | None) -> None:
+    for channels in ([1.0], [1.0, 1.0], [1.0, -1.0]):
+        notes = audio_notes(AudioClip.from_array(level * hum(channels), 16_000))
+        silent = [note for note in notes if "the sound is silent" in note]
+        assert len(silent) == (told is not None) and (told is None or told in silent[0])
+
+
+@pytest.mark.parametrize("samples", ["text", None, object(), [[1.0], [1.0, 2.0]], [1 + 2j], {"a": 1}])
+def test_what_is_no_array_is_refused_in_a_sentence(samples: object) -> None:
+    with pytest.raises(AudioError):
+        AudioClip.from_array(samples, 16_000)
+
+
+@pytest.mark.parametrize("rate", [None, "16000", [16_000], True, 0, 1e9, float("inf")])
+def test_what_is_no_rate_is_refused_in_a_sentence(rate: object) -> None:
+    with pytest.raises(AudioError, match="rate"):
+        AudioClip.from_array(np.zeros(100), rate)  # type: ignore[arg-type]
+
+
+def test_floats_in_the_range_of_integers_are_refused() -> None:
+    with pytest.raises(AudioError, match="full scale is 1"):
+        AudioClip.from_array(20_000 * hum([1.0]), 16_000)

@@ -24,7 +24,7 @@ from liveavatar.streams import FrameStream, LatentStream, to_rgb24
     seconds=st.floats(0.03, 1.7),
     channels=st.sampled_from([1, 2, 6]),
 )
-def test_picture_and_sound_start_at_zero_and_end_within_a_frame(tmp_path_factory, rate, seconds, channels):
+def test_picture_and_sound_start_at_zero_and_end_together(tmp_path_factory, rate, seconds, channels):
     path = tmp_path_factory.getbasetemp() / "length.mp4"
     sound = sound_of(int(seconds * rate) + 1, rate, channels)
     frames = -(-len(sound.samples) * 25 // rate)
@@ -33,8 +33,7 @@ def test_picture_and_sound_start_at_zero_and_end_within_a_frame(tmp_path_factory
     assert writer.complete and writer.packets_written == found.frames == frames
     assert abs(found.video_start) < 1e-3 and abs(found.audio_start) < 1e-3
     assert found.video_seconds == pytest.approx(frames / 25) and found.fps == pytest.approx(25)
-    assert found.audio_seconds == pytest.approx(sound.seconds, abs=2e-4)
-    assert abs(found.av_difference) <= 1 / 25 + 1e-6
+    assert abs(found.av_difference) <= 1.5 / min(rate, 48000)
     assert found.audio_channels == min(channels, 2)
     assert found.audio_rate == {96000: 48000, 192000: 48000, 5000: 8000, 37800: 44100}.get(rate, rate)
 
@@ -164,6 +163,7 @@ def test_memory_stays_flat_over_2000_frames(tmp_path):
             if i == 20:
                 before = _resident()
         assert _resident() - before < 20 * 2**20  # 31 MB of sound pass through the memory map meanwhile
+    assert _resident() - before < 20 * 2**20  # and the fragments have become an ordinary MP4
     assert probe(tmp_path / "a.mp4").frames == 2000
 
 

@@ -78,6 +78,84 @@ def test_sound_without_samples_or_with_nan_is_refused(convert, errors):
             convert.audio_clip({"waveform": waveform, "sample_rate": 16_000})
 
 
+@pytest.mark.parametrize("kind", ["tensor", "numpy"])
+def test_integer_samples_are_scaled(convert, kind):
+    for dtype, full in ((torch.int16, 2**15), (torch.int32, 2**31)):
+        waveform = torch.tensor([[[0, full // 2, -full]]], dtype=dtype)
+        given = waveform if kind == "tensor" else waveform.numpy()
+        sound = convert.audio_clip({"waveform": given, "sample_rate": 16_000})
+        np.testing.assert_allclose(sound.samples[:, 0], [0, 0.5, -1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_sound_of_any_float_is_taken(convert, dtype):
+    waveform = torch.full((1, 2, 100), 0.25, dtype=dtype, requires_grad=True)
+    assert (convert.audio_clip({"waveform": waveform, "sample_rate": torch.tensor(16_000)}).samples == 0.25).all()
+
+
+def test_of_a_batch_of_sounds_the_first_is_taken_and_told(convert):
+    waveform = torch.stack([torch.full((1, 100), 0.1 * n) for n in (1, 2, 3)])
+    sound = convert.audio_clip({"waveform": waveform, "sample_rate": 16_000})
+    np.testing.assert_allclose(sound.samples, 0.1)
+    assert sound.notes == ("the first of 3 connected sounds is used",)
+    assert convert.audio_clip({"waveform": waveform[:1], "sample_rate": 16_000}).notes == ()
+
+
+UNUSABLE = [
+    ({"waveform": torch.zeros(1, 1, 50)}, "no sample_rate"),
+    ({"waveform": torch.zeros(1, 1, 50), "sample_rate": None}, "no sample_rate"),
+    ({"waveform": torch.zeros(1, 1, 50), "sample_rate": "fast"}, "rate of fast"),
+    ({"waveform": torch.zeros(1, 1, 50), "sample_rate": 44_100.5}, "rate of 44100.5"),
+    ({"waveform": torch.zeros(1, 1, 50), "sample_rate": 0}, "rate of 0"),
+    ({"waveform": [[[0.0, 0.1]]], "sample_rate": 16_000}, "waveform is list"),
+    ({"waveform": None, "sample_rate": 16_000}, "waveform is NoneType"),
+    ({"waveform": torch.zeros(2, 50), "sample_rate": 16_000}, r"\[2, 50\], not \[1, channels"),
+    ({"waveform": torch.zeros(1, 1, 1, 50), "sample_rate": 16_000}, "not"),
+    ({"waveform": torch.zeros(0, 1, 50), "sample_rate": 16_000}, "not"),
+    ({"waveform": torch.zeros(1, 0, 50), "sample_rate": 16_000}, "not"),
+    ({"waveform": torch.zeros(1, 1, 0), "sample_rate": 16_000}, "0 s long"),
+    ({"waveform": torch.zeros(1, 4000, 1), "sample_rate": 16_000}, "Transpose"),
+    ({"waveform": torch.zeros(1, 1, 50, dtype=torch.int64), "sample_rate": 16_000}, "no known full scale"),
+    ({"waveform": torch.full((1, 1, 50), 20_000.0), "sample_rate": 16_000}, "full scale is 1"),
+]
+
+
+@pytest.mark.parametrize(("audio", "told"), UNUSABLE)
+def test_unusable_sound_is_refused_in_a_sentence(convert, errors, audio, told):
+    with pytest.raises(errors.AudioError, match=told):
+        convert.audio_clip(audio)
+
+
+RANGES = [
+    (255 * torch.rand(1, 4, 4, 3), "Divide it by 255"),
+    (torch.full((1, 4, 4, 3), 200, dtype=torch.uint8), "Divide it by 255"),
+    (2 * torch.rand(1, 4, 4, 3) - 1.01, "Bring it to 0..1"),
+]
+
+
+@pytest.mark.parametrize(("image", "nearest"), RANGES)
+def test_a_picture_of_another_range_is_refused(convert, errors, image, nearest):
+    with pytest.raises(errors.ImageError, match=r"not 0\.\.1") as error:
+        convert.image_array(image)
+    assert nearest in error.value.nearest
+
+
+def test_of_a_batch_of_pictures_the_first_is_told(convert):
+    assert convert.image_notes(torch.rand(3, 4, 4, 3)) == ("the first of 3 connected pictures is used",)
+    assert convert.image_notes(torch.rand(1, 4, 4, 3)) == ()
+
+
+def test_an_encoded_prompt_that_is_too_long_is_told(convert, pack):
+    config = pack.liveavatar.config.MINI
+    padded = torch.zeros(1, config.text_len + 30, config.text_dim)
+    padded[:, :5] = 1
+    assert convert.prompt_notes([[padded, {}]], config) == ()
+    padded[:, : config.text_len + 7] = 1
+    (note,) = convert.prompt_notes([[padded, {}]], config)
+    assert f"{config.text_len + 7} tokens" in note and f"reads {config.text_len}" in note
+    assert "the first of 2" in convert.prompt_notes([[padded, {}]] * 2, config)[0]
+
+
 def test_conditioning_is_cut_to_what_the_model_reads(convert, pack):
     config = pack.liveavatar.config.MINI
     rows = torch.randn(1, config.text_len + 7, config.text_dim, dtype=torch.float16)

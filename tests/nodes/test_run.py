@@ -1,6 +1,7 @@
 """The nodes at work on the miniature: a graph's values handed from node to node, as ComfyUI does."""
 
 import json
+from types import SimpleNamespace
 
 import av
 import fake_comfy
@@ -202,6 +203,23 @@ def test_core_is_asked_for_room_and_may_evict(nodes, host, latents, model):
     patcher.detach(True)
     assert model.loaded_bytes == 0
     assert frames_in(decode(nodes, latents).args[0]) == 25
+
+
+def test_core_is_asked_for_room_on_every_card_and_all_are_given_back_at_once(nodes, pack, host, model):
+    released, gb = [], 10**9
+    plan = SimpleNamespace(
+        total_by_device={"cuda:0": 20 * gb, "cuda:1": 14 * gb, "studio2/cuda:0": 9 * gb},
+        weights_by_device={"cuda:0": 15 * gb, "cuda:1": 12 * gb, "studio2/cuda:0": 9 * gb},
+    )
+    host.modules["comfy.model_management"].get_torch_device = lambda: torch.device("cuda:0")
+    model.release = lambda: released.append(True)
+    host.loaded.clear()
+    model.make_room(plan)
+    assert [(str(p.load_device), p.model_size()) for p in host.loaded] == [("cuda:0", 15 * gb), ("cuda:1", 12 * gb)]
+    for patcher in host.loaded:
+        patcher.load(patcher.load_device)
+    host.loaded[1].detach(True)
+    assert released == [True] and [p.model.model_loaded_weight_memory for p in host.loaded] == [0, 0]
 
 
 def test_another_vae_file_is_looked_up_by_name(nodes, pack, host, latents):

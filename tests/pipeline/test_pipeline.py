@@ -23,6 +23,7 @@ from liveavatar.errors import (
     AudioError,
     Cancelled,
     ImageError,
+    ModelError,
     OutputError,
     PlanError,
     RequestError,
@@ -265,6 +266,21 @@ def test_a_heard_voice_makes_a_take(pipeline, context):
     )
 
 
+def test_what_is_told_of_the_parts_stands_in_the_spec(pipeline: LiveAvatarPipeline, context: torch.Tensor) -> None:
+    samples = np.asarray(sound().samples)
+    against = dataclasses.replace(
+        AudioClip.from_array(np.concatenate([samples, -samples], 1), sound().rate), notes=("a note of the clip",)
+    )
+    told = pipeline.prepare(REQUEST, picture(), pipeline.encode_audio(against), context, ("a note of the image",))
+    notes = told.spec.resolved.notes
+    assert "a note of the clip" in notes and "a note of the image" in notes and any("cancel" in n for n in notes)
+    config = pipeline.config
+    states = [torch.randn(80, config.audio_dim)] * config.audio_layers
+    encoded_elsewhere = pipeline.from_audio_states(against, states)
+    notes = pipeline.prepare(REQUEST, picture(), encoded_elsewhere, context).spec.resolved.notes
+    assert "a note of the clip" in notes and not any("cancel" in n for n in notes)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(pipeline, voice, context):
     with pytest.raises(AudioError, match="hidden states"):
         pipeline.from_audio_states(sound(), [torch.randn(50, 9)] * 2)
@@ -350,3 +366,23 @@ def test_public_names_are_found_late():
     assert "LiveAvatarPipeline" in ran.stdout
     with pytest.raises(AttributeError, match="Pipelin"):
         _ = liveavatar.Pipelin
+
+
+def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatarPipeline, tmp_path: Path) -> None:
+    voice, face = sound(0.3), picture()
+    for wrong in (None, 3, b"x", ["x"], object(), 10**5000):
+        with pytest.raises(ImageError, match="no path"):
+            pipeline(wrong, voice)
+        with pytest.raises(AudioError, match="no path"):
+            pipeline(face, wrong)
+        with pytest.raises(ModelError, match="no path"):
+            LiveAvatarPipeline.from_pretrained(wrong)
+        with pytest.raises(OutputError, match="no path"):
+            pipeline(face, voice, request=REQUEST).save(wrong)
+        with pytest.raises(RequestError, match="request is"):
+            pipeline(face, voice, request=wrong or 3)
+        with pytest.raises(RequestError, match="cannot be called"):
+            pipeline(face, voice, request=REQUEST).save(tmp_path / "a.mp4", callback=wrong)
+    with pytest.raises(RequestError, match="Did you mean size"):
+        pipeline(face, voice, sise="64x64")
+    assert not list(tmp_path.iterdir())

@@ -120,3 +120,23 @@ def test_a_prompt_whose_text_is_not_known_is_told_and_cannot_be_encoded() -> Non
     assert prompt_to_encode("A man sings.") == "A man sings." and prompt_to_encode("") == ""
     with pytest.raises(RequestError, match="Give a prompt"):
         prompt_to_encode(unknown.prompt)
+
+
+WRONG = {
+    "steps": ["4", 1.5, None, True, [4], 10**400],
+    "seed": ["7", 7.5, None, True, 10**5000],
+    "seconds": ["3", b"3", [3], True, float("nan"), float("inf"), 1e308, 10**400, -1, 1e-320],
+    "prompt": [3, b"text", ["a"], float("nan")],
+    "size": [None, 704, b"x", ["704", "384"], "9" * 5000],
+    "clip_blocks": ["4", 4.0, None, True],
+    "sink_distance": [None, "seeded", 4],
+    "fit": [None, 3, ["pad"]],
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_values_of_the_wrong_kind_are_refused_in_a_sentence(field):
+    for value in WRONG[field]:
+        with pytest.raises(RequestError) as refused:
+            of(Request(**{field: value}))
+        assert len(str(refused.value)) < 400

@@ -59,10 +59,18 @@ def test_any_text_is_tokens_the_end_mark_and_padding(text, length):
     assert ids[count - 1] == 1 and ids.max() < VOCABULARY
 
 
+def test_tokens_become_text_again():
+    tokenizer = SentencePieceTokenizer(MODEL, VOCABULARY, "memory")
+    ids = ask(tokenizer, ["a person talks"], 40)["input_ids"][0]
+    assert tokenizer.decode(ids) == "a person talks" and tokenizer.decode(ids[:3]) in "a person talks"
+
+
 def test_other_uses_are_no_silent_surprise():
     tokenizer = SentencePieceTokenizer(MODEL, VOCABULARY, "memory")
     with pytest.raises(TypeError):
         tokenizer(["a"], max_length=8, padding="longest")
+    with pytest.raises(TypeError):
+        tokenizer.decode([3], skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("spiece", [torch.zeros(9), torch.zeros(0, dtype=torch.uint8), torch.zeros(2, 2).byte()])
