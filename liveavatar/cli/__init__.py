@@ -32,8 +32,8 @@ COMMANDS = {
     "doctor": doctor,
     "bench": bench,
     "workers": workers,
-    "repair": repair,
     "cluster": cluster,
+    "repair": repair,
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from cli.runs import run
 from distributed.videos import Video
 
+from liveavatar.codec import ExecConfig
 from liveavatar.distributed import BackendStatus, RayBackend, WorkerError
 from liveavatar.distributed.registry import drivers, process_start_time
 from liveavatar.events import Event
@@ -52,16 +53,21 @@ def test_another_process_lists_shows_and_stops_workers(backend: RayBackend) -> N
     log = asked_elsewhere("--log", pids[1])
     assert "layers 2-3 are loaded on cpu" in log and str(pids[0]) not in log
 
+    backend.codec(video.components, ExecConfig("cpu", "float32", 1)).encode_prompt("a calm man")
+    listed: list[str] = []
     stopped: list[str] = []
 
     def stop(report: Event) -> None:
         if report.done == 20:
+            listed.append(asked_elsewhere())
             stopped.append(asked_elsewhere("--stop", pids[1]))
 
     with pytest.raises(WorkerError, match=r"Stage 2 of 2 .* was lost"):
         video.latents(backend, STAGES, stop)
+    assert all(str(pid) in listed[0] for pid in (*pids, backend.codec_pid)) and "codec" in listed[0]
     assert f"{pids[1]} ended" in stopped[0]
-    assert states() == ["alive", "dead"]
+    assert states() == ["alive", "dead", "alive"]
+    backend.codec(video.components, ExecConfig("cpu", "float32", 1)).release()
     assert video.is_made_by(backend, STAGES) and backend.worker_pids[0] == pids[0]
 
     # In this process, where Ray may say on the same output that it has lost workers.

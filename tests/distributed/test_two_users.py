@@ -42,6 +42,7 @@ def folder(backend: RayBackend) -> Iterator[Path]:
     """That of workers which hold weights, and list and log into it."""
     Video(1).engine(backend, "1x2").load()
     yield backend.pool.resources.folder
+    backend.release()  # and Ray with it: other tests ask for other clusters in this process
 
 
 @pytest.fixture(scope="module")
