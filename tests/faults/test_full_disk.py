@@ -91,7 +91,9 @@ def test_not_even_the_first_block_fits(inputs, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_does_not_hold_both_keeps_the_fragments_and_says_so(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(mp4.shutil, "disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    asked = mp4.shutil.disk_usage
+    full = SimpleNamespace(free=20_000)
+    monkeypatch.setattr(mp4.shutil, "disk_usage", lambda folder: full if Path(folder) == tmp_path else asked(folder))
     ran = generate(inputs, seconds=1, out=tmp_path / "out.mp4")
     assert ran.code == 0 and "liveavatar repair" in ran.out, ran
     told = receipt(tmp_path)
