@@ -31,7 +31,7 @@ from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import Placement
-from .planner import Plan
+from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
 from .receipt import Receipt
 from .recorder import VideoRecorder, VideoSpec, check_outputs
@@ -204,6 +204,15 @@ class LiveAvatarPipeline:
         name, loaded = self.components.name, self.backend.bytes_by_device
         planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
+
+    def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:
+        """A pipeline of this model whose plans are for other cards; it cannot work there.
+
+        Raises:
+            PlanError: the placement names stages or storage, which are chosen for cards.
+        """
+        placement = dataclasses.replace(self.placement, devices=()).for_cards(hardware)
+        return LiveAvatarPipeline(self.components, self.backend, placement, hardware=lambda held: hardware)
 
     def expected_seconds(self, resolved: ResolvedRequest) -> float | None:
         """Seconds the video will take, from the latest video of this size, steps and clip; None where there was

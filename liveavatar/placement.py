@@ -136,6 +136,19 @@ class Placement:
             names = map(DeviceName.parse, self.devices or default_devices())
             check_compiler(name.device for name in names if name.machine is None)
 
+    def for_cards(self, hardware: Hardware) -> Placement:
+        """This placement on cards that need not be here; stages and storage are chosen for them.
+
+        Raises:
+            PlanError: it names stages, devices or storage.
+        """
+        if self.storage is not None or self.stages != "auto" or self.devices:
+            raise PlanError(
+                "With --gpus, stages, devices and storage are chosen.",
+                "Leave out --stages, --devices and the ways to keep stages, or leave out --gpus.",
+            )
+        return dataclasses.replace(self, devices=tuple(device.name for device in hardware.devices), fit=True)
+
     def plan(
         self,
         resolved: ResolvedRequest,

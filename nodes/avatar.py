@@ -21,6 +21,7 @@ from .schema import (
     steps_input,
     supported,
 )
+from .words import refused_in_widgets
 
 
 class Avatar(io.ComfyNode):
@@ -80,7 +81,8 @@ class Avatar(io.ComfyNode):
         """The same as the modular graph."""
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         pixels, clip = convert.image_array(image, mask), convert.audio_clip(audio)
-        model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        with refused_in_widgets():
+            model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
         with NodeProgress.current() as progress:
             context = model.encode_prompt(prompt, progress)
             voice = model.encode_audio(clip, request.seconds, progress)

@@ -32,6 +32,7 @@ from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
+from .words import refused_in_widgets
 
 EVENT = "liveavatar.progress"
 _UNITS = 1000
@@ -133,7 +134,8 @@ class NodeProgress:
         progress = cls(context.node_id if context else "", phases)
         try:
             progress.check()
-            yield progress
+            with refused_in_widgets():
+                yield progress
             progress._move_bar(_UNITS)
         except Cancelled:
             progress.send("cancelled", 1.0)

@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from . import paths
 from .host import open_pipeline
 from .schema import CATEGORY, BackendSocket, ModelSocket, advanced, supported
+from .words import refused_in_widgets
 
 PRECISIONS = ("automatic", "bfloat16", "float16", "float32")
 
@@ -99,5 +100,6 @@ class LoadModel(io.ComfyNode):
         backend: Any = None,
     ) -> io.NodeOutput:
         """The model, checked but not loaded."""
-        components = paths.open_model(model, lora, text_encoder, audio_encoder, vae)
+        with refused_in_widgets():
+            components = paths.open_model(model, lora, text_encoder, audio_encoder, vae)
         return io.NodeOutput(open_pipeline(components, backend, None if precision == PRECISIONS[0] else precision))

@@ -32,6 +32,13 @@ class Plan(io.ComfyNode):
                 seconds_input(),
                 io.Image.Input("image", optional=True, tooltip="The portrait; without it, one of the asked aspect."),
                 io.Audio.Input("audio", optional=True, tooltip="The voice; without it, as long as seconds, or 10 s."),
+                io.String.Input(
+                    "cards",
+                    default="",
+                    optional=True,
+                    tooltip="Plan for other cards than those of the backend, by their GB: 1x80, 4x24 or 2x24,1x48. "
+                    "Empty: the backend's own.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="The plan in words."),
@@ -47,10 +54,17 @@ class Plan(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, size: str, steps: int, seconds: float, image: Any = None, audio: Any = None
+        cls,
+        model: Any,
+        size: str,
+        steps: int,
+        seconds: float,
+        image: Any = None,
+        audio: Any = None,
+        cards: str = "",
     ) -> io.NodeOutput:
         """The report and the bars; a refusal is a report too."""
         request = Request(size=size, steps=steps, seconds=seconds or None)
-        report = make_report(model, request, image, audio)
+        report = make_report(model, request, image, audio, cards)
         shown = {**ui.PreviewText(report.text).as_dict(), "liveavatar_plan": [report.data]}
         return io.NodeOutput(report.text, report.bars, ui=shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from ..liveavatar.cli.tables import note_lines, plan_lines, resolved_lines
 from ..liveavatar.errors import LiveAvatarError
 from ..liveavatar.media.audio import AudioClip, audio_notes
 from ..liveavatar.pipeline import LiveAvatarPipeline
-from ..liveavatar.planner import Plan
+from ..liveavatar.planner import Hardware, Plan
 from ..liveavatar.request import Request, image_size_for
 from ..liveavatar.utils import format_bytes
 from . import convert
 from .host import device_memory
+from .words import in_widgets
 
 PARTS = {
     "weights": "#4e79a7",
@@ -49,9 +51,20 @@ class Report:
     data: dict[str, Any]
 
 
-def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audio: Any) -> Report:
-    """The report of a request; a refusal is a report, too."""
+def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audio: Any, cards: str = "") -> Report:
+    """The report of a request; a refusal is a report, too.
+
+    Args:
+        pipeline: whose model is planned for.
+        request, image, audio: of the video; image and audio may be None.
+        cards: plan for these instead of the backend's devices: "4x24"; see `Hardware.parse`.
+    """
     try:
+        room: Callable[[str], int | None] = device_memory
+        if cards.strip():
+            hardware = Hardware.parse(cards)
+            pipeline = pipeline.planned_for(hardware)
+            room = {device.name: device.total for device in hardware.devices}.get
         image_size = convert.image_array(image).shape[1::-1] if image is not None else image_size_for(request.size)
         clip = convert.audio_clip(audio) if audio is not None else None
         seconds = request.seconds or _ASSUMED_SECONDS
@@ -59,13 +72,13 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
         told = (*(convert.image_notes(image) if image is not None else ()), *(_audio_notes(clip, request)))
         resolved, plan = pipeline.plan(request, (image_size[0], image_size[1]), *length, told)
     except LiveAvatarError as error:
-        refused = {"refused": str(error), "devices": []}
-        return Report(f"This cannot be made. {error}", draw([]), refused)
+        refused = in_widgets(str(error))
+        return Report(f"This cannot be made. {refused}", draw([]), {"refused": refused, "devices": []})
     expected = pipeline.expected_seconds(resolved)
     time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
     notes = note_lines([*resolved.notes, *plan.notes])
     lines = [*resolved_lines(resolved), *plan_lines(plan), f"time    {time}", *notes]
-    devices = devices_of(plan)
+    devices = devices_of(plan, room)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
 
 
@@ -76,12 +89,12 @@ def _audio_notes(clip: AudioClip | None, request: Request) -> tuple[str, ...]:
     return audio_notes(clip if request.seconds is None else clip.limited(request.seconds))
 
 
-def devices_of(plan: Plan) -> list[dict[str, Any]]:
+def devices_of(plan: Plan, room: Callable[[str], int | None] = device_memory) -> list[dict[str, Any]]:
     """Per device: its parts in bytes, their sum, and what it has."""
     rows = []
     for device, sizes in plan.terms_by_device.items():
         parts = [{"name": name, "bytes": size} for name, size in sizes.items() if size]
-        rows.append({"name": device, "parts": parts, "total": sum(sizes.values()), "capacity": device_memory(device)})
+        rows.append({"name": device, "parts": parts, "total": sum(sizes.values()), "capacity": room(device)})
     return rows
 
 

@@ -22,6 +22,7 @@ from .schema import (
     steps_input,
     supported,
 )
+from .words import refused_in_widgets
 
 
 class Sampler(io.ComfyNode):
@@ -108,4 +109,5 @@ class Sampler(io.ComfyNode):
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
-        return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))
+        with refused_in_widgets():
+            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))

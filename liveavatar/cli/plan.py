@@ -164,14 +164,8 @@ def _where(arguments: argparse.Namespace) -> tuple[Placement, Callable[[], Hardw
     placement = placement_of(arguments)
     if not arguments.gpus:
         return placement, lambda: detect_hardware({})
-    if placement.storage is not None or placement.stages != "auto" or placement.devices:
-        raise RequestError(
-            "With --gpus, stages, devices and storage are chosen.",
-            "Leave out --stages, --devices and the ways to keep stages, or leave out --gpus.",
-        )
     hardware = detect_hardware({}) if arguments.gpus.strip() == "here" else Hardware.parse(arguments.gpus)
-    devices = tuple(device.name for device in hardware.devices)
-    return dataclasses.replace(placement, devices=devices, fit=True), lambda: hardware
+    return placement.for_cards(hardware), lambda: hardware
 
 
 def _write(image: Image, path: str) -> None:

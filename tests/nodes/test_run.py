@@ -331,3 +331,20 @@ def test_worker_processes_make_the_same_video(nodes, latents, image, audio):
     out = run(nodes["LiveAvatarGenerate"], model=model, image=image, audio=audio, **video)
     assert json.loads(out[1])["frames_sha256"] == expected
     assert backend.worker_pids == ()
+
+
+BIG = {"size": "704x384", "steps": 4, "seconds": 10.0}
+
+
+def test_plans_for_cards_that_are_not_here(nodes, model):
+    out = fake_comfy.run(nodes["LiveAvatarPlan"], model=model, cards="2x24", **BIG)
+    (data,) = out.ui["liveavatar_plan"]
+    assert data["refused"] is None and data["devices"][0]["name"] == "cuda:0"
+    assert data["devices"][0]["capacity"] == 24 * 2**30 > data["devices"][0]["total"]
+    assert "cuda:0" in out.args[0]
+
+
+@pytest.mark.parametrize("cards", ["24 GB", "0x24", "99x24", "two"])
+def test_cards_that_are_not_understood_are_a_report(nodes, model, cards):
+    out = fake_comfy.run(nodes["LiveAvatarPlan"], model=model, cards=cards, **BIG)
+    assert "cannot be made" in out.args[0] and out.ui["liveavatar_plan"][0]["refused"]
