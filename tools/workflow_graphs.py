@@ -133,9 +133,9 @@ def _quickstart() -> Graph:
     """One node that does it all, on the miniature."""
     wires = {"model": "model.model", "image": _SAMPLE.image, "audio": _SAMPLE.audio}
     values = {"prompt": _WALL_PROMPT, "size": "128x128"}
+    model = Item("model", "LiveAvatarLoadModel", "Load Model", values={"model": MINIATURE})
     columns = (
-        _SAMPLE.column,
-        ("Model", (Item("model", "LiveAvatarLoadModel", "Load Model", values={"model": MINIATURE}),)),
+        ("Picture, voice and model", (*_SAMPLE.items, model)),
         ("Make the video", (Item("avatar", "LiveAvatarGenerate", "Live Avatar", wires, values),)),
         _save("avatar", "video/quickstart"),
     )
