@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import RequestError
+from .errors import LiveAvatarError, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,27 @@ def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def check_path(path: str | os.PathLike[str], what: str, error: type[LiveAvatarError]) -> None:
+    """Refuse what no file can be called; whether something is there is not asked.
+
+    Args:
+        path: as given.
+        what: the file's content, for messages: "model".
+        error: raised.
+
+    Raises:
+        LiveAvatarError: no path, or one that no file can have.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"The {what} is given as {type(path).__name__}.", f"Give the path of a {what} file.")
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as e:  # ValueError: a null character
+        raise _cannot_be_opened(path, what, error, e) from None
+
+
 def check_input_file(path: str | os.PathLike[str], what: str, error: type[RequestError]) -> Path:
     """The path of an input, which is there and is a file. It is not opened: a pipe would wait for whoever writes to it.
 
@@ -76,18 +97,23 @@ def check_input_file(path: str | os.PathLike[str], what: str, error: type[Reques
     Raises:
         RequestError: no path, too long a name, nothing there, a folder, a pipe or a device.
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise error(f"The {what} is given as {type(path).__name__}.", f"Give the path of a {what} file.")
+    check_path(path, what, error)
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"There is no {what} at {path}.", "Check the path.") from None
-    except (OSError, ValueError) as e:  # ValueError: a null character
-        reason, shown = getattr(e, "strerror", None) or str(e), os.fspath(path)
-        shown = shown if len(shown) < 200 else f"{shown[:60]}...{shown[-60:]}"
-        raise error(f"The {what} {shown!r} cannot be opened ({reason}).", "Check the path.") from None
+    except OSError as e:
+        raise _cannot_be_opened(path, what, error, e) from None
     if not stat.S_ISREG(mode):
         kind = "is not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, and not a file"
         nearest = "not its folder" if stat.S_ISDIR(mode) else "saved as a file"
         raise error(f"{path} {kind}.", f"Give the {what} itself, {nearest}.")
     return Path(path)
+
+
+def _cannot_be_opened(
+    path: str | os.PathLike[str], what: str, kind: type[LiveAvatarError], error: Exception
+) -> LiveAvatarError:
+    reason, name = getattr(error, "strerror", None) or str(error), os.fspath(path)
+    name = name if len(name) < 200 else f"{name[:60]}...{name[-60:]}"
+    return kind(f"The {what} {name!r} cannot be opened ({reason}).", "Check the path.")
