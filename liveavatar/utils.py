@@ -1,5 +1,5 @@
-"""Small helpers that every layer may use: bytes in words, names of input files, the lack of open files, copies to
-a busy device."""
+"""Small helpers that every layer may use: bytes in words, names of input files, the lack of open files, a busy machine,
+copies to a busy device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,37 @@ def open_files_limit() -> float:
         return math.inf
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""By any of which a user says how threads wait."""
+
+
+def passive_waiting(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the environment of our own processes has in addition, so that CPU threads sleep while they wait for others.
+
+    By default they spin, and where more threads want to run than there are cores, they spin in the place of those that
+    they wait for: videos then took ten times as long. OpenMP (GNU's, with PyTorch on Linux, and LLVM's) reads it when
+    PyTorch is imported. Empty where the user has said how to wait.
+    """
+    return {} if any(name in environment for name in _WAIT_VARIABLES) else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+_MOST_LOAD = 1.5
+"""Processes that want to run, per core; a video alone brings it to one."""
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run at a time, on average over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return None
+
+
+def is_overloaded(load: float | None, cores: int | None = None) -> bool:
+    """Whether so many processes want to run that all of them wait; of this machine, where no cores are told."""
+    return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
