@@ -84,6 +84,21 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        model: str | None = None,
+        lora: str | None = None,
+        text_encoder: str | None = None,
+        audio_encoder: str | None = None,
+        vae: str | None = None,
+    ) -> bool | str:
+        """Whether everything that is named is here, said before anything runs; what comes over a link is not known."""
+        if model is None:
+            return True
+        parts = (lora, text_encoder, audio_encoder, vae)
+        return paths.model_fault(model, *(part or paths.AUTOMATIC for part in parts))
+
+    @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:
         """Changes with the chosen files, so that a replaced file is loaded anew."""
         return paths.fingerprint(given)

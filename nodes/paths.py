@@ -10,11 +10,12 @@ from typing import Any
 import folder_paths
 
 from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
-from ..liveavatar.errors import MissingFilesError
+from ..liveavatar.errors import LiveAvatarError, MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
 from ..liveavatar.weights.lora import NO_LORA
 from ..liveavatar.weights.places import PLACES, is_named_like
 from ..liveavatar.weights.source import opening_files_once
+from .words import refused_in_widgets
 
 SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
 """The pack's own portrait and voice."""
@@ -57,6 +58,16 @@ def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae
         return FolderComponents(find_model(place, **given, **found), name=model)
 
 
+def model_fault(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> bool | str:
+    """True where a model is here with all of its parts, else what is missing and how to get it."""
+    try:
+        with refused_in_widgets():
+            open_model(model, lora, text_encoder, audio_encoder, vae)
+    except LiveAvatarError as error:
+        return f"{error} Then press R to refresh." if isinstance(error, MissingFilesError) else str(error)
+    return True
+
+
 def open_vae(name: str, device: Any, dtype: Any) -> Any:
     """A VAE of the category vae, loaded.
 
@@ -83,10 +94,25 @@ def _model_place(name: str) -> Path:
         return folders[name]
     if name in _names("diffusion_models"):
         return _place("diffusion_models", name)
-    raise MissingFilesError(
-        f"There is no model {name!r} any more.",
-        f"There are: {', '.join(models())}. Put others into models/{OWN_CATEGORY}/ and press R to refresh.",
-    )
+    return _expected_place(name)
+
+
+def _expected_place(name: str) -> Path:
+    """Where a model would lie that is not here, or not whole; what reads it says what is missing.
+
+    Raises:
+        MissingFilesError: no model can have that name.
+    """
+    category, slash, rest = name.partition("/")
+    if category not in _FOLDER_CATEGORIES or not slash:
+        category, rest = "diffusion_models", name
+    roots = _roots(category) or [Path(folder_paths.models_dir) / category]
+    if not rest or Path(rest).is_absolute() or {"..", "~"} & set(Path(rest).parts):
+        raise MissingFilesError(
+            f"There is no model {name!r}.",
+            f"There are: {', '.join(models())}. Put others into models/{OWN_CATEGORY}/ and press R to refresh.",
+        )
+    return next((root / rest for root in roots if (root / rest).exists()), roots[0] / rest)
 
 
 def _place(category: str, name: str) -> Path:

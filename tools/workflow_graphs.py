@@ -100,7 +100,7 @@ def _decode() -> Item:
     return Item("decode", "LiveAvatarDecode", "Streaming VAE Decode", {"latents": "sampler.latents"})
 
 
-def _modular(name: str, *notes: str, given: _Given, model: str, prompt: str, size: str, **backend: str) -> Graph:
+def _modular(name: str, *notes: str, given: _Given, model: str, prompt: str, size: str, **backend: Any) -> Graph:
     """Every part as a node of its own."""
     placed = Item("backend", "LiveAvatarBackend", "Backend", values=backend)
     load = Item("model", "LiveAvatarLoadModel", "Load Model", {"backend": "backend.backend"}, {"model": model})
@@ -124,7 +124,7 @@ _WALL_PROMPT = "A person with brown hair is talking in front of a blue wall."
 _REAL_PROMPT = "A person sits in a bright room, looks at the camera and talks with a friendly smile."
 
 
-def _real(name: str, **backend: str) -> Graph:
+def _real(name: str, **backend: Any) -> Graph:
     """The 14B model on devices of some kind."""
     return _modular(name, name, "plan", "files", given=_OWN, model=REAL, prompt=_REAL_PROMPT, size="704x384", **backend)
 
@@ -193,9 +193,11 @@ def _core_encoders() -> Graph:
 GRAPHS = (
     _quickstart(),
     _modular("modular", "modular", "plan", given=_SAMPLE, model=MINIATURE, prompt=_WALL_PROMPT, size="128x128"),
+    _real("16gb_card", memory="free after each run", allow_smaller=True),
     _real("24gb_card", memory="free after each run"),
     _real("80gb_card", devices="cuda:0"),
-    _real("four_24gb_cards", devices="cuda:0,cuda:1,cuda:2,cuda:3", stages="1x4"),
-    _real("five_80gb_cards", devices="cuda:0,cuda:1,cuda:2,cuda:3,cuda:4", stages="4x1"),
+    _real("two_24gb_cards", engine="worker processes"),
+    _real("four_24gb_cards", engine="worker processes"),
+    _real("five_80gb_cards", engine="worker processes", devices="cuda:0,cuda:1,cuda:2,cuda:3,cuda:4", stages="4x1"),
     _core_encoders(),
 )

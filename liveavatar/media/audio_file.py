@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PAUSING = (MP4, MATROSKA, "mpegts", "mpeg", "flv", "asf", "rm")
 """Formats with time stamps of their own, which a recorder that pauses leaves out; in others they count what was read,
 and what they leave out is lost."""
+_COUNTED = ("mp3", "aac", "ac3", "eac3", "dts")
+"""Formats without time stamps, where only the bytes tell how long a damaged stretch lasted."""
 ABSOLUTE_TIMES = (MP4, MATROSKA)
 """Formats whose time 0 is the beginning, also where nothing sounds there."""
 TOLERANCE_SECONDS = 0.25
@@ -206,6 +208,8 @@ class _Track:
         self._stamps_hold = True
         self._tag_end = 0
         self._silence = 0.0
+        self._read_to = 0
+        self._skipped_bytes = 0
 
     def read(self) -> AudioClip:
         """The clip of all that can be decoded."""
@@ -262,8 +266,16 @@ class _Track:
                 packet, packets, failures = None, self.container.demux(self.stream), failures + 1
                 continue
             failures = 0
+            self._note_position(packet)
             self.damage.good_bytes += packet.size
             yield from frames
+
+    def _note_position(self, packet: Any) -> None:
+        """How many bytes of the file lie between a good packet and the good one before it."""
+        if packet.pos is None:
+            return
+        self._skipped_bytes = max(0, packet.pos - self._read_to) if self._read_to and self.damage.pending else 0
+        self._read_to = packet.pos + packet.size
 
     def _is_tag(self, packet: Any) -> bool:
         """Whether a packet lies in an ID3 tag, which FFmpeg takes for sound where MP3s are joined."""
@@ -319,6 +331,8 @@ class _Track:
         gap = time - self._anchor - held
         if gap < -RESTART_SECONDS or not self._stamps_hold:
             self._anchor, self._stamps_hold, gap = time - held, True, 0.0
+        if gap < GAP_SECONDS and self.damage.pending and self.container.format.name in _COUNTED:
+            gap = min(self.damage.seconds_of(self._skipped_bytes, held), (self.promised or 0.0) - held)
         if gap < GAP_SECONDS:
             return
         self._silence += gap
@@ -473,7 +487,11 @@ class _Damage:
 
     def lost_seconds(self, readable: float) -> float:
         """About how long the lost bytes lasted, where the good ones last `readable` seconds."""
-        return readable * self.lost_bytes / self.good_bytes if self.good_bytes else 0.0
+        return self.seconds_of(self.lost_bytes, readable)
+
+    def seconds_of(self, nbytes: int, readable: float) -> float:
+        """About how long so many bytes last, where the good ones last `readable` seconds."""
+        return readable * nbytes / self.good_bytes if self.good_bytes else 0.0
 
     def notes(self, lost: float) -> list[str]:
         """What is to be told, where about `lost` seconds were lost."""

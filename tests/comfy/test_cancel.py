@@ -103,7 +103,7 @@ def test_cancel_at_any_moment_is_a_cancel_and_no_error(client: Client) -> None:
     succeeded(client.run(graphs.modular(seed=204)))
 
 
-@pytest.mark.parametrize("phase", ["reading the prompt", "generating"])
+@pytest.mark.parametrize("phase", ["encoding the prompt", "generating"])
 def test_ctrl_c_ends_the_server_without_an_abort(tmp_path: Path, phase: str) -> None:
     """Python breaks the thread of a prompt off where it is, which aborts the process in the midst of a computation."""
     try:

@@ -101,8 +101,8 @@ def test_a_false_head_learns_no_token(answer: bytes | str | None, head: int) -> 
     assert len(false.received) == 64 and TOKEN.encode() not in false.received, "one number, and nothing after it"
 
 
-def test_no_backend_sends_a_token_to_a_false_head() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+def test_no_backend_sends_a_token_to_a_false_head(backend: RayBackend) -> None:
+    backend.release()  # a process is in one cluster at a time
     with closing(FalseHead(b"0" * 64)) as false, pytest.raises(PlanError, match="not sent to it"):
         RayBackend(address=f"127.0.0.1:{false.port}", token=TOKEN)
     assert TOKEN.encode() not in false.received

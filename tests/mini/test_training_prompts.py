@@ -1,12 +1,11 @@
 """The small text encoder: what it learns from, and that it is read back as it was trained."""
 
 import re
-import types
 
 import pytest
 import torch
+from transformers import AutoTokenizer, UMT5EncoderModel
 
-from liveavatar.components import FolderComponents
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import MissingFilesError
 from liveavatar.mini.training import phrases, words
@@ -54,8 +53,10 @@ def test_any_text_can_be_read_and_ends_with_its_mark():
 def test_the_exported_reader_is_the_trained_one(work, tmp_path):
     nbytes = words.export_words(RECIPE, work, tmp_path)
     assert nbytes < 200_000
-    files = types.SimpleNamespace(text_encoder=tmp_path / "text_encoder", tokenizer=tmp_path / "tokenizer")
-    model, tokenizer = FolderComponents.text_encoder(types.SimpleNamespace(files=files), "cpu", torch.float32)
+    model = UMT5EncoderModel.from_pretrained(
+        tmp_path / "text_encoder", attn_implementation="eager", dtype=torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     reader, own = words.trained_reader(RECIPE, work)
     got = encode_text(model, tokenizer, "A happy person, teal background.", RECIPE.text_len)
     expected = encode_text(reader.encoder, own, "A happy person, teal background.", RECIPE.text_len)

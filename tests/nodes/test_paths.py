@@ -61,3 +61,43 @@ def test_what_is_missing_goes_to_its_own_folder(files, nodes, pack, host):
     with pytest.raises(Exception, match="not complete") as refusal:
         pack.nodes.paths.open_model(NAME, files.lora.name, files.text_encoder.name, "automatic", "automatic")
     assert f"--local-dir {host.base}/models/vae" in str(refusal.value)
+
+
+def fault(nodes, **chosen):
+    return nodes["LiveAvatarLoadModel"].validate_inputs(**dict.fromkeys(PARTS, "automatic") | chosen)
+
+
+def test_what_a_template_names_and_is_not_here_is_told_on_run_with_what_fetches_it(nodes, host):
+    said = fault(nodes, model="liveavatar/Wan2.2-S2V-14B")
+    folder = host.base / "models" / "liveavatar" / "Wan2.2-S2V-14B"
+    assert f"{folder} does not exist" in said and said.endswith("Then press R to refresh.")
+    assert f"hf download Wan-AI/Wan2.2-S2V-14B --local-dir {folder}" in said
+    assert f"hf download Quark-Vision/Live-Avatar liveavatar.safetensors --local-dir {host.base}/models/loras" in said
+
+
+def test_a_single_file_that_is_not_here_is_fetched_into_its_own_folders(nodes, host):
+    said = fault(nodes, model="wan2.2_s2v_14B_bf16.safetensors")
+    for category in ("diffusion_models", "loras", "vae", "text_encoders", "audio_encoders"):
+        assert f"--local-dir {host.base}/models/{category}" in said
+
+
+def test_a_folder_of_which_only_a_part_was_downloaded_is_told_as_that(nodes, host, original):
+    place = host.base / "models" / "liveavatar" / "half"
+    shutil.copytree(original, place)
+    shutil.rmtree(place / "google")
+    (place / "Wan2.1_VAE.pth").unlink()
+    said = fault(nodes, model="liveavatar/half")
+    assert f"{place} is not complete" in said and "hf download" in said and said.endswith("refresh.")
+
+
+def test_what_is_here_and_what_comes_over_a_link_passes(files, nodes):
+    assert fault(nodes, model="miniature (comes along)") is True
+    assert fault(nodes, model=None) is True
+    files.text_encoder.rename(files.text_encoder.with_name("umt5_xxl.safetensors"))
+    assert fault(nodes, model=NAME, lora=files.lora.name) is True
+    assert "models/loras" in fault(nodes, model=NAME, lora="gone.safetensors")
+
+
+@pytest.mark.parametrize("name", ["liveavatar/../../secret", "liveavatar/~/x", "/etc/passwd", "", "liveavatar/"])
+def test_no_name_leads_out_of_the_folders(nodes, name):
+    assert fault(nodes, model=name).startswith(f"There is no model {name!r}.")

@@ -13,7 +13,10 @@ from tools import workflow_drawing, workflow_kinds, workflow_layout, workflows
 
 FOLDER = PROJECT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-EXPECTED = ["24gb_card", "80gb_card", "core_encoders", "five_80gb_cards", "four_24gb_cards", "modular", "quickstart"]
+EXPECTED = [
+    *("16gb_card", "24gb_card", "80gb_card", "core_encoders", "five_80gb_cards", "four_24gb_cards", "modular"),
+    *("quickstart", "two_24gb_cards"),
+]
 NODES = frozen.read()
 SERIALIZED_WITH_NOTES = {"MarkdownNote"}
 GAP = 60
