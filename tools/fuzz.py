@@ -167,7 +167,8 @@ def fuzz(
     """
     tally, lock = Tally(), threading.Lock()
     pieces = 4 if processes > 1 else 1
-    parts = [(kind, inputs[start::pieces]) for kind in kinds for start in range(pieces)]
+    names = tuple(kinds)
+    parts = [(kind, inputs[start::pieces]) for start in range(pieces) for kind in names]
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def one_part(kind: str, indices: range) -> None:
