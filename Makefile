@@ -1,6 +1,7 @@
 # make demo    set up, then make a talking video from the project's own picture and voice
 # make test    set up, then lint, types and tests
 # make test-all  the same with the slow tests and many more examples of every property
+# make fuzz    thousands of damaged files and odd requests, some minutes; ARGS="--kinds wav,png --seed 7" chooses
 # make lint    ruff and mypy only        make format    let ruff rewrite
 # make clean   remove .venv, caches and output
 #
@@ -9,7 +10,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all fuzz lint format clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -35,6 +36,9 @@ test: lint
 
 test-all: lint
 	$(RUN) -m pytest -n 2 --dist loadgroup -m "" --hypothesis-profile=all $(ARGS)
+
+fuzz: setup
+	$(RUN) -m tools.fuzz $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .

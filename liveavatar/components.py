@@ -19,6 +19,7 @@ from torch import nn
 from .config import PRESETS, ModelConfig
 from .errors import LiveAvatarError, MissingFilesError, ModelError
 from .storage import WeightFormat
+from .utils import check_path
 from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.header import reason
@@ -50,6 +51,9 @@ MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
 
 Device = torch.device | str
+
+
+_FETCH_FOLDER = "Fetch the published folder again."
 
 
 class Components(Protocol):
@@ -102,6 +106,9 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
         ModelError: a file is cut off or of another kind.
     """
     given = {part: place for part, place in given.items() if place is not None}
+    for part, place in {"model": model, **given}.items():
+        if place is not None:
+            check_path(place, part.replace("_", " "), MissingFilesError)
     if str(model) in ("mini", "untrained") and given:
         raise ModelError(
             f"The model {str(model)!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
@@ -219,7 +226,9 @@ class FolderComponents:
 
         if self.files.tokenizer is None:
             return read_tokenizer(self.files.text_encoder, self._text_config().vocab_size)
-        return _pretrained(AutoTokenizer, self.files.tokenizer)
+        tokenizer = _pretrained(AutoTokenizer, self.files.tokenizer)
+        _check_tokenizer(tokenizer, self.files.tokenizer)
+        return tokenizer
 
     def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
         from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -273,11 +282,24 @@ def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, 
     return module
 
 
+def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Make sure that a tokenizer pads and masks, as encoding a prompt needs it.
+
+    Raises:
+        ModelError: it does not.
+    """
+    try:
+        made = tokenizer(["a"], padding="max_length", truncation=True, max_length=8, return_tensors="pt")
+        shapes = {tuple(made[name].shape) for name in ("input_ids", "attention_mask")}
+        if shapes != {(1, 8)}:
+            raise ValueError(f"it makes {shapes}")
+    except Exception as e:  # odd settings make it raise errors of many kinds
+        raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
+
+
 def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
     """A configuration or tokenizer of transformers, from a folder and never from the network; code in it is not run."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
     except Exception as e:  # damaged files make it raise errors of many kinds
-        raise ModelError(
-            f"{folder} cannot be read by transformers ({reason(e)}).", "Fetch the published folder again."
-        ) from e
+        raise ModelError(f"{folder} cannot be read by transformers ({reason(e)}).", _FETCH_FOLDER) from e

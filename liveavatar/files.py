@@ -138,7 +138,8 @@ def is_same_file(one: Path, other: Path) -> bool:
 
 
 def _comparable(path: Path) -> str:
-    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+    real = path if "\0" in str(path) else os.path.realpath(path)  # no file can be called so
+    return unicodedata.normalize("NFC", str(real)).casefold()
 
 
 def first_same(path: Path, inputs: Iterable[Path]) -> Path | None:

@@ -24,13 +24,13 @@ from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, LiveAvatarError, ModelError, RequestError, shown
+from .errors import AudioError, LiveAvatarError, ModelError, PlanError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.audio_file import read_audio
 from .media.image import check_image, read_image
-from .placement import Placement
+from .placement import Placement, devices_named
 from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
 from .receipt import Receipt
@@ -97,7 +97,7 @@ class LiveAvatarPipeline:
         cls,
         model: str | os.PathLike[str] = "mini",
         *,
-        devices: Sequence[str] = (),
+        devices: str | Sequence[str] = (),
         stages: str = "auto",
         dtype: str | None = None,
         threads: int | None = None,
@@ -109,7 +109,8 @@ class LiveAvatarPipeline:
 
         Args:
             model: "mini", "untrained", a model folder, or one safetensors file with the other parts beside it.
-            devices, stages, dtype, threads: as of `Placement`; all may be left to the library.
+            devices, stages, dtype, threads: as of `Placement`; all may be left to the library. Devices may also be a
+                text: "cuda:0,cuda:1", or "all".
             placement: everything that can be wished of the place, instead of these.
             backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process. Where
                 nothing else is said of the place, it is the backend's.
@@ -120,7 +121,7 @@ class LiveAvatarPipeline:
             ModelError: no such model, or an incomplete one, with the command that fetches what is missing.
             PlanError: a device that is not here.
         """
-        named = Placement(tuple(devices), stages, dtype, threads)
+        named = Placement(_devices(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
         place = _path(model, "The model", ModelError)
         given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
@@ -149,7 +150,9 @@ class LiveAvatarPipeline:
         """
         if prompt is not None:
             options["prompt"] = prompt
-        return VideoJob(self, self.describe(image, audio, _request_with(request or Request(), options)))
+        return VideoJob(
+            self, self.describe(image, audio, _request_with(Request() if request is None else request, options))
+        )
 
     def describe(
         self,
@@ -513,6 +516,19 @@ def _request_with(request: Request, options: dict[str, Any]) -> Request:
                 f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
             )
     return dataclasses.replace(request, **options)
+
+
+def _devices(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Devices by name, from a text or a sequence.
+
+    Raises:
+        PlanError: they are neither.
+    """
+    if isinstance(given, str):
+        return devices_named(given)
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        return tuple(given)
+    raise PlanError(f"The devices {shown(given)} are not understood.", "Give their names: ['cuda:0', 'cuda:1'].")
 
 
 def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
 
 import torch
 
 from .compiler import check_compiler
 from .config import ModelConfig
 from .device_names import DeviceName
-from .errors import PlanError
+from .errors import PlanError, shown
 from .model.quantize import fp8_matmul_failure
 from .planner import (
     CUDA_CONTEXT_BYTES,
@@ -28,13 +30,43 @@ from .planner import (
 )
 from .planner.disk import TemporaryBytes
 from .request import ResolvedRequest
-from .storage import PLAIN, StorageConfig
+from .storage import PLAIN, KVDtype, StorageConfig, WeightFormat
 from .utils import format_bytes
 from .vae.tile_grid import WHOLE, Tiles
 
 _MOST_THREADS = 8
 _MOST_MEMORY = 100_000
 """GB or GiB."""
+_TEXT, _AMOUNT, _SWITCH = (str,), (numbers.Real,), (bool,)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "stages": _TEXT,
+    "dtype": (*_TEXT, type(None)),
+    "threads": (numbers.Integral, type(None)),
+    "keep_loaded": _SWITCH,
+    "storage": (StorageConfig, type(None)),
+    "fit": (*_SWITCH, type(None)),
+    "prefer": _TEXT,
+    "allow_smaller": _SWITCH,
+    "vram_cap": (*_AMOUNT, type(None)),
+    "host_ram": (*_AMOUNT, type(None)),
+    "vae_tiles": (*_TEXT, type(None)),
+    "processes": _SWITCH,
+    "compile": _SWITCH,
+}
+"""Of the fields of a `Placement`; those of its devices and its storage are looked at one by one."""
+_WORDS: Mapping[type, str] = {
+    str: "a text",
+    bool: "True or False",
+    type(None): "None",
+    numbers.Integral: "a whole number",
+    numbers.Real: "a number",
+}
+_STORAGE_WORDS: Mapping[str, tuple[object, ...]] = {
+    "weights": get_args(WeightFormat),
+    "kv_dtype": get_args(KVDtype),
+    "kv_offload": (False, True),
+    "offload_text_kv": (False, True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +91,9 @@ class Placement:
         vae_tiles: "RxC", rows and columns of tiles in which the VAE works; None: whole, or as it is chosen.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
+
+    Raises:
+        PlanError: a value is of another type, or a word that is not known. Whether it is possible, the plan says.
     """
 
     devices: tuple[str, ...] = ()
@@ -75,6 +110,25 @@ class Placement:
     vae_tiles: str | None = None
     processes: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.devices, tuple) or not all(isinstance(name, str) for name in self.devices):
+            raise PlanError(
+                f"The devices {shown(self.devices)} are not understood.", "Give a tuple of names: ('cpu',)."
+            )
+        for name, types in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                wanted = " or ".join(_WORDS.get(kind, kind.__name__) for kind in types)
+                raise PlanError(f"{name} = {shown(value)} is of type {type(value).__name__}.", f"Give {wanted}.")
+        if self.prefer not in get_args(Preference):
+            raise PlanError(f"The preference {shown(self.prefer)} is not known.", "Use quality or speed.")
+        for name, words in _STORAGE_WORDS.items() if self.storage else ():
+            value = getattr(self.storage, name)
+            if not any(type(value) is type(word) and value == word for word in words):
+                raise PlanError(f"{name} = {shown(value)} is not known.", f"Use {', '.join(map(str, words))}.")
+        if self.storage and type(self.storage.offload_layers) is not int:
+            raise PlanError(f"{shown(self.storage.offload_layers)} layers cannot be offloaded.", "Give a whole number.")
 
     @property
     def last_device(self) -> str:
@@ -108,7 +162,9 @@ class Placement:
             return None
         read = re.fullmatch(r"\s*(\d{1,3})\s*[xX×]\s*(\d{1,3})\s*", self.vae_tiles)
         if not read:
-            raise PlanError(f"The tiles {self.vae_tiles!r} are not understood.", "Write rows x columns, such as 2x2.")
+            raise PlanError(
+                f"The tiles {shown(self.vae_tiles)} are not understood.", "Write rows x columns, such as 2x2."
+            )
         return int(read[1]), int(read[2])
 
     def check_devices(self, elsewhere: bool = False) -> None:
@@ -251,22 +307,23 @@ class Placement:
 
     def _check_memory(self) -> None:
         """Refuse amounts that make no sense, and a cap where there is nothing to cap."""
-        for given, what in ((self.vram_cap, "A cap of {:g} GB"), (self.host_ram, "{:g} GiB of host memory")):
+        for given, what in ((self.vram_cap, "A cap of {} GB"), (self.host_ram, "{} GiB of host memory")):
             if given is not None and not 0 < given < _MOST_MEMORY:
+                amount = f"{given:g}" if isinstance(given, float) else shown(given)
                 raise PlanError(
-                    f"{what.format(given)} is not possible.", f"Give more than 0 and less than {_MOST_MEMORY}."
+                    f"{what.format(amount)} is not possible.", f"Give more than 0 and less than {_MOST_MEMORY}."
                 )
         if self.vram_cap is None:
             return
         cpus = [d for d in self.devices or default_devices() if DeviceName.parse(d).device == "cpu"]
         if cpus:
             raise PlanError(
-                f"A cap of {self.vram_cap:g} GB is for the memory of GPUs, and {cpus[0]} is none.",
+                f"A cap of {float(self.vram_cap):g} GB is for the memory of GPUs, and {cpus[0]} is none.",
                 "Leave the cap out, or name GPUs alone.",
             )
         if self.cap <= 0:
             raise PlanError(
-                f"A cap of {self.vram_cap:g} GB leaves nothing: a GPU's driver alone takes "
+                f"A cap of {float(self.vram_cap):g} GB leaves nothing: a GPU's driver alone takes "
                 f"{format_bytes(CUDA_CONTEXT_BYTES, 'g')}.",
                 "Allow at least 1 GB.",
             )
@@ -277,8 +334,8 @@ class Placement:
         if over:
             device, total = max(over.items(), key=lambda pair: pair[1])
             raise PlanError(
-                f"The plan takes {format_bytes(total)} on {device}, where a cap of {self.vram_cap:g} GB leaves "
-                f"{format_bytes(self.cap)} to it.",
+                f"The plan takes {format_bytes(total)} on {device}, where a cap of {float(self.vram_cap or 0):g} GB "
+                f"leaves {format_bytes(self.cap)} to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
         return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)

@@ -8,6 +8,7 @@ import enum
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import torch
 from . import __version__
 from .files import OutputClaim, is_stream, refuse_foreign_json, write_file
 from .media.video import Probed
+from .utils import is_overloaded
 
 Status = Literal["running", "complete", "cancelled", "failed"]
 RECEIPT_SCHEMA = "liveavatar receipt 1"
@@ -172,6 +174,21 @@ def peak_memory() -> PeakMemory:
         used = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
         devices = {name: peak for name, peak in used.items() if peak}
     return PeakMemory(host=_host_peak(), devices=devices)
+
+
+def overload_notice(*loads: float | None) -> str:
+    """What is to be told of a machine that has too much to do; "" of any other.
+
+    Args:
+        loads: processes that wanted to run at a time, from `load_average`, before the video and at its end.
+    """
+    most = max((load for load in loads if load is not None), default=None)
+    if not is_overloaded(most):
+        return ""
+    return (
+        f"the machine was overloaded: {most:.1f} processes wanted to run, and it has {os.cpu_count() or 1} cores; "
+        "the video took longer than it would alone"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -26,11 +26,11 @@ from .media.audio import AudioClip
 from .media.mp4 import check_end
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .planner import Plan, suggest_next
-from .receipt import Receipt, Status, claim_receipt, json_ready, peak_memory, versions, write_receipt
+from .receipt import Receipt, Status, claim_receipt, json_ready, overload_notice, peak_memory, versions, write_receipt
 from .request import Request, ResolvedRequest
 from .session import Session
 from .streams import FrameStream, to_rgb24
-from .utils import format_bytes
+from .utils import format_bytes, load_average
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class VideoRecorder:
         self._interrupts = Interrupts()
         self._seconds: dict[str, float] = {}
         self._notices: list[str] = []
+        self._load_before = load_average()
         self._generating_since = 0.0
         self._latest: Event | None = None
         self._writer = self._new_writer()
@@ -258,6 +259,7 @@ class VideoRecorder:
                 _log.warning("%s", second)
 
     def _end(self, status: Status, probed: Probed | None, error: str | None = None) -> None:
+        busy = overload_notice(self._load_before, load_average())
         whole = probed is not None and probed.frames == self._writer.frames_written
         self.receipt = dataclasses.replace(
             self.receipt,
@@ -267,7 +269,7 @@ class VideoRecorder:
             probed=probed,
             frames_sha256=self._writer.frames_sha256 if whole else None,
             seconds=self._seconds,
-            notices=(*self._notices, *([self._writer.note] if self._writer.note else [])),
+            notices=(*self._notices, *filter(None, (self._writer.note, busy))),
             peak_memory=peak_memory(),
         )
         write_receipt(self.receipt_path, self.receipt, self._receipt_claim)

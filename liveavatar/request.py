@@ -369,7 +369,7 @@ def check_request(request: Request) -> None:
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
-        if given not in choices:
+        if not isinstance(given, str) or given not in choices:
             raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")
 
 

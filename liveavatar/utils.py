@@ -1,5 +1,5 @@
-"""Small helpers that every layer may use: bytes in words, names of input files, the lack of open files, copies to
-a busy device."""
+"""Small helpers that every layer may use: bytes in words, names of input files, the lack of open files, a busy machine,
+copies to a busy device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import errno
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import RequestError
+from .errors import LiveAvatarError, RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,37 @@ def open_files_limit() -> float:
     return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""By any of which a user says how threads wait."""
+
+
+def passive_waiting(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the environment of our own processes has in addition, so that CPU threads sleep while they wait for others.
+
+    By default they spin, and where more threads want to run than there are cores, they spin in the place of those that
+    they wait for: videos then took ten times as long. OpenMP (GNU's, with PyTorch on Linux, and LLVM's) reads it when
+    PyTorch is imported. Empty where the user has said how to wait.
+    """
+    return {} if any(name in environment for name in _WAIT_VARIABLES) else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+_MOST_LOAD = 1.5
+"""Processes that want to run, per core; a video alone brings it to one."""
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run at a time, on average over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        return None
+
+
+def is_overloaded(load: float | None, cores: int | None = None) -> bool:
+    """Whether so many processes want to run that all of them wait; of this machine, where no cores are told."""
+    return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
+
+
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """An asynchronous copy on another device, without waiting for what that device has still to do.
 
@@ -63,6 +95,27 @@ def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def check_path(path: str | os.PathLike[str], what: str, error: type[LiveAvatarError]) -> None:
+    """Refuse what no file can be called; whether something is there is not asked.
+
+    Args:
+        path: as given.
+        what: the file's content, for messages: "model".
+        error: raised.
+
+    Raises:
+        LiveAvatarError: no path, or one that no file can have.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise error(f"The {what} is given as {type(path).__name__}.", f"Give the path of a {what} file.")
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as e:  # ValueError: a null character
+        raise _cannot_be_opened(path, what, error, e) from None
 
 
 def check_input_file(path: str | os.PathLike[str], what: str, error: type[RequestError]) -> Path:
@@ -76,18 +129,23 @@ def check_input_file(path: str | os.PathLike[str], what: str, error: type[Reques
     Raises:
         RequestError: no path, too long a name, nothing there, a folder, a pipe or a device.
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise error(f"The {what} is given as {type(path).__name__}.", f"Give the path of a {what} file.")
+    check_path(path, what, error)
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"There is no {what} at {path}.", "Check the path.") from None
-    except (OSError, ValueError) as e:  # ValueError: a null character
-        reason, shown = getattr(e, "strerror", None) or str(e), os.fspath(path)
-        shown = shown if len(shown) < 200 else f"{shown[:60]}...{shown[-60:]}"
-        raise error(f"The {what} {shown!r} cannot be opened ({reason}).", "Check the path.") from None
+    except OSError as e:
+        raise _cannot_be_opened(path, what, error, e) from None
     if not stat.S_ISREG(mode):
         kind = "is not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, and not a file"
         nearest = "not its folder" if stat.S_ISDIR(mode) else "saved as a file"
         raise error(f"{path} {kind}.", f"Give the {what} itself, {nearest}.")
     return Path(path)
+
+
+def _cannot_be_opened(
+    path: str | os.PathLike[str], what: str, kind: type[LiveAvatarError], error: Exception
+) -> LiveAvatarError:
+    reason, name = getattr(error, "strerror", None) or str(error), os.fspath(path)
+    name = name if len(name) < 200 else f"{name[:60]}...{name[-60:]}"
+    return kind(f"The {what} {name!r} cannot be opened ({reason}).", "Check the path.")

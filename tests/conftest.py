@@ -14,6 +14,10 @@ import torch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What else the machine has to do is told in receipts, and is no matter of tests.
+if hasattr(os, "getloadavg"):
+    os.getloadavg = lambda: (0.0, 0.0, 0.0)
+
 # One thread: bit equality holds at equal thread counts, and tiny tensors are quicker so.
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
-from ..errors import RequestError
+from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
 from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
 from .parser import number, whole_number
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_SIZES = {"mini": "128x128", "untrained": "128x128"}
 _DEFAULT_SIZE = "704x384"
+_LONGEST_DISTANCE = 9
+"""Digits; Python refuses to read some thousand of them."""
 ENGINES = ("local", "ray")
 PREFERENCES = ("quality", "speed")
 STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightFormat), "kv_dtype": get_args(KVDtype)}
@@ -245,9 +247,9 @@ def check_engine(name: str) -> None:
 def _distance(text: str) -> SinkDistance:
     if text == "seeded":
         return SinkDistance()
-    if text.isdecimal() and MIN_SINK_DISTANCE <= int(text) <= MAX_SINK_DISTANCE:
+    if text.isdecimal() and len(text) <= _LONGEST_DISTANCE and MIN_SINK_DISTANCE <= int(text) <= MAX_SINK_DISTANCE:
         return SinkDistance("fixed", int(text))
     raise RequestError(
-        f"The sink distance {text!r} is not known.",
+        f"The sink distance {shown(text)} is not known.",
         f"Use seeded, or a number from {MIN_SINK_DISTANCE} to {MAX_SINK_DISTANCE}.",
     )

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NoReturn
 
-from ..errors import RequestError
+from ..errors import RequestError, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,9 +26,12 @@ class Parser(argparse.ArgumentParser):
         start, _, given = message.partition(": ")
         if start == "unrecognized arguments":
             known = [name for action in self._all_actions() for name in action.option_strings]
-            near = difflib.get_close_matches(given.split()[0].split("=")[0], known, 1)
+            first = next(iter(given.split()), "")
+            near = difflib.get_close_matches(first.split("=")[0], known, 1)
             meant = f"Did you mean {near[0]}? " if near else "A value with spaces needs quotes. "
-            raise RequestError(f"{given} is not understood.", f"{meant}All options: {self.prog} --help.")
+            raise RequestError(
+                f"{given if first else shown(given)} is not understood.", f"{meant}All options: {self.prog} --help."
+            )
         start = start.removeprefix("argument ")
         if start == "COMMAND":
             raise self._no_such_command(given)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..task_graph import Simulation
 
 _ASSUMED_SECONDS = 10.0
-_MOST_SECONDS = 1e9
+_LEAST_STEP, _MOST_SECONDS = 1e-9, 1e9
 _MOST_SIMULATED = 1000
 """Blocks; what is steady after so many stays so."""
 _PLOTTED_PERIODS = 12
@@ -105,8 +105,10 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
     from ..charts import draw_timeline
     from ..task_graph import StageSpeed, simulate
 
-    if not 0 < arguments.step_seconds < math.inf:
-        raise RequestError(f"A step cannot take {arguments.step_seconds} s.", "Give seconds above 0, such as 0.5.")
+    if not _LEAST_STEP <= arguments.step_seconds <= _MOST_SECONDS:
+        raise RequestError(
+            f"A step cannot take {arguments.step_seconds} s.", "Give seconds from 1e-9 to 1e9, such as 0.5."
+        )
     blocks = min(resolved.blocks, _MOST_SIMULATED)
     speed = StageSpeed.even(plan.partition, arguments.step_seconds)
     found = simulate(plan.partition, blocks, speed, resolved.clip_blocks)

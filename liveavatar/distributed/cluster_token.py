@@ -57,10 +57,12 @@ def read_token(path: Path) -> str:
         PlanError: it cannot be read, others can read it, or it holds no token.
     """
     try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for whoever writes to it
+            raise PlanError(f"The token file {path} is no file.", f"{_GIVE} {_MAKE}")
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
             text = file.read(4096).decode()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a null character in the name
         why = getattr(error, "strerror", None) or "it is no text"
         raise PlanError(f"The token file {path} cannot be read ({why}).", f"{_GIVE} {_MAKE}") from None
     if not is_secret(found):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from ..config import BLOCK_LATENTS, WAN2_2_S2V_14B, WINDOW_BLOCKS
 from ..storage import FP8_CAPABILITY
-from ..utils import format_bytes
+from ..utils import format_bytes, is_overloaded
 from .report import FLOAT8_ROWS, Device, Finding, Level, Report
 
 _LEAST_VRAM = 15e9
@@ -189,6 +189,16 @@ def _memory(r: Report) -> Iterator[Finding]:
         )
 
 
+def _load(r: Report) -> Iterator[Finding]:
+    if r.host and r.host.load is not None and is_overloaded(r.host.load, r.host.cores):
+        yield Finding(
+            "note",
+            f"The machine is overloaded: {r.host.load:.1f} processes want to run on {r.host.cores} cores. Everything "
+            "takes longer, and the speeds measured here are too low.",
+            "End other programs, and call doctor again.",
+        )
+
+
 def _disks(r: Report) -> Iterator[Finding]:
     for d in r.disks:
         elsewhere = (
@@ -259,6 +269,7 @@ RULES: tuple[Callable[[Report], Iterator[Finding]], ...] = (
     _room,
     _dtypes,
     _memory,
+    _load,
     _links,
     _disks,
     _network,

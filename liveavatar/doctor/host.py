@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
+from ..utils import load_average
 from .report import Disk, Host, Model, Versions
 
 _PACK = Path(__file__).parents[2]
@@ -44,6 +45,7 @@ def host() -> Host:
         ram=ram,
         ram_free=free,
         pinnable=_lockable(),
+        load=load_average(),
     )
 
 

@@ -25,6 +25,7 @@ class Host:
         cores, usable_cores: logical cores; those this process may use.
         ram, ram_free: bytes, no more than a container's limit; None where the system does not tell.
         pinnable: bytes a process may lock in memory; None is no limit, or none that the system tells.
+        load: processes that wanted to run at a time in the minute before; None where the system does not tell.
     """
 
     system: str
@@ -36,6 +37,7 @@ class Host:
     ram: int | None
     ram_free: int | None
     pinnable: int | None
+    load: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

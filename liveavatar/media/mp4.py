@@ -30,13 +30,13 @@ _READ_BYTES = 1 << 18
 
 def boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """The outermost boxes of an MP4: kind, and the byte behind the box. The last one may be cut off."""
-    position = 0
-    while file.seek(position) == position and len(head := file.read(16)) >= 8:
+    position, size = 0, file.seek(0, os.SEEK_END)
+    while position <= size and file.seek(position) == position and len(head := file.read(16)) >= 8:
         length, kind = struct.unpack(">I4s", head[:8])
         if length == 1 and len(head) == 16:
             length = struct.unpack(">Q", head[8:])[0]
         if length == 0:  # up to the end of the file
-            length = file.seek(0, os.SEEK_END) - position
+            length = size - position
         if length < 8:
             return
         position += length

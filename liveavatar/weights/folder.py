@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..errors import LiveAvatarError, MissingFilesError, ModelError
-from ..utils import format_bytes
+from ..utils import check_path, format_bytes
 from .formats import open_file, open_transformer
 from .header import FETCH_AGAIN, AnotherKind
 from .kinds import Kind
@@ -164,6 +164,9 @@ def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
     if unknown := set(given) - {kind.field for kind in _KINDS}:
         raise TypeError(f"no such part of a model: {', '.join(sorted(unknown))}")
     given = {field: place for field, place in given.items() if place is not None}
+    for part, place in {"model": path, **given}.items():
+        if place is not None:
+            check_path(place, part.replace("_", " "), MissingFilesError)
     root = _root(path)
     single = root.is_file()
     if single:

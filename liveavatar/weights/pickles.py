@@ -31,7 +31,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _HARMLESS = re.compile(
     r"collections OrderedDict|torch (?:\w*Storage|Size|device|(?:b?float|u?int|complex|float8_)\w+|bool)"
     r"|torch\.storage (?:Untyped|Typed)Storage"
-    r"|torch\._utils _rebuild_(?:tensor|tensor_v2|parameter|parameter_with_state)"
+    r"|torch\._utils _rebuild_(?:tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
 )
 """What the pickles of tensors call."""
 _USE_PUBLISHED = "Use the published file."

@@ -61,6 +61,7 @@ RULES = {
     "four lanes": (machine(card(copies=Copies(3.1, 3.2, 2.0, 2.0, 900.0))), "note", "3.1 GB/s", "16 lanes"),
     "no P2P": (machine(*TWO, peers=(Peer("cuda:0", "cuda:1", False, 8.0),)), "note", "cuda:0 and cuda:1", "1xP"),
     "little memory": (machine(host=dataclasses.replace(HOST, ram_free=10**10)), "note", "10.0 GB", "add memory"),
+    "a busy machine": (machine(host=dataclasses.replace(HOST, load=40.0)), "note", "40.0 processes", "End other"),
     "a read-only folder": (disks(Disk("temporary", None, False, "Read-only")), "problem", "(Read-only)", "TMPDIR"),
     "a full disk": (disks(Disk("temporary", 5 * 10**8, True)), "problem", "0.5 GB", "TMPDIR"),
     "a tight disk": (disks(Disk("temporary", 3 * 10**9, True)), "note", "3.0 GB", "TMPDIR"),

@@ -124,6 +124,12 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
     assert json.loads(receipt.read_text())["notices"] == list(told[:2])
 
 
+def test_a_busy_machine_is_told_in_the_receipt(tmp_path, pipeline, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0), raising=False)
+    told = pipeline(picture(), sound(), request=REQUEST).save(tmp_path / "a.mp4").notices
+    assert "1000.0 processes" in told[-1]
+
+
 def test_notices_reach_who_collects_latents(pipeline, voice, context):
     telling, phases = LiveAvatarPipeline(pipeline.components, Telling(Placement(("cpu",), threads=1))), []
     telling.prepare(REQUEST, picture(), voice, context).latents(lambda event: phases.append(event.phase))

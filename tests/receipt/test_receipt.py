@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from liveavatar.errors import OutputError
-from liveavatar.receipt import PeakMemory, Receipt, json_ready, peak_memory, versions, write_receipt
+from liveavatar.receipt import PeakMemory, Receipt, json_ready, overload_notice, peak_memory, versions, write_receipt
 
 
 class Mode(enum.Enum):
@@ -104,3 +104,10 @@ def test_versions_and_memory_are_known():
     assert found["torch"].startswith("2.") and {"liveavatar", "python", "av", "diffusers", "transformers"} <= set(found)
     peak = peak_memory()
     assert peak.host is None or peak.host > 50 * 2**20
+
+
+def test_an_overloaded_machine_is_told():
+    cores = os.cpu_count() or 1
+    assert overload_notice(None, None) == overload_notice(0.0, float(cores)) == ""
+    told = overload_notice(None, 4.0 * cores), overload_notice(4.0 * cores, 0.5)
+    assert all(f"{4.0 * cores:.1f} processes" in text and f"{cores} cores" in text for text in told)
