@@ -26,6 +26,8 @@ from .utils import is_overloaded
 Status = Literal["running", "complete", "cancelled", "failed"]
 RECEIPT_SCHEMA = "liveavatar receipt 1"
 """The mark by which a receipt is known from any other JSON, its key `schema`."""
+_UNMARKED = {"status", "video", "requested", "effective", "plan", "frames_sha256", "versions"}
+"""Keys by which a receipt is known that was written before there was a mark."""
 LIBRARIES = ("torch", "diffusers", "transformers", "av")
 
 
@@ -126,8 +128,12 @@ def claim_receipt(path: Path) -> OutputClaim:
     Raises:
         OutputError: see `OutputClaim`; or a file of that name holds something else than a receipt.
     """
-    refuse_foreign_json(path, "The receipt", lambda content: content.get("schema") == RECEIPT_SCHEMA)
+    refuse_foreign_json(path, "The receipt", _is_receipt)
     return OutputClaim(path, "The receipt")
+
+
+def _is_receipt(content: dict[str, Any]) -> bool:
+    return content.get("schema") == RECEIPT_SCHEMA or ("schema" not in content and content.keys() >= _UNMARKED)
 
 
 def json_ready(value: Any) -> Any:

@@ -46,6 +46,16 @@ def test_it_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 
+def test_one_from_before_there_was_a_mark_is_replaced_too(tmp_path):
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps(json_ready(receipt())), encoding="utf-8")
+    write_receipt(path, receipt(status="complete"))
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "complete"
+    path.write_text(json.dumps({**json_ready(receipt()), "schema": "of somebody else"}), encoding="utf-8")
+    with pytest.raises(OutputError, match="is there already"):
+        write_receipt(path, receipt())
+
+
 def test_a_link_in_a_shared_folder_is_not_written_through(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "shared" / "out.json"
     victim.write_text("mine")
