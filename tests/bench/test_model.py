@@ -200,6 +200,7 @@ def test_activations_stay_finite_through_all_forty_layers():
     assert all(latents.isfinite().all() and latents.abs().max() < 1e3 for latents in run_.latents)
 
 
+@pytest.mark.slow
 def test_compiled_layers_make_the_same_latents(monkeypatch):
     monkeypatch.setattr(compiler, "COMPILER", "aot_eager")
     job, plan = noise_job(PRESETS["untrained"], BLOCKS), planned(StorageConfig(kv_offload=True, offload_layers=3))

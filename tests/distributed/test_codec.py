@@ -115,6 +115,7 @@ def test_a_decoder_goes_on_in_a_new_worker(
     assert len(told) == 1 and f"going on from block {blocks}" in told[0]
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Encoders) -> None:
     decode, generous = there.decoder(noise(16, 19, 8, 8)), backend.deadline
     assert backend.codec_pid is not None

@@ -107,7 +107,9 @@ def test_waiting_videos_are_made_in_the_order_in_which_they_came(backend, video,
     assert made == sorted(made) and set(made) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("stages", ["1x1", "1x2", "2x2"])
+@pytest.mark.parametrize(
+    "stages", [*(pytest.param(stages, marks=pytest.mark.slow) for stages in ("1x1", "1x2")), "2x2"]
+)
 def test_a_pause_lets_no_further_block_begin_and_changes_no_number(backend, stages: str) -> None:
     video, generous = Video(10, seed=8), backend.deadline
     engine = video.engine(backend, stages)

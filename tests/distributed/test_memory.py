@@ -55,6 +55,7 @@ def test_a_video_too_large_for_one_worker(backend: RayBackend, stage: int) -> No
 
 
 @on_linux
+@pytest.mark.slow
 def test_weights_too_large_for_one_worker(backend: RayBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     backend.release()  # new workers hold no memory that others have given back,
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # and reserve no address space for threads

@@ -148,6 +148,7 @@ def test_killed_right_at_a_boundary(backend: RayBackend, video: Video, stage: in
     assert film.beginnings in ([0], [EVERY])
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced_too(backend: RayBackend, video: Video) -> None:
     film = Film(video, video.engine(backend, "1x2", EVERY))
     film.engine.load()
@@ -200,6 +201,7 @@ def test_a_damaged_snapshot_is_not_used(
     assert film.beginnings == [boundary]
 
 
+@pytest.mark.slow
 def test_lost_twice_and_a_third_time(backend: RayBackend, video: Video, caplog: pytest.LogCaptureFixture) -> None:
     """Two are replaced; where the third is lost, the video ends with its name."""
     engine, told, blocks = video.engine(backend, "1x2", EVERY), [], []

@@ -95,6 +95,7 @@ def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
     assert graphs() == GRAPHS
 
 
+@pytest.mark.slow
 def test_engines_of_the_same_weights_do_not_disturb_each_other() -> None:
     nets = ModelCache()
     as_written, compiled = engine_of(compiled=False, nets=nets), engine_of(nets=nets)

@@ -26,6 +26,7 @@ def resident(process: int | str = "self") -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
+@pytest.mark.slow
 def test_a_minute_takes_no_more_memory_than_four_seconds(tmp_path):
     write_picture(tmp_path / "portrait.png")
     write_voice(tmp_path / "voice.wav", 61, 48_000, channels=2)
