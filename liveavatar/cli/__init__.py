@@ -21,7 +21,7 @@ from ..bench import command as bench
 from ..doctor import command as doctor
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
-from ..utils import passive_waiting
+from ..utils import brief_spinning
 from . import cluster, demo, generate, inspect, plan, repair, workers
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
@@ -41,7 +41,7 @@ COMMANDS = {
 
 def entry() -> NoReturn:
     """The program: from the command line to its exit code."""
-    os.environ.update(passive_waiting(os.environ))  # before PyTorch is imported; the library leaves its host alone
+    os.environ.update(brief_spinning(os.environ))  # before PyTorch is imported; the library leaves its host alone
     code = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # all is said and done, but Python takes a moment to leave

@@ -20,7 +20,7 @@ from ..engine.compile import compiled_notice, compiling_notice, forms
 from ..errors import LiveAvatarError
 from ..events import Callback, notice_event
 from ..planner import Plan, suggest_next
-from ..utils import passive_waiting
+from ..utils import brief_spinning
 from . import ray_compat
 from .cluster import PROBE_SECONDS, is_listening, process_exists
 from .registry import last_lines
@@ -143,7 +143,7 @@ def worker_environment(own: dict[str, str], threads: int, alone: bool = True) ->
     that is installed there is found. Workers that are alone on one machine meet on loopback, also for NCCL. An
     allocator that the host chose for itself is not passed on, because it must be known before CUDA starts and is not
     for workers to share; all devices stay visible. A run brings threads of its own, and an arena for each would keep
-    what they freed: 40 to 50 MB of a worker, for nothing. Its threads sleep while they wait: see `passive_waiting`.
+    what they freed: 40 to 50 MB of a worker, for nothing. Its threads spin briefly: see `brief_spinning`.
     """
     path = os.pathsep.join([str(_PACK), *filter(None, [own.get("PYTHONPATH", "")])])
     changed = {
@@ -152,7 +152,7 @@ def worker_environment(own: dict[str, str], threads: int, alone: bool = True) ->
         "MALLOC_ARENA_MAX": own.get("MALLOC_ARENA_MAX", "1"),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-        **passive_waiting(own),
+        **brief_spinning(own),
     }
     if alone:
         changed["NCCL_SOCKET_IFNAME"] = "lo"
