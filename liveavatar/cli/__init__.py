@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except LiveAvatarError as error:
             say_error(error)
             return REFUSED
+        except ModuleNotFoundError as error:
+            say_error(_missing_package(error))
+            return REFUSED
         except KeyboardInterrupt:
             print("Cancelled.", file=sys.stderr)
             return CANCELLED
@@ -68,6 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             forget_output()
             return BROKEN_OFF
     return code
+
+
+def _missing_package(error: ModuleNotFoundError) -> LiveAvatarError:
+    """What to say where a package that the work needs is not installed; a fault of this library is raised as it is."""
+    name = (error.name or "").partition(".")[0]
+    if not name or name == __package__.partition(".")[0]:
+        raise error
+    how = (
+        "for this machine, as https://pytorch.org says"
+        if name == "torch"
+        else "with `-m pip install -r requirements.txt`"
+    )
+    return LiveAvatarError(
+        f"The package {name} is not installed for this Python ({sys.executable}).",
+        f"Install it {how}, or use the Python that has it: ComfyUI's own, or .venv/bin/python after `make setup`.",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
