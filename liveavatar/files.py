@@ -14,7 +14,7 @@ import secrets
 import stat
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -301,6 +301,25 @@ def create_beside(target: Path) -> tuple[Path, BinaryIO]:
     return path, os.fdopen(descriptor, "r+b", buffering=0)
 
 
+@contextlib.contextmanager
+def replacement(claim: OutputClaim) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside a claimed one, open for writing inside, which takes its place when all went well.
+
+    Raises:
+        OSError: it cannot be made or moved; the claimed file is as it was.
+        OutputError: see `OutputClaim.move`.
+    """
+    temporary, file = create_beside(claim.target)
+    try:
+        with file:
+            yield temporary, file
+        claim.move(temporary)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def remove_leftovers(target: Path) -> None:
     """Remove what runs that were killed have left beside a file."""
     with contextlib.suppress(OSError):
@@ -340,18 +359,17 @@ def write_file(path: Path, data: bytes, what: str = "The file", claim: OutputCla
 
 
 def _replace(claim: OutputClaim, data: bytes) -> None:
-    temporary, file = create_beside(claim.target)
-    try:
-        with file:
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        claim.move(temporary)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replacement(claim) as (_, file):
+        write_all(file, data)
+        os.fsync(file.fileno())
+
+
+def write_all(file: BinaryIO, data: bytes | bytearray) -> None:
+    """Write all of it to an unbuffered file, which may take less at a time."""
+    with memoryview(data) as left:
+        done = 0
+        while done < len(left):
+            done += file.write(left[done:])
 
 
 def refuse_foreign_json(path: Path, what: str, is_own: Callable[[dict[str, Any]], bool]) -> None:

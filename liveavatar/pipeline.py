@@ -539,8 +539,7 @@ def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return path
-    samples = ", or AudioClip.from_array(samples, rate)" if kind is AudioError else ""
-    raise kind(f"{what} of type {type(given).__name__} is no path.", f"Give a text or a pathlib.Path{samples}.")
+    raise kind(f"{what} of type {type(given).__name__} is no path.", "Give a text or a pathlib.Path.")
 
 
 def read_inputs(

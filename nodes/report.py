@@ -76,7 +76,7 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
         return Report(f"This cannot be made. {refused}", draw([]), {"refused": refused, "devices": []})
     expected = pipeline.expected_seconds(resolved)
     time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
-    notes = note_lines([*resolved.notes, *plan.notes])
+    notes = note_lines([in_widgets(note) for note in (*resolved.notes, *plan.notes)])
     lines = [*resolved_lines(resolved), *plan_lines(plan), f"time    {time}", *notes]
     devices = devices_of(plan, room)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})

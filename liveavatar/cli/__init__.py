@@ -78,11 +78,7 @@ def _missing_package(error: ModuleNotFoundError) -> LiveAvatarError:
     name = (error.name or "").partition(".")[0]
     if not name or name == __package__.partition(".")[0]:
         raise error
-    how = (
-        "for this machine, as https://pytorch.org says"
-        if name == "torch"
-        else "with `-m pip install -r requirements.txt`"
-    )
+    how = "as https://pytorch.org says" if name == "torch" else "and the others that requirements.txt lists"
     return LiveAvatarError(
         f"The package {name} is not installed for this Python ({sys.executable}).",
         f"Install it {how}, or use the Python that has it: ComfyUI's own, or .venv/bin/python after `make setup`.",

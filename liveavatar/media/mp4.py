@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import OutputError
-from ..files import OutputClaim, create_beside, remove_leftovers
+from ..files import OutputClaim, remove_leftovers, replacement, write_all
 
 METADATA_KEYS = frozenset(
     {"title", "artist", "album", "album_artist", "date", "comment", "genre", "copyright", "description", "synopsis"}
@@ -86,7 +85,7 @@ class GrowingFile:
             return len(data)
         try:
             if self._file is not None:
-                _write_all(self._file, data)
+                write_all(self._file, data)
             else:
                 self._begin += data
                 if end_of_whole_fragments(io.BytesIO(self._begin)):
@@ -116,25 +115,11 @@ class GrowingFile:
                 file.truncate(end_of_whole_fragments(file))
 
     def _appear(self) -> None:
-        temporary, file = create_beside(self._claim.target)
-        try:
-            with file:
-                _write_all(file, self._begin)
-            self._claim.move(temporary)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with replacement(self._claim) as (_, file):
+            write_all(file, self._begin)
         self._file = self._claim.target.open("r+b", buffering=0)
         self._file.seek(0, os.SEEK_END)
         self._begin.clear()
-
-
-def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
-    with memoryview(data) as left:
-        done = 0
-        while done < len(left):
-            done += file.write(left[done:])
 
 
 def make_plain(claim: OutputClaim) -> None:
@@ -150,16 +135,9 @@ def make_plain(claim: OutputClaim) -> None:
     whole = _fragments(claim.target)
     if shutil.disk_usage(claim.target.parent).free < whole + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary, file = create_beside(claim.target)
-    try:
-        with file, OutputClaim(temporary):
-            _copy_packets(claim.target, whole, temporary)
-            os.fsync(file.fileno())
-        claim.move(temporary)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    with replacement(claim) as (temporary, file), OutputClaim(temporary):
+        _copy_packets(claim.target, whole, temporary)
+        os.fsync(file.fileno())
 
 
 def _fragments(path: Path) -> int:
