@@ -105,19 +105,20 @@ class NodeProgress:
     Args:
         node: execution id of the node.
         phases: that its work may consist of.
+        seconds: that generating will take, where that is known.
 
     Attributes:
         job: the video that is made, for the numbers in the messages; None before that.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
-    def __init__(self, node: str, phases: Sequence[str] = WHOLE_RUN):
+    def __init__(self, node: str, phases: Sequence[str] = WHOLE_RUN, seconds: float | None = None):
         self.node = node
         self.job: VideoJob | None = None
         self.out: Path | None = None
         self.subfolder = ""
         self._bar, self._units = comfy.utils.ProgressBar(_UNITS), 0
-        self._run = RunProgress(phases)
+        self._run = RunProgress(phases, seconds)
         self._began = time.monotonic()
         self._since: float | None = None
         self._sent = 0.0
@@ -128,10 +129,10 @@ class NodeProgress:
 
     @classmethod
     @contextlib.contextmanager
-    def current(cls, phases: Sequence[str] = WHOLE_RUN) -> Iterator[NodeProgress]:
+    def current(cls, phases: Sequence[str] = WHOLE_RUN, seconds: float | None = None) -> Iterator[NodeProgress]:
         """The progress of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
-        progress = cls(context.node_id if context else "", phases)
+        progress = cls(context.node_id if context else "", phases, seconds)
         try:
             progress.check()
             with refused_in_widgets():
@@ -241,6 +242,11 @@ class NodeProgress:
             "eta": event.seconds_left,
             "devices": [{"name": name, "busy": name == busy} for name in names],
         }
+
+
+def seconds_of(job: VideoJob) -> float | None:
+    """What generating a video will take, where that is known."""
+    return job.pipeline.foreseen_seconds(job.spec.resolved, job.spec.plan)
 
 
 def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
