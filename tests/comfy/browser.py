@@ -106,6 +106,12 @@ class Look:
         self.runs += 1
         self.page.click("[data-testid=queue-button]")
 
+    def reload(self) -> None:
+        """The page anew, with the workflow that was open."""
+        self.page.reload()
+        _wait_until_ready(self.page)
+        self.runs = 0
+
     def wait_for_panel(self, words: str, seconds: float = 240) -> None:
         """Until a widget of ours matches a regular expression (of JavaScript)."""
         self._wait(f"() => look.panels().some((panel) => /{words}/.test(panel.text))", seconds)
@@ -205,11 +211,16 @@ def _page(chrome: Any, url: str, mode: str, out: Path) -> Look:
     page.on("console", say)
     page.on("pageerror", lambda error: look.errors.append(f"uncaught: {error} {error.stack}"))
     page.goto(url)
+    _wait_until_ready(page)
+    return look
+
+
+def _wait_until_ready(page: Any) -> None:
+    """ComfyUI stands, and this script's tools are in its page."""
     page.wait_for_selector("[data-testid=queue-button]", timeout=120_000)
     page.wait_for_function("() => !!window.comfyAPI?.app?.app?.extensionManager", timeout=60_000)
     page.wait_for_timeout(2000)
     page.evaluate(_TOOLS.read_text(encoding="utf-8"))
-    return look
 
 
 def _set(url: str, name: str, value: Any) -> None:
