@@ -1,7 +1,7 @@
 """The end of what Ray leaves when this process is killed: its agents look for its centre for a minute, with 170 MB.
 
-A process of its own, run as `reaper.py FOLDER` without any package, waits for the end of its standard input, whose other
-end only the process that it watches has. Linux only; elsewhere Ray's agents end by themselves.
+A process of its own, run as `reaper.py FOLDER` without any package, waits for the end of its standard input, whose
+other end only the process that it watches has. Linux only; elsewhere Ray's agents end by themselves.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def below(driver: int, folder: str) -> set[tuple[int, str]]:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process was started, in ticks of the machine; None where there is none. With it a number is one process."""
+    """When a process was started, in ticks of the machine: with it a number is one process. None where there is none."""
     return _stat(pid, 19)
 
 
 def _pids() -> list[int]:
-    return [int(entry) for entry in os.listdir(_PROC) if entry.isdecimal()]
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal()]
 
 
 def _stat(pid: int, field: int) -> str | None:
