@@ -77,7 +77,7 @@ def below(driver: int, folder: str) -> set[tuple[int, str]]:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process was started, in ticks of the machine: with it a number is one process. None where there is none."""
+    """When a process was started, in ticks of the machine: with it a number is one process. None: there is none."""
     return _stat(pid, 19)
 
 

@@ -116,9 +116,10 @@ class Look:
         """Until a widget of ours matches a regular expression (of JavaScript)."""
         self._wait(f"() => look.panels().some((panel) => /{words}/.test(panel.text))", seconds)
 
-    def wait_for_picture(self, seconds: float = 240) -> None:
-        """Until a widget of ours shows a frame of the running video."""
-        self._wait("() => look.panels().some((panel) => panel.live)", seconds)
+    def wait_for_picture(self, seconds: float = 240, alone: bool = False) -> None:
+        """Until a widget of ours shows a frame of the running video; `alone`: and no node an earlier video."""
+        others = "&& look.shown(look.videos()).length === 0" if alone else ""
+        self._wait(f"() => look.panels().some((panel) => panel.live) {others}", seconds)
 
     def wait_for_end(self, seconds: float = 300) -> None:
         """Until every run that was begun here has ended, well or not."""

@@ -132,8 +132,7 @@ def test_the_old_video_is_hidden_while_a_run_shows_its_frames(look: Look) -> Non
     for _ in range(2):
         _new_seed(look)
         look.press_run()
-        look.wait_for_picture()
-        assert look.page.evaluate("() => look.shown(look.videos()).length") == 0
+        look.wait_for_picture(alone=True)
         look.focus("LiveAvatarGenerate")
         look.picture("old_video_hidden")
         look.wait_for_end()
