@@ -225,8 +225,10 @@ class LiveAvatarPipeline:
 
     def foreseen_seconds(self, resolved: ResolvedRequest, plan: Plan) -> float | None:
         """The same, else what the plan's forecast says; None where there is neither."""
-        forecast = plan.forecast
-        return self.expected_seconds(resolved) or (forecast and forecast.seconds_per_block * resolved.blocks)
+        expected = self.expected_seconds(resolved)
+        if expected is None and plan.forecast is not None:
+            return plan.forecast.seconds_per_block * resolved.blocks
+        return expected
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
