@@ -155,6 +155,8 @@ class Session:
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""
+        if self.latents.produced == self.latents.blocks:
+            self._latest = Event(GENERATING)  # what is replayed is no task of that run
         decode = open_decoder(self.job.conditioning.motion, self._on_decoder_event)
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
