@@ -33,7 +33,7 @@ generating has beside them."""
 class Event:
     """What is being done to a video, and how far that is.
 
-    An event may come again unchanged while something takes long, so that the callback can cancel it.
+    An event may come again, without its task, while something takes long, so that the callback can cancel it.
 
     Attributes:
         phase: what is being done, in words; of a notice its text.

@@ -163,10 +163,10 @@ class VideoRecorder:
         """
         if event.notice:
             event = self._noticed(event)
-        elif event.task is not None and event.images is None:
-            event = self._latest = self._estimated(event)
-        elif event == Event(GENERATING):  # the decoder is at work
+        elif event == Event(GENERATING):  # a decoder is at work, and knows no more
             event = self._reached()
+        elif event.phase == GENERATING and event.images is None:
+            event = self._latest = self._estimated(event)
         if self._interrupts.asked:
             raise Cancelled("Cancelled.")
         self.callback(event)

@@ -146,7 +146,7 @@ class Session:
 
     def _on_engine_event(self, event: Event) -> None:
         if not event.notice:
-            self._latest = event
+            self._latest = dataclasses.replace(event, task=None)
         self.callback(event)
 
     def _on_decoder_event(self, event: Event) -> None:

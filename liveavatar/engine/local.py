@@ -413,7 +413,7 @@ class _PatientWait:
         return latent.wait()
 
     def _call_again(self) -> None:
-        self.on_event(dataclasses.replace(self._latest, done=self._timer.finished))
+        self.on_event(dataclasses.replace(self._latest, task=None, done=self._timer.finished))
 
 
 class _LocalRun:
