@@ -35,6 +35,7 @@ def _core(sockets: Slots, widgets: list[tuple[str, Any]], outputs: Slots, extra:
 CORE = {
     "LoadImage": _core([], [("image", "")], [("IMAGE", "IMAGE"), ("MASK", "MASK")], ("image",)),
     "LoadAudio": _core([], [("audio", "")], [("AUDIO", "AUDIO")], (None, None)),
+    "RecordAudio": _core([], [("audio", "")], [("AUDIO", "AUDIO")]),
     "SaveVideo": _core(
         [("video", "VIDEO")], [("filename_prefix", "video/ComfyUI"), ("format", "auto"), ("codec", "auto")], []
     ),

@@ -1,4 +1,4 @@
-"""Thumbnails of the example graphs: the graph itself, small, with the portrait in it."""
+"""Thumbnails of the example graphs: what each is for, over the graph itself, small, with the portrait in it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .workflow_drawing import Drawing
-from .workflow_layout import TITLE, Box
+from .workflow_drawing import Drawing, display_name
+from .workflow_graphs import NOTE
+from .workflow_layout import TITLE, Box, wire
 
 PORTRAIT = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets" / "portrait.png"
 SIZE = (768, 432)
 FINE = 2
 """Drawn so much larger and then reduced, for smooth edges."""
-BACK, BODY, HEAD, OURS, TEXT, FAINT = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#8d8d9c"
+BACK, BODY, HEAD, OURS, TEXT, SENTENCE = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#ffd166"
 COLORS = {"VIDEO": "#e8a04c", "IMAGE": "#64b5f6", "AUDIO": "#7fc97f", "LIVEAVATAR_MODEL": "#b39ddb"}
 WIRE = "#7a8fb5"
 
@@ -24,11 +25,11 @@ class _Canvas:
     def __init__(self, drawing: Drawing) -> None:
         self.image = Image.new("RGB", (SIZE[0] * FINE, SIZE[1] * FINE), BACK)
         self.draw = ImageDraw.Draw(self.image)
-        boxes = drawing.layout.boxes.values()
+        boxes = [box for key, box in drawing.layout.boxes.items() if key != NOTE]
         left, top = min(b.left for b in boxes), min(b.top for b in boxes) - TITLE
         width = max(b.left + b.width for b in boxes) - left
         height = max(b.top + b.height for b in boxes) - top
-        room, strip = (SIZE[0] - 48) * FINE, 56 * FINE
+        room, strip = (SIZE[0] - 48) * FINE, 88 * FINE
         self.scale = min(room / width, ((SIZE[1] - 24) * FINE - strip) / height)
         self.left = (SIZE[0] * FINE - width * self.scale) / 2 - left * self.scale
         spare = (SIZE[1] - 24) * FINE - strip - height * self.scale
@@ -49,7 +50,10 @@ def draw(drawing: Drawing, path: Path) -> None:
     """Write a JPEG of 768 x 432."""
     canvas = _Canvas(drawing)
     name = drawing.graph.name.replace("_", " ")
-    canvas.text(24 * FINE, 30 * FINE, f"Live Avatar  ·  {name}", 20 * FINE, TEXT)
+    canvas.text(24 * FINE, 28 * FINE, name[0].upper() + name[1:], 26 * FINE, TEXT)
+    sentence, size = drawing.graph.sentence, 19.0 * FINE
+    size *= min(1.0, (SIZE[0] - 48) * FINE / ImageFont.load_default(size).getlength(sentence))
+    canvas.text(24 * FINE, 62 * FINE, sentence, size, SENTENCE)
     for link in drawing.links:
         _wire(canvas, drawing, link)
     for item in drawing.items:
@@ -63,13 +67,13 @@ def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
     canvas.rectangle(Box(box.left, box.top - TITLE, box.width, box.height + TITLE), OURS if ours else HEAD, 14)
     canvas.rectangle(Box(box.left, box.top + 12, box.width, box.height - 12), BODY, 14)
     x, y = canvas.at(box.left + 14, box.top - 9)
-    title = item.title.split(":")[0]
+    title = display_name(item.type)
     size = max(34 * canvas.scale, 9 * FINE)
     size *= min(1.0, (box.width - 28) * canvas.scale / ImageFont.load_default(size).getlength(title))
     canvas.text(x, y, title, size, TEXT)
     if item.type in ("LoadImage", "SaveVideo", "LiveAvatarDecode", "LiveAvatarGenerate"):
         _face(canvas, box)
-    elif item.type == "LoadAudio":
+    elif item.type in ("LoadAudio", "RecordAudio"):
         _sound(canvas, box)
     else:
         for row in range(min(len(drawing.kinds[item.type].widgets), int((box.height - 70) // 46))):
@@ -98,14 +102,7 @@ def _sound(canvas: _Canvas, box: Box) -> None:
 
 def _wire(canvas: _Canvas, drawing: Drawing, link: list) -> None:
     _, source, output, target, slot, kind = link
-    boxes = drawing.layout.boxes
-    start, end = boxes[drawing.items[source - 1].key], boxes[drawing.items[target - 1].key]
-    x0, y0 = canvas.at(start.left + start.width, start.top + 20 + 24 * output)
-    x1, y1 = canvas.at(end.left, end.top + 20 + 24 * slot)
-    bend = max(abs(x1 - x0) / 2, 30)
-    points = []
-    for n in range(33):
-        t = n / 32
-        a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
-        points.append((a * x0 + b * (x0 + bend) + c * (x1 - bend) + d * x1, (a + b) * y0 + (c + d) * y1))
-    canvas.draw.line(points, fill=COLORS.get(kind, WIRE), width=2 * FINE, joint="curve")
+    keys, boxes = {number: key for key, number in drawing.ids.items()}, drawing.layout.boxes
+    curve = wire(boxes[keys[source]].output(output), boxes[keys[target]].input(slot), points=33)
+    color = COLORS.get(kind, WIRE)
+    canvas.draw.line([canvas.at(*point) for point in curve], fill=color, width=2 * FINE, joint="curve")

@@ -1,0 +1,2 @@
+def blueprint(): return {}
+NAME="x"
