@@ -156,13 +156,13 @@ def _several_voices() -> Graph:
     """Two voices, two videos, one loaded model; more rows are copies."""
     voices = [Item(f"voice{n}", "LoadAudio", values={"audio": f"voice{n}.wav"}) for n in (1, 2)]
     first, second = ({"image": "sample.image", "audio": f"voice{n}.AUDIO"} for n in (1, 2))
-    sources = (replace(_SAMPLE, above=152), _miniature(), voices[1])
+    sources = (replace(_SAMPLE, above=166), _miniature(), voices[1])
     columns: tuple[Column, ...] = (
         (READ_ME,),
         ((VOICE, (voices[0],)), (INPUTS, sources)),
         ((f"{MAKE} 1", (_avatar(first, _SMALL, "avatar1"),)),),
-        (_save("avatar1", "voice1", "save1"), (f"{MAKE} 2", (_avatar(second, _SMALL, "avatar2", above=200),))),
-        (_save("avatar2", "voice2", "save2", above=418),),
+        (_save("avatar1", "voice1", "save1"), (f"{MAKE} 2", (_avatar(second, _SMALL, "avatar2", above=214),))),
+        (_save("avatar2", "voice2", "save2", above=432),),
     )
     sentence = "Two recordings, two videos; the model is loaded once"
     return Graph("several_voices", sentence, ("several_voices",), columns, widths={"LiveAvatarSample": 330})

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from .workflow_graphs import NOTE, Graph, Item
 from .workflow_kinds import Kind
 
-WIDEST, HIGHEST = 1840, 930
+WIDEST, HIGHEST = 1840, 970
 """Of all nodes with their title bars, for 60 %."""
 TITLE = 30
 """The title bar of a node, which stands above its position."""
-GAP = 26
+GAP = 20
 """Between a node and the title bar of the one under it."""
 MARGIN, CAPTION, BETWEEN = 14, 34, 12
 """Between a group's edge and its nodes; the strip with its title; between two groups."""
@@ -26,20 +26,20 @@ SLOT, FIRST_SLOT, INSET = 20, 14, 10
 """Between two sockets; from a node's top to the first; from its side to the dot."""
 BELOW = {
     "LoadImage": 240,
-    "LoadAudio": 24,
+    "LoadAudio": 26,
     "RecordAudio": 60,
-    "LiveAvatarSample": 4,
-    "LiveAvatarGenerate": 110,
+    "LiveAvatarSample": 18,
+    "LiveAvatarGenerate": 124,
     "LiveAvatarSampler": 60,
     "LiveAvatarDecode": 230,
-    "LiveAvatarPlan": 160,
-    "LiveAvatarTextEncode": 32,
+    "LiveAvatarPlan": 174,
+    "LiveAvatarTextEncode": 62,
     "LiveAvatarAudioFeatures": 22,
     "CLIPTextEncode": 60,
     "CLIPLoader": 6,
     "AudioEncoderLoader": 26,
     "AudioEncoderEncode": 10,
-    "SaveVideo": 16,
+    "SaveVideo": 14,
 }
 """Room under the widgets: pictures, players, text boxes, progress."""
 
@@ -117,11 +117,11 @@ def wire(start: tuple[float, float], end: tuple[float, float], points: int = 65)
 
 def note_height(text: str, width: int) -> int:
     """So that a note is read without scrolling. Chinese letters are twice as wide as Latin ones."""
-    letters = max(20, (width - 30) // 6)
-    height = 56
+    letters = max(20, (width - 24) // 6)
+    height = 30
     for line in text.splitlines():
         size = sum(2 if ord(letter) > 0x2E7F else 1 for letter in line)
-        height += (34 if line.startswith("#") else 17) * -(-size // letters) + (6 if line.startswith("-") else 0)
+        height += (34 if line.startswith("#") else 16) * -(-size // letters) + (6 if line.startswith("-") else 0)
         height += 8 if not line else 0
     return height
 
