@@ -36,11 +36,17 @@ class Drawing:
     what ComfyUI keeps by id.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, first: int | None = None, outside: str = "") -> None:
+        """
+        Args:
+            graph: the description.
+            first: where the ids begin; left out, at the hundred that is the graph's own.
+            outside: a key that no node has; what is wired to it comes from outside of the graph.
+        """
         self.graph = graph
         self.kinds = kinds()
         self.items = graph.items
-        self.first = 100 * (1 + GRAPHS.index(graph))
+        self.first = 100 * (1 + GRAPHS.index(graph)) if first is None else first
         self.ids = {item.key: number for number, item in enumerate(self.items, self.first + 1)}
         self.by_key = {item.key: item for item in self.items}
         self.layout: Layout = lay_out(graph, self.kinds)
@@ -48,7 +54,7 @@ class Drawing:
         for item in self.items:
             self._check(item)
             for slot, (name, kind, _) in enumerate(self.kinds[item.type].sockets):
-                if name in item.wires:
+                if name in item.wires and item.wires[name].split(".")[0] != outside:
                     source, output = self._source(item, name, kind)
                     number = self.first + len(self.links) + 1
                     self.links.append([number, self.ids[source], output, self.ids[item.key], slot, kind])
@@ -99,21 +105,19 @@ class Drawing:
             "last_link_id": self.first + len(self.links),
             "nodes": [note, *(self._node(item) for item in self.items)],
             "links": self.links,
-            "groups": [
-                {
-                    "id": n,
-                    "title": title,
-                    "bounding": box.bounding(),
-                    "color": "#3f789e",
-                    "font_size": 20,
-                    "flags": {},
-                }
-                for n, (title, box) in enumerate(self.layout.groups, self.first + 1)
-            ],
+            "groups": self.groups(),
             "config": {},
             "extra": {"ds": {"scale": 0.6, "offset": [100, 170]}, **self._app()},
             "version": 0.4,
         }
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The frames."""
+        look = {"color": "#3f789e", "font_size": 20, "flags": {}}
+        return [
+            {"id": number, "title": title, "bounding": box.bounding(), **look}
+            for number, (title, box) in enumerate(self.layout.groups, self.first + 1)
+        ]
 
     def _node(self, item: Item) -> dict[str, Any]:
         kind, number = self.kinds[item.type], self.ids[item.key]
