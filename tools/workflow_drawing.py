@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def version() -> str:
 
 
 def display_name(kind: str) -> str:
-    """What a node is called in English, without the pack's name behind it; core's by their type."""
-    return json.loads(ENGLISH.read_text(encoding="utf-8")).get(kind, {}).get("display_name", kind).split(" (")[0]
+    """What a node is called in English, without the pack's name behind it; core's by the words of their type."""
+    ours = json.loads(ENGLISH.read_text(encoding="utf-8")).get(kind)
+    return ours["display_name"].split(" (")[0] if ours else re.sub("(?<=[a-z])(?=[A-Z])", " ", kind)
 
 
 class Drawing:

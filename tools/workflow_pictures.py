@@ -49,8 +49,8 @@ class _Canvas:
 def draw(drawing: Drawing, path: Path) -> None:
     """Write a JPEG of 768 x 432."""
     canvas = _Canvas(drawing)
-    name = drawing.graph.name.replace("_", " ")
-    canvas.text(24 * FINE, 28 * FINE, name[0].upper() + name[1:], 26 * FINE, TEXT)
+    heading = drawing.graph.note.splitlines()[0].removeprefix("# ")
+    canvas.text(24 * FINE, 28 * FINE, heading, 26 * FINE, TEXT)
     sentence, size = drawing.graph.sentence, 19.0 * FINE
     size *= min(1.0, (SIZE[0] - 48) * FINE / ImageFont.load_default(size).getlength(sentence))
     canvas.text(24 * FINE, 62 * FINE, sentence, size, SENTENCE)
@@ -71,7 +71,7 @@ def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
     size = max(34 * canvas.scale, 9 * FINE)
     size *= min(1.0, (box.width - 28) * canvas.scale / ImageFont.load_default(size).getlength(title))
     canvas.text(x, y, title, size, TEXT)
-    if item.type in ("LoadImage", "SaveVideo", "LiveAvatarDecode", "LiveAvatarGenerate"):
+    if item.type in ("LoadImage", "LiveAvatarDecode", "LiveAvatarGenerate"):
         _face(canvas, box)
     elif item.type in ("LoadAudio", "RecordAudio"):
         _sound(canvas, box)
