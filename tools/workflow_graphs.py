@@ -104,8 +104,8 @@ LATENTS, DECODE, MAKE, KEEP = "Latents · 采样", "Decode · 解码", "Video ·
 _SAMPLE = Item("sample", "LiveAvatarSample")
 """The pack's own portrait and voice: nothing to choose, nothing to find."""
 _PORTRAIT = Item("portrait", "LoadImage", values={"image": "example.png"})
-_VOICE = Item("voice", "LoadAudio", values={"audio": "voice.wav"})
-"""The user's. example.png comes with ComfyUI, a voice does not."""
+_VOICE = Item("voice", "LoadAudio")
+"""The user's. example.png comes with ComfyUI; a voice does not, and is left to be chosen."""
 _OWN = {"image": "portrait.IMAGE", "mask": "portrait.MASK", "audio": "voice.AUDIO"}
 _GIVEN = {"image": "sample.image", "audio": "sample.audio"}
 _WALL_PROMPT = "A person with brown hair is talking in front of a blue wall."
@@ -154,7 +154,7 @@ def _own_voice() -> Graph:
 
 def _several_voices() -> Graph:
     """Two voices, two videos, one loaded model; more rows are copies."""
-    voices = [Item(f"voice{n}", "LoadAudio", values={"audio": f"voice{n}.wav"}) for n in (1, 2)]
+    voices = [Item(f"voice{n}", "LoadAudio") for n in (1, 2)]
     first, second = ({"image": "sample.image", "audio": f"voice{n}.AUDIO"} for n in (1, 2))
     sources = (replace(_SAMPLE, above=166), _miniature(), voices[1])
     columns: tuple[Column, ...] = (
@@ -245,9 +245,7 @@ GRAPHS = (
     _own_voice(),
     _several_voices(),
     _modular(),
-    _real(
-        "16gb_card", "The 14B model on one card of 16 GB: slow, from 54 GB of RAM", memory=FREE, allow_smaller=True
-    ),
+    _real("16gb_card", "The 14B model on one card of 16 GB: slow, from 54 GB of RAM", memory=FREE, allow_smaller=True),
     _real("24gb_card", "The 14B model on one card of 24 GB: fp8 weights, KV cache in RAM", memory=FREE),
     _real("32gb_card", "The 14B model on one card of 32 GB: nothing rounded, KV cache in RAM", memory=FREE),
     _real("80gb_card", "The 14B model on one card of 80 GB", devices="cuda:0"),

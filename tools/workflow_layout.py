@@ -82,20 +82,19 @@ class Layout:
 def lay_out(graph: Graph, kinds: dict[str, Kind]) -> Layout:
     """Columns from left to right; in each, its groups from top to bottom."""
     boxes: dict[str, Box] = {}
-    groups = []
+    groups: list[tuple[str, Box]] = []
     left = 0
     for column in graph.columns:
         width = max(graph.widths.get(item.type, graph.width) for _, items in column for item in items)
         top = 0
         for caption, items in column:
-            above = (CAPTION + BETWEEN - GAP if top else 0) if caption else 0
+            top += CAPTION + BETWEEN - GAP if caption and top else 0
             for item in items:
-                passing = (_under(boxes[key], kinds[graph.type_of(key)]) for key in item.under)
-                start = max([top + above + item.above, *(wires + bool(above or not top) * CAPTION for wires in passing)])
-                above = 0
-                height = note_height(graph.note, width) if item.key == NOTE else _height(item, kinds[item.type])
-                boxes[item.key] = Box(left, start, width, height)
-                top = start + height + GAP + TITLE
+                strip = CAPTION if caption and item is items[0] else 0
+                wires = [_under(boxes[key], kinds[graph.type_of(key)]) + strip for key in item.under]
+                box = Box(left, max(top + item.above, *wires, 0), width, _height(graph, item, kinds, width))
+                boxes[item.key] = box
+                top = box.bottom + GAP + TITLE
             if caption:
                 groups.append((caption, _frame([boxes[item.key] for item in items])))
                 top += MARGIN
@@ -126,7 +125,10 @@ def note_height(text: str, width: int) -> int:
     return height
 
 
-def _height(item: Item, kind: Kind) -> int:
+def _height(graph: Graph, item: Item, kinds: dict[str, Kind], width: int) -> int:
+    if item.key == NOTE:
+        return note_height(graph.note, width)
+    kind = kinds[item.type]
     rows = max(len(kind.sockets), len(kind.outputs))
     widgets = len(kind.widgets) + bool(kind.seed) + len(kind.extra)
     return 20 + SLOT * rows + 24 * widgets + BELOW.get(item.type, 0)

@@ -1,8 +1,8 @@
 """Write the example graphs in workflows/: `python -m tools.workflows`.
 
-Each description in `workflow_graphs.py` becomes three files: the graph for the browser (UI format 0.4), whose name begins
-with its place in the list, because ComfyUI shows nothing but names and thumbnails; the same prompt for the API in
-workflows/api/; and a thumbnail. `workflow_blueprint.py` makes the one in subgraphs/.
+Each description in `workflow_graphs.py` becomes three files: the graph for the browser (UI format 0.4), the same prompt
+for the API in workflows/api/, and a thumbnail. ComfyUI shows nothing but names and thumbnails, so that names begin with
+their place in the list and thumbnails say what each is for. `workflow_blueprint.py` makes the one in subgraphs/.
 """
 
 from __future__ import annotations

@@ -76,6 +76,8 @@ class Look:
     def show(self, graph: dict[str, Any], name: str) -> None:
         """Load a graph and bring all of it into view."""
         self._load(graph, name, {})
+        if not graph["nodes"]:
+            return
         self.page.evaluate("() => look.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1500)
 

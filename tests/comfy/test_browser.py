@@ -15,7 +15,6 @@ import pytest
 from browser import HEIGHT, MINIATURE, MODES, WIDTH, Look, browse
 from live_server import Absent, Server
 
-
 SMALL = (1500, 800)
 """The window in which templates must be readable."""
 BLUEPRINT = "Talking Avatar (Live Avatar)"
