@@ -205,7 +205,7 @@ def test_the_quickstart_is_an_app_too(look: Look) -> None:
             look.page.get_by_role("button", name="Skip").click(timeout=5000)
         look.picture("app")
         look.runs += 1
-        look.page.get_by_test_id("linear-run-button").click()
+        look.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
         look.wait_for_end()
         look.page.wait_for_function("() => look.visible('video').length > 0", timeout=60_000)
         look.picture("app_ran")
