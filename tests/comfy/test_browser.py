@@ -181,7 +181,7 @@ def test_the_blueprint_is_dropped_from_the_node_library_and_runs(look: Look) -> 
     look.page.wait_for_timeout(700)
     look.picture("blueprint")
     look.press_run()
-    look.wait_for_panel(r"\d s in ")
+    look.wait_for_panel(r"\d s in ", 600)
     look.wait_for_end()
     heard = {one["type"] for one in look.heard() if "block" in one["text"]}
     assert {"LiveAvatarSampler", "LiveAvatarDecode"} <= heard
@@ -206,7 +206,7 @@ def test_the_quickstart_is_an_app_too(look: Look) -> None:
         look.picture("app")
         look.runs += 1
         look.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
-        look.wait_for_end()
+        look.wait_for_end(600)
         look.page.wait_for_function("() => look.visible('video').length > 0", timeout=60_000)
         look.picture("app_ran")
     finally:
