@@ -41,6 +41,7 @@ class Item:
         title: of this very node; empty where its own name says enough.
         above: room over it, for wires that pass.
         under: keys of nodes to its left under whose wires it begins.
+        past: key of a node at the top of a later column; wires of this node pass beneath it.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Item:
     title: str = ""
     above: int = 0
     under: tuple[str, ...] = ()
+    past: str = ""
 
 
 Group = tuple[str, tuple[Item, ...]]
@@ -92,9 +94,9 @@ class Graph:
         """All nodes but the note."""
         return [item for column in self.columns for _, items in column for item in items if item.key != NOTE]
 
-    def type_of(self, key: str) -> str:
-        """The type of a node."""
-        return next(item.type for item in self.items if item.key == key)
+    def item(self, key: str) -> Item:
+        """A node by its key."""
+        return next(item for item in self.items if item.key == key)
 
 
 SAMPLE, VOICE, INPUTS, MODEL = "Sample · 示例", "Voice · 语音", "Inputs · 输入", "Model · 模型"
@@ -113,17 +115,17 @@ _REAL_PROMPT = "A person sits in a bright room, looks at the camera and talks wi
 _SMALL = {"prompt": _WALL_PROMPT, "size": "128x128"}
 
 
-def _save(source: str, prefix: str, key: str = "save", above: int = 0) -> Group:
+def _save(source: str, prefix: str, key: str = "save", past: str = "") -> Group:
     values = {"filename_prefix": f"video/{prefix}"}
-    return (KEEP, (Item(key, "SaveVideo", {"video": f"{source}.video"}, values, above=above),))
+    return (KEEP, (Item(key, "SaveVideo", {"video": f"{source}.video"}, values, past=past),))
 
 
 def _miniature(**more: Any) -> Item:
     return Item("model", "LiveAvatarLoadModel", values={"model": MINIATURE}, **more)
 
 
-def _avatar(wires: dict[str, str], values: dict[str, Any], key: str = "avatar", above: int = 0) -> Item:
-    return Item(key, "LiveAvatarGenerate", {"model": "model.model", **wires}, values, above=above)
+def _avatar(wires: dict[str, str], values: dict[str, Any], key: str = "avatar", past: str = "") -> Item:
+    return Item(key, "LiveAvatarGenerate", {"model": "model.model", **wires}, values, past=past)
 
 
 def _quickstart() -> Graph:
@@ -156,13 +158,13 @@ def _several_voices() -> Graph:
     """Two voices, two videos, one loaded model; more rows are copies."""
     voices = [Item(f"voice{n}", "LoadAudio") for n in (1, 2)]
     first, second = ({"image": "sample.image", "audio": f"voice{n}.AUDIO"} for n in (1, 2))
-    sources = (replace(_SAMPLE, above=166), _miniature(), voices[1])
+    sources = (replace(_SAMPLE, past="avatar1"), _miniature(), voices[1])
     columns: tuple[Column, ...] = (
         (READ_ME,),
         ((VOICE, (voices[0],)), (INPUTS, sources)),
         ((f"{MAKE} 1", (_avatar(first, _SMALL, "avatar1"),)),),
-        (_save("avatar1", "voice1", "save1"), (f"{MAKE} 2", (_avatar(second, _SMALL, "avatar2", above=214),))),
-        (_save("avatar2", "voice2", "save2", above=432),),
+        (_save("avatar1", "voice1", "save1"), (f"{MAKE} 2", (_avatar(second, _SMALL, "avatar2", past="avatar1"),))),
+        (_save("avatar2", "voice2", "save2", past="avatar1"),),
     )
     sentence = "Two recordings, two videos; the model is loaded once"
     return Graph("several_voices", sentence, ("several_voices",), columns, widths={"LiveAvatarSample": 330})
@@ -229,7 +231,7 @@ def _core_encoders() -> Graph:
     wires |= {"image": _OWN["image"], "mask": _OWN["mask"]}
     wide = {"AudioEncoderEncode": 286, "LiveAvatarDecode": 282}
     columns: tuple[Column, ...] = (
-        ((VOICE, (ear, replace(_VOICE, above=40))), READ_ME),
+        ((VOICE, (ear, replace(_VOICE, past="model"))), READ_ME),
         ((MODEL, (load,)), (ENCODE, (encoded, clip))),
         ((ENCODE, (words, audio, _PORTRAIT)),),
         ((LATENTS, (Item("sampler", "LiveAvatarSampler", wires),)),),

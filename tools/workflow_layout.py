@@ -1,8 +1,9 @@
 """Where the nodes of an example graph stand.
 
 ComfyUI fits a template into three quarters of its canvas when it opens, and the classic canvas draws no words below
-60 %: in a window of 1500 x 800 a graph may be `WIDEST` x `HIGHEST`. Both renderers draw nodes of the same size, no
-smaller than they are saved; `BELOW` holds what either needs under the widgets.
+57 %. In a window of 1500 x 800 it is shown at 60 % or more if its nodes, with their title bars, take at most
+1855 x 980. Both renderers draw nodes of the same size, no smaller than they are saved; `BELOW` holds what either needs
+under the widgets.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from dataclasses import dataclass
 from .workflow_graphs import NOTE, Graph, Item
 from .workflow_kinds import Kind
 
-WIDEST, HIGHEST = 1840, 970
-"""Of all nodes with their title bars, for 60 %."""
 TITLE = 30
 """The title bar of a node, which stands above its position."""
-GAP = 20
+GAP = 18
 """Between a node and the title bar of the one under it."""
-MARGIN, CAPTION, BETWEEN = 14, 34, 12
+MARGIN, CAPTION, BETWEEN = 14, 30, 12
 """Between a group's edge and its nodes; the strip with its title; between two groups."""
-CLEAR = 12
+CLEAR = 8
 """Between a wire and a node that it passes."""
 SLOT, FIRST_SLOT, INSET = 20, 14, 10
 """Between two sockets; from a node's top to the first; from its side to the dot."""
@@ -91,8 +90,10 @@ def lay_out(graph: Graph, kinds: dict[str, Kind]) -> Layout:
             top += CAPTION + BETWEEN - GAP if caption and top else 0
             for item in items:
                 strip = CAPTION if caption and item is items[0] else 0
-                wires = [_under(boxes[key], kinds[graph.type_of(key)]) + strip for key in item.under]
-                box = Box(left, max(top + item.above, *wires, 0), width, _height(graph, item, kinds, width))
+                lowest = [_under(boxes[key], kinds[graph.item(key).type]) + strip for key in item.under]
+                if item.past:
+                    lowest.append(_height(graph, graph.item(item.past), kinds, width) + CLEAR - FIRST_SLOT)
+                box = Box(left, max(top + item.above, *lowest, 0), width, _height(graph, item, kinds, width))
                 boxes[item.key] = box
                 top = box.bottom + GAP + TITLE
             if caption:
