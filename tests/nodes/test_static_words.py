@@ -93,6 +93,8 @@ def test_socket_types_and_the_menu_have_names():
         words = translations(language, "main")
         assert words.keys() == {"nodeCategories", "dataTypes"}
         assert words["dataTypes"].keys() == ours and words["nodeCategories"].keys() == {"Live Avatar"}
+        folders = words["templateWorkflows"]["category"]
+        assert folders.keys() == {"ComfyUI-LiveAvatar", "live-avatar"}, "the folder by hand, and by the registry"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
