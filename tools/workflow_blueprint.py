@@ -30,42 +30,19 @@ OUTPUTS = (("decode", "video", "VIDEO"), ("decode", "receipt", "STRING"))
 FIRST = 2000
 """Where its ids begin; those of the templates are below."""
 NODE, INPUTS, RESULTS = FIRST, -10, -20
-_MODEL = "model.model"
+_MODEL = {"model": "model.model"}
+_SAMPLED = {"positive": "words.positive", "audio": "audio.audio"}
+_SAMPLED |= {name: f"{OUTSIDE}.{name}" for name in ("image", "mask")}
+_LOAD = Item("model", "LiveAvatarLoadModel", {"backend": f"{OUTSIDE}.backend"})
+_WORDS = Item("words", "LiveAvatarTextEncode", _MODEL, under=("model",))
+_AUDIO = Item("audio", "LiveAvatarAudioFeatures", _MODEL | {"audio": f"{OUTSIDE}.audio"})
+_SAMPLER = Item("sampler", "LiveAvatarSampler", _MODEL | _SAMPLED)
+_DECODE = Item("decode", "LiveAvatarDecode", {"latents": "sampler.latents"})
 INSIDE = Graph(
     "blueprint",
     _DESCRIPTION,
     (),
-    (
-        ((MODEL, (Item("model", "LiveAvatarLoadModel", {"backend": f"{OUTSIDE}.backend"}),)),),
-        (
-            (
-                ENCODE,
-                (
-                    Item("words", "LiveAvatarTextEncode", {"model": _MODEL}, under=("model",)),
-                    Item("audio", "LiveAvatarAudioFeatures", {"model": _MODEL, "audio": f"{OUTSIDE}.audio"}),
-                ),
-            ),
-        ),
-        (
-            (
-                LATENTS,
-                (
-                    Item(
-                        "sampler",
-                        "LiveAvatarSampler",
-                        {
-                            "model": _MODEL,
-                            "positive": "words.positive",
-                            "audio": "audio.audio",
-                            "image": f"{OUTSIDE}.image",
-                            "mask": f"{OUTSIDE}.mask",
-                        },
-                    ),
-                ),
-            ),
-        ),
-        ((DECODE, (Item("decode", "LiveAvatarDecode", {"latents": "sampler.latents"}),)),),
-    ),
+    (((MODEL, (_LOAD,)),), ((ENCODE, (_WORDS, _AUDIO)),), ((LATENTS, (_SAMPLER,)),), ((DECODE, (_DECODE,)),)),
 )
 
 
@@ -87,13 +64,15 @@ class Blueprint(Drawing):
         """The subgraph."""
         boxes = self.layout.boxes.values()
         right = max(box.left + box.width for box in boxes)
-        ends = {"version": 1, "config": {}, "widgets": [], "revision": 0}
         return {
             "id": _id("subgraph"),
             "name": NAME,
             "description": _DESCRIPTION,
             "category": "Live Avatar",
-            **ends,
+            "version": 1,
+            "revision": 0,
+            "config": {},
+            "widgets": [],
             "state": {
                 "lastNodeId": max(self.ids.values()),
                 "lastLinkId": self.first + len(self.links) + len(self.crossing),
