@@ -137,7 +137,7 @@ def _quickstart() -> Graph:
         (_save("avatar", "quickstart"),),
     )
     app = (("avatar.prompt", "avatar.seed", "avatar.seconds"), ("save",))
-    sentence = "A talking video in a minute: no download, no graphics card"
+    sentence = "No download, no graphics card: press Run"
     return Graph("quickstart", sentence, ("quickstart",), columns, app, widths={"LiveAvatarSample": 330})
 
 
@@ -190,7 +190,7 @@ def _modular() -> Graph:
         ((DECODE, (_decode(),)),),
         (_save("decode", "modular"),),
     )
-    sentence = "Every part a node: change one thing, and only what depends on it runs again"
+    sentence = "Change one thing, and only what depends on it runs again"
     return Graph("modular", sentence, ("modular",), columns, widths={"LiveAvatarSample": 330, "LiveAvatarDecode": 320})
 
 
@@ -238,7 +238,7 @@ def _core_encoders() -> Graph:
         ((DECODE, (_decode(),)),),
         (_save("decode", "core_encoders"),),
     )
-    sentence = "ComfyUI's own text and audio encoders, from the single files you may have"
+    sentence = "Its text and audio encoders, from the single files you may have"
     return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=62, widths=wide)
 
 
@@ -247,15 +247,15 @@ GRAPHS = (
     _own_voice(),
     _several_voices(),
     _modular(),
-    _real("16gb_card", "The 14B model on one card of 16 GB: slow, from 54 GB of RAM", memory=FREE, allow_smaller=True),
-    _real("24gb_card", "The 14B model on one card of 24 GB: fp8 weights, KV cache in RAM", memory=FREE),
-    _real("32gb_card", "The 14B model on one card of 32 GB: nothing rounded, KV cache in RAM", memory=FREE),
-    _real("80gb_card", "The 14B model on one card of 80 GB", devices="cuda:0"),
-    _real("two_24gb_cards", "The 14B model on two cards of 24 GB, half of the layers on each", engine=WORKERS),
-    _real("four_24gb_cards", "The 14B model on four cards of 24 GB, a quarter of the layers on each", engine=WORKERS),
+    _real("16gb_card", "The 14B model, slowly: most layers and the KV cache in RAM", memory=FREE, allow_smaller=True),
+    _real("24gb_card", "The 14B model: fp8 weights, the KV cache in RAM", memory=FREE),
+    _real("32gb_card", "The 14B model, not rounded: a third of it and the KV cache in RAM", memory=FREE),
+    _real("80gb_card", "The 14B model, not rounded: only the KV cache in RAM", devices="cuda:0"),
+    _real("two_24gb_cards", "The 14B model: half of the layers on each, the KV cache in RAM", engine=WORKERS),
+    _real("four_24gb_cards", "The 14B model: a quarter of the layers on each, nothing in RAM", engine=WORKERS),
     _real(
         "five_80gb_cards",
-        "The 14B model on five cards of 80 GB, as its authors run it: a step on each",
+        "The 14B model as its authors run it: a step on each, then the VAE",
         engine=WORKERS,
         devices="cuda:0,cuda:1,cuda:2,cuda:3,cuda:4",
         stages="4x1",

@@ -1,4 +1,7 @@
-"""Thumbnails of the example graphs: what each is for, over the graph itself, small, with the portrait in it."""
+"""Thumbnails of the example graphs: what each is for, over the graph itself, small, with the portrait in it.
+
+ComfyUI shows them as squares of about 230 pixels, with its own badge in the upper left corner.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from .workflow_graphs import NOTE
 from .workflow_layout import TITLE, Box, wire
 
 PORTRAIT = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets" / "portrait.png"
-SIZE = (768, 432)
+SIZE = (600, 600)
+MARGIN, BADGE, GRAPH = 28, 92, 318
+"""At the sides; the strip that is left for the badge; where the graph begins."""
 FINE = 2
 """Drawn so much larger and then reduced, for smooth edges."""
 BACK, BODY, HEAD, OURS, TEXT, SENTENCE = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#ffd166"
@@ -29,11 +34,10 @@ class _Canvas:
         left, top = min(b.left for b in boxes), min(b.top for b in boxes) - TITLE
         width = max(b.left + b.width for b in boxes) - left
         height = max(b.top + b.height for b in boxes) - top
-        room, strip = (SIZE[0] - 48) * FINE, 88 * FINE
-        self.scale = min(room / width, ((SIZE[1] - 24) * FINE - strip) / height)
+        room, high = (SIZE[0] - 2 * MARGIN) * FINE, (SIZE[1] - MARGIN - GRAPH) * FINE
+        self.scale = min(room / width, high / height)
         self.left = (SIZE[0] * FINE - width * self.scale) / 2 - left * self.scale
-        spare = (SIZE[1] - 24) * FINE - strip - height * self.scale
-        self.top = strip + spare / 2 - top * self.scale
+        self.top = GRAPH * FINE + (high - height * self.scale) / 2 - top * self.scale
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         return x * self.scale + self.left, y * self.scale + self.top
@@ -47,18 +51,31 @@ class _Canvas:
 
 
 def draw(drawing: Drawing, path: Path) -> None:
-    """Write a JPEG of 768 x 432."""
+    """Write a JPEG."""
     canvas = _Canvas(drawing)
     heading = drawing.graph.note.splitlines()[0].removeprefix("# ")
-    canvas.text(24 * FINE, 28 * FINE, heading, 26 * FINE, TEXT)
-    sentence, size = drawing.graph.sentence, 19.0 * FINE
-    size *= min(1.0, (SIZE[0] - 48) * FINE / ImageFont.load_default(size).getlength(sentence))
-    canvas.text(24 * FINE, 62 * FINE, sentence, size, SENTENCE)
+    top = BADGE + 26
+    for text, size, color in ((heading, 44, TEXT), (drawing.graph.sentence, 36, SENTENCE)):
+        for line in _lines(text, size):
+            canvas.text(MARGIN * FINE, top * FINE, line, size * FINE, color)
+            top += size + 10
     for link in drawing.links:
         _wire(canvas, drawing, link)
     for item in drawing.items:
         _node(canvas, drawing, item.key)
     canvas.image.resize(SIZE, Image.Resampling.LANCZOS).save(path, quality=88, optimize=True)
+
+
+def _lines(text: str, size: int) -> list[str]:
+    """As many words in each as there is room for."""
+    font, lines = ImageFont.load_default(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > SIZE[0] - 2 * MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
