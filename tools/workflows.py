@@ -39,13 +39,18 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write everything; `--no-pictures` leaves the thumbnails alone."""
-    for name, text in files().items():
+    """Write everything and remove what nothing describes any more; `--no-pictures` leaves the thumbnails alone."""
+    made = files()
+    pictures = {f"workflows/{template(graph)}.jpg": graph for graph in workflow_graphs.GRAPHS}
+    for path in [*FOLDER.rglob("*.*"), *(PROJECT / "subgraphs").glob("*.json")]:
+        if path.relative_to(PROJECT).as_posix() not in made | pictures:
+            path.unlink()
+    for name, text in made.items():
         (PROJECT / name).parent.mkdir(parents=True, exist_ok=True)
         (PROJECT / name).write_text(text, encoding="utf-8", newline="\n")
     if "--no-pictures" not in sys.argv:
-        for graph in workflow_graphs.GRAPHS:
-            workflow_pictures.draw(Drawing(graph), FOLDER / f"{template(graph)}.jpg")
+        for name, graph in pictures.items():
+            workflow_pictures.draw(Drawing(graph), PROJECT / name)
 
 
 if __name__ == "__main__":
