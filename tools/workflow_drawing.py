@@ -12,7 +12,7 @@ import tomllib
 
 from .workflow_graphs import GRAPHS, NOTE, READ_ME, Graph, Item
 from .workflow_kinds import API_ONLY, CORE, Kind, kinds
-from .workflow_layout import Box, Layout, lay_out
+from .workflow_layout import Box, Layout, lay_out, view
 
 PROJECT = Path(__file__).parents[1]
 ENGLISH = PROJECT / "locales" / "en" / "nodeDefs.json"
@@ -100,6 +100,7 @@ class Drawing:
     def workflow(self) -> dict[str, Any]:
         """The graph as the browser saves it."""
         note = self._note(self.first)
+        scale, offset = view(self.layout.boxes.values())
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"live-avatar/{self.graph.name}")),
             "revision": 0,
@@ -109,7 +110,7 @@ class Drawing:
             "links": self.links,
             "groups": self.groups(),
             "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [100, 170]}, **self._app()},
+            "extra": {"ds": {"scale": scale, "offset": offset}, **self._app()},
             "version": 0.4,
         }
 

@@ -8,6 +8,7 @@ under the widgets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .workflow_graphs import NOTE, Graph, Item
@@ -101,6 +102,20 @@ def lay_out(graph: Graph, kinds: dict[str, Kind]) -> Layout:
                 top += MARGIN
         left += width + graph.gap
     return Layout(boxes, tuple(groups))
+
+
+def view(boxes: Iterable[Box], window: tuple[int, int] = (1500, 800)) -> tuple[float, list[float]]:
+    """Scale and offset at which all nodes are in the middle three quarters of a window.
+
+    ComfyUI finds them itself; older frontends take those of the file.
+    """
+    boxes = list(boxes)
+    left, top = min(box.left for box in boxes) - 10, min(box.top for box in boxes) - TITLE - 10
+    width = max(box.left + box.width for box in boxes) + 10 - left
+    height = max(box.bottom for box in boxes) + 10 - top
+    scale = 0.75 * min(window[0] / width, window[1] / height)
+    offset = (window[0] / scale / 2 - left - width / 2, window[1] / scale / 2 - top - height / 2)
+    return round(scale, 4), [round(one, 1) for one in offset]
 
 
 def wire(start: tuple[float, float], end: tuple[float, float], points: int = 65) -> list[tuple[float, float]]:

@@ -88,10 +88,16 @@ class Look:
         self.page.wait_for_function(f"() => look.root().nodes.length === {len(graph['nodes'])}", timeout=60_000)
         self.page.wait_for_timeout(1500)
 
-    def sized(self, width: int, height: int) -> None:
-        """Change the window."""
+    @contextlib.contextmanager
+    def sized(self, width: int, height: int) -> Iterator[None]:
+        """A window of another size."""
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.wait_for_timeout(700)
+        try:
+            yield
+        finally:
+            self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+            self.page.wait_for_timeout(700)
 
     def view(self) -> dict[str, Any]:
         """{"scale", "wordless"}: how large the graph is shown, and whether the classic canvas leaves words out."""

@@ -12,12 +12,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import HEIGHT, MINIATURE, MODES, WIDTH, Look, browse
+from browser import MINIATURE, MODES, Look, browse
 from live_server import Absent, Server
 
 SMALL = (1500, 800)
 """The window in which templates must be readable."""
 BLUEPRINT = "Talking Avatar (Live Avatar)"
+EMPTY = {"nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+_WIRE_BLUEPRINT = """() => {
+  const graph = look.root();
+  const blueprint = graph.nodes.find((node) => node.subgraph);
+  const add = (type, x, y) => {
+    const node = window.LiteGraph.createNode(type);
+    node.pos = [x, y];
+    graph.add(node);
+    return node;
+  };
+  const [x, y] = blueprint.pos;
+  const sample = add("LiveAvatarSample", x - 420, y);
+  const save = add("SaveVideo", x + blueprint.size[0] + 80, y);
+  sample.connect(0, blueprint, "image");
+  sample.connect(1, blueprint, "audio");
+  blueprint.connect(0, save, "video");
+  const values = { size: "128x128", seconds: 0.5, seed: Date.now() % 1e9 };
+  for (const widget of blueprint.widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
+"""Between the sample and Save Video, with values for a short video."""
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +69,18 @@ def at_rest(look: Look) -> Iterator[None]:
 def test_every_template_opens_readable_and_without_a_complaint(look: Look) -> None:
     """In a small window, as the template browser opens it: no word is left out, and no node is larger than its file
     says, so that what tests/nodes says of wires and distances holds here."""
-    look.sized(*SMALL)
     names = look.templates()
     assert {*MINIATURE} <= {name[3:] for name in names}
-    for name in names:
-        graph = look.open(name)
-        look.picture(f"open_{name}")
-        view = look.view()
-        assert view["scale"] >= (0.75 if name[3:] == "quickstart" else 0.6), (name, view)
-        assert not view["wordless"], name
-        assert look.unknown() == [], name
-        assert look.overlaps() == [], name
-        _no_larger(look.sizes(), graph)
-    look.sized(WIDTH, HEIGHT)
+    with look.sized(*SMALL):
+        for name in names:
+            graph = look.open(name)
+            look.picture(f"open_{name}")
+            view = look.view()
+            assert view["scale"] >= (0.75 if name[3:] == "quickstart" else 0.6), (name, view)
+            assert not view["wordless"], name
+            assert look.unknown() == [], name
+            assert look.overlaps() == [], name
+            _no_larger(look.sizes(), graph)
     assert look.ours == []
 
 
@@ -157,8 +176,7 @@ def test_the_words_are_chinese_where_comfyui_is(look: Look) -> None:
 
 
 def test_names_of_nodes_are_chinese_where_comfyui_is(look: Look) -> None:
-    with look.speaking("zh") as chinese:
-        chinese.sized(*SMALL)
+    with look.speaking("zh") as chinese, chinese.sized(*SMALL):
         for name in ("modular", "24gb_card"):
             chinese.open(name)
             titles = chinese.page.evaluate("() => look.root().nodes.map((node) => [node.type, node.title])")
@@ -168,6 +186,8 @@ def test_names_of_nodes_are_chinese_where_comfyui_is(look: Look) -> None:
 
 
 def test_the_blueprint_is_dropped_from_the_node_library_and_runs(look: Look) -> None:
+    if not look.page.evaluate("() => fetch('/api/global_subgraphs').then((answer) => answer.ok)"):
+        pytest.skip("this ComfyUI has no blueprints")
     look.show(EMPTY, "blueprint")
     look.page.evaluate("() => look.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
     look.page.locator("input[placeholder*='earch']").first.fill("Talking Avatar")
@@ -212,27 +232,6 @@ def test_the_quickstart_is_an_app_too(look: Look) -> None:
     finally:
         look.page.evaluate("(name) => look.app.extensionManager.command.execute(name)", toggle)
     assert look.ours == []
-
-
-EMPTY = {"nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
-_WIRE_BLUEPRINT = """() => {
-  const graph = look.root();
-  const blueprint = graph.nodes.find((node) => node.subgraph);
-  const add = (type, x, y) => {
-    const node = window.LiteGraph.createNode(type);
-    node.pos = [x, y];
-    graph.add(node);
-    return node;
-  };
-  const [x, y] = blueprint.pos;
-  const sample = add("LiveAvatarSample", x - 420, y);
-  const save = add("SaveVideo", x + blueprint.size[0] + 80, y);
-  sample.connect(0, blueprint, "image");
-  sample.connect(1, blueprint, "audio");
-  blueprint.connect(0, save, "video");
-  const values = { size: "128x128", seconds: 0.5, seed: Date.now() % 1e9 };
-  for (const widget of blueprint.widgets) if (widget.name in values) widget.value = values[widget.name];
-}"""
 
 
 def _no_larger(drawn: dict[int, tuple[float, float]], graph: dict) -> None:

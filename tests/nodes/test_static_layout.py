@@ -47,7 +47,9 @@ def behind(drawing: Drawing) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_at_sixty_percent_or_more(name):
-    assert scale(DRAWINGS[name]) >= (0.75 if name in ("quickstart", "speak_or_tts") else 0.6)
+    drawing = DRAWINGS[name]
+    assert scale(drawing) >= (0.75 if name in ("quickstart", "speak_or_tts") else 0.6)
+    assert drawing.workflow()["extra"]["ds"]["scale"] == round(scale(drawing), 4), "older frontends take the file's"
 
 
 @pytest.mark.parametrize("name", NAMES)
