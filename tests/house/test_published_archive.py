@@ -25,6 +25,7 @@ PUBLISHED = {
     "nodes",
     "pyproject.toml",
     "requirements.txt",
+    "subgraphs",
     "web",
     "workflows",
 }
