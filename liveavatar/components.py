@@ -155,10 +155,10 @@ def files_of(components: Components) -> tuple[Path, ...]:
     """The files that a model is read from, which nothing may replace; of one that comes along, its files, too."""
     files: ModelFiles | None = getattr(components, "files", None)
     found: list[Path] = []
-    for path in files.paths().values() if files else ():
-        if path.is_dir():
+    for path in (*files.paths().values(), *(lora.path for lora in files.extra_loras)) if files else ():
+        if path is not None and path.is_dir():
             found += (inside for inside in path.iterdir() if inside.is_file())
-        else:
+        elif path is not None:
             sharded = path.suffix == ".json" or "-of-" in path.name
             shards = path.parent.glob("*.safetensors") if sharded else ()
             found += (path, *shards)

@@ -102,7 +102,7 @@ class ModelSpec:
         """
         if isinstance(components, FolderComponents):
             files = components.files
-            named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files) if f.name != "extra_loras")
+            named = files.paths().items()
             paths = tuple((name, None if path is None else str(path.absolute())) for name, path in named)
             extra = tuple((str(lora.path.absolute()), lora.strength) for lora in files.extra_loras)
             return cls(components.name, paths, (), extra)

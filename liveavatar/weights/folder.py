@@ -65,11 +65,9 @@ class ModelFiles:
     audio_encoder: Path
     extra_loras: tuple[ExtraLoRA, ...] = ()
 
-    def paths(self) -> dict[str, Path]:
-        """The files and folders that there are, by their fields; further LoRAs by numbers behind the word."""
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
-        extra = {f"extra_lora {n}": lora.path for n, lora in enumerate(self.extra_loras, 1)}
-        return {name: path for name, path in (named | extra).items() if path is not None}
+    def paths(self) -> dict[str, Path | None]:
+        """Where the parts lie, by their fields; without further LoRAs."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra_loras"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import fake_comfy
 import fakes
@@ -211,7 +212,11 @@ def test_a_lora_for_another_network_is_refused_when_the_model_is_chosen(nodes, h
 # -- lists --
 
 
-def test_a_batch_becomes_a_list_and_a_list_makes_its_videos_with_one_load(nodes, host, pack):
+def with_index(module, index):
+    return SimpleNamespace(**vars(module.get_executing_context()), list_index=index)
+
+
+def test_a_batch_becomes_a_list_and_a_list_makes_its_videos_with_one_load(nodes, host, pack, monkeypatch):
     """Core runs each node once for every element of a list, with the same model."""
     batch = {**VOICE, "waveform": torch.cat([VOICE["waveform"] * gain for gain in (1.0, 0.5, 0.1)])}
     model = load(nodes)
@@ -219,8 +224,12 @@ def test_a_batch_becomes_a_list_and_a_list_makes_its_videos_with_one_load(nodes,
         generate(nodes, model, audio=batch)
     (voices,) = run(nodes["LiveAvatarAudioList"], audio=batch)
     host.messages.clear()
-    told = [generate(nodes, model, audio=voice) for voice in voices]
+    context, told = host.modules["comfy_execution.utils"], []
+    for index, voice in enumerate(voices):
+        monkeypatch.setattr(pack.nodes.host, "get_executing_context", lambda at=index: with_index(context, at))
+        told.append(generate(nodes, model, audio=voice))
     assert len({receipt["frames_sha256"] for receipt in told}) == 3
     assert ["load network" in receipt["seconds"] for receipt in told] == [True, False, False]
     phases = [data["phase"] for _, data in host.messages]
+    assert [data.get("item") for _, data in host.messages if data["phase"] == "done"] == [None, 2, 3]
     assert phases.count("done") == 3 and sum("network" in phase for phase in set(phases)) == 1
