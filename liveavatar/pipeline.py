@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 
+GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
+"""A further LoRA: its file, alone or with its strength."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AudioInput:
     """Encoded audio, with the clip it was made of.
@@ -104,7 +108,7 @@ class LiveAvatarPipeline:
         threads: int | None = None,
         placement: Placement | None = None,
         backend: Backend | None = None,
-        extra_loras: Sequence[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]] = (),
+        extra_loras: Sequence[GivenLoRA] = (),
         **parts: str | os.PathLike[str] | None,
     ) -> LiveAvatarPipeline:
         """A pipeline of a model that is on this machine; its files are found and checked, no weights are loaded.
@@ -128,7 +132,8 @@ class LiveAvatarPipeline:
         placement = placement or (None if backend and named == Placement() else named)
         place = _path(model, "The model", ModelError)
         given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
-        components = open_components(place, extra_loras=[_extra_lora(lora) for lora in extra_loras], **given)
+        loras = [extra_loras] if isinstance(extra_loras, str | os.PathLike) else extra_loras
+        components = open_components(place, extra_loras=[_extra_lora(lora) for lora in loras], **given)
         return cls(components, backend or LocalBackend(placement), placement)
 
     def __call__(

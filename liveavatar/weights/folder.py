@@ -330,7 +330,7 @@ def _extra_lora(look: _Look, lora: ExtraLoRA) -> Item:
     places = places_of("lora", lora.path, (look.models, own_models_folder()))
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        return Item(_EXTRA_LORA, None, 0, f"no {lora.path}", False)
+        return Item(_EXTRA_LORA, None, 0, f"no {lora.path}", False, "Give its place, or its name in models/loras.")
     try:
         source = open_weights(path)
         check_lora(source, extra=True)
