@@ -91,7 +91,7 @@ def several(client: Client, graph: graphs.Graph, consumer: str) -> Run:
     """A run whose voice is a list of three."""
     graph["batch"] = graphs.node("OddAudioBatch", audio=["voice", 0], count=3)
     graph["list"] = graphs.node("LiveAvatarAudioList", audio=["batch", 0])
-    return succeeded(client.run(graphs.changed(graph, consumer, audio=["list", 0])))
+    return succeeded(client.run(graphs.changed(graph, consumer, audio=["list", 0]), timeout=800.0))
 
 
 @pytest.mark.parametrize("kind", ["modular", "one node"])
