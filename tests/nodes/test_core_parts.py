@@ -218,7 +218,7 @@ def with_index(module, index):
 
 def test_a_batch_becomes_a_list_and_a_list_makes_its_videos_with_one_load(nodes, host, pack, monkeypatch):
     """Core runs each node once for every element of a list, with the same model."""
-    batch = {**VOICE, "waveform": torch.cat([VOICE["waveform"] * gain for gain in (1.0, 0.5, 0.1)])}
+    batch = {**VOICE, "waveform": torch.cat([VOICE["waveform"] ** power for power in (1, 2, 3)])}
     model = load(nodes)
     with pytest.raises(pack.liveavatar.errors.AudioError, match=r"holds 3 sounds.*Audio Batch to List"):
         generate(nodes, model, audio=batch)

@@ -104,7 +104,7 @@ def _spiece() -> torch.Tensor:
 
 
 class OddAudioBatch(io.ComfyNode):
-    """Several sounds in one AUDIO, each quieter than the one before."""
+    """Several sounds in one AUDIO, each begun later than the one before; only loudness would not be heard."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -117,7 +117,8 @@ class OddAudioBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio: dict, count: int) -> io.NodeOutput:
-        waveform = torch.cat([audio["waveform"] / (1 + number) for number in range(count)])
+        waveform = audio["waveform"]
+        waveform = torch.cat([waveform.roll(-number * waveform.shape[-1] // count, -1) for number in range(count)])
         return io.NodeOutput({**audio, "waveform": waveform})
 
 
