@@ -7,9 +7,8 @@ without memory and filled with exactly what they own.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from .config import PRESETS, ModelConfig
-from .errors import LiveAvatarError, MissingFilesError, ModelError
+from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
 from .storage import WeightFormat
 from .utils import check_path
 from .weights.folder import ModelFiles, check_encoders, find_model
@@ -36,7 +35,7 @@ from .weights.load import (
     text_weights,
     vae_weights,
 )
-from .weights.lora import lora_targets, open_lora, refuse_merged
+from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
 from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
@@ -93,11 +92,14 @@ class Components(Protocol):
         """Where the weights come from, one line per part."""
 
 
-def open_components(model: str | Path, **given: str | Path | None) -> Components:
+def open_components(
+    model: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **given: str | Path | None
+) -> Components:
     """The components of "mini", of "untrained", of a model folder, or of a single transformer file.
 
     Args:
         model: its name or place.
+        extra_loras: merged into the network beside its distillation LoRA.
         given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae, text_encoder,
             tokenizer, audio_encoder.
 
@@ -115,11 +117,13 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
             "Give the model's folder or file, or leave that out.",
         )
     if str(model) == "untrained":
+        if extra_loras:
+            raise LoRAError("The untrained model takes no LoRA.", "Use mini, or a model in files.")
         from .mini.untrained import UntrainedComponents
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini", {})
+        return _open_folder(MINI_FOLDER, "mini", {}, extra_loras)
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -127,12 +131,14 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
         )
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
-    return _open_folder(model, str(model), given)
+    return _open_folder(model, str(model), given, extra_loras)
 
 
-def _open_folder(model: str | Path, name: str, given: Mapping[str, str | Path | None]) -> FolderComponents:
+def _open_folder(
+    model: str | Path, name: str, given: Mapping[str, str | Path | None], extra_loras: Sequence[ExtraLoRA]
+) -> FolderComponents:
     with opening_files_once():
-        return FolderComponents(find_model(model, **given), name=name)
+        return FolderComponents(find_model(model, extra_loras=extra_loras, **given), name=name)
 
 
 def notes_of(components: Components) -> tuple[str, ...]:
@@ -140,11 +146,16 @@ def notes_of(components: Components) -> tuple[str, ...]:
     return components.notes if isinstance(components, FolderComponents) else ()
 
 
+def loras_of(components: Components) -> tuple[LoRAReport, ...]:
+    """What each LoRA that is merged into a model changes."""
+    return components.loras if isinstance(components, FolderComponents) else ()
+
+
 def files_of(components: Components) -> tuple[Path, ...]:
     """The files that a model is read from, which nothing may replace; of one that comes along, its files, too."""
-    files = getattr(components, "files", None)
+    files: ModelFiles | None = getattr(components, "files", None)
     found: list[Path] = []
-    for path in (getattr(files, field.name) for field in dataclasses.fields(files)) if files else ():
+    for path in (*files.paths().values(), *(lora.path for lora in files.extra_loras)) if files else ():
         if path is not None and path.is_dir():
             found += (inside for inside in path.iterdir() if inside.is_file())
         elif path is not None:
@@ -173,7 +184,10 @@ class FolderComponents:
         MissingFilesError, ModelError: the transformer lacks tensors, or has them in other shapes than its configuration
             says; the configuration is of another network; a single file came without one and is no 14B model; the VAE
             or an encoder is another one; a file is quantised in a way that cannot be read.
-        LoRAError: the LoRA does not fit the network.
+        LoRAError: a LoRA does not fit the network, or is named twice.
+
+    Attributes:
+        loras: what each LoRA changes, the distillation LoRA first.
     """
 
     trained = True
@@ -187,19 +201,24 @@ class FolderComponents:
             check_layers(self.config, base)
             check(_whole(self.config), base)
             check_encoders(files, self.config)
-            self._weights: TensorSource = base
             if files.lora:
                 refuse_merged(base)
-                self._weights = open_lora(base, files.lora, lora_targets(self.config))
+            _refuse_twice(files)
+            loras = [open_lora(base, files.lora, lora_targets(self.config))] if files.lora else []
+            loras += [open_extra_lora(base, extra) for extra in files.extra_loras]
+            self._weights: TensorSource = LoRASource(base, loras) if loras else base
+            self.loras: tuple[LoRAReport, ...] = tuple(lora.report for lora in loras)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing of the files before anything is made of them."""
         lora, folder = self.files.lora, self.files.transformer.parent
+        extra = tuple(str(report) for report in self.loras[1 if lora else 0 :])
         if lora is None:
-            return ("no LoRA is merged: the network is used as its file has it",)
+            return (_WITHOUT_LORA, *extra)
         beside = folder.resolve() in lora.resolve().parents
-        return () if beside else (f"the LoRA is {lora}; --lora names another, or none where the network needs none",)
+        named = f"the LoRA is {lora}; --lora names another, or none where the network needs none"
+        return extra if beside else (named, *extra)
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
@@ -253,6 +272,26 @@ class FolderComponents:
         lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}", f"text encoder: {f.text_encoder}"]
         tokenizer = f.tokenizer or "in the text encoder's file"
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
+
+
+_WITHOUT_LORA = (
+    "no Live Avatar LoRA is merged: the network is used as its file has it, and unless the LoRA is in that file "
+    "already, 4 steps are not what it was made for"
+)
+
+
+def _refuse_twice(files: ModelFiles) -> None:
+    """Make sure that a further LoRA is not the distillation LoRA over again.
+
+    Raises:
+        LoRAError: it is; merged twice it would count twice.
+    """
+    for extra in files.extra_loras:
+        if files.lora and extra.path.resolve() == files.lora.resolve():
+            raise LoRAError(
+                f"{extra.path} is merged as the Live Avatar LoRA already.",
+                "Leave it out of the further LoRAs, or use none as the LoRA: --lora none.",
+            )
 
 
 def _whole(config: ModelConfig) -> CausalS2VTransformer:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,6 +22,9 @@ from . import __version__
 from .files import OutputClaim, is_stream, refuse_foreign_json, write_file
 from .media.video import Probed
 from .utils import is_overloaded
+
+if TYPE_CHECKING:
+    from .weights.lora import LoRAReport
 
 Status = Literal["running", "complete", "cancelled", "failed"]
 RECEIPT_SCHEMA = "liveavatar receipt 1"
@@ -80,6 +83,7 @@ class Receipt:
         seconds: wall seconds per phase.
         notices: what happened out of the ordinary, a sentence each.
         peak_memory: see `peak_memory`.
+        loras: what each LoRA that was merged into the network changed, the distillation LoRA first.
     """
 
     status: Status
@@ -97,6 +101,7 @@ class Receipt:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
     peak_memory: PeakMemory | None = None
+    loras: tuple[LoRAReport, ...] = ()
 
 
 def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .components import Components
+from .components import Components, loras_of
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
 from .events import GENERATING, LOADING_NETWORK, Callback, Event, share_event
@@ -94,6 +94,7 @@ class VideoRecorder:
             threads=spec.plan.threads,
             versions=versions(),
             started=_now(),
+            loras=loras_of(spec.components),
         )
 
     @contextlib.contextmanager

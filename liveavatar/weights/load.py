@@ -260,11 +260,20 @@ def vae_weights(path: Path) -> tuple[TensorSource, dict[str, Any]]:
     """
     if path.is_dir():
         return open_file(path), settings_of(path)
-    there = in_diffusers_names(open_file(path).keys())
-    source = _renamed(path, str if there else vae_to_diffusers, Kind.VAE)
+    return vae_tensors(open_file(path))
+
+
+def vae_tensors(tensors: TensorSource) -> tuple[TensorSource, dict[str, Any]]:
+    """What `vae_weights` gives of a file with these tensors, in published names or those of diffusers.
+
+    Raises:
+        ModelError: another network.
+    """
+    there = in_diffusers_names(tensors.keys())
+    source = _renamed(tensors, str if there else vae_to_diffusers, Kind.VAE)
     shape = source.shape(first) if (first := "encoder.conv_in.weight") in source.keys() else ()  # noqa: SIM118
     if len(shape) != 5:
-        raise ModelError(f"{path} is no VAE of Wan 2.1.", Kind.VAE.nearest)
+        raise ModelError(f"{tensors.describe()} is no VAE of Wan 2.1.", Kind.VAE.nearest)
     return source, {"base_dim": shape[0]}
 
 
@@ -276,8 +285,9 @@ def text_weights(path: Path) -> TensorSource:
     """
     if path.is_dir():
         return hugging_face_weights(path)
-    original = "token_embedding.weight" in open_file(path).keys()  # noqa: SIM118 (not a mapping)
-    return _renamed(path, umt5_to_transformers if original else _but_the_tokenizer, Kind.TEXT)
+    source = open_file(path)
+    original = "token_embedding.weight" in source.keys()  # noqa: SIM118 (not a mapping)
+    return _renamed(source, umt5_to_transformers if original else _but_the_tokenizer, Kind.TEXT)
 
 
 def text_settings(path: Path) -> dict[str, Any]:
@@ -322,7 +332,7 @@ def audio_weights(path: Path) -> TensorSource:
     """
     if path.is_dir():
         return RenamedSource(hugging_face_weights(path), wav2vec2_key)
-    return _renamed(path, wav2vec2_key, Kind.AUDIO)
+    return _renamed(open_file(path), wav2vec2_key, Kind.AUDIO)
 
 
 def audio_settings(path: Path) -> dict[str, Any]:
@@ -410,15 +420,14 @@ def _but_the_tokenizer(key: str) -> str | None:
     return None if key == SPIECE else key
 
 
-def _renamed(path: Path, rename: Callable[[str], str | None], wanted: Kind) -> TensorSource:
-    """A file's tensors under other names.
+def _renamed(source: TensorSource, rename: Callable[[str], str | None], wanted: Kind) -> TensorSource:
+    """Tensors under other names.
 
     Raises:
-        ModelError: it is of another kind; with its name.
+        ModelError: they are of another kind; with its name.
     """
-    source = open_file(path)
     refuse_another_kind(source, wanted)
     try:
         return RenamedSource(source, rename)
     except ModelError as e:
-        raise ModelError(f"{path} is not {wanted.words}: {e.what}", wanted.nearest) from e
+        raise ModelError(f"{source.describe()} is not {wanted.words}: {e.what}", wanted.nearest) from e
