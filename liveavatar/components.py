@@ -11,10 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .config import PRESETS, ModelConfig
 from .errors import LiveAvatarError, MissingFilesError, ModelError
@@ -23,34 +20,34 @@ from .utils import check_path
 from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.header import reason
-from .weights.load import (
-    DType,
-    TensorDevice,
+from .weights.lora import lora_targets, open_lora, refuse_merged
+from .weights.settings import (
     audio_settings,
     audio_weights,
-    check,
     check_layers,
     config_of_single_file,
-    fill,
     text_settings,
     text_weights,
     vae_weights,
 )
-from .weights.lora import lora_targets, open_lora, refuse_merged
+from .weights.shapes import check_shapes, transformer_shapes
 from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from torch import nn
 
     from .model.transformer import CausalS2VTransformer, ModelSlice
+    from .weights.load import DType, TensorDevice
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
 
-Device = torch.device | str
+Device: TypeAlias = "torch.device | str"
 
 
 _FETCH_FOLDER = "Fetch the published folder again."
@@ -185,7 +182,7 @@ class FolderComponents:
             base = open_transformer(files.transformer)
             self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
             check_layers(self.config, base)
-            check(_whole(self.config), base)
+            check_shapes(transformer_shapes(self.config), base)
             check_encoders(files, self.config)
             self._weights: TensorSource = base
             if files.lora:
@@ -205,6 +202,7 @@ class FolderComponents:
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         from .model.transformer import empty_transformer
+        from .weights.load import fill
 
         net = empty_transformer(self.config, model_slice, weights)
         fill(net, self._weights, dtype=dtype, device=device)
@@ -255,19 +253,16 @@ class FolderComponents:
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 
 
-def _whole(config: ModelConfig) -> CausalS2VTransformer:
-    """The network without memory."""
-    from .model.transformer import ModelSlice, empty_transformer
-
-    return empty_transformer(config, ModelSlice.whole(config))
-
-
 def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, dtype: DType) -> M:
     """A module built without memory, then filled.
 
     Raises:
         ModelError: settings of which no such network can be built, or what `fill` raises.
     """
+    import torch
+
+    from .weights.load import fill
+
     try:
         with torch.device("meta"):
             module = build()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from .doctor import Device, known_speeds
 from .doctor.report import FLOAT8_ROWS
-from .model.quantize import supports_fp8_matmul
 from .planner import DeviceSpeed, Hardware
 
 DetectHardware = Callable[[Mapping[str, int]], Hardware]
@@ -26,6 +23,10 @@ def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
         PlanError: there are none.
     """
     hardware = Hardware.detect().with_freed(loaded).with_speeds(measured_speeds(known_speeds() or ()))
+    import torch
+
+    from .model.quantize import supports_fp8_matmul
+
     return hardware.with_fp8_support(
         {c.name: supports_fp8_matmul(torch.device(c.name), by_row=True) for c in hardware.devices}
     )

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import get_args
 
-import torch
-
 from .compiler import check_compiler
 from .config import ModelConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
-from .model.quantize import fp8_matmul_failure
+from .gpus import gpu_count
 from .planner import (
     CUDA_CONTEXT_BYTES,
     GIB,
@@ -178,7 +176,7 @@ class Placement:
             ModelError: naming what is missing.
         """
         refuse_multi_gpu_windows(sys.platform, self.devices)
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there = ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
         for device in self.devices:
             if DeviceName.parse(device).machine is not None:
                 if not elsewhere:
@@ -343,10 +341,14 @@ class Placement:
 
 def _float8_notes(plan: Plan) -> Iterator[str]:
     """Of each device of this machine that holds fp8 weights: whether it multiplies them as they are."""
-    here = {"cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
+    here = {"cpu", *(f"cuda:{i}" for i in range(gpu_count()))}
     for device in dict.fromkeys(s.device for s in plan.stages if s.storage.weights in ("fp8", "fp8-tensor")):
         if device not in here:
             continue
+        import torch
+
+        from .model.quantize import fp8_matmul_failure
+
         by_row = any(s.storage.weights == "fp8" for s in plan.stages if s.device == device)
         if why := fp8_matmul_failure(torch.device(device), by_row):
             yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
@@ -356,7 +358,7 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
 
 def default_devices() -> tuple[str, ...]:
     """The first GPU if PyTorch sees one, else the CPU."""
-    return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
+    return ("cuda:0",) if gpu_count() else ("cpu",)
 
 
 def devices_named(text: str) -> tuple[str, ...]:
@@ -368,7 +370,7 @@ def devices_named(text: str) -> tuple[str, ...]:
 
 def all_devices() -> tuple[str, ...]:
     """All GPUs that PyTorch sees and that can work together, else the CPU."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     if sys.platform == "win32":
         count = min(count, 1)
     return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)

@@ -6,12 +6,13 @@ import html
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..request import DEFAULT_PROMPT
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ def encode_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[tor
     Returns:
         Per prompt the rows of its real tokens, [n, d], in the model's dtype and on its device.
     """
+    import torch
+
     device = next(model.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     with torch.inference_mode():

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import nn
-
 from ..config import UNTRAINED
 from ..storage import WeightFormat
-from ..weights.load import DType, TensorDevice, fill
-from .seeded import SeededSource
 
 if TYPE_CHECKING:
+    import torch
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from torch import nn
 
     from ..model.transformer import CausalS2VTransformer, ModelSlice
+    from ..weights.load import DType, TensorDevice
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 SEED = 20
 """Of all weights of the embedded model."""
@@ -108,6 +106,11 @@ class UntrainedComponents:
 
 
 def _seeded(build: Callable[[], M], device: TensorDevice, dtype: DType, scales: dict[str, float] | None = None) -> M:
+    import torch
+
+    from ..weights.load import fill
+    from .seeded import SeededSource
+
     with torch.device("meta"):
         module = build()
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..errors import PlanError
+from ..gpus import gpu_count
 from ..storage import StorageConfig
 from .memory import SINK_FRAMES
 
@@ -146,11 +147,11 @@ class Hardware:
         Raises:
             PlanError: there are none.
         """
-        import torch
-
-        found = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        found = range(gpu_count())
         if not found:
             raise PlanError("There is no GPU here.", "Name cards, for example --gpus 1x24, or work on the CPU.")
+        import torch
+
         memory = [torch.cuda.mem_get_info(i) for i in found]
         devices = tuple(DeviceSpec(f"cuda:{i}", total, free) for i, (free, total) in zip(found, memory, strict=True))
         return cls(devices, host_bytes(), "measured")

@@ -18,15 +18,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ModelConfig
 from ..errors import LoRAError, ModelError
 from .header import FETCH_AGAIN, AnotherKind, shortened
 from .kinds import Kind, kind_of
 from .source import PICKLED, WHOLE_NUMBERS, TensorSource, open_weights
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED_ALPHA = 64.0
 """Alpha of the published LoRA, used where neither the caller nor the file says otherwise."""
@@ -180,6 +181,8 @@ class LoRASource:
         return self._base.shape(key)
 
     def read(self, key: str) -> torch.Tensor:
+        import torch
+
         weight = self._base.read(key)
         pair = self._pairs.get(key)
         if pair is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from .quantised import SPIECE
 from .source import SafetensorsSource
+
+if TYPE_CHECKING:
+    import torch
 
 _PAD, _END = 0, 1
 """Tokens of the whole T5 family."""
@@ -58,6 +60,8 @@ class SentencePieceTokenizer:
         """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
         if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
             raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
+        import torch
+
         ids = torch.full((len(texts), max_length), _PAD)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):

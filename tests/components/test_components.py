@@ -23,7 +23,7 @@ from liveavatar.model.transformer import ModelSlice
 from liveavatar.vae.wan import DecodeState, decode_block, encode
 from liveavatar.weights.folder import find_model
 from liveavatar.weights.formats import wav2vec2_key
-from liveavatar.weights.load import config_of_single_file
+from liveavatar.weights.settings import config_of_single_file
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=2, audio_inject_layers=(0, 1), audio_layers=3)
 
