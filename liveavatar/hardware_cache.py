@@ -45,7 +45,8 @@ def measured_speeds(devices: tuple[Device, ...]) -> dict[str, DeviceSpeed]:
         plain, attention = (by.get("bfloat16") for by in (device.compute.matmul, device.compute.attention))
         fp8, copy = device.compute.matmul.get(FLOAT8_ROWS), device.copies.pinned_in
         if plain and attention and copy:
-            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, supports_fp8=fp8 is not None)
+            memory = 2 * device.copies.memory  # what is copied is read and written
+            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, memory, supports_fp8=fp8 is not None)
     return found
 
 

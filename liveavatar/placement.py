@@ -253,9 +253,10 @@ class Placement:
                 threads=self.resolved_threads,
                 processes=self.processes,
                 vae_tiles=self.tiles,
+                compiled=self.compile,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
-            return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)
+            return dataclasses.replace(chosen, cap=self.cap)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",

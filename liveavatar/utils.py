@@ -3,6 +3,7 @@ copies to a busy device."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -89,6 +90,13 @@ def load_average() -> float | None:
 def is_overloaded(load: float | None, cores: int | None = None) -> bool:
     """Whether so many processes want to run that all of them wait; of this machine, where no cores are told."""
     return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
+
+
+def cgroup_memory(name: str) -> int | None:
+    """A number of the container that this process is in: "memory.max", "memory.current"; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
+    return None
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
