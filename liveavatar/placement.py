@@ -29,7 +29,7 @@ from .planner import (
 from .planner.disk import TemporaryBytes
 from .request import ResolvedRequest
 from .storage import PLAIN, KVDtype, StorageConfig, WeightFormat
-from .utils import format_bytes
+from .utils import cpu_has_bfloat16, format_bytes
 from .vae.tile_grid import WHOLE, Tiles
 
 _MOST_THREADS = 8
@@ -239,7 +239,8 @@ class Placement:
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
-        return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan), *([room] if room else [])))
+        told = (*_float8_notes(plan), *_bfloat16_notes(plan), *([room] if room else []))
+        return dataclasses.replace(plan, notes=(*plan.notes, *told))
 
     def _make_plan(
         self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None
@@ -355,6 +356,16 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
             yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
         else:
             yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
+
+
+def _bfloat16_notes(plan: Plan) -> Iterator[str]:
+    """Of the processor of this machine, where it is to work in bfloat16 and cannot well."""
+    on_cpu = "cpu" in {plan.vae_device, *(stage.device for stage in plan.stages)}
+    if on_cpu and plan.dtype == "bfloat16" and cpu_has_bfloat16() is False:
+        yield (
+            "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX) and takes many times as long in it as "
+            "in float32"
+        )
 
 
 def default_devices() -> tuple[str, ...]:

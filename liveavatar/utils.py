@@ -92,6 +92,23 @@ def is_overloaded(load: float | None, cores: int | None = None) -> bool:
     return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
 
 
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Of x86 and of ARM, as Linux calls them."""
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor has instructions for products in bfloat16; None where the system does not tell.
+
+    Without, products in bfloat16 took 1.5 to 3 times as long as in float32 with AVX-512, and 40 to 100 times with AVX2.
+    """
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip().lower() in ("flags", "features"):
+                return not _BFLOAT16.isdisjoint(flags.split())
+    return None
+
+
 def cgroup_memory(name: str) -> int | None:
     """A number of the container that this process is in: "memory.max", "memory.current"; None where there is none."""
     with contextlib.suppress(OSError, ValueError):
