@@ -363,8 +363,8 @@ def _bfloat16_notes(plan: Plan) -> Iterator[str]:
     on_cpu = "cpu" in {plan.vae_device, *(stage.device for stage in plan.stages)}
     if on_cpu and plan.dtype == "bfloat16" and cpu_has_bfloat16() is False:
         yield (
-            "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX) and takes many times as long in it as "
-            "in float32"
+            "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX): it takes many times as long as in "
+            "float32"
         )
 
 
