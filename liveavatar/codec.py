@@ -34,7 +34,7 @@ from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
 
 _HEARTBEAT_SECONDS = 0.2
 """How often an event is sent again while a model computes."""

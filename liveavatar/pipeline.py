@@ -48,7 +48,7 @@ from .session import OpenDecoder, Session, VideoTask
 from .streams import FrameStream
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

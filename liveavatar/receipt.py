@@ -26,7 +26,7 @@ RECEIPT_SCHEMA = "liveavatar receipt 1"
 """The mark by which a receipt is known from any other JSON, its key `schema`."""
 _UNMARKED = {"status", "video", "requested", "effective", "plan", "frames_sha256", "versions"}
 """Keys by which a receipt is known that was written before there was a mark."""
-LIBRARIES = ("torch", "diffusers", "transformers", "av")
+LIBRARIES = ("torch", "transformers", "av")
 
 
 SAVED_NAMES: Mapping[str, Mapping[str, str]] = {

@@ -8,9 +8,9 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import LiveAvatarError, RequestError
 
@@ -90,6 +90,25 @@ def load_average() -> float | None:
 def is_overloaded(load: float | None, cores: int | None = None) -> bool:
     """Whether so many processes want to run that all of them wait; of this machine, where no cores are told."""
     return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside, modules are made on the meta device, and no numbers are drawn for them.
+
+    To draw normal ones there PyTorch imports its compiler, which takes longer than all else that is imported.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutInit(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), WithoutInit():
+        yield
 
 
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}

@@ -23,7 +23,7 @@ from ..weights.load import DType, TensorDevice, fill
 from ..weights.settings import vae_weights
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from ..vae.autoencoder import AutoencoderKLWan
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -73,7 +73,8 @@ def encode_text(model: Any, tokenizer: Any, prompt: str, length: int = 512) -> t
     """Clean, tokenise and encode a prompt.
 
     Args:
-        model: `transformers.UMT5EncoderModel`; in bfloat16 only its "eager" attention repeats the published numbers.
+        model: `UMT5EncoderModel`, ours or that of transformers (of which, in bfloat16, only the "eager" attention
+            repeats the published numbers).
         tokenizer: a Hugging Face tokenizer of the model.
         length: tokens the prompt is padded or cut to before encoding, as in training.
 

@@ -13,6 +13,7 @@ from ..errors import MissingFilesError, ModelError
 from .source import TensorSource
 
 Shape = tuple[int, ...]
+Tensors = Iterator[tuple[str, Shape]]
 
 
 def transformer_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -33,9 +34,6 @@ def transformer_shapes(config: ModelConfig) -> dict[str, Shape]:
             *_linear("head.head", 4 * config.out_dim, d),
         )
     )
-
-
-Tensors = Iterator[tuple[str, Shape]]
 
 
 def _embedders(config: ModelConfig) -> Tensors:
