@@ -48,7 +48,7 @@ from .vae.wan import latent_scale
 from .weights.load import watched_reads
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
 
 _LOADED = 0.9
 """What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""

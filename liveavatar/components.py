@@ -10,46 +10,45 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .config import PRESETS, ModelConfig
 from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
 from .storage import WeightFormat
-from .utils import check_path
+from .utils import check_path, without_memory
 from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.header import reason
-from .weights.load import (
-    DType,
-    TensorDevice,
+from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
+from .weights.settings import (
     audio_settings,
     audio_weights,
-    check,
     check_layers,
     config_of_single_file,
-    fill,
     text_settings,
     text_weights,
     vae_weights,
 )
-from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
+from .weights.shapes import check_shapes, transformer_shapes
 from .weights.source import TensorSource, opening_files_once
-from .weights.tokenizer import read_tokenizer
+from .weights.tokenizer import JsonTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    import torch
+    from torch import nn
 
+    from .encoders.umt5 import UMT5EncoderModel
+    from .encoders.wav2vec2 import Wav2Vec2Model
     from .model.transformer import CausalS2VTransformer, ModelSlice
+    from .vae.autoencoder import AutoencoderKLWan
+    from .weights.load import DType, TensorDevice
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
 
-Device = torch.device | str
+Device: TypeAlias = "torch.device | str"
 
 
 _FETCH_FOLDER = "Fetch the published folder again."
@@ -79,14 +78,13 @@ class Components(Protocol):
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan: ...
 
-    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        """`transformers.UMT5EncoderModel` with eager attention, and a tokenizer that is called as theirs are."""
+    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
+        """The encoder, and a tokenizer that is called as those of transformers are."""
 
     def tokenizer(self) -> Any:
         """The tokenizer of the text encoder, called as those of transformers are; without its weights."""
 
-    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
-        """`transformers.Wav2Vec2Model`."""
+    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Wav2Vec2Model: ...
 
     def describe(self) -> str:
         """Where the weights come from, one line per part."""
@@ -199,7 +197,7 @@ class FolderComponents:
             base = open_transformer(files.transformer)
             self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
             check_layers(self.config, base)
-            check(_whole(self.config), base)
+            check_shapes(transformer_shapes(self.config), base)
             check_encoders(files, self.config)
             if files.lora:
                 refuse_merged(base)
@@ -224,6 +222,7 @@ class FolderComponents:
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         from .model.transformer import empty_transformer
+        from .weights.load import fill
 
         net = empty_transformer(self.config, model_slice, weights)
         fill(net, self._weights, dtype=dtype, device=device)
@@ -232,40 +231,28 @@ class FolderComponents:
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
 
-    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        from transformers import UMT5EncoderModel
+    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
+        from .encoders.umt5 import UMT5Config, UMT5EncoderModel
 
-        path = self.files.text_encoder
-        config = self._text_config()
-        config._attn_implementation = "eager"
-        return _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype), self.tokenizer()
+        path, settings = self.files.text_encoder, text_settings(self.files.text_encoder)
+        build = lambda: UMT5EncoderModel(UMT5Config.of(settings))  # noqa: E731
+        return _filled(build, text_weights(path), device, dtype), self.tokenizer()
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         if self.files.tokenizer is None:
-            return read_tokenizer(self.files.text_encoder, self._text_config().vocab_size)
-        tokenizer = _pretrained(AutoTokenizer, self.files.tokenizer)
-        _check_tokenizer(tokenizer, self.files.tokenizer)
+            return read_tokenizer(self.files.text_encoder, text_settings(self.files.text_encoder)["vocab_size"])
+        folder = self.files.tokenizer
+        plain = (folder / "tokenizer.json").is_file()
+        tokenizer = JsonTokenizer(folder) if plain else _other_tokenizer(folder)
+        _check_tokenizer(tokenizer, folder)
         return tokenizer
 
-    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
+    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Wav2Vec2Model:
+        from .encoders.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 
-        path = self.files.audio_encoder
-        # Masking is for training; without it the model has no masking embedding to fill.
-        unmasked: dict[str, Any] = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-        if path.is_dir():
-            config = _pretrained(Wav2Vec2Config, path, **unmasked)
-        else:
-            config = Wav2Vec2Config(**audio_settings(path), **unmasked)
-        return _filled(lambda: Wav2Vec2Model(config), audio_weights(path), device, dtype)
-
-    def _text_config(self) -> Any:
-        from transformers import UMT5Config
-
-        path = self.files.text_encoder
-        return _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
+        path, settings = self.files.audio_encoder, audio_settings(self.files.audio_encoder)
+        build = lambda: Wav2Vec2Model(Wav2Vec2Config.of(settings))  # noqa: E731
+        return _filled(build, audio_weights(path), device, dtype)
 
     def describe(self) -> str:
         f = self.files
@@ -294,21 +281,16 @@ def _refuse_twice(files: ModelFiles) -> None:
             )
 
 
-def _whole(config: ModelConfig) -> CausalS2VTransformer:
-    """The network without memory."""
-    from .model.transformer import ModelSlice, empty_transformer
-
-    return empty_transformer(config, ModelSlice.whole(config))
-
-
 def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, dtype: DType) -> M:
     """A module built without memory, then filled.
 
     Raises:
         ModelError: settings of which no such network can be built, or what `fill` raises.
     """
+    from .weights.load import fill
+
     try:
-        with torch.device("meta"):
+        with without_memory():
             module = build()
     except LiveAvatarError:
         raise
@@ -336,9 +318,11 @@ def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
 
 
-def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A configuration or tokenizer of transformers, from a folder and never from the network; code in it is not run."""
+def _other_tokenizer(folder: Path) -> Any:
+    """A tokenizer of another kind, as transformers reads it: never from the network, and code beside it is not run."""
+    from transformers import AutoTokenizer
+
     try:
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # damaged files make it raise errors of many kinds
         raise ModelError(f"{folder} cannot be read by transformers ({reason(e)}).", _FETCH_FOLDER) from e

@@ -49,7 +49,7 @@ from .streams import FrameStream
 from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
 
 
 GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA

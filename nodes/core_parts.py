@@ -17,7 +17,7 @@ from ..liveavatar.errors import ModelError, OutputError, RequestError
 from ..liveavatar.events import ENCODING_PROMPT, Callback, share_event
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.weights.kinds import Kind
-from ..liveavatar.weights.load import vae_tensors
+from ..liveavatar.weights.settings import vae_tensors
 from ..liveavatar.weights.source import DictSource
 from . import paths
 

@@ -12,8 +12,9 @@ from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
-from .hardware import CUDA_CONTEXT_BYTES, Forecast
+from .hardware import CUDA_CONTEXT_BYTES
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
+from .pace import Forecast
 
 MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""

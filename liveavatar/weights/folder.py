@@ -13,7 +13,6 @@ from ..utils import check_path, format_bytes
 from .formats import open_file, open_transformer
 from .header import FETCH_AGAIN, AnotherKind
 from .kinds import Kind
-from .load import audio_settings, hugging_face_weights, text_settings, vae_weights
 from .lora import NO_LORA, ExtraLoRA, check_lora
 from .places import (
     BASE_REPO,
@@ -28,6 +27,7 @@ from .places import (
     places_of,
 )
 from .quantised import DequantisedSource
+from .settings import audio_settings, hugging_face_weights, text_settings, vae_weights
 from .source import PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 

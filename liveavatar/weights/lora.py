@@ -19,9 +19,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ModelConfig
 from ..errors import LoRAError, ModelError
@@ -29,6 +27,9 @@ from .header import FETCH_AGAIN, AnotherKind, shortened
 from .kinds import Kind, kind_of
 from .lora_names import flat_names, module_in_file, parse_key
 from .source import PICKLED, WHOLE_NUMBERS, FileSource, TensorSource, open_weights
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED_ALPHA = 64.0
 """Alpha of the published LoRA, used where neither the caller nor the file says otherwise."""
@@ -259,6 +260,8 @@ class LoRASource:
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor; while reading, LoRAs raise what `LoRA.change` raises."""
+        import torch
+
         weight = self._base.read(key)
         changes = (lora.change(key, weight.shape) for lora in self._loras if lora.changes(key))
         merged = next(changes, None)

@@ -31,6 +31,7 @@ LAYERS = (
         "storage",
         "interrupt",
         "device_names",
+        "gpus",
         "private_files",
         "utils",
         "events",

@@ -155,8 +155,9 @@ def weights_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _package(name: str) -> str:
-    """ "liveavatar" for a module of this pack, whatever path it was loaded from; else the first part."""
-    return "liveavatar" if ".liveavatar." in name else name.split(".")[0]
+    """The part of the library ("model", "vae", "encoders") where a module of this pack stands; else its first name."""
+    _, inside, part = name.partition(".liveavatar.")
+    return (part if inside else name).split(".")[0]
 
 
 ENCODERS = ("UMT5EncoderModel", "Wav2Vec2FeatureEncoder", "WanEncoder3d")
