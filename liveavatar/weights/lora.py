@@ -222,6 +222,8 @@ class LoRA:
         Raises:
             LoRAError: whole numbers, or values that are not finite.
         """
+        import torch
+
         change = self._changes[key]
         factors = [self._source.read(name) for name in change.factors]
         if not all(factor.is_floating_point() for factor in factors):
@@ -251,6 +253,11 @@ class LoRASource:
 
     def __init__(self, base: TensorSource, loras: Sequence[LoRA]):
         self._base, self._loras = base, tuple(loras)
+
+    @property
+    def pairs(self) -> int:
+        """How many tensors the LoRAs change, each counted by itself."""
+        return sum(lora.report.changed for lora in self._loras)
 
     def keys(self) -> frozenset[str]:
         return self._base.keys()
