@@ -23,7 +23,7 @@ WHOLE = [
     "generating",
     "done",
 ]
-TEXT_AND_SOUND = ("UMT5EncoderModel", "Wav2Vec2FeatureEncoder")
+TEXT_AND_SOUND = ("UMT5EncoderModel", "Wav2Vec2Model")
 
 
 def bars(run: Run) -> dict[str, list[tuple[float, float]]]:

@@ -160,7 +160,7 @@ def _package(name: str) -> str:
     return (part if inside else name).split(".")[0]
 
 
-ENCODERS = ("UMT5EncoderModel", "Wav2Vec2FeatureEncoder", "WanEncoder3d")
+ENCODERS = ("UMT5EncoderModel", "Wav2Vec2Model", "WanEncoder3d")
 _calls: Counter[str] = Counter()
 
 
