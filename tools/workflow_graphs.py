@@ -229,17 +229,18 @@ def _core_encoders() -> Graph:
     words = Item("words", "CLIPTextEncode", {"clip": "clip.CLIP"}, {"text": _REAL_PROMPT}, under=("model",))
     wires = {"model": "model.model", "positive": "words.CONDITIONING", "audio": "audio.audio"}
     wires |= {"image": _OWN["image"], "mask": _OWN["mask"]}
-    wide = {"AudioEncoderEncode": 286, "LiveAvatarDecode": 282}
+    wide = {"AudioEncoderEncode": 280, "LiveAvatarAudioFeatures": 258, "LiveAvatarSampler": 260}
+    wide |= {"LiveAvatarDecode": 304, "SaveVideo": 216}
     columns: tuple[Column, ...] = (
         ((VOICE, (ear, replace(_VOICE, past="model"))), READ_ME),
         ((MODEL, (load,)), (ENCODE, (encoded, clip))),
-        ((ENCODE, (words, audio, _PORTRAIT)),),
+        ((ENCODE, (words, audio)), (INPUTS, (_PORTRAIT,))),
         ((LATENTS, (Item("sampler", "LiveAvatarSampler", wires),)),),
         ((DECODE, (_decode(),)),),
         (_save("decode", "core_encoders"),),
     )
     sentence = "Its text and audio encoders, from the single files you may have"
-    return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=62, widths=wide)
+    return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=58, widths=wide)
 
 
 GRAPHS = (

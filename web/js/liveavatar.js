@@ -38,7 +38,7 @@ const WORDS = {
   zh: {
     idle: "运行时在此显示进度。",
     idleSampler: "在后面的节点运行时工作。",
-    idlePlan: "运行后在此显示计划。",
+    idlePlan: "运行后在此显示方案。",
     block: (at, of) => `第 ${at}/${of} 块`,
     step: (at, of) => `第 ${at}/${of} 步`,
     item: (n) => `第 ${n} 个视频`,
