@@ -229,8 +229,8 @@ def _core_encoders() -> Graph:
     words = Item("words", "CLIPTextEncode", {"clip": "clip.CLIP"}, {"text": _REAL_PROMPT}, under=("model",))
     wires = {"model": "model.model", "positive": "words.CONDITIONING", "audio": "audio.audio"}
     wires |= {"image": _OWN["image"], "mask": _OWN["mask"]}
-    wide = {"AudioEncoderEncode": 280, "LiveAvatarAudioFeatures": 258, "LiveAvatarSampler": 260}
-    wide |= {"LiveAvatarDecode": 304, "SaveVideo": 216}
+    wide = {"AudioEncoderEncode": 286, "LiveAvatarAudioFeatures": 258, "LiveAvatarSampler": 260}
+    wide |= {"LiveAvatarDecode": 304, "SaveVideo": 226}
     columns: tuple[Column, ...] = (
         ((VOICE, (ear, replace(_VOICE, past="model"))), READ_ME),
         ((MODEL, (load,)), (ENCODE, (encoded, clip))),
@@ -240,7 +240,7 @@ def _core_encoders() -> Graph:
         (_save("decode", "core_encoders"),),
     )
     sentence = "Its text and audio encoders, from the single files you may have"
-    return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=58, widths=wide)
+    return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=56, widths=wide)
 
 
 GRAPHS = (
