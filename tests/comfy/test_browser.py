@@ -156,6 +156,10 @@ def test_the_last_line_and_the_video_outlive_another_tab_and_a_reload(look: Look
     look.focus("LiveAvatarGenerate")
     assert look.play()
     look.picture("reloaded")
+    _new_seed(look)
+    look.press_run()
+    look.wait_for_picture()
+    look.wait_for_end()
     assert look.ours == []
 
 

@@ -239,7 +239,9 @@ test("a page that was reloaded shows what was told last, and the video where Com
   assert.equal(live.childNodes[0].tag, "video");
   assert.equal(live.childNodes[0].autoplay, false);
   assert.equal((await recalled({ 7: { images: [{}] } })).hidden, true);
-  say("liveavatar.progress", AT);
+  const before = await recalled({});
+  say("liveavatar.progress", { ...AT, preview: { filename: "b.jpg" } });
+  assert.equal(before.childNodes[0].tag, "img", "the next run's frames take the place of that video");
   await extension.afterConfigureGraph();
   assert.ok(text(7).includes("block 3/10"), "what is told now is newer than what the server remembers");
 });

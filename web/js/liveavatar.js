@@ -276,7 +276,10 @@ export class RunPanel {
   }
 
   show(at, now = performance.now()) {
-    if (!this.running) this.began = now;
+    if (!this.running) {
+      this.began = now;
+      this.look(null); // a film of an earlier run would hide the frames of this one
+    }
     const over = ENDS.includes(at.phase);
     const watched = this.running ? (now - this.began) / 1000 : 0;
     const took = Math.max(watched, number(at.elapsed) ?? 0);
