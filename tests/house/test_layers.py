@@ -25,6 +25,7 @@ LAYERS = (
         "noise_schedule",
         "request",
         "task_graph",
+        "timeline",
         "charts",
         "spool",
         "files",
