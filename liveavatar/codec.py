@@ -19,7 +19,7 @@ import torch
 
 from .components import Components
 from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioFeatures, Tail, encode_audio
+from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
 from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, Event, ignore, share_event
 from .media.audio import AudioClip, mono_16k
@@ -80,6 +80,10 @@ class Encoders(Protocol):
         self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
     ) -> AudioFeatures:
         """Features of so many video frames; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
+        ...
+
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """The audio encoder itself, for sound that is heard while it is spoken; it goes with whoever holds it."""
         ...
 
     def load_vae(self, callback: Callback = ignore) -> None:
@@ -146,6 +150,12 @@ class LocalEncoders:
             del model
         self._release_encoder(gone)
         return features
+
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """See `Encoders`."""
+        callback(share_event(ENCODING_AUDIO, 0.0))
+        with self.exec_config.active() as where:
+            return as_audio_encoder(self.components.audio_encoder(*where))
 
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""

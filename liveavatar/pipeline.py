@@ -42,6 +42,7 @@ from .request import (
     frame_count,
     prompt_to_encode,
     resolve,
+    resolve_open,
     sample_count,
 )
 from .session import OpenDecoder, Session, VideoTask
@@ -203,7 +204,16 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
-        resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
+        return self._planned(resolve(request, image_size, samples, rate, (*notes, *cut)))
+
+    def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
+        """What a request would really make where nobody knows how long the sound will be; as `plan`."""
+        check_request(request)
+        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        resolved, plan = self._planned(resolve_open(request, image_size))
+        return dataclasses.replace(resolved, notes=(*cut, *resolved.notes)), plan
+
+    def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
         planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))

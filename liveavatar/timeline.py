@@ -25,7 +25,8 @@ class Timeline(Generic[T]):
     def __init__(self) -> None:
         self.starts: list[int] = []
         """Blocks from which the values hold, ascending."""
-        self._values: list[T] = []
+        self._values: list[T | None] = []
+        self._forgotten = 0
 
     def add(self, block: int, value: T) -> None:
         """Let a value hold from a block on; one that begins at the same block takes the other's place.
@@ -46,8 +47,21 @@ class Timeline(Generic[T]):
         return bisect.bisect_right(self.starts, block)
 
     def value(self, version: int) -> T:
-        """The value of a version, from 1 on."""
-        return self._values[version - 1]
+        """The value of a version, from 1 on.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        value = self._values[version - 1]
+        if value is None:
+            raise ValueError(f"Version {version} is forgotten.")
+        return value
+
+    def forget(self, block: int) -> None:
+        """Let go of the values that hold at no block from this one on; it is not asked for them again."""
+        for version in range(self._forgotten + 1, self.version(block)):
+            self._values[version - 1] = None
+            self._forgotten = version
 
     def map(self, function: Callable[[T], U]) -> Timeline[U]:
         """The same changes, of other values: each is made when it is asked for, and made again when asked again."""
@@ -57,7 +71,9 @@ class Timeline(Generic[T]):
         return len(self.starts)
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
-        return iter(zip(list(self.starts), self._values, strict=False))
+        """Blocks and values that are not forgotten."""
+        kept = zip(list(self.starts), self._values, strict=False)
+        return ((start, value) for start, value in kept if value is not None)
 
 
 class _MappedTimeline(Timeline[U], Generic[T, U]):

@@ -325,7 +325,7 @@ class LocalEngine:
         return self._compiled(stage).ops if self.plan.compiled else EAGER
 
     def _conditioning(self, job: VideoTask) -> StageConditioning:
-        embedders, resolved = self._embedders(), job.resolved
+        embedders, resolved, changes = self._embedders(), job.resolved, job.conditioning.changes
         schedule = NoiseSchedule.flow_matching(resolved.steps)
         rows, columns = (n // 2 for n in resolved.latent_size)
         return StageConditioning(
@@ -339,9 +339,7 @@ class LocalEngine:
             motion=job.conditioning.motion,
             audio=self._audio_tokens(embedders, job),
             clip_blocks=resolved.clip_blocks,
-            changes=Changes(
-                job.conditioning.changes.prompts.map(embedders.embed_text), job.conditioning.changes.portraits
-            ),
+            changes=Changes(changes.prompts.map(embedders.embed_text), changes.portraits),
         )
 
     def _audio_tokens(self, embedders: CausalS2VTransformer, job: VideoTask) -> Callable[[int], AudioTokens]:

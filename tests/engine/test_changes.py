@@ -1,4 +1,4 @@
-"""A change of prompt or portrait takes effect at its block, equally on every cut; and the number of blocks may be open."""
+"""A prompt or portrait changes at its block, equally on every cut; and the number of blocks may be open."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def changed(
 ) -> VideoTask:
     """The job with made-up prompts and portraits, by the block at which they begin and their seed."""
     changes = Changes()
-    for block, seed in (prompts or {}).items():
+    for block, seed in prompts.items():
         generator = torch.Generator().manual_seed(seed)
         changes.prompts.add(block, torch.randn(4, CONFIG.text_dim, generator=generator))
-    for block, seed in (portraits or {}).items():
+    for block, seed in portraits.items():
         generator = torch.Generator().manual_seed(seed)
         given = job.conditioning
         like = (torch.randn(t.shape, generator=generator) for t in (given.reference, given.motion))
@@ -43,13 +43,13 @@ def first_difference(one: torch.Tensor, other: torch.Tensor) -> int | None:
 @pytest.mark.parametrize("block", [1, 4, 6])
 def test_a_prompt_takes_effect_at_its_block(block: int) -> None:
     job = tiny_job(CONFIG, tiny_effective(8))
-    assert first_difference(latents(CONFIG, changed(job, {block: 1})), latents(CONFIG, job)) == block
+    assert first_difference(latents(CONFIG, changed(job, {block: 1}, {})), latents(CONFIG, job)) == block
 
 
 @pytest.mark.parametrize("block", [1, 4, 6])
 def test_a_portrait_takes_effect_at_its_block(block: int) -> None:
     job = tiny_job(CONFIG, tiny_effective(8))
-    assert first_difference(latents(CONFIG, changed(job, None, {block: 1})), latents(CONFIG, job)) == block
+    assert first_difference(latents(CONFIG, changed(job, {}, {block: 1})), latents(CONFIG, job)) == block
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -55,6 +55,7 @@ LAYERS = (
         "mini/evaluate",
     },
     {"pipeline"},
+    {"live"},
     {
         "cli",
         "bench/command",
