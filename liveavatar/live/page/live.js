@@ -3,9 +3,10 @@ import { Player } from "./player.js";
 import { language, words } from "./words.js";
 
 const VERSION = 1;
+const MOST_BEHIND = 4; // seconds of speech that wait; a microphone says no more where the avatar is too slow for it
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
-let socket, player, resume = "", talking = false, paused = false, microphone = null, portrait = "", retries = 0;
+let socket, player, resume = "", talking = false, starting = false, paused = false, microphone = null, portrait = "", retries = 0, queued = 0;
 
 function send(type, fields = {}) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type, ...fields }));
@@ -39,13 +40,13 @@ const ANSWERS = {
     $("say").dataset.voice = message.voice ? "yes" : "";
     if (!message.resumed && resume) ended();
     resume = message.resumed ? resume : "";
-    $("start").disabled = false;
+    show();
   },
   waiting(message) {
     say(words.waiting.replace("{n}", message.ahead));
   },
   started(message) {
-    talking = true;
+    [talking, starting] = [true, false];
     resume = message.resume;
     $("video").style.aspectRatio = `${message.width} / ${message.height}`;
     say("");
@@ -53,14 +54,17 @@ const ANSWERS = {
   },
   stats(message) {
     $("state").textContent = words.states[message.state] ?? message.state;
-    $("delay").textContent = `${((message.lag_ms / 1000) + player.ahead).toFixed(2)} s`;
+    queued = message.queued_s;
+    const delay = message.lag_ms / 1000 + player.ahead + (microphone ? Math.max(0, queued - 0.64) : 0);
+    $("delay").textContent = `${delay.toFixed(2)} s`;
     $("fps").textContent = message.fps?.toFixed(1) ?? "–";
     $("queued").textContent = `${message.queued_s.toFixed(1)} s`;
     $("late").textContent = message.late_blocks;
   },
   error(message) {
     say(`${message.what} ${message.nearest}`);
-    if (!talking) $("start").disabled = false;
+    starting = false;
+    show();
   },
   bye: ended,
 };
@@ -75,7 +79,7 @@ function ended() {
     $("download").href = URL.createObjectURL(player.file);
     $("download").hidden = false;
   }
-  talking = false;
+  talking = starting = paused = false;
   resume = "";
   muted();
   show();
@@ -83,6 +87,7 @@ function ended() {
 
 function show() {
   $("start").textContent = talking ? words.end : words.start;
+  $("start").disabled = starting || socket?.readyState !== WebSocket.OPEN;
   for (const id of ["microphone", "interrupt", "pause", "prompt-button", "sound"]) $(id).disabled = !talking;
   $("say").disabled = $("say-button").disabled = !talking || !$("say").dataset.voice;
   $("pause").textContent = paused ? words.resume : words.pause;
@@ -97,7 +102,9 @@ async function heard() {
     await context.audioWorklet.addModule("microphone.js");
     const node = new AudioWorkletNode(context, "live-avatar-microphone");
     send("audio", { rate: context.sampleRate, encoding: "s16le" });
-    node.port.onmessage = ({ data }) => socket.readyState === WebSocket.OPEN && !paused && socket.send(integers(data));
+    node.port.onmessage = ({ data }) => {
+      if (socket.readyState === WebSocket.OPEN && !paused && queued < MOST_BEHIND) socket.send(integers(data));
+    };
     context.createMediaStreamSource(stream).connect(node);
     microphone = { stream, context };
   } catch {
@@ -142,7 +149,8 @@ function dataOf(file) {
 
 function begin() {
   const prompt = $("prompt").value.trim();
-  $("start").disabled = true;
+  starting = true;
+  show();
   $("download").hidden = true;
   say(words.loading);
   send("start", { ...(prompt && { prompt }), ...(portrait && { portrait }) });
@@ -164,9 +172,8 @@ function wire() {
   $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (talking && $("prompt").value.trim()) send("prompt", { text: $("prompt").value }); };
   $("portrait").onchange = async ({ target }) => { portrait = await dataOf(target.files[0]); if (talking) send("portrait", { data: portrait }); };
   $("sound").onchange = ({ target }) => pushFile(target.files[0]);
-  $("start").disabled = true;
-  show();
   connect();
+  show();
 }
 
 wire();
