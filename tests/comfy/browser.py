@@ -66,21 +66,54 @@ class Look:
             return sorted(json.load(answer).get(FOLDER, []))
 
     def open(self, template: str) -> dict[str, Any]:
-        """Load a template as the template browser does; the graph."""
-        with urllib.request.urlopen(
-            f"{self.url}/api/workflow_templates/{FOLDER}/{template}.json", timeout=60
-        ) as answer:
+        """Load a template as the template browser does, with or without its place in the list; the graph."""
+        name = next(one for one in self.templates() if template in (one, one[3:]))
+        with urllib.request.urlopen(f"{self.url}/api/workflow_templates/{FOLDER}/{name}.json", timeout=60) as answer:
             graph = json.load(answer)
-        self.show(graph, template)
+        self._load(graph, name, {"openSource": "template"})
         return graph
 
     def show(self, graph: dict[str, Any], name: str) -> None:
-        """Load a graph and wait until all of its nodes are there and drawn."""
-        self.page.evaluate("([graph, name]) => look.app.loadGraphData(graph, true, true, name)", [graph, name])
-        count = len(graph["nodes"])
-        self.page.wait_for_function(f"() => look.root().nodes.length === {count}", timeout=60_000)
+        """Load a graph and bring all of it into view."""
+        self._load(graph, name, {})
+        if not graph["nodes"]:
+            return
         self.page.evaluate("() => look.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1500)
+
+    def _load(self, graph: dict[str, Any], name: str, options: dict[str, Any]) -> None:
+        """Until all of its nodes are there and drawn."""
+        load = "([graph, name, options]) => look.app.loadGraphData(graph, true, true, name, options)"
+        self.page.evaluate(load, [graph, name, options])
+        self.page.wait_for_function(f"() => look.root().nodes.length === {len(graph['nodes'])}", timeout=60_000)
+        self.page.wait_for_timeout(1500)
+
+    @contextlib.contextmanager
+    def sized(self, width: int, height: int) -> Iterator[None]:
+        """A window of another size."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_timeout(700)
+        try:
+            yield
+        finally:
+            self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+            self.page.wait_for_timeout(700)
+
+    def view(self) -> dict[str, Any]:
+        """{"scale", "wordless"}: how large the graph is shown, and whether the classic canvas leaves words out."""
+        return self.page.evaluate("() => look.view()")
+
+    def sizes(self) -> dict[int, tuple[float, float]]:
+        """Width and height of every node as drawn, with its title bar, in the graph's own measure."""
+        scale = self.view()["scale"] if self.mode == "nodes2" else 1.0
+        boxes = self.page.evaluate("() => look.boxes()")
+        return {int(box["id"]): (box["width"] / scale, box["height"] / scale) for box in boxes}
+
+    def has_command(self, name: str) -> bool:
+        """Whether this frontend knows a command."""
+        return self.page.evaluate(
+            "(name) => look.app.extensionManager.command.commands.some((one) => one.id === name)", name
+        )
 
     def unknown(self) -> list[str]:
         """Node types that this ComfyUI does not have, and the frontend's own word that some are missing."""
@@ -106,13 +139,20 @@ class Look:
         self.runs += 1
         self.page.click("[data-testid=queue-button]")
 
+    def reload(self) -> None:
+        """The page anew, with the workflow that was open."""
+        self.page.reload()
+        _wait_until_ready(self.page)
+        self.runs = 0
+
     def wait_for_panel(self, words: str, seconds: float = 240) -> None:
         """Until a widget of ours matches a regular expression (of JavaScript)."""
         self._wait(f"() => look.panels().some((panel) => /{words}/.test(panel.text))", seconds)
 
-    def wait_for_picture(self, seconds: float = 240) -> None:
-        """Until a widget of ours shows a frame of the running video."""
-        self._wait("() => look.panels().some((panel) => panel.live)", seconds)
+    def wait_for_picture(self, seconds: float = 240, alone: bool = False) -> None:
+        """Until a widget of ours shows a frame of the running video; `alone`: and no node an earlier video."""
+        others = "&& look.shown(look.videos()).length === 0" if alone else ""
+        self._wait(f"() => look.panels().some((panel) => panel.live) {others}", seconds)
 
     def wait_for_end(self, seconds: float = 300) -> None:
         """Until every run that was begun here has ended, well or not."""
@@ -205,11 +245,16 @@ def _page(chrome: Any, url: str, mode: str, out: Path) -> Look:
     page.on("console", say)
     page.on("pageerror", lambda error: look.errors.append(f"uncaught: {error} {error.stack}"))
     page.goto(url)
+    _wait_until_ready(page)
+    return look
+
+
+def _wait_until_ready(page: Any) -> None:
+    """ComfyUI stands, and this script's tools are in its page."""
     page.wait_for_selector("[data-testid=queue-button]", timeout=120_000)
     page.wait_for_function("() => !!window.comfyAPI?.app?.app?.extensionManager", timeout=60_000)
     page.wait_for_timeout(2000)
     page.evaluate(_TOOLS.read_text(encoding="utf-8"))
-    return look
 
 
 def _set(url: str, name: str, value: Any) -> None:
