@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from .components import Components
+from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
@@ -35,6 +35,9 @@ from .vae.wan import latent_scale
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    from .vae.decoding import LatentDecoder
+    from .vae.tiny import TinyDecoder
 
 _HEARTBEAT_SECONDS = 0.2
 """How often an event is sent again while a model computes."""
@@ -120,6 +123,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
+        self._tiny: TinyDecoder | None = None
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """See `Encoders`."""
@@ -166,7 +170,13 @@ class LocalEncoders:
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
-        return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
+        if tiny_config(self.components) is None:
+            return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
+        if self._tiny is None:
+            with self.exec_config.active() as where:
+                self._tiny = load_decoder(self.components, *where)
+        assert self._tiny is not None
+        return vae_decoder(self._tiny, motion, self.exec_config.threads)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -176,11 +186,11 @@ class LocalEncoders:
     @property
     def nbytes(self) -> int:
         """See `Encoders`."""
-        return sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
+        return sum(p.nbytes for part in (self._vae, self._tiny) if part is not None for p in part.parameters())
 
     def release(self) -> None:
         """See `Encoders`."""
-        self._vae = None
+        self._vae = self._tiny = None
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -229,7 +239,9 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
             hook.remove()
 
 
-def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE) -> Decoder:
+def vae_decoder(
+    vae: AutoencoderKLWan | LatentDecoder, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE
+) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
     On CUDA it works beside whatever else the device does, and waits for its own frames only.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from .config import PRESETS, ModelConfig
+from .config import PRESETS, ModelConfig, TinyConfig
 from .errors import LiveAvatarError, MissingFilesError, ModelError
 from .storage import WeightFormat
 from .utils import check_path
@@ -34,9 +34,11 @@ from .weights.load import (
     fill,
     text_settings,
     text_weights,
+    tiny_weights,
     vae_weights,
 )
 from .weights.lora import lora_targets, open_lora, refuse_merged
+from .weights.places import FULL_VAE, TINY_VAE
 from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
@@ -44,11 +46,15 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from .model.transformer import CausalS2VTransformer, ModelSlice
+    from .vae.tiny import TinyDecoder
 
 M = TypeVar("M", bound=nn.Module)
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
+
+_MINI_DECODER = FULL_VAE
+"""What decodes where nothing is said."""
 
 Device = torch.device | str
 
@@ -98,8 +104,8 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
 
     Args:
         model: its name or place.
-        given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae, text_encoder,
-            tokenizer, audio_encoder.
+        given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae (also "tiny" and
+            "full", which the miniature has both), text_encoder, tokenizer, audio_encoder.
 
     Raises:
         MissingFilesError: no such model, or parts of it are missing; with the commands that fetch them.
@@ -109,6 +115,7 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
     for part, place in {"model": model, **given}.items():
         if place is not None:
             check_path(place, part.replace("_", " "), MissingFilesError)
+    decoder = given.pop("vae", None) if str(model) == "mini" and given.get("vae") in (TINY_VAE, FULL_VAE) else None
     if str(model) in ("mini", "untrained") and given:
         raise ModelError(
             f"The model {str(model)!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
@@ -119,7 +126,7 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini", {})
+        return _open_folder(MINI_FOLDER, "mini", {"vae": decoder or _MINI_DECODER})
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -154,6 +161,16 @@ def files_of(components: Components) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def tiny_config(components: Components) -> TinyConfig | None:
+    """Dimensions of the tiny decoder that works instead of the VAE's own; None where there is none."""
+    return components.tiny_config if isinstance(components, FolderComponents) else None
+
+
+def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
+    """The tiny decoder that works instead of the VAE's own; None where there is none."""
+    return components.tiny_vae(device, dtype) if isinstance(components, FolderComponents) else None
+
+
 def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
     """The VAE in a file or folder.
 
@@ -164,6 +181,18 @@ def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan
 
     source, settings = vae_weights(path)
     return optimize_layout(_filled(lambda: build_vae(**settings), source, device, dtype))
+
+
+def load_tiny(path: Path, device: Device, dtype: torch.dtype) -> TinyDecoder:
+    """The tiny decoder in a file.
+
+    Raises:
+        MissingFilesError, ModelError: it is not there, damaged, or another network.
+    """
+    from .vae.tiny import TinyDecoder, fold_upsampling
+
+    source, config = tiny_weights(path)
+    return fold_upsampling(_filled(lambda: TinyDecoder(config), source, device, dtype))
 
 
 class FolderComponents:
@@ -213,6 +242,15 @@ class FolderComponents:
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
 
+    @property
+    def tiny_config(self) -> TinyConfig | None:
+        """Dimensions of the tiny decoder, where one is to work."""
+        return None if self.files.tiny_vae is None else tiny_weights(self.files.tiny_vae)[1]
+
+    def tiny_vae(self, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
+        """The tiny decoder, where one is to work."""
+        return None if self.files.tiny_vae is None else load_tiny(self.files.tiny_vae, device, dtype)
+
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import UMT5EncoderModel
 
@@ -250,7 +288,9 @@ class FolderComponents:
 
     def describe(self) -> str:
         f = self.files
-        lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}", f"text encoder: {f.text_encoder}"]
+        lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}"]
+        lines += [f"decoder: {f.tiny_vae}"] if f.tiny_vae else []
+        lines.append(f"text encoder: {f.text_encoder}")
         tokenizer = f.tokenizer or "in the text encoder's file"
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 

@@ -5,15 +5,8 @@ import torch
 from torch import nn
 
 from liveavatar.components import open_components
-from liveavatar.vae.wan import (
-    DecodeState,
-    build_vae,
-    decode_block,
-    encode,
-    layout_for,
-    optimize_layout,
-    to_channels_last,
-)
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae, encode, layout_for, optimize_layout, to_channels_last
 
 
 def made(dtype: torch.dtype = torch.float32, base_dim: int = 8):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.errors import RequestError
-from liveavatar.vae.wan import CONTEXT_LATENTS, DecodeState, build_vae, decode_block, encode, latent_scale, open_decode
+from liveavatar.vae.decoding import CONTEXT_LATENTS, DecodeState, decode_block, open_decode
+from liveavatar.vae.wan import build_vae, encode, latent_scale
 
 
 @pytest.fixture(scope="module")
