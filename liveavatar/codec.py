@@ -28,7 +28,7 @@ from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, o
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
-from .streams import Decoder
+from .streams import Decoder, refuse_nan, to_bytes
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
@@ -99,7 +99,7 @@ class Encoders(Protocol):
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own.
 
-        The callback is called with notices, also while it decodes.
+        Frames come as bytes. The callback is called with notices, also while it decodes.
         """
         ...
 
@@ -171,12 +171,12 @@ class LocalEncoders:
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
         if tiny_config(self.components) is None:
-            return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
+            return vae_decoder(self.vae, motion, self.exec_config.threads, tiles, as_bytes=True)
         if self._tiny is None:
             with self.exec_config.active() as where:
                 self._tiny = load_decoder(self.components, *where)
         assert self._tiny is not None
-        return vae_decoder(self._tiny, motion, self.exec_config.threads)
+        return vae_decoder(self._tiny, motion, self.exec_config.threads, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -240,7 +240,12 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
 
 
 def vae_decoder(
-    vae: AutoencoderKLWan | LatentDecoder, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE
+    vae: AutoencoderKLWan | LatentDecoder,
+    motion: torch.Tensor,
+    threads: int,
+    tiles: Tiles = WHOLE,
+    *,
+    as_bytes: bool = False,
 ) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
@@ -250,6 +255,7 @@ def vae_decoder(
         motion: latents [16, >= 7, h, w] of what came before the video.
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
+        as_bytes: whether frames leave the device as bytes, a quarter of what floats are.
     """
     stream = SideStream(vae.device)
     with torch.inference_mode(), cpu_threads(threads), stream.active():
@@ -257,7 +263,13 @@ def vae_decoder(
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode(), cpu_threads(threads), stream.active():
-            return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
+            pixels = decode_tiles(latents)
+            if not as_bytes:
+                return AsyncHostTensor.copy_of(pixels).wait()
+            frames, nan = to_bytes(pixels)
+            copied = AsyncHostTensor.copy_of(frames.permute(1, 2, 3, 0))
+            refuse_nan(bool(AsyncHostTensor.copy_of(nan).wait()))
+            return copied.wait().permute(3, 0, 1, 2)
 
     return decode
 

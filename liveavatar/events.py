@@ -43,7 +43,7 @@ class Event:
             generating.
         notice: whether this is no progress, but something out of the ordinary in a run that goes on all the same, or
             what the run waits for, again and again meanwhile.
-        images: the frames that have just been written, uint8 [n, H, W, 3]; None in all other events.
+        images: the frames that have just been handed to the writer, uint8 [n, H, W, 3]; None in all other events.
     """
 
     phase: str

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig, TinyConfig
 from ..request import VideoShape
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
@@ -43,6 +43,7 @@ class PlanOptions:
         threads: CPU threads per task.
         processes: whether every stage, and the VAE, will work in a process of its own.
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
+        tiny: the tiny decoder that works instead of the VAE's own, which then only encodes; None: none.
     """
 
     prefer: Preference = "quality"
@@ -51,6 +52,7 @@ class PlanOptions:
     threads: int = 1
     processes: bool = False
     vae_tiles: Tiles | None = None
+    tiny: TinyConfig | None = None
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -396,7 +398,7 @@ class PlanSearch:
         tiles: Tiles = WHOLE,
     ):
         self.video, self.config, self.hardware, self.options = video, config, hardware, options
-        self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config), tiles
+        self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config, options.tiny), tiles
         held = self.aux_models.vae_bytes(
             video.latent_size, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
         )
