@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from ..config import VAE_WARMUP_LATENTS
 from .tiny import TinyDecoder
-from .wan import FeatureMap, empty_features, latent_scale
+from .wan import FeatureMap
+from .wan_decoder import WanDecoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -34,34 +34,6 @@ class LatentDecoder(Protocol):
         """The frames of a latent frame [16, h, w], normalised: [3, 4, 8h, 8w] in about [-1, 1], or one frame of the
         `first`; `features` move on: their entries are replaced, never written into."""
         ...
-
-
-class WanDecoder:
-    """The decoder of the Wan 2.1 VAE."""
-
-    def __init__(self, vae: AutoencoderKLWan):
-        self._vae, self._scale = vae, latent_scale(vae)
-        # Older diffusers do not tell the decoder that a video begins; this VAE gives the same frames either way.
-        self._takes_first_chunk = "first_chunk" in inspect.signature(vae.decoder.forward).parameters
-
-    @property
-    def device(self) -> torch.device:
-        """Where the VAE is."""
-        return self._vae.device
-
-    def empty_features(self) -> FeatureMap:
-        """See `LatentDecoder`; one slot per causal convolution."""
-        return empty_features(self._vae.decoder)
-
-    def decode_latent(self, latent: torch.Tensor, features: FeatureMap, first: bool) -> torch.Tensor:
-        """See `LatentDecoder`."""
-        mean, inverse_std = self._scale
-        z = (latent[None, :, None].to(self.device, torch.float32) / inverse_std + mean).to(self._vae.dtype)
-        told = {"first_chunk": first} if self._takes_first_chunk else {}
-        frames: torch.Tensor = self._vae.decoder(
-            self._vae.post_quant_conv(z), feat_cache=features, feat_idx=[0], **told
-        )
-        return frames[0]
 
 
 def latent_decoder(vae: AutoencoderKLWan | LatentDecoder) -> LatentDecoder:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import TinyConfig
+from .upsampling import fold_weight, upsample_conv
 from .wan import FeatureMap
 
 LATENT_CHANNELS = 16
@@ -121,10 +122,7 @@ def _conv(inside: int, outside: int, bias: bool = True) -> nn.Conv2d:
 class GrowConv(nn.Module):
     """`Upsample`, `TimeGrow` and the convolution after them as one convolution of the small picture.
 
-    Each pixel of the doubled picture sees 2 x 2 pixels of the small one through its 3 x 3; which of them, and with
-    which sums of weights, depends on whether its row and its column are even. So a 2 x 2 convolution makes all four
-    kinds at once, of 16 products each in place of 36, and nothing is computed on doubled pictures. Growing in time is
-    a matrix before it, which is multiplied into the weights.
+    Growing in time is a matrix before the convolution, which is multiplied into its weights.
 
     Args:
         grow, conv: whose weights it takes.
@@ -132,26 +130,14 @@ class GrowConv(nn.Module):
 
     def __init__(self, grow: TimeGrow, conv: nn.Conv2d):
         super().__init__()
-        self.stride, self.width = grow.stride, conv.out_channels
+        self.stride = grow.stride
         in_time = grow.conv.weight[:, :, 0, 0].float().unflatten(0, (self.stride, -1))
-        taps = torch.einsum("omyx,smi->soiyx", conv.weight.float(), in_time)
-        # Which of the two rows of the small picture each of the three rows lies in, for an even and an odd row.
-        rows = taps.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-        folded = torch.einsum("soiyx,auy,bvx->saboiuv", taps, rows, rows).flatten(0, 3)
-        self.weight = nn.Parameter(folded.to(conv.weight.dtype), requires_grad=False)
+        taps = torch.einsum("omyx,smi->soiyx", conv.weight.float(), in_time).to(conv.weight.dtype)
+        self.weight = nn.Parameter(torch.cat([fold_weight(each) for each in taps]), requires_grad=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames [n, c, h, w] -> [stride n, width, 2h, 2w]."""
-        n, _, h, w = frames.shape
-        kinds = F.conv2d(frames, self.weight, padding=1).unflatten(1, (self.stride, 2, 2, self.width))
-        shape = (n * self.stride, self.width, 2 * h, 2 * w)
-        grown = torch.empty(shape, dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last)
-        by_frame = grown.unflatten(0, (n, self.stride))
-        for row in (0, 1):
-            for column in (0, 1):
-                here = kinds[:, :, row, column, :, row : row + h, column : column + w]
-                by_frame[..., row::2, column::2].copy_(here)
-        return grown
+        return upsample_conv(frames, self.weight, stride=self.stride)
 
 
 def fold_upsampling(tiny: TinyDecoder) -> TinyDecoder:
