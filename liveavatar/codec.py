@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
@@ -32,12 +33,12 @@ from .streams import Decoder, refuse_nan, to_bytes
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
+from .vae.wan_decoder import WanDecoder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from .vae.decoding import LatentDecoder
-    from .vae.tiny import TinyDecoder
 
 _HEARTBEAT_SECONDS = 0.2
 """How often an event is sent again while a model computes."""
@@ -54,12 +55,14 @@ class ExecConfig:
         device, dtype: names.
         threads: CPU threads.
         cap: see `Plan.cap`.
+        compiled: whether the VAE's decoder is, too, where the network is.
     """
 
     device: str
     dtype: str
     threads: int
     cap: int = 0
+    compiled: bool = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[tuple[torch.device, torch.dtype]]:
@@ -123,7 +126,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
-        self._tiny: TinyDecoder | None = None
+        self._decoder: LatentDecoder | None = None
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """See `Encoders`."""
@@ -170,13 +173,11 @@ class LocalEncoders:
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
-        if tiny_config(self.components) is None:
-            return vae_decoder(self.vae, motion, self.exec_config.threads, tiles, as_bytes=True)
-        if self._tiny is None:
-            with self.exec_config.active() as where:
-                self._tiny = load_decoder(self.components, *where)
-        assert self._tiny is not None
-        return vae_decoder(self._tiny, motion, self.exec_config.threads, as_bytes=True)
+        if self._decoder is None:
+            self._decoder = self._open_decoder()
+        decodes_whole = tiny_config(self.components) is not None
+        tiles = WHOLE if decodes_whole else tiles
+        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -186,11 +187,12 @@ class LocalEncoders:
     @property
     def nbytes(self) -> int:
         """See `Encoders`."""
-        return sum(p.nbytes for part in (self._vae, self._tiny) if part is not None for p in part.parameters())
+        parts = (self._vae, self._decoder if isinstance(self._decoder, torch.nn.Module) else None)
+        return sum(p.nbytes for part in parts if part is not None for p in part.parameters())
 
     def release(self) -> None:
         """See `Encoders`."""
-        self._vae = self._tiny = None
+        self._vae = self._decoder = None
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -199,6 +201,13 @@ class LocalEncoders:
             with self.exec_config.active() as where:
                 self._vae = self.components.vae(*where)
         return self._vae
+
+    def _open_decoder(self) -> LatentDecoder:
+        """The tiny decoder, where there is one, or the VAE's own."""
+        with self.exec_config.active() as where:
+            tiny = load_decoder(self.components, *where)
+            backend = COMPILER if self.exec_config.compiled and where[0].type == "cuda" else None
+            return tiny or WanDecoder(self.vae, backend)
 
     def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""

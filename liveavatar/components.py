@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -38,7 +38,7 @@ from .weights.load import (
     vae_weights,
 )
 from .weights.lora import lora_targets, open_lora, refuse_merged
-from .weights.places import FULL_VAE, TINY_VAE
+from .weights.places import FULL_VAE
 from .weights.source import TensorSource, opening_files_once
 from .weights.tokenizer import read_tokenizer
 
@@ -115,18 +115,16 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
     for part, place in {"model": model, **given}.items():
         if place is not None:
             check_path(place, part.replace("_", " "), MissingFilesError)
-    decoder = given.pop("vae", None) if str(model) == "mini" and given.get("vae") in (TINY_VAE, FULL_VAE) else None
+    if str(model) == "mini" and set(given) == {"vae"}:
+        return _open_mini(given["vae"])
     if str(model) in ("mini", "untrained") and given:
-        raise ModelError(
-            f"The model {str(model)!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
-            "Give the model's folder or file, or leave that out.",
-        )
+        raise _all_there(str(model), given)
     if str(model) == "untrained":
         from .mini.untrained import UntrainedComponents
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini", {"vae": decoder or _MINI_DECODER})
+        return _open_mini(_MINI_DECODER)
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -135,6 +133,25 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
     return _open_folder(model, str(model), given)
+
+
+def _open_mini(vae: str | Path | None) -> FolderComponents:
+    """The miniature with one of its decoders, or with a tiny one in a file.
+
+    Raises:
+        ModelError: the file is no tiny VAE.
+    """
+    found = _open_folder(MINI_FOLDER, "mini", {"vae": vae})
+    if found.files.vae != MINI_FOLDER / "vae":
+        raise _all_there("mini", ["vae"])
+    return found
+
+
+def _all_there(model: str, given: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"The model {model!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
+        "Give the model's folder or file, or leave that out.",
+    )
 
 
 def _open_folder(model: str | Path, name: str, given: Mapping[str, str | Path | None]) -> FolderComponents:

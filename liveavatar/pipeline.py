@@ -309,7 +309,7 @@ class LiveAvatarPipeline:
         p = self.placement
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
-            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap)
+            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap, plan.compiled)
         return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
     def release_weights(self) -> None:

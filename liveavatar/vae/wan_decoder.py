@@ -7,6 +7,7 @@ and activated. Nothing is padded beforehand, channels lie side by side everywher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from .wan import FeatureMap, empty_features, latent_scale
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
+Activation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 _PAST = 2
 """Frames that a causal convolution looks back."""
 _TINY = 1e-24
@@ -27,11 +29,23 @@ _FIRST = "first"
 """What a doubling in time remembers of a video's first latent frame, which it leaves single."""
 
 
-class WanDecoder:
-    """The decoder of a VAE; it may be shared, its memory lies outside (a `decoding.LatentDecoder`)."""
+def activate(x: torch.Tensor, gain: torch.Tensor, out: torch.Tensor) -> None:
+    """Write SiLU of x [1, c, t, h, w], each pixel's channels brought to the root of their number, times a gain [c]."""
+    normalised = F.rms_norm(x.permute(0, 2, 3, 4, 1), gain.shape, gain, _TINY)
+    torch.ops.aten.silu.out(normalised.permute(0, 4, 1, 2, 3), out=out)
 
-    def __init__(self, vae: AutoencoderKLWan):
+
+class WanDecoder:
+    """The decoder of a VAE; it may be shared, its memory lies outside (a `decoding.LatentDecoder`).
+
+    Args:
+        vae: whose weights it takes.
+        backend: of torch.compile, by which a norm and what follows it become one kernel; None: not compiled.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, backend: str | None = None):
         self._vae, self._scale = vae, latent_scale(vae)
+        self._activate = activate if backend is None else torch.compile(activate, backend=backend)
         self._onednn = vae.device.type == "cpu" and vae.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self._folded = {
             block: fold_weight(block.upsamplers[0].resample[1].weight)
@@ -53,7 +67,7 @@ class WanDecoder:
         mean, inverse_std = self._scale
         z = (latent[None, :, None].to(self.device, torch.float32) / inverse_std + mean).to(self._vae.dtype)
         x = self._vae.post_quant_conv(z).contiguous(memory_format=torch.channels_last_3d)
-        decoder, memory = self._vae.decoder, _Memory(features)
+        decoder, memory = self._vae.decoder, _Memory(features, self._activate)
         x = self._conv(decoder.conv_in, memory.extend(x))
         middle = decoder.mid_block
         x = self._residual(middle.resnets[0], x, memory)
@@ -97,8 +111,8 @@ class WanDecoder:
 class _Memory:
     """The features of one video while a latent frame passes: their slots are taken in turn."""
 
-    def __init__(self, features: FeatureMap):
-        self._features, self._slot = features, 0
+    def __init__(self, features: FeatureMap, activate: Activation):
+        self._features, self._activate, self._slot = features, activate, 0
 
     def extend(self, x: torch.Tensor, norm: Any = None) -> torch.Tensor:
         """The two frames that are remembered and behind them new ones [1, c, t, h, w]; the last two are remembered.
@@ -119,8 +133,7 @@ class _Memory:
         if norm is None:
             here.copy_(x)
         else:
-            normalised = F.rms_norm(x.permute(0, 2, 3, 4, 1), (channels,), norm.gamma.flatten(), _TINY)
-            torch.ops.aten.silu.out(normalised.permute(0, 4, 1, 2, 3), out=here)
+            self._activate(x, norm.gamma.flatten(), here)
         if isinstance(past, torch.Tensor):
             frames[:, :, :_PAST].copy_(past)
         else:
