@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         ("decode, small VAE, 64x64", f"{costs.decode:.2f}"),
         ("the same by diffusers", f"{costs.diffusers:.2f}"),
     ]
-    say("\n".join(aligned(rows)))
+    for line in aligned(rows):
+        say(line)
     say(f"conversion and writing, a thread for each: {costs.frames_per_second:.0f} frames per second")
     least, *_, most = sorted(costs.ratios)
     say(f"diffusers / ours: {costs.diffusers / costs.decode:.2f} ({least:.2f} to {most:.2f})")
