@@ -37,7 +37,7 @@ class Event:
         phase: what is being done, in words; of a notice its text.
         done, total: in units of the phase: tasks while generating, hundredths before. When an engine goes on from an
             earlier block, `done` falls back to the tasks that still stand finished.
-        frames: video frames already in the file.
+        frames: video frames that were handed to the writer, which is two blocks behind at most.
         seconds_left: estimate for the rest, or None while nothing is known.
         task, stage: the task that has just run (an accelerator may still be at it), and where; None outside of
             generating.

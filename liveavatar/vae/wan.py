@@ -128,22 +128,10 @@ def optimize_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def to_channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay the weights of all convolutions out channels last, in place; what passes through follows by itself.
-
-    One layer loses the layout, where a frame becomes two; there it is restored before the image grows to four times.
-    """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
-
+    """Lay the weights of all convolutions out channels last, in place; what passes through follows by itself."""
     for m in vae.modules():
         if isinstance(m, nn.Conv3d):
             m.weight.data = m.weight.data.to(memory_format=torch.channels_last_3d)
         elif isinstance(m, nn.Conv2d):
             m.weight.data = m.weight.data.to(memory_format=torch.channels_last)
-        elif isinstance(m, WanResample) and m.mode == "upsample3d":
-            m.resample.register_forward_pre_hook(_to_channels_last)
     return vae
-
-
-def _to_channels_last(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The images [n, channels, h, w] that a module is given, channels last."""
-    return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)
