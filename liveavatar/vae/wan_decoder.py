@@ -93,7 +93,7 @@ class WanDecoder:
         if layer.mode == "upsample3d" and (frames := memory.extend_after_first(x)) is not None:
             pairs = self._conv(layer.time_conv, frames)
             _, channels, count, height, width = x.shape
-            x = x.new_empty(1, channels, 2 * count, height, width).contiguous(memory_format=torch.channels_last_3d)
+            x = _empty(x, (1, channels, 2 * count, height, width))
             x[:, :, 0::2], x[:, :, 1::2] = pairs[:, :channels], pairs[:, channels:]
         grown = upsample_conv(x[0].transpose(0, 1), self._folded[block], layer.resample[1].bias)
         return grown.transpose(0, 1)[None]
@@ -123,12 +123,7 @@ class _Memory:
         """
         past = self._features[self._slot]
         _, channels, count, height, width = x.shape
-        frames = torch.empty(
-            (1, channels, _PAST + count, height, width),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last_3d,
-        )
+        frames = _empty(x, (1, channels, _PAST + count, height, width))
         here = frames[:, :, _PAST:]
         if norm is None:
             here.copy_(x)
@@ -149,3 +144,8 @@ class _Memory:
             self._slot += 1
             return None
         return self.extend(x)
+
+
+def _empty(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Frames without values, channels last."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
