@@ -319,8 +319,8 @@ def embedder_parameters(config: ModelConfig) -> int:
     return text + time + audio
 
 
-_DECODE_WORK = 1.25
-"""Activations of a decode against its caches; 1.08 to 1.2 was found with every allocation tracked."""
+_DECODE_WORK = 0.8
+"""Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
 """Bytes per latent pixel of a block's frames in float32, to which tiles add theirs."""
 
@@ -353,8 +353,8 @@ class AuxModels:
         """Weights, decode caches and the activations of a decode.
 
         In tiles, one tile's caches and activations are on the device, and the caches of all lie on the host. At
-        1280x704 in 16 bits the whole takes 9.8 GB, 4.3 of them caches. Four tiles would still take 6.8 with all caches
-        on the card; with those at rest on the host they take 3.1, and 4.9 there. To carry them there and back for every
+        1280x704 in 16 bits the whole takes 7.9 GB, 4.3 of them caches. Four tiles would still take 6.2 with all caches
+        on the card; with those at rest on the host they take 2.6, and 4.9 there. To carry them there and back for every
         block takes 0.4 s at 25 GB/s, where the network of a device that needs it takes ten or more.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..config import ModelConfig
@@ -230,11 +230,11 @@ class _Look:
         return tuple(commands)
 
 
-def _decoder_apart(given: dict[str, str | Path], look: _Look) -> dict[str, str | Path]:
+def _decoder_apart(given: Mapping[str, str | Path | None], look: _Look) -> dict[str, str | Path | None]:
     """Parts with a tiny VAE told apart from a full one, which is then found as if none had been named."""
     name = given.get("vae")
     if name is None:
-        return given
+        return dict(given)
     rest = {part: place for part, place in given.items() if part != "vae"}
     if str(name) in (FULL_VAE, TINY_VAE):
         return rest if str(name) == FULL_VAE else {**rest, "tiny_vae": TINY_VAE}
@@ -242,7 +242,7 @@ def _decoder_apart(given: dict[str, str | Path], look: _Look) -> dict[str, str |
     tiny = full is None and any(p.exists() for p in look.candidates(_TINY, name))
     if tiny or (full is not None and full.is_file() and kind_of(open_file(full).keys()) is Kind.TINY_VAE):
         return {**rest, "tiny_vae": name}
-    return given
+    return dict(given)
 
 
 def _root(path: str | Path) -> Path:

@@ -244,7 +244,8 @@ def tiny_weights(path: Path) -> tuple[TensorSource, TinyConfig]:
     refuse_another_kind(source, Kind.TINY_VAE)
     try:
         first, *others = (source.shape(f"decoder.{layer}.weight") for layer in _TINY_LAYERS)
-        widths, channels, colours = (first[0], *(shape[0] for shape in others[:-1])), first[1], others[-1][0]
+        a, b, c, d = (first[0], *(shape[0] for shape in others[:-1]))
+        channels, colours = first[1], others[-1][0]
     except (KeyError, IndexError, ModelError) as e:
         raise ModelError(f"{path} is no tiny VAE.", Kind.TINY_VAE.nearest) from e
     name = path.name.lower()
@@ -252,7 +253,7 @@ def tiny_weights(path: Path) -> tuple[TensorSource, TinyConfig]:
     if (channels, colours) != (_LATENT_CHANNELS, 3) or name.startswith("taehv"):
         raise AnotherKind(f"{path} is a tiny VAE of {model}, not of Wan 2.1.", Kind.TINY_VAE.nearest)
     # The two published ones are alike but for what they read, which only their names tell.
-    return source, TinyConfig(widths, WAN_LATENT_SCALE if name.startswith("lighttae") else None)
+    return source, TinyConfig((a, b, c, d), WAN_LATENT_SCALE if name.startswith("lighttae") else None)
 
 
 def text_weights(path: Path) -> TensorSource:

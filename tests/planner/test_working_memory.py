@@ -54,7 +54,7 @@ def test_a_decode_fits_into_what_the_vae_is_given(dtype):
         state = DecodeState.empty(vae)
         for _ in range(2):
             decode_block(vae, state, empty(16, 3, height, width, dtype=dtype))
-    numbers = 2.25 * PUBLISHED_AUX.decode_state * height * width
+    numbers = 1.8 * PUBLISHED_AUX.decode_state * height * width
     assert numbers / 2 < seen.most / dtype.itemsize <= numbers
 
 
