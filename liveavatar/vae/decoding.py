@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
@@ -38,7 +38,7 @@ class LatentDecoder(Protocol):
 
 def latent_decoder(vae: AutoencoderKLWan | LatentDecoder) -> LatentDecoder:
     """The decoder of a VAE; what is one already stays."""
-    return vae if isinstance(vae, TinyDecoder | WanDecoder) else WanDecoder(vae)
+    return vae if isinstance(vae, TinyDecoder | WanDecoder) else WanDecoder(cast("AutoencoderKLWan", vae))
 
 
 @dataclasses.dataclass

@@ -147,4 +147,4 @@ def fold_upsampling(tiny: TinyDecoder) -> TinyDecoder:
         if isinstance(grow, TimeGrow) and isinstance(conv, nn.Conv2d):
             layers[place : place + 3] = [nn.Identity(), nn.Identity(), GrowConv(grow, conv)]
     tiny.decoder = nn.Sequential(*layers)
-    return tiny.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return tiny.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -45,11 +45,12 @@ class WanDecoder:
 
     def __init__(self, vae: AutoencoderKLWan, backend: str | None = None):
         self._vae, self._scale = vae, latent_scale(vae)
+        self._decoder: Any = vae.decoder
         self._activate = activate if backend is None else torch.compile(activate, backend=backend)
         self._onednn = vae.device.type == "cpu" and vae.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self._folded = {
             block: fold_weight(block.upsamplers[0].resample[1].weight)
-            for block in vae.decoder.up_blocks
+            for block in self._decoder.up_blocks
             if block.upsamplers is not None
         }
 
@@ -60,14 +61,14 @@ class WanDecoder:
 
     def empty_features(self) -> FeatureMap:
         """See `LatentDecoder`; the slots that a convolution of one pixel has in diffusers stay empty."""
-        return empty_features(self._vae.decoder)
+        return empty_features(self._decoder)
 
     def decode_latent(self, latent: torch.Tensor, features: FeatureMap, first: bool) -> torch.Tensor:
         """See `LatentDecoder`."""
         mean, inverse_std = self._scale
         z = (latent[None, :, None].to(self.device, torch.float32) / inverse_std + mean).to(self._vae.dtype)
         x = self._vae.post_quant_conv(z).contiguous(memory_format=torch.channels_last_3d)
-        decoder, memory = self._vae.decoder, _Memory(features, self._activate)
+        decoder, memory = self._decoder, _Memory(features, self._activate)
         x = self._conv(decoder.conv_in, memory.extend(x))
         middle = decoder.mid_block
         x = self._residual(middle.resnets[0], x, memory)

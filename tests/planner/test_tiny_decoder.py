@@ -55,7 +55,7 @@ def test_an_encode_fits_into_what_is_given_to_it():
 def test_it_takes_less_memory_and_time_than_the_vaes_own():
     asked = resolve(Request(size="704x384"), (704, 384), 160_000, 16_000)
     full, small = aux_models(WAN2_2_S2V_14B), aux_models(WAN2_2_S2V_14B, PUBLISHED)
-    assert small.vae_bytes(asked.latent_size, 2).device < 0.8 * full.vae_bytes(asked.latent_size, 2).device
+    assert small.vae_bytes(asked.latent_size, 2).device < 0.9 * full.vae_bytes(asked.latent_size, 2).device
     tiled = small.vae_bytes(asked.latent_size, 2, (2, 3))
     assert tiled.host == 0 and tiled.device < 0.3 * full.vae_bytes(asked.latent_size, 2).device
     assert small.decode_tflop(asked.latent_size, 3) < 0.1 * full.decode_tflop(asked.latent_size, 3)
