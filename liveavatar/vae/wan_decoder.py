@@ -8,7 +8,7 @@ and activated. Nothing is padded beforehand, channels lie side by side everywher
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class WanDecoder:
 
     def __init__(self, vae: AutoencoderKLWan, backend: str | None = None):
         self._vae, self._scale = vae, latent_scale(vae)
-        self._decoder: Any = vae.decoder
+        self._decoder = cast(Any, vae).decoder
         self._activate = activate if backend is None else torch.compile(activate, backend=backend)
         self._onednn = vae.device.type == "cpu" and vae.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self._folded = {
