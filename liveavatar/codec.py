@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -22,7 +23,19 @@ from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
-from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, Event, ignore, share_event
+from .events import (
+    ENCODING_AUDIO,
+    ENCODING_IMAGE,
+    ENCODING_PROMPT,
+    GENERATING,
+    HEARTBEAT_SECONDS,
+    LOADING_VAE,
+    Callback,
+    Event,
+    PhaseProgress,
+    ignore,
+    share_event,
+)
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
@@ -30,18 +43,20 @@ from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
 from .streams import Decoder, refuse_nan, to_bytes
+from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
+from .weights.load import watched_reads
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from .vae.decoding import LatentDecoder
 
-_HEARTBEAT_SECONDS = 0.2
-"""How often an event is sent again while a model computes."""
+_LOADED = 0.9
+"""What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -102,7 +117,8 @@ class Encoders(Protocol):
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own.
 
-        Frames come as bytes. The callback is called with notices, also while it decodes.
+        Frames come as bytes. The callback is called with notices, and with the bare phase again and again, also while
+        it decodes.
         """
         ...
 
@@ -132,8 +148,9 @@ class LocalEncoders:
         """See `Encoders`."""
         callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
-            model, tokenizer = self.components.text_encoder(*where)
-            with heartbeat(model, callback, share_event(ENCODING_PROMPT, 0.0)):
+            with _loading(callback, ENCODING_PROMPT, _LOADED):
+                model, tokenizer = self.components.text_encoder(*where)
+            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)):
                 context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
             gone = weakref.ref(model)
             del model
@@ -146,7 +163,8 @@ class LocalEncoders:
         """See `Encoders`."""
         callback(share_event(ENCODING_AUDIO, 0.0))
         with self.exec_config.active() as where:
-            model = self.components.audio_encoder(*where)
+            with _loading(callback, ENCODING_AUDIO, 0.0):
+                model = self.components.audio_encoder(*where)
             with heartbeat(model, callback, share_event(ENCODING_AUDIO, 0.0)) as beat:
                 features = encode_audio(model, audio, frames, tail=tail, callback=beat)
             gone = weakref.ref(model)
@@ -157,7 +175,8 @@ class LocalEncoders:
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""
         callback(share_event(LOADING_VAE, 0.0))
-        _ = self.vae
+        with _loading(callback, LOADING_VAE):
+            _ = self.vae
 
     def encode_image(
         self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE
@@ -177,7 +196,7 @@ class LocalEncoders:
             self._decoder = self._open_decoder()
         decodes_whole = tiny_config(self.components) is not None
         tiles = WHOLE if decodes_whole else tiles
-        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, as_bytes=True)
+        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, callback, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -218,6 +237,14 @@ class LocalEncoders:
 
 
 @contextlib.contextmanager
+def _loading(callback: Callback, phase: str, width: float = 1.0) -> Iterator[None]:
+    """Calls back while weights are read inside; all of them are the first `width` of the phase."""
+    progress = PhaseProgress(callback, phase)
+    with watched_reads(lambda nbytes, share: progress(width * share)):
+        yield
+
+
+@contextlib.contextmanager
 def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Iterator[Callback]:
     """Sends the latest event again while a model computes, from before its layers, so that the callback can cancel it.
 
@@ -229,7 +256,7 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
     Yields:
         The callback that is to be called with further events.
     """
-    latest, sent = event, time.monotonic()
+    latest, sent, own = event, time.monotonic(), threading.get_ident()
 
     def send(event: Event) -> None:
         nonlocal latest, sent
@@ -237,7 +264,7 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
         callback(event)
 
     def again(*_: object) -> None:
-        if time.monotonic() - sent > _HEARTBEAT_SECONDS:
+        if time.monotonic() - sent > HEARTBEAT_SECONDS and threading.get_ident() == own:  # others may share the model
             send(latest)
 
     hooks = [m.register_forward_pre_hook(again) for m in model.modules() if not any(m.children())]
@@ -253,6 +280,7 @@ def vae_decoder(
     motion: torch.Tensor,
     threads: int,
     tiles: Tiles = WHOLE,
+    callback: Callback = ignore,
     *,
     as_bytes: bool = False,
 ) -> Decoder:
@@ -264,14 +292,23 @@ def vae_decoder(
         motion: latents [16, >= 7, h, w] of what came before the video.
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
+        callback: called with the bare phase again and again while the VAE works; what it raises ends the work.
         as_bytes: whether frames leave the device as bytes, a quarter of what floats are.
     """
-    stream = SideStream(vae.device)
-    with torch.inference_mode(), cpu_threads(threads), stream.active():
-        decode_tiles = open_decoder(vae, motion[None], tiles, functools.partial(offload_slot, vae.device))
+    decoder = latent_decoder(vae)
+    stream = SideStream(decoder.device)
+
+    @contextlib.contextmanager
+    def at_work() -> Iterator[None]:
+        beating = heartbeat(decoder.module, callback, Event(GENERATING))
+        with torch.inference_mode(), cpu_threads(threads), stream.active(), beating:
+            yield
+
+    with at_work():
+        decode_tiles = open_decoder(decoder, motion[None], tiles, functools.partial(offload_slot, decoder.device))
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), cpu_threads(threads), stream.active():
+        with at_work():
             pixels = decode_tiles(latents)
             if not as_bytes:
                 return AsyncHostTensor.copy_of(pixels).wait()

@@ -224,6 +224,13 @@ class LiveAvatarPipeline:
         pace = self.seconds_per_block.get((resolved.frame_tokens, resolved.steps, resolved.clip_blocks))
         return None if pace is None else pace * resolved.blocks
 
+    def foreseen_seconds(self, resolved: ResolvedRequest, plan: Plan) -> float | None:
+        """The same, else what the plan's forecast says; None where there is neither."""
+        expected = self.expected_seconds(resolved)
+        if expected is None and plan.forecast is not None:
+            return plan.forecast.seconds_per_block * resolved.blocks
+        return expected
+
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
         return self.encoders().encode_prompt(prompt, callback)
@@ -485,7 +492,7 @@ class VideoJob:
         if vae is None:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
-        return lambda motion, _: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, as_bytes=True)
+        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
 
 
 def receipt_text(receipt: Path) -> str:

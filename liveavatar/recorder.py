@@ -152,7 +152,7 @@ class VideoRecorder:
                             with self._interrupts.held():
                                 writing.write(rgb)
                             self._frames = writing.frames
-                            self.on_event(self._written(rgb, session.latents.blocks))
+                            self.on_event(dataclasses.replace(self._reached(), images=rgb))
                         self._interrupts.hold()
                     self._writer.close()
             finally:
@@ -167,7 +167,9 @@ class VideoRecorder:
         """
         if event.notice:
             event = self._noticed(event)
-        elif event.task is not None and event.images is None:
+        elif event == Event(GENERATING):  # a decoder is at work, and knows no more
+            event = self._reached()
+        elif event.phase == GENERATING and event.images is None:
             event = self._latest = self._estimated(event)
         if self._interrupts.asked:
             raise Cancelled("Cancelled.")
@@ -202,12 +204,12 @@ class VideoRecorder:
         done, total = self._latest.done, self._latest.total
         return dataclasses.replace(event, done=done, total=total, frames=self._frames)
 
-    def _written(self, images: np.ndarray, blocks: int) -> Event:
-        """A block is on its way to the file; where it was only replayed, no task has run for it."""
+    def _reached(self) -> Event:
+        """How far the file is; where it is only replayed, no task has run for it."""
+        frames, blocks = self._frames, self.spec.resolved.blocks
         if self._latest is None:
-            done = min(blocks, -(-self._frames // BLOCK_FRAMES))
-            return Event(GENERATING, done, blocks, self._frames, images=images)
-        return dataclasses.replace(self._latest, frames=self._frames, images=images)
+            return Event(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames)
+        return dataclasses.replace(self._latest, frames=frames)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from .audio import AudioFeatures
 from .avatar import Avatar
 from .backend import Backend
 from .decode import Decode
+from .host import serve_runs
 from .latent import Latent
 from .load import LoadModel
 from .plan import Plan
@@ -41,4 +42,5 @@ class LiveAvatarExtension(ComfyExtension):
 async def comfy_entrypoint() -> LiveAvatarExtension:
     """Called by ComfyUI once, at start."""
     paths.register()
+    serve_runs()
     return LiveAvatarExtension()

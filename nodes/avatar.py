@@ -82,8 +82,8 @@ class Avatar(io.ComfyNode):
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         pixels, clip = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
-            model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
-        with NodeProgress.current() as progress:
+            planned = model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
+        with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
             context = model.encode_prompt(prompt, progress)
             voice = model.encode_audio(clip, request.seconds, progress)
             take = model.prepare(request, pixels, voice, context, convert.image_notes(image))

@@ -32,6 +32,8 @@ def image_array(image: Any, mask: Any = None) -> np.ndarray:
     Raises:
         ImageError: no picture or mask, another shape, or values that are not 0..1 (0..255, -1..1, NaN).
     """
+    if image is None:
+        raise ImageError("No picture came over the image input.", "Connect core Load Image.")
     if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
         shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
         raise ImageError(f"The image is {shape}, not [pictures, height, width, 3].", "Connect core Load Image.")
@@ -85,6 +87,11 @@ def audio_clip(audio: Any) -> AudioClip:
     Raises:
         AudioError: no sound, no rate, another shape, or samples that are not numbers.
     """
+    if audio is None:
+        raise AudioError(
+            "No sound came over the audio input: a video without sound has none.",
+            "Connect core Load Audio, or a video with sound.",
+        )
     if not isinstance(audio, Mapping) or "waveform" not in audio:
         raise AudioError(f"The audio is {type(audio).__name__}, not sound.", "Connect core Load Audio.")
     if (rate := audio.get("sample_rate")) is None:

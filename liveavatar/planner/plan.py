@@ -186,6 +186,11 @@ class Plan:
         return held
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the network's weights, on devices and on hosts, about as many as are read."""
+        return self.embedders + sum(stage.weights + stage.host_weights for stage in self._owners)
+
+    @property
     def terms_by_device(self) -> dict[str, dict[str, int]]:
         """What takes how many bytes per device: the weights, every stage's memories, and the rest.
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
+from torch import nn
 
 from ..config import VAE_WARMUP_LATENTS
 from .tiny import TinyDecoder
@@ -25,6 +26,11 @@ class LatentDecoder(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def module(self) -> nn.Module:
+        """Whose layers are called on the way, at least once per latent frame."""
+        ...
 
     def empty_features(self) -> FeatureMap:
         """The memory at the start of a video."""

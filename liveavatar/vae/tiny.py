@@ -79,6 +79,11 @@ class TinyDecoder(nn.Module):
         return self._input.weight.device
 
     @property
+    def module(self) -> nn.Module:
+        """See `LatentDecoder`."""
+        return self
+
+    @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return self._input.weight.dtype

@@ -59,6 +59,12 @@ class WanDecoder:
         """Where the VAE is."""
         return self._vae.device
 
+    @property
+    def module(self) -> nn.Module:
+        """See `LatentDecoder`; those of its attention."""
+        module: nn.Module = self._decoder
+        return module
+
     def empty_features(self) -> FeatureMap:
         """See `LatentDecoder`; the slots that a convolution of one pixel has in diffusers stay empty."""
         return empty_features(self._decoder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +23,20 @@ DType = torch.dtype | Callable[[str], torch.dtype]
 """One dtype for all tensors, or one per name."""
 TensorDevice = torch.device | str | Callable[[str], torch.device | str]
 """One device for all tensors, or one per name; what is for the meta device is not read."""
+OnRead = Callable[[int, float], None]
+"""Called with the bytes of a tensor that was read, as it stays, and with the share of its module that is there now."""
+
+_on_read: ContextVar[OnRead | None] = ContextVar("on_read", default=None)
+
+
+@contextlib.contextmanager
+def watched_reads(on_read: OnRead) -> Iterator[None]:
+    """Inside, `fill` calls `on_read` after every tensor, in this thread; what it raises ends the reading."""
+    token = _on_read.set(on_read)
+    try:
+        yield
+    finally:
+        _on_read.reset(token)
 
 
 @runtime_checkable
@@ -57,6 +73,7 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
     """
     chosen = check(module, source)
     ready: dict[torch.Tensor, torch.Tensor] = {}
+    progress = _ReadProgress(chosen, device)
     for owner in module.modules():
         packed: Mapping[str, torch.Tensor] = {}
         if isinstance(owner, WeightQuantizer):
@@ -67,6 +84,7 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
                 weight = source.read(key).detach().to(there)
                 _check_values(weight, key, source, there)
                 packed = owner.quantize_weight(weight)
+                progress.count(owner.get_parameter("weight"), sum(part.nbytes for part in packed.values()))
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
             for slot, old in slots.items():
@@ -76,8 +94,31 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
                     ready[old] = nn.Parameter(packed[slot], requires_grad=False)
                 if old not in ready:
                     ready[old] = _read(source, chosen[old], old, dtype, device)
+                    progress.count(old, ready[old].nbytes)
                 slots[slot] = ready[old]
     module.eval()
+
+
+class _ReadProgress:
+    """How much of a module is there; tells who watches (see `watched_reads`).
+
+    Args:
+        chosen: the module's tensors, and their names.
+        device: those for the meta device are not read.
+    """
+
+    def __init__(self, chosen: Mapping[torch.Tensor, str], device: TensorDevice):
+        self._on_read, self._done = _on_read.get(), 0
+        self._sizes: dict[torch.Tensor, int] = {}
+        if self._on_read is not None:
+            self._sizes = {t: t.numel() for t, key in chosen.items() if _place(key, device).type != "meta"}
+        self._total = max(1, sum(self._sizes.values()))
+
+    def count(self, tensor: torch.Tensor, nbytes: int) -> None:
+        """A tensor of the module was read and takes so many bytes."""
+        if self._on_read is not None and (size := self._sizes.get(tensor)) is not None:
+            self._done += size
+            self._on_read(nbytes, self._done / self._total)
 
 
 def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, str]:

@@ -68,6 +68,7 @@ LAYERS = (
 )
 """Lowest first; a part imports its own layer and those below."""
 DISTRIBUTED = (
+    "reaper",
     "ray_compat",
     "cluster_token",
     "cluster",

@@ -56,6 +56,13 @@ def test_what_is_no_picture_is_refused(convert, errors, image):
         convert.image_array(image)
 
 
+def test_nothing_on_an_input_is_told_as_that(convert, errors):
+    with pytest.raises(errors.AudioError, match="a video without sound has none"):
+        convert.audio_clip(None)
+    with pytest.raises(errors.ImageError, match="No picture came"):
+        convert.image_array(None)
+
+
 def test_a_picture_with_nan_is_refused(convert, errors):
     with pytest.raises(errors.ImageError, match="not numbers"):
         convert.image_array(torch.full((1, 4, 4, 3), float("nan")))

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -87,11 +88,41 @@ def _package(name: str) -> str:
     return "liveavatar" if ".liveavatar." in name else name.split(".")[0]
 
 
+ENCODERS = ("UMT5EncoderModel", "Wav2Vec2FeatureEncoder", "WanEncoder3d")
+_calls: Counter[str] = Counter()
+
+
+def _count(module: torch.nn.Module, _: object) -> None:
+    if type(module).__name__ in ENCODERS:
+        _calls[type(module).__name__] += 1
+
+
+torch.nn.modules.module.register_module_forward_pre_hook(_count)
+
+
+class OddCalls(io.ComfyNode):
+    """How often encoders of text, sound and pictures have been called in this process, by class."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OddCalls",
+            category="testing",
+            inputs=[io.String.Input("after", force_input=True, tooltip="Waits for this.")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, after: str) -> io.NodeOutput:
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps(_calls)))
+
+
 class OddExtension(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [OddConditioning, OddAudioEncoder, OddTally]
+        return [OddConditioning, OddAudioEncoder, OddTally, OddCalls]
 
 
 async def comfy_entrypoint() -> OddExtension:
