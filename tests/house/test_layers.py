@@ -58,6 +58,7 @@ LAYERS = (
     {
         "cli",
         "bench/command",
+        "bench/command_frames",
         "bench/command_model",
         "bench/command_pipeline",
         "bench/command_suite",
