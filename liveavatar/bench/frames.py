@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,11 +92,12 @@ def write(path: Path, frames: np.ndarray) -> None:
 
 def decoders() -> tuple[Callable[[], object], Callable[[], object]]:
     """Two blocks decoded by us, as a stream goes on, and by diffusers' own chunked decode, with equal weights."""
-    side = _VAE_SIDE // SPATIAL_STRIDE
-    torch.manual_seed(0)
     from diffusers import AutoencoderKLWan
 
-    plain = AutoencoderKLWan(base_dim=_VAE_BASE).eval().requires_grad_(False)
+    side = _VAE_SIDE // SPATIAL_STRIDE
+    torch.manual_seed(0)
+    plain: Any = AutoencoderKLWan(base_dim=_VAE_BASE)
+    plain.eval().requires_grad_(False)
     quick = build_vae(base_dim=_VAE_BASE)
     quick.load_state_dict(plain.state_dict())
     latents = torch.randn(16, 2 * BLOCK_LATENTS, side, side)

@@ -334,7 +334,7 @@ class AuxModels:
         decode_state: numbers a decode remembers per latent pixel (h x w); constant from the second latent frame on.
             1576 times the base width and 32 in the published VAE.
         decode_flops: operations per latent pixel and latent frame.
-        decode_bytes: that all but the convolutions read and write per latent pixel and latent frame, counted: 209 GB a
+        decode_bytes: that all but the convolutions read and write per latent pixel and latent frame, counted: 90 GB a
             block at 704x384 in 16 bits; those of the small ones in 32 bits.
         text, audio: parameters of the encoders.
         encode_work: numbers that an encode takes at most per latent pixel, with what it remembers.
@@ -436,10 +436,10 @@ PUBLISHED_AUX = AuxModels(
     vae=126_892_531,
     decode_state=151_328,
     decode_flops=2.163e9,
-    decode_bytes=1.65e7,
+    decode_bytes=7.12e6,
     text=5_680_910_336,
     audio=315_438_720,
-    encode_work=238_112,
+    encode_work=238_800,
 )
 """The Wan 2.1 VAE, UMT5-XXL and wav2vec2-large."""
 _SMALL = {
@@ -447,19 +447,19 @@ _SMALL = {
         vae=2_050_595,
         decode_state=16_288,
         decode_flops=3.43e7,
-        decode_bytes=2.42e6,
+        decode_bytes=1.55e6,
         text=131_648,
         audio=215_136,
-        encode_work=32_896,
+        encode_work=32_600,
     ),
     UNTRAINED: AuxModels(
         vae=188_211,
         decode_state=6_528,
         decode_flops=5.19e6,
-        decode_bytes=1.01e6,
+        decode_bytes=6.3e5,
         text=64_944,
         audio=189_472,
-        encode_work=32_896,
+        encode_work=16_100,
     ),
 }
 

@@ -49,7 +49,8 @@ def test_an_encode_fits_into_what_is_given_to_it():
     still = torch.empty(1, 3, 1, 8 * HEIGHT, 8 * WIDTH, device="meta", dtype=torch.bfloat16)
     with torch.inference_mode(), Allocated(vae.parameters()) as seen:
         encode(vae, still.expand(-1, -1, 9, -1, -1))
-    assert seen.most == 2 * PUBLISHED_AUX.encode_work * HEIGHT * WIDTH
+    given = 2 * PUBLISHED_AUX.encode_work * HEIGHT * WIDTH
+    assert 0.99 * given < seen.most <= given
 
 
 def test_it_takes_less_memory_and_time_than_the_vaes_own():
