@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, files_of, notes_of, open_components
+from .components import Components, files_of, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, LiveAvatarError, ModelError, PlanError, RequestError, shown
+from .errors import AudioError, LiveAvatarError, LoRAError, ModelError, PlanError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, audio_notes, mono_16k
@@ -47,9 +47,14 @@ from .request import (
 )
 from .session import OpenDecoder, Session, VideoTask
 from .streams import FrameStream
+from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
+
+
+GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
+"""A further LoRA: its file, alone or with its strength."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +109,7 @@ class LiveAvatarPipeline:
         threads: int | None = None,
         placement: Placement | None = None,
         backend: Backend | None = None,
+        extra_loras: Sequence[GivenLoRA] = (),
         **parts: str | os.PathLike[str] | None,
     ) -> LiveAvatarPipeline:
         """A pipeline of a model that is on this machine; its files are found and checked, no weights are loaded.
@@ -115,6 +121,7 @@ class LiveAvatarPipeline:
             placement: everything that can be wished of the place, instead of these.
             backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process. Where
                 nothing else is said of the place, it is the backend's.
+            extra_loras: files of further LoRAs, such as one of a style; each alone, or with its strength.
             parts: files that are not beside the model: lora ("none" for a network that needs none), vae, text_encoder,
                 tokenizer, audio_encoder.
 
@@ -126,7 +133,9 @@ class LiveAvatarPipeline:
         placement = placement or (None if backend and named == Placement() else named)
         place = _path(model, "The model", ModelError)
         given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
-        return cls(open_components(place, **given), backend or LocalBackend(placement), placement)
+        loras = [extra_loras] if isinstance(extra_loras, str | os.PathLike) else extra_loras
+        components = open_components(place, extra_loras=[_extra_lora(lora) for lora in loras], **given)
+        return cls(components, backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -215,7 +224,8 @@ class LiveAvatarPipeline:
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
-        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
+        tiny = tiny_config(self.components)
+        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()), tiny)
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
 
     def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:
@@ -325,7 +335,7 @@ class LiveAvatarPipeline:
         p = self.placement
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
-            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap)
+            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap, plan.compiled)
         return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
     def release_weights(self) -> None:
@@ -400,7 +410,7 @@ class VideoJob:
         return self._session
 
     def frames(self, callback: Callback = ignore) -> FrameStream:
-        """The video, block by block as it is made: images [3, n, H, W] in [-1, 1]; every consumer decodes anew.
+        """The video, block by block as it is made: images uint8 [3, n, H, W]; every consumer decodes anew.
 
         Args:
             callback: called with every event, also while the frames are read.
@@ -501,7 +511,7 @@ class VideoJob:
         if vae is None:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
-        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback)
+        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
 
 
 def receipt_text(receipt: Path) -> str:
@@ -546,6 +556,20 @@ def _devices(given: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(given, Sequence) and not isinstance(given, bytes):
         return tuple(given)
     raise PlanError(f"The devices {shown(given)} are not understood.", "Give their names: ['cuda:0', 'cuda:1'].")
+
+
+def _extra_lora(given: object) -> ExtraLoRA:
+    """A further LoRA, given as a path or with its strength.
+
+    Raises:
+        LoRAError: it is neither.
+    """
+    if isinstance(given, ExtraLoRA):
+        return given
+    file, strength = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise LoRAError(f"The strength {shown(strength)} of a LoRA is no number.", "Give 1, for example.")
+    return ExtraLoRA(Path(_path(file, "The LoRA", LoRAError)), float(strength))
 
 
 def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:

@@ -229,7 +229,7 @@ class NodeProgress:
         server = PromptServer.instance
         if server is None:
             return
-        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
+        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share, **_list_item()}
         if self.job is not None:
             message |= self._numbers(self.job, event) | {
                 "elapsed": time.monotonic() - self._began,
@@ -271,6 +271,12 @@ class NodeProgress:
 def seconds_of(job: VideoJob) -> float | None:
     """What generating a video will take, where that is known."""
     return job.pipeline.foreseen_seconds(job.spec.resolved, job.spec.plan)
+
+
+def _list_item() -> dict[str, int]:
+    """Which video of a list is made, from the second on. Core runs a node once for each, and says not of how many."""
+    index = getattr(get_executing_context(), "list_index", None)
+    return {"item": index + 1} if index else {}
 
 
 def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:

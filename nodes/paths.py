@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
-from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
+from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_tiny, load_vae, open_components
 from ..liveavatar.errors import LiveAvatarError, MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
-from ..liveavatar.weights.lora import NO_LORA
-from ..liveavatar.weights.places import PLACES, is_named_like
+from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
+from ..liveavatar.weights.places import FULL_VAE, PLACES, TINY_VAE, is_named_like
 from ..liveavatar.weights.source import opening_files_once
 from .words import refused_in_widgets
 
@@ -21,6 +21,7 @@ SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
 """The pack's own portrait and voice."""
 MINIATURE = "miniature (comes along)"
 AUTOMATIC = "automatic"
+VAE_WORDS = (TINY_VAE, FULL_VAE)
 OWN_CATEGORY = "liveavatar"
 _FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
 
@@ -40,40 +41,103 @@ def files(category: str) -> list[str]:
     return [AUTOMATIC, *([NO_LORA] if category == PLACES["lora"].category else []), *_names(category)]
 
 
-def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> Components:
+def temporary_folder() -> Path:
+    """Where ComfyUI keeps what need not stay."""
+    return Path(folder_paths.get_temp_directory())
+
+
+def lora_choices() -> list[str]:
+    """What a further LoRA may be."""
+    return [NO_LORA, *_names(PLACES["lora"].category)]
+
+
+def lora_path(name: str) -> Path:
+    """The file of a LoRA.
+
+    Raises:
+        MissingFilesError: no such file.
+    """
+    return _place(PLACES["lora"].category, name)
+
+
+def lora_fault(name: str | None) -> bool | str:
+    """True where a LoRA is here (or comes over a link, or is none), else what is missing."""
+    try:
+        return True if name in (None, NO_LORA) else bool(lora_path(name))
+    except MissingFilesError as error:
+        return str(error)
+
+
+def lora_fingerprint(name: str | None) -> str:
+    """Name, size and time of a LoRA's file."""
+    if name is None or lora_fault(name) is not True or name == NO_LORA:
+        return str(name)
+    state = lora_path(name).stat()
+    return f"{name}:{state.st_size}:{state.st_mtime_ns}"
+
+
+def vaes() -> list[str]:
+    """Those that decode: of the model or of files, full and tiny."""
+    return [AUTOMATIC, *_names("vae"), *_tiny_vaes()]
+
+
+def open_model(
+    model: str,
+    lora: str,
+    text_encoder: str,
+    audio_encoder: str,
+    vae: str,
+    extra_loras: Sequence[ExtraLoRA] = (),
+    vae_path: Path | None = None,
+) -> Components:
     """The chosen model, with all of its parts found and checked; no weights are read.
+
+    Args:
+        model, lora, text_encoder, audio_encoder, vae: as the widgets of Load Model say.
+        extra_loras: merged too.
+        vae_path: a VAE that is used instead of the one that `vae` says.
 
     Raises:
         LiveAvatarError: what is missing or does not fit, and how to get it.
     """
     if model == MINIATURE:
-        return open_components("mini")
+        return open_components("mini", extra_loras=extra_loras, vae=vae_path or (vae if vae in VAE_WORDS else None))
     chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
     given = {part: _chosen(part, name) for part, name in chosen.items() if name != AUTOMATIC}
+    if vae_path is not None:
+        given["vae"] = vae_path
     place = _model_place(model)
     with opening_files_once():
         items = inspect_model(place, **given).items
         lacking = {item.name.replace(" ", "_").lower() for item in items if not item.usable}
         found = {part: path for part in lacking & (set(chosen) - set(given)) if (path := _likely(part))}
-        return FolderComponents(find_model(place, **given, **found), name=model)
+        return FolderComponents(find_model(place, extra_loras=extra_loras, **given, **found), name=model)
 
 
-def model_fault(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> bool | str:
-    """True where a model is here with all of its parts, else what is missing and how to get it."""
+def model_fault(
+    model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str, vae_linked: bool = False
+) -> bool | str:
+    """True where a model is here with all of its parts, else what is missing and how to get it.
+
+    A linked VAE is not known yet: that of the miniature stands in for it.
+    """
+    instead = MINI_FOLDER / "vae" if vae_linked and model != MINIATURE else None
     try:
         with refused_in_widgets():
-            open_model(model, lora, text_encoder, audio_encoder, vae)
+            open_model(model, lora, text_encoder, audio_encoder, AUTOMATIC if vae_linked else vae, vae_path=instead)
     except LiveAvatarError as error:
         return f"{error} Then press R to refresh." if isinstance(error, MissingFilesError) else str(error)
     return True
 
 
 def open_vae(name: str, device: Any, dtype: Any) -> Any:
-    """A VAE of the category vae, loaded.
+    """A VAE of the category vae, or a tiny one of vae_approx, loaded.
 
     Raises:
         LiveAvatarError: no such file, or no VAE of Wan 2.1.
     """
+    if name in _tiny_vaes():
+        return load_tiny(_place(PLACES["tiny_vae"].category, name), device, dtype)
     return load_vae(_place("vae", name), device, dtype)
 
 
@@ -125,8 +189,15 @@ def _place(category: str, name: str) -> Path:
 
 
 def _chosen(part: str, name: str) -> str | Path:
-    """A part that was chosen by name; a LoRA may be chosen not to be."""
-    return NO_LORA if part == "lora" and name == NO_LORA else _place(PLACES[part].category, name)
+    """A part that was chosen by name; a LoRA may be chosen not to be, and for a VAE a word may stand."""
+    if (part, name) == ("lora", NO_LORA) or (part == "vae" and name in VAE_WORDS):
+        return name
+    tiny = part == "vae" and name in _tiny_vaes()
+    return _place(PLACES["tiny_vae" if tiny else part].category, name)
+
+
+def _tiny_vaes() -> list[str]:
+    return [name for name in _names(PLACES["tiny_vae"].category) if is_named_like("tiny_vae", name)]
 
 
 def _likely(part: str) -> Path | None:

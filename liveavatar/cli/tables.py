@@ -35,7 +35,7 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Which stage runs where, how it is kept, the bytes per device, and the speed where it is foreseen."""
+    """Which stage runs where, how it is kept, the bytes per device, and an estimate of the speed."""
     worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
     lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.partition}, {worked}"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
@@ -53,6 +53,8 @@ def plan_lines(plan: Plan) -> list[str]:
         room = f" of {gigabytes(usable[device])} usable, {gigabytes(usable[device] - total)} rest" if usable else ""
         lines.append(f"memory  {device}: {gigabytes(total)}{room}{beside and ' (with' + beside[1:] + ')'}")
     lines += [f"kept    {kept}" for kept in _kept(plan)]
+    if plan.tiny_decoder:
+        lines.append("kept    VAE: a tiny decoder makes the frames, the VAE encodes the portrait")
     if plan.vae_tiles != (1, 1):
         rows_of, columns = plan.vae_tiles
         rest = f", what they remember on the host ({gigabytes(plan.vae_host)})" if plan.vae_host else ""
@@ -64,7 +66,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f = plan.forecast
         lines.append(
             f"pace    {f.fps:.1f} frames per second, a block every {f.seconds_per_block:.2f} s, the first frames after "
-            f"{f.first_frames_seconds:.1f} s of work (foreseen from {f.source} speeds, stages side by side)"
+            f"{f.first_frames_seconds:.1f} s of work (an estimate from {f.source} speeds, layers "
+            f"{'compiled' if plan.compiled else 'not compiled'}, stages side by side)"
         )
     lines.append(f"        (the encoders come and go before the network, {gigabytes(plan.encoders)} at most)")
     return [*lines, *_snapshot_lines(plan)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..config import MOTION_LATENTS, ModelConfig
 from ..storage import WeightFormat
-from ..utils import to_device_async
+from ..utils import to_device_async, without_memory
 from .attention import layer_norm
 from .audio_encoder import CausalAudioEncoder
 from .layer import EAGER, AudioInjector, AudioTokens, KVCache, Layer, LayerOps, TextKV
@@ -250,7 +250,7 @@ def empty_transformer(
     config: ModelConfig, model_slice: ModelSlice, weights: WeightFormat = "plain"
 ) -> CausalS2VTransformer:
     """A part without memory, on the meta device, with its large matrices in a format: ready to be filled."""
-    with torch.device("meta"):
+    with without_memory():
         net = CausalS2VTransformer(config, model_slice)
     replace_linears(net, weights)
     return net

@@ -15,8 +15,9 @@ from ..request import ResolvedRequest, VideoShape, resolve_size
 from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
 from ..utils import format_bytes
-from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Forecast, Hardware
+from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Hardware
 from .memory import DTYPE_BYTES
+from .pace import Forecast
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
 from .search import (
     DEFAULT_OPTIONS,
@@ -161,8 +162,10 @@ def candidate_plan(
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
     ]
     vae, tiles = topology.vae.name, candidate.tiles
-    plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles)
-    plan = dataclasses.replace(plan, processes=options.processes)
+    plan = assemble(
+        resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles, options.tiny
+    )
+    plan = dataclasses.replace(plan, processes=options.processes, compiled=options.compiled)
     used = plan.total_by_device
     return dataclasses.replace(
         plan,
@@ -325,4 +328,4 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]
     vae, dtype = devices[-1].name, search.options.dtype
-    return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles)
+    return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles, search.options.tiny)

@@ -32,6 +32,7 @@ LAYERS = (
         "storage",
         "interrupt",
         "device_names",
+        "gpus",
         "private_files",
         "utils",
         "events",
@@ -59,6 +60,7 @@ LAYERS = (
     {
         "cli",
         "bench/command",
+        "bench/command_frames",
         "bench/command_model",
         "bench/command_pipeline",
         "bench/command_suite",

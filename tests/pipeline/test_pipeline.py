@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from cli.runs import write_inputs
+from safetensors.torch import save_file
 
 import liveavatar
-from liveavatar.components import open_components
+from liveavatar.components import loras_of, open_components
 from liveavatar.config import MINI
 from liveavatar.encoders.audio import encode_audio, gather_frame_features, hidden_states
 from liveavatar.engine.backend import LocalBackend
@@ -23,6 +24,7 @@ from liveavatar.errors import (
     AudioError,
     Cancelled,
     ImageError,
+    LoRAError,
     ModelError,
     OutputError,
     PlanError,
@@ -393,3 +395,18 @@ def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatar
     with pytest.raises(RequestError, match="Did you mean size"):
         pipeline(face, voice, sise="64x64")
     assert not list(tmp_path.iterdir())
+
+
+def test_further_loras_are_given_alone_or_with_their_strength(tmp_path: Path) -> None:
+    style, module = tmp_path / "style.safetensors", "blocks.0.self_attn.q"
+    save_file(
+        {f"{module}.lora_A.weight": torch.ones(2, MINI.dim), f"{module}.lora_B.weight": torch.ones(MINI.dim, 2)}, style
+    )
+    for given, strengths in ((style, [1.0]), ([str(style), (style, 0.5)], [1.0, 0.5])):
+        front = LiveAvatarPipeline.from_pretrained("mini", devices=("cpu",), extra_loras=given)
+        assert [report.strength for report in loras_of(front.components)[1:]] == strengths
+    for wrong, words in (((style, "much"), "strength 'much' of a LoRA"), (3, "The LoRA of type int is no path")):
+        with pytest.raises(LoRAError, match=words):
+            LiveAvatarPipeline.from_pretrained("mini", devices=("cpu",), extra_loras=[wrong])
+    with pytest.raises(LoRAError, match="takes no LoRA"):
+        LiveAvatarPipeline.from_pretrained("untrained", devices=("cpu",), extra_loras=[style])

@@ -52,6 +52,15 @@ beforeEach(() => {
   open(graph(nodes()));
 });
 
+test("of a list of voices the panel says which video is made, from the second on", () => {
+  say("liveavatar.progress", AT);
+  assert.ok(!text(7).includes("video"));
+  say("liveavatar.progress", { ...AT, item: 2 });
+  assert.ok(text(7).includes("video 2 · block 3/10 · step 2/4"));
+  say("liveavatar.progress", { ...AT, item: 2, phase: "encoding the voice" });
+  assert.ok(text(7).includes("video 2 · encoding the voice"));
+});
+
 test("only our nodes get a widget, and it is kept out of prompts and workflows", () => {
   assert.equal(app.rootGraph.getNodeById(9).widgets.length, 0);
   for (const id of [5, 7, 8]) {

@@ -21,6 +21,7 @@ const WORDS = {
     idlePlan: "Run the graph to see the plan.",
     block: (at, of) => `block ${at}/${of}`,
     step: (at, of) => `step ${at}/${of}`,
+    item: (n) => `video ${n}`,
     ready: (now, all) => (all ? `${now} of ${all} s ready` : `${now} s ready`),
     fps: (n) => `${n} fps`,
     left: (t) => `${t} left`,
@@ -40,6 +41,7 @@ const WORDS = {
     idlePlan: "运行后在此显示计划。",
     block: (at, of) => `第 ${at}/${of} 块`,
     step: (at, of) => `第 ${at}/${of} 步`,
+    item: (n) => `第 ${n} 个视频`,
     ready: (now, all) => (all ? `已完成 ${now} / ${all} 秒` : `已完成 ${now} 秒`),
     fps: (n) => `${n} 帧/秒`,
     left: (t) => `剩余 ${t}`,
@@ -99,8 +101,10 @@ export function lines(say, at, took) {
   if (at.phase === "cancelled") return { summary: say.cancelled(at.seconds_ready ? tenth(at.seconds_ready) : "") };
   if (at.phase === "failed") return { summary: say.failed };
   const blocks = at.blocks ? [say.block(at.block, at.blocks), at.steps ? say.step(at.step, at.steps) : ""] : [];
+  const doing = blocks.length && at.phase === "generating" ? blocks.filter(Boolean).join(" · ") : named(say, at.phase ?? "");
+  const item = number(at.item) > 1 ? say.item(at.item) : "";
   return {
-    left: blocks.length && at.phase === "generating" ? blocks.filter(Boolean).join(" · ") : named(say, at.phase ?? ""),
+    left: [item, doing].filter(Boolean).join(" · "),
     ready: at.seconds ? say.ready(tenth(at.seconds_ready), tenth(at.seconds)) : "",
     fps,
     eta: number(at.eta) === null ? "" : say.left(duration(say, at.eta)),
