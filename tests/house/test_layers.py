@@ -49,6 +49,7 @@ LAYERS = (
         "doctor",
         "recorder",
         "hardware_cache",
+        "inputs",
         "conditioning_cache",
         "mini/judge",
         "mini/exam",
