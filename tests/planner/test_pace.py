@@ -19,7 +19,8 @@ from liveavatar.planner.memory import DTYPE_BYTES, aux_models
 from liveavatar.planner.pace import compute_seconds, layer_traffic, layer_work
 from liveavatar.request import Request, image_size_for, resolve
 from liveavatar.storage import StorageConfig
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae
 
 COUNTED = 0.03
 """How far a count may be from what is reckoned with."""
@@ -49,7 +50,7 @@ def test_what_a_layer_moves_is_counted(weights, layer, rows, columns):
     ids=["14B", "untrained", "mini"],
 )
 def test_what_the_vae_moves_is_counted(config, dtype, settings: dict[str, Any]):
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.inference_mode():
         vae = build_vae(**{name: value for name, value in settings.items() if not name.startswith("_")}).to(dtype)
         state, latents = DecodeState.empty(vae), torch.empty(16, 3, 24, 24)
         decode_block(vae, state, latents)
