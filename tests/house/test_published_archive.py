@@ -20,7 +20,6 @@ PUBLISHED = {
     "SECURITY.md",
     "__init__.py",
     "docs",
-    "examples",
     "liveavatar",
     "locales",
     "nodes",

@@ -31,6 +31,12 @@ def prompt(name: str) -> dict:
     return json.loads((FOLDER / "api" / f"{name[3:]}.json").read_text(encoding="utf-8"))
 
 
+def test_comfyui_finds_no_second_folder_of_templates():
+    """Of folders by these names it serves only one, and lists the files of all."""
+    names = ("example_workflows", "example", "examples", "workflow", "workflows")
+    assert [name for name in names if (PROJECT / name).exists()] == ["workflows"]
+
+
 def test_all_examples_are_there_each_with_its_api_twin_and_thumbnail():
     assert NAMES == EXPECTED
     assert sorted(p.stem for p in (FOLDER / "api").iterdir()) == sorted(name[3:] for name in EXPECTED)
