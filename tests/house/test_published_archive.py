@@ -29,7 +29,7 @@ PUBLISHED = {
     "web",
     "workflows",
 }
-"""Files and folders at the top of the archive, each whole; of docs/ only the pages, which the README leads to."""
+"""Files and folders at the top of the archive, each whole; of docs/ only the pages, which the README leads to, and their code."""
 
 
 def git(*words: str, cwd: Path = PROJECT) -> str:
@@ -82,7 +82,7 @@ def test_the_archive_holds_what_users_need_and_nothing_else(checkout, tracked, t
         packed = {name for name in archive.namelist() if not name.endswith("/")}
     assert {name.split("/")[0] for name in packed} == PUBLISHED
     wanted = {name for name in tracked if name.split("/")[0] in PUBLISHED}
-    assert packed == {name for name in wanted if not name.startswith("docs/") or name.endswith(".md")}
+    assert packed == {name for name in wanted if not name.startswith("docs/") or name.endswith((".md", ".py"))}
 
 
 def test_make_package_makes_what_the_registry_s_tool_makes_and_the_same_bytes_again(checkout, tmp_path):
