@@ -29,7 +29,7 @@ PUBLISHED = {
     "web",
     "workflows",
 }
-"""Files and folders at the top of the archive, each whole; of docs/ only the pages, which the README leads to, and their code."""
+"""Files and folders at the top of the archive, each whole; of docs/ only the pages and their code."""
 
 
 def git(*words: str, cwd: Path = PROJECT) -> str:
