@@ -138,13 +138,13 @@ def _run_once(
 
     layers = len(net.slice.layers)
     text_kv = [TextKV(heads(config.text_len), heads(config.text_len))] * layers
-    time = torch.zeros(6, config.dim, device=device)
+    modulation = torch.zeros(layers, 6, config.dim, device=device)
     rope = grid.reference() + grid.motion()
     sink_tokens = len(rope.cos)
     caches: list[KVCache]
     if not shape:
         caches = [SinkRecorder(frame) for _ in range(layers)]
-        net.run_layers(zeros(sink_tokens, config.dim), time, rope, text_kv, caches, None, ops)
+        net.run_layers(zeros(sink_tokens, config.dim), modulation, rope, text_kv, caches, None, ops)
         return
     block = shape - 1
     kv_cache = RollingKVCache.empty(frame, config.num_heads, config.head_dim, dtype, device, window_blocks)
@@ -155,13 +155,15 @@ def _run_once(
         zeros(1, BLOCK_LATENTS, config.dim), zeros(1, BLOCK_LATENTS, config.num_audio_token + 1, config.dim)
     )
     tokens = zeros(BLOCK_LATENTS * frame, config.dim)
-    net.run_layers(tokens, time, grid.block(block), text_kv, caches, audio, ops)
+    net.run_layers(tokens, modulation, grid.block(block), text_kv, caches, audio, ops)
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which shares no compiled graphs with any other."""
     assert isinstance(function, types.FunctionType)
-    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
 
 
 def _reason(error: Exception) -> str:
