@@ -52,6 +52,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "vae_tiles": (*_TEXT, type(None)),
     "processes": _SWITCH,
     "compile": _SWITCH,
+    "attention": _TEXT,
 }
 """Of the fields of a `Placement`; those of its devices and its storage are looked at one by one."""
 _WORDS: Mapping[type, str] = {
@@ -91,6 +92,7 @@ class Placement:
         vae_tiles: "RxC", rows and columns of tiles in which the VAE works; None: whole, or as it is chosen.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
+        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
 
     Raises:
         PlanError: a value is of another type, or a word that is not known. Whether it is possible, the plan says.
@@ -110,6 +112,7 @@ class Placement:
     vae_tiles: str | None = None
     processes: bool = False
     compile: bool = False
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.devices, tuple) or not all(isinstance(name, str) for name in self.devices):
@@ -175,8 +178,11 @@ class Placement:
 
         Raises:
             PlanError: naming those that are.
-            ModelError: naming what is missing.
+            ModelError: naming what is missing: of a compiler, or the package of an attention backend.
         """
+        from .model.attention_backends import check_attention
+
+        check_attention(self.attention)
         refuse_multi_gpu_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         for device in self.devices:
@@ -257,7 +263,7 @@ class Placement:
                 vae_tiles=self.tiles,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
-            return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile)
+            return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile, attention=self.attention)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
@@ -338,7 +344,7 @@ class Placement:
                 f"leaves {format_bytes(self.cap)} to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
-        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)
+        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile, attention=self.attention)
 
 
 def _float8_notes(plan: Plan) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
-from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..storage import ATTENTION_BACKENDS, PLAIN, KVDtype, StorageConfig, WeightFormat
 from .parser import number, whole_number
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile",
         action="store_true",
         help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster",
+    )
+    parser.add_argument(
+        "--attention",
+        default="auto",
+        metavar="|".join(ATTENTION_BACKENDS[:-1]),
+        help="what self-attention is done with: PyTorch's own kernels (auto, sdpa), or those of a package that is "
+        "installed; each is tried on its device first",
     )
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
@@ -200,6 +207,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         vae_tiles=arguments.vae_tiles,
         processes=arguments.engine == "ray",
         compile=arguments.compile,
+        attention=arguments.attention,
     )
 
 
@@ -212,6 +220,10 @@ def check_placement_options(arguments: argparse.Namespace) -> None:
     check_engine(arguments.engine)
     if arguments.prefer not in PREFERENCES:
         raise RequestError(f"The preference {arguments.prefer!r} is not known.", f"Use {_one_of(PREFERENCES)}.")
+    if arguments.attention not in ATTENTION_BACKENDS:
+        raise RequestError(
+            f"The attention {arguments.attention!r} is not known.", f"Use {_one_of(ATTENTION_BACKENDS[:-1])}."
+        )
     storage_of(arguments)
 
 

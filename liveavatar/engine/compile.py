@@ -21,6 +21,7 @@ import torch
 from ..compiler import compile_error
 from ..config import BLOCK_LATENTS, SPATIAL_STRIDE
 from ..errors import LiveAvatarError
+from ..model.attention import AttentionKernel
 from ..model.kv_cache import BlockCache, RollingKVCache, SinkKV, SinkRecorder, Window
 from ..model.layer import EAGER, AudioTokens, KVCache, LayerOps, TextKV
 from ..model.quantize import supports_fp8_matmul
@@ -68,36 +69,40 @@ class CompiledLayers:
             )
         except (ImportError, RuntimeError) as error:
             raise compile_error(_reason(error)) from error
-        self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[int]] = weakref.WeakKeyDictionary()
+        self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[tuple[int, str]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
-    def is_compiled_for(self, net: CausalS2VTransformer) -> bool:
-        """Whether a network can work without anything being compiled for it."""
-        return len(self._compiled.get(net, ())) == self.forms or not net.slice.layers
+    def is_compiled_for(self, net: CausalS2VTransformer, kernel: AttentionKernel) -> bool:
+        """Whether a network can work with a kernel of self-attention without anything being compiled for it."""
+        forms = [form for form, name in self._compiled.get(net, ()) if name == kernel.name]
+        return len(forms) == self.forms or not net.slice.layers
 
-    def warm_up(self, net: CausalS2VTransformer, shape: int, dtype: torch.dtype) -> None:
+    def warm_up(self, net: CausalS2VTransformer, shape: int, dtype: torch.dtype, kernel: AttentionKernel) -> None:
         """Run all layers of a network once on made-up data, in one form; what is new is compiled.
 
         Args:
             net: whose layers.
             shape: 0 to `forms` - 1.
             dtype: of the tokens.
+            kernel: of self-attention.
 
         Raises:
             ModelError: it cannot be compiled here.
         """
-        if shape in (known := self._compiled.setdefault(net, set())) or not net.slice.layers:
+        if (shape, kernel.name) in (known := self._compiled.setdefault(net, set())) or not net.slice.layers:
             return
         try:
             grid = RopeGrid(self.rows, self.columns, net.config.head_dim, self.device)
             with _room_for(self.forms):
-                _run_once(net, grid, shape, dtype, self.ops, self.window_blocks)
+                _run_once(net, grid, shape, dtype, self.ops.attending(kernel), self.window_blocks)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except (LiveAvatarError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # compilers raise errors of many kinds, and start programs that do
             raise compile_error(_reason(error)) from error
-        known.add(shape)
+        known.add((shape, kernel.name))
 
 
 def _room_for(forms: int) -> AbstractContextManager[Any]:

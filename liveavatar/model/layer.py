@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
@@ -212,6 +213,10 @@ class LayerOps:
     post_attention: Callable[..., torch.Tensor]
     inject_audio: Callable[..., torch.Tensor]
     apply_rope: Callable[[torch.Tensor, Rope], torch.Tensor]
+
+    def attending(self, kernel: AttentionKernel) -> LayerOps:
+        """The same with a kernel of self-attention."""
+        return dataclasses.replace(self, post_attention=functools.partial(self.post_attention, kernel=kernel))
 
 
 EAGER = LayerOps(Layer.pre_attention, Layer.post_attention, inject_audio, apply_rope)

@@ -259,7 +259,7 @@ class TensorFloat8Linear(Float8Linear):
         parts = len(self.fused_from)
         biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
         weights = zip(self.weight.chunk(parts), self.weight_scale.unbind(), biases, strict=True)
-        return torch.cat([_tensor_product(*inputs, *part) for part in weights], -1)
+        return torch.cat([_tensor_product(*inputs, weight, scale, bias) for weight, scale, bias in weights], -1)
 
 
 _LINEAR_CLASSES: dict[WeightFormat, type[EightBitLinear]] = {

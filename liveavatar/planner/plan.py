@@ -146,6 +146,7 @@ class Plan:
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
         compiled: whether layers are compiled before the first block.
         clip_blocks: blocks of a clip, and of every KV cache.
+        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
     """
 
     model: str
@@ -168,6 +169,7 @@ class Plan:
     processes: bool = False
     compiled: bool = False
     clip_blocks: int = CLIP_BLOCKS
+    attention: str = "auto"
 
     @property
     def _owners(self) -> list[StagePlan]:
