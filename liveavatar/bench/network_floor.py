@@ -35,7 +35,7 @@ _CONFIG = ModelConfig(
     audio_layers=3,
     audio_inject_layers=(0, 2),
 )
-_FLOOR = ("mm", "addmm", "bmm", "baddbmm", "linear")
+_FLOOR = ("mm", "addmm", "bmm", "baddbmm", "linear", "_linear_pointwise")
 
 
 @dataclasses.dataclass(frozen=True)

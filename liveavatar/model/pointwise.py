@@ -23,7 +23,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / root mean square over the last dimension, rounded to x's dtype, then times a weight."""
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square()
     scaled = _rounded(x.dtype, torch.mul, x, torch.rsqrt(square / x.shape[-1] + eps))
-    return scaled * weight if _is_traced(scaled, weight) else scaled.mul_(weight)
+    return scaled * weight if is_traced(scaled, weight) else scaled.mul_(weight)
 
 
 def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
@@ -45,19 +45,19 @@ def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, dtype: 
 
 def add_to(total: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
     """total + summand in total's dtype; total's memory is used for it where that may be."""
-    return total + summand if _is_traced(total, summand) else total.add_(summand)
+    return total + summand if is_traced(total, summand) else total.add_(summand)
 
 
 def _rounded(dtype: torch.dtype, function: Callable[..., torch.Tensor], *operands: torch.Tensor) -> torch.Tensor:
     """The result of a pointwise function in a dtype, computed in the operands' widest dtype: one pass."""
-    if _is_traced(*operands):
+    if is_traced(*operands):
         return function(*operands).to(dtype)
     shape = torch.broadcast_shapes(*(operand.shape for operand in operands))
     out = torch.empty(shape, dtype=dtype, device=operands[0].device)
     return function(*operands, out=out)
 
 
-def _is_traced(*operands: torch.Tensor) -> bool:
+def is_traced(*operands: torch.Tensor) -> bool:
     """Whether what happens is recorded: for gradients, or by a compiler."""
     if torch.compiler.is_compiling():
         return True

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ModelError
 from ..storage import FP8_CAPABILITY, WeightFormat
-from .fused import FusedRows
+from .fused import FusedRows, linear
 
 KEPT_IN_WORKING_DTYPE = (
     "text_embedding",
@@ -56,9 +55,9 @@ def replace_linears(net: nn.Module, weights: WeightFormat) -> None:
         return
     kind = _LINEAR_CLASSES[weights]
     found = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear) and is_quantized(path)]
-    for path, linear in found:
-        with linear.weight.device:
-            place = kind.like(linear)
+    for path, plain in found:
+        with plain.weight.device:
+            place = kind.like(plain)
         _replace(net, path, place)
 
 
@@ -98,15 +97,15 @@ def quantize_linears(net: nn.Module, weights: WeightFormat) -> None:
     """
     if weights == "plain":
         return
-    for path, linear in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
+    for path, plain in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
         if not is_quantized(path):
             continue
         with torch.device("meta"):
-            quantized = _LINEAR_CLASSES[weights].like(linear)
-        parts = linear.weight.detach().chunk(len(quantized.fused_from) or 1)
+            quantized = _LINEAR_CLASSES[weights].like(plain)
+        parts = plain.weight.detach().chunk(len(quantized.fused_from) or 1)
         for slot, tensor in quantized.quantize_parts(parts).items():
             quantized._parameters[slot] = nn.Parameter(tensor, requires_grad=False)
-        quantized.bias = linear.bias
+        quantized.bias = plain.bias
         _replace(net, path, quantized.eval())
 
 
@@ -201,7 +200,7 @@ class EightBitLinear(FusedRows):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] in the working dtype -> [..., out_features]"""
-        return F.linear(x, self.unpacked(x.dtype), self.bias)
+        return linear(x, self.unpacked(x.dtype), self.bias)
 
     def _row_scales(self) -> torch.Tensor:
         """What the rows of the matrix are multiplied with."""

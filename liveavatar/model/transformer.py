@@ -15,6 +15,7 @@ from ..storage import WeightFormat
 from ..utils import to_device_async
 from .attention import Attention
 from .audio_encoder import CausalAudioEncoder
+from .fused import untrained_linears
 from .layer import EAGER, AudioInjector, AudioTokens, KVCache, Layer, LayerOps, TextKV
 from .pointwise import layer_norm, modulated
 from .quantize import replace_linears
@@ -261,6 +262,8 @@ def empty_transformer(
     """
     with torch.device("meta"):
         net = CausalS2VTransformer(config, model_slice)
+    untrained_linears(net.blocks)
+    untrained_linears(net.audio_injector)
     for _, layer in net.numbered_layers():
         layer.self_attn.fuse("qkv")
         layer.cross_attn.fuse("kv")
