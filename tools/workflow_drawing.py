@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 import tomllib
 
-from .workflow_graphs import Graph, Item
+from .workflow_graphs import GRAPHS, NOTE, READ_ME, Graph, Item
 from .workflow_kinds import API_ONLY, CORE, Kind, kinds
-from .workflow_layout import Box, Layout, lay_out
+from .workflow_layout import Box, Layout, lay_out, view
 
 PROJECT = Path(__file__).parents[1]
+ENGLISH = PROJECT / "locales" / "en" / "nodeDefs.json"
 CORE_VERSION = "0.3.64"
 """The oldest ComfyUI the graphs are for, as pyproject.toml says."""
 
@@ -22,23 +25,41 @@ def version() -> str:
     return tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
-class Drawing:
-    """One description with ids, links and places."""
+def display_name(kind: str) -> str:
+    """What a node is called in English, without the pack's name behind it; core's by the words of their type."""
+    ours = json.loads(ENGLISH.read_text(encoding="utf-8")).get(kind)
+    return ours["display_name"].split(" (")[0] if ours else re.sub("(?<=[a-z])(?=[A-Z])", " ", kind)
 
-    def __init__(self, graph: Graph) -> None:
+
+class Drawing:
+    """One description with ids, links and places.
+
+    Ids of nodes and links begin at another hundred in each graph, so that two of them in one workflow do not meet in
+    what ComfyUI keeps by id.
+    """
+
+    def __init__(self, graph: Graph, first: int | None = None, outside: str = "") -> None:
+        """
+        Args:
+            graph: the description.
+            first: where the ids begin; left out, at the hundred that is the graph's own.
+            outside: a key that no node has; what is wired to it comes from outside of the graph.
+        """
         self.graph = graph
         self.kinds = kinds()
-        self.items = [item for _, column in graph.columns for item in column]
-        self.ids = {item.key: number for number, item in enumerate(self.items, 1)}
+        self.items = graph.items
+        self.first = 100 * (1 + GRAPHS.index(graph)) if first is None else first
+        self.ids = {item.key: number for number, item in enumerate(self.items, self.first + 1)}
         self.by_key = {item.key: item for item in self.items}
         self.layout: Layout = lay_out(graph, self.kinds)
         self.links: list[list[Any]] = []
         for item in self.items:
             self._check(item)
             for slot, (name, kind, _) in enumerate(self.kinds[item.type].sockets):
-                if name in item.wires:
+                if name in item.wires and item.wires[name].split(".")[0] != outside:
                     source, output = self._source(item, name, kind)
-                    self.links.append([len(self.links) + 1, self.ids[source], output, self.ids[item.key], slot, kind])
+                    number = self.first + len(self.links) + 1
+                    self.links.append([number, self.ids[source], output, self.ids[item.key], slot, kind])
 
     def _check(self, item: Item) -> None:
         kind = self.kinds[item.type]
@@ -72,35 +93,34 @@ class Drawing:
             nodes[str(self.ids[item.key])] = {
                 "class_type": item.type,
                 "inputs": inputs,
-                "_meta": {"title": item.title},
+                "_meta": {"title": item.title or display_name(item.type)},
             }
         return nodes
 
     def workflow(self) -> dict[str, Any]:
         """The graph as the browser saves it."""
-        note = self._note(len(self.items) + 1)
+        note = self._note(self.first)
+        scale, offset = view(self.layout.boxes.values())
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"live-avatar/{self.graph.name}")),
             "revision": 0,
-            "last_node_id": note["id"],
-            "last_link_id": len(self.links),
-            "nodes": [*(self._node(item) for item in self.items), note],
+            "last_node_id": max(self.ids.values()),
+            "last_link_id": self.first + len(self.links),
+            "nodes": [note, *(self._node(item) for item in self.items)],
             "links": self.links,
-            "groups": [
-                {
-                    "id": n,
-                    "title": title,
-                    "bounding": box.bounding(),
-                    "color": "#3f789e",
-                    "font_size": 24,
-                    "flags": {},
-                }
-                for n, (title, box) in enumerate(self.layout.groups, 1)
-            ],
+            "groups": self.groups(),
             "config": {},
-            "extra": {"ds": {"scale": 0.7, "offset": [60, 120]}},
+            "extra": {"ds": {"scale": scale, "offset": offset}, **self._app()},
             "version": 0.4,
         }
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The frames."""
+        look = {"color": "#3f789e", "font_size": 20, "flags": {}}
+        return [
+            {"id": number, "title": title, "bounding": box.bounding(), **look}
+            for number, (title, box) in enumerate(self.layout.groups, self.first + 1)
+        ]
 
     def _node(self, item: Item) -> dict[str, Any]:
         kind, number = self.kinds[item.type], self.ids[item.key]
@@ -123,8 +143,8 @@ class Drawing:
             properties["models"] = list(item.models)
         box = self.layout.boxes[item.key]
         return {
-            **_frame(number, item.type, box, order=number),
-            "title": item.title,
+            **_frame(number, item.type, box, order=number - self.first),
+            **({"title": item.title} if item.title else {}),
             "inputs": inputs,
             "outputs": outputs,
             "properties": properties,
@@ -137,10 +157,18 @@ class Drawing:
             placed += [value, "fixed"] if name == kind.seed else [value]
         return [*placed, *kind.extra]
 
+    def _app(self) -> dict[str, Any]:
+        """What ComfyUI's app mode shows; cores without it read past this."""
+        given, made = self.graph.app
+        if not made:
+            return {}
+        inputs = [[str(self.ids[key]), widget] for key, _, widget in (name.partition(".") for name in given)]
+        return {"linearData": {"inputs": inputs, "outputs": [str(self.ids[key]) for key in made]}}
+
     def _note(self, number: int) -> dict[str, Any]:
         return {
-            **_frame(number, "MarkdownNote", self.layout.note, order=0),
-            "title": "Read me",
+            **_frame(number, "MarkdownNote", self.layout.boxes[NOTE], order=0),
+            "title": READ_ME[1][0].title,
             "inputs": [],
             "outputs": [],
             "properties": {},

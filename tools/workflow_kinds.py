@@ -26,6 +26,8 @@ class Kind:
     """Entries of widgets_values behind the widgets that are no inputs: upload buttons, a player."""
     seed: str = ""
     """The widget that has "fixed", "randomize"... behind it."""
+    types: tuple[tuple[str, str], ...] = ()
+    """Types of the widgets of our own nodes."""
 
 
 def _core(sockets: Slots, widgets: list[tuple[str, Any]], outputs: Slots, extra: tuple[Any, ...] = ()) -> Kind:
@@ -35,6 +37,7 @@ def _core(sockets: Slots, widgets: list[tuple[str, Any]], outputs: Slots, extra:
 CORE = {
     "LoadImage": _core([], [("image", "")], [("IMAGE", "IMAGE"), ("MASK", "MASK")], ("image",)),
     "LoadAudio": _core([], [("audio", "")], [("AUDIO", "AUDIO")], (None, None)),
+    "RecordAudio": _core([], [("audio", "")], [("AUDIO", "AUDIO")]),
     "SaveVideo": _core(
         [("video", "VIDEO")], [("filename_prefix", "video/ComfyUI"), ("format", "auto"), ("codec", "auto")], []
     ),
@@ -60,5 +63,6 @@ def kinds() -> dict[str, Kind]:
         widgets = [(i["id"], i.get("default")) for i in node["inputs"] if i["type"] in WIDGETS]
         seed = next((i["id"] for i in node["inputs"] if i.get("control_after_generate")), "")
         outputs = [(o["name"], o["type"]) for o in node["outputs"]]
-        found[name] = Kind(tuple(sockets), tuple(widgets), tuple(outputs), seed=seed)
+        types = tuple((i["id"], i["type"]) for i in node["inputs"] if i["type"] in WIDGETS)
+        found[name] = Kind(tuple(sockets), tuple(widgets), tuple(outputs), seed=seed, types=types)
     return found

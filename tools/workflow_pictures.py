@@ -1,4 +1,7 @@
-"""Thumbnails of the example graphs: the graph itself, small, with the portrait in it."""
+"""Thumbnails of the example graphs: what each is for, over the graph itself, small, with the portrait in it.
+
+ComfyUI shows them as squares of about 230 pixels, with its own badge in the upper left corner.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .workflow_drawing import Drawing
-from .workflow_layout import TITLE, Box
+from .workflow_drawing import Drawing, display_name
+from .workflow_graphs import NOTE
+from .workflow_layout import TITLE, Box, wire
 
 PORTRAIT = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets" / "portrait.png"
-SIZE = (768, 432)
+SIZE = (600, 600)
+MARGIN, BADGE, GRAPH = 28, 92, 318
+"""At the sides; the strip that is left for the badge; where the graph begins."""
 FINE = 2
 """Drawn so much larger and then reduced, for smooth edges."""
-BACK, BODY, HEAD, OURS, TEXT, FAINT = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#8d8d9c"
+BACK, BODY, HEAD, OURS, TEXT, SENTENCE = "#17171c", "#2f2f37", "#3d3d48", "#3f5a8c", "#e8e8ee", "#ffd166"
 COLORS = {"VIDEO": "#e8a04c", "IMAGE": "#64b5f6", "AUDIO": "#7fc97f", "LIVEAVATAR_MODEL": "#b39ddb"}
 WIRE = "#7a8fb5"
 
@@ -24,15 +30,14 @@ class _Canvas:
     def __init__(self, drawing: Drawing) -> None:
         self.image = Image.new("RGB", (SIZE[0] * FINE, SIZE[1] * FINE), BACK)
         self.draw = ImageDraw.Draw(self.image)
-        boxes = drawing.layout.boxes.values()
+        boxes = [box for key, box in drawing.layout.boxes.items() if key != NOTE]
         left, top = min(b.left for b in boxes), min(b.top for b in boxes) - TITLE
         width = max(b.left + b.width for b in boxes) - left
         height = max(b.top + b.height for b in boxes) - top
-        room, strip = (SIZE[0] - 48) * FINE, 56 * FINE
-        self.scale = min(room / width, ((SIZE[1] - 24) * FINE - strip) / height)
+        room, high = (SIZE[0] - 2 * MARGIN) * FINE, (SIZE[1] - MARGIN - GRAPH) * FINE
+        self.scale = min(room / width, high / height)
         self.left = (SIZE[0] * FINE - width * self.scale) / 2 - left * self.scale
-        spare = (SIZE[1] - 24) * FINE - strip - height * self.scale
-        self.top = strip + spare / 2 - top * self.scale
+        self.top = GRAPH * FINE + (high - height * self.scale) / 2 - top * self.scale
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         return x * self.scale + self.left, y * self.scale + self.top
@@ -46,15 +51,31 @@ class _Canvas:
 
 
 def draw(drawing: Drawing, path: Path) -> None:
-    """Write a JPEG of 768 x 432."""
+    """Write a JPEG."""
     canvas = _Canvas(drawing)
-    name = drawing.graph.name.replace("_", " ")
-    canvas.text(24 * FINE, 30 * FINE, f"Live Avatar  ·  {name}", 20 * FINE, TEXT)
+    heading = drawing.graph.note.splitlines()[0].removeprefix("# ")
+    top = BADGE + 26
+    for text, size, color in ((heading, 44, TEXT), (drawing.graph.sentence, 36, SENTENCE)):
+        for line in _lines(text, size):
+            canvas.text(MARGIN * FINE, top * FINE, line, size * FINE, color)
+            top += size + 10
     for link in drawing.links:
         _wire(canvas, drawing, link)
     for item in drawing.items:
         _node(canvas, drawing, item.key)
     canvas.image.resize(SIZE, Image.Resampling.LANCZOS).save(path, quality=88, optimize=True)
+
+
+def _lines(text: str, size: int) -> list[str]:
+    """As many words in each as there is room for."""
+    font, lines = ImageFont.load_default(size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > SIZE[0] - 2 * MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
@@ -63,13 +84,13 @@ def _node(canvas: _Canvas, drawing: Drawing, key: str) -> None:
     canvas.rectangle(Box(box.left, box.top - TITLE, box.width, box.height + TITLE), OURS if ours else HEAD, 14)
     canvas.rectangle(Box(box.left, box.top + 12, box.width, box.height - 12), BODY, 14)
     x, y = canvas.at(box.left + 14, box.top - 9)
-    title = item.title.split(":")[0]
+    title = display_name(item.type)
     size = max(34 * canvas.scale, 9 * FINE)
     size *= min(1.0, (box.width - 28) * canvas.scale / ImageFont.load_default(size).getlength(title))
     canvas.text(x, y, title, size, TEXT)
-    if item.type in ("LoadImage", "SaveVideo", "LiveAvatarDecode", "LiveAvatarGenerate"):
+    if item.type in ("LoadImage", "LiveAvatarDecode", "LiveAvatarGenerate"):
         _face(canvas, box)
-    elif item.type == "LoadAudio":
+    elif item.type in ("LoadAudio", "RecordAudio"):
         _sound(canvas, box)
     else:
         for row in range(min(len(drawing.kinds[item.type].widgets), int((box.height - 70) // 46))):
@@ -98,14 +119,7 @@ def _sound(canvas: _Canvas, box: Box) -> None:
 
 def _wire(canvas: _Canvas, drawing: Drawing, link: list) -> None:
     _, source, output, target, slot, kind = link
-    boxes = drawing.layout.boxes
-    start, end = boxes[drawing.items[source - 1].key], boxes[drawing.items[target - 1].key]
-    x0, y0 = canvas.at(start.left + start.width, start.top + 20 + 24 * output)
-    x1, y1 = canvas.at(end.left, end.top + 20 + 24 * slot)
-    bend = max(abs(x1 - x0) / 2, 30)
-    points = []
-    for n in range(33):
-        t = n / 32
-        a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
-        points.append((a * x0 + b * (x0 + bend) + c * (x1 - bend) + d * x1, (a + b) * y0 + (c + d) * y1))
-    canvas.draw.line(points, fill=COLORS.get(kind, WIRE), width=2 * FINE, joint="curve")
+    keys, boxes = {number: key for key, number in drawing.ids.items()}, drawing.layout.boxes
+    curve = wire(boxes[keys[source]].output(output), boxes[keys[target]].input(slot), points=33)
+    color = COLORS.get(kind, WIRE)
+    canvas.draw.line([canvas.at(*point) for point in curve], fill=color, width=2 * FINE, joint="curve")

@@ -36,6 +36,8 @@
     return root().nodes.map(({ id, boundingRect: [x, y, width, height] }) => box(id, { x, y, width, height }));
   };
 
+  const view = () => ({ scale: app.canvas.ds.scale, wordless: !!app.canvas.low_quality });
+
   const focus = async (types) => {
     app.canvas.selectItems(root().nodes.filter((node) => types.includes(node.type)));
     await app.extensionManager.command.execute("Comfy.Canvas.FitView");
@@ -58,5 +60,5 @@
     });
   const moving = () => videos().filter((one) => one.currentTime > 0.3).map((one) => one.currentSrc);
 
-  window.look = { app, root, all, panels, heard, ends, boxes, focus, visible, unknown, videos, play, moving };
+  window.look = { app, root, all, panels, heard, ends, boxes, view, focus, visible, unknown, videos, play, moving };
 })();

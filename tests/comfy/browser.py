@@ -66,21 +66,54 @@ class Look:
             return sorted(json.load(answer).get(FOLDER, []))
 
     def open(self, template: str) -> dict[str, Any]:
-        """Load a template as the template browser does; the graph."""
-        with urllib.request.urlopen(
-            f"{self.url}/api/workflow_templates/{FOLDER}/{template}.json", timeout=60
-        ) as answer:
+        """Load a template as the template browser does, with or without its place in the list; the graph."""
+        name = next(one for one in self.templates() if template in (one, one[3:]))
+        with urllib.request.urlopen(f"{self.url}/api/workflow_templates/{FOLDER}/{name}.json", timeout=60) as answer:
             graph = json.load(answer)
-        self.show(graph, template)
+        self._load(graph, name, {"openSource": "template"})
         return graph
 
     def show(self, graph: dict[str, Any], name: str) -> None:
-        """Load a graph and wait until all of its nodes are there and drawn."""
-        self.page.evaluate("([graph, name]) => look.app.loadGraphData(graph, true, true, name)", [graph, name])
-        count = len(graph["nodes"])
-        self.page.wait_for_function(f"() => look.root().nodes.length === {count}", timeout=60_000)
+        """Load a graph and bring all of it into view."""
+        self._load(graph, name, {})
+        if not graph["nodes"]:
+            return
         self.page.evaluate("() => look.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1500)
+
+    def _load(self, graph: dict[str, Any], name: str, options: dict[str, Any]) -> None:
+        """Until all of its nodes are there and drawn."""
+        load = "([graph, name, options]) => look.app.loadGraphData(graph, true, true, name, options)"
+        self.page.evaluate(load, [graph, name, options])
+        self.page.wait_for_function(f"() => look.root().nodes.length === {len(graph['nodes'])}", timeout=60_000)
+        self.page.wait_for_timeout(1500)
+
+    @contextlib.contextmanager
+    def sized(self, width: int, height: int) -> Iterator[None]:
+        """A window of another size."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_timeout(700)
+        try:
+            yield
+        finally:
+            self.page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+            self.page.wait_for_timeout(700)
+
+    def view(self) -> dict[str, Any]:
+        """{"scale", "wordless"}: how large the graph is shown, and whether the classic canvas leaves words out."""
+        return self.page.evaluate("() => look.view()")
+
+    def sizes(self) -> dict[int, tuple[float, float]]:
+        """Width and height of every node as drawn, with its title bar, in the graph's own measure."""
+        scale = self.view()["scale"] if self.mode == "nodes2" else 1.0
+        boxes = self.page.evaluate("() => look.boxes()")
+        return {int(box["id"]): (box["width"] / scale, box["height"] / scale) for box in boxes}
+
+    def has_command(self, name: str) -> bool:
+        """Whether this frontend knows a command."""
+        return self.page.evaluate(
+            "(name) => look.app.extensionManager.command.commands.some((one) => one.id === name)", name
+        )
 
     def unknown(self) -> list[str]:
         """Node types that this ComfyUI does not have, and the frontend's own word that some are missing."""

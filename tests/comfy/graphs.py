@@ -24,6 +24,7 @@ def write_inputs(folder: Path) -> None:
     from PIL import Image, ImageOps
 
     shutil.copy(ASSETS / "portrait.png", folder / PORTRAIT)
+    shutil.copy(ASSETS / "portrait.png", folder / "example.png")  # a picture of this name comes with ComfyUI
     with Image.open(ASSETS / "portrait.png") as picture:
         ImageOps.mirror(picture.convert("RGB")).save(folder / OTHER_PORTRAIT)
     for name, seconds in ((VOICE, SECONDS), (LONG_VOICE, LONG_SECONDS), (CLICK, 0.01)):

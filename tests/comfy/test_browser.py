@@ -5,6 +5,7 @@ Screenshots go to $LIVEAVATAR_SCREENSHOTS, or to pytest's temporary folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,30 @@ from pathlib import Path
 import pytest
 from browser import MINIATURE, MODES, Look, browse
 from live_server import Absent, Server
+
+SMALL = (1500, 800)
+"""The window in which templates must be readable."""
+BLUEPRINT = "Talking Avatar (Live Avatar)"
+EMPTY = {"nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+_WIRE_BLUEPRINT = """() => {
+  const graph = look.root();
+  const blueprint = graph.nodes.find((node) => node.subgraph);
+  const add = (type, x, y) => {
+    const node = window.LiteGraph.createNode(type);
+    node.pos = [x, y];
+    graph.add(node);
+    return node;
+  };
+  const [x, y] = blueprint.pos;
+  const sample = add("LiveAvatarSample", x - 420, y);
+  const save = add("SaveVideo", x + blueprint.size[0] + 80, y);
+  sample.connect(0, blueprint, "image");
+  sample.connect(1, blueprint, "audio");
+  blueprint.connect(0, save, "video");
+  const values = { size: "128x128", seconds: 0.5, seed: Date.now() % 1e9 };
+  for (const widget of blueprint.widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
+"""Between the sample and Save Video, with values for a short video."""
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +66,21 @@ def at_rest(look: Look) -> Iterator[None]:
     look.wait_for_end()
 
 
-def test_every_template_opens_without_missing_nodes_overlaps_or_errors(look: Look) -> None:
+def test_every_template_opens_readable_and_without_a_complaint(look: Look) -> None:
+    """In a small window, as the template browser opens it: no word is left out, and no node is larger than its file
+    says, so that what tests/nodes says of wires and distances holds here."""
     names = look.templates()
-    assert set(MINIATURE) <= set(names)
-    for name in names:
-        look.open(name)
-        look.picture(f"open_{name}")
-        assert look.unknown() == [], name
-        assert look.overlaps() == [], name
+    assert {*MINIATURE} <= {name[3:] for name in names}
+    with look.sized(*SMALL):
+        for name in names:
+            graph = look.open(name)
+            look.picture(f"open_{name}")
+            view = look.view()
+            assert view["scale"] >= (0.75 if name[3:] == "quickstart" else 0.6), (name, view)
+            assert not view["wordless"], name
+            assert look.unknown() == [], name
+            assert look.overlaps() == [], name
+            _no_larger(look.sizes(), graph)
     assert look.ours == []
 
 
@@ -141,6 +173,81 @@ def test_the_words_are_chinese_where_comfyui_is(look: Look) -> None:
         chinese.focus("LiveAvatarSampler", "LiveAvatarDecode")
         chinese.picture("chinese")
         assert chinese.ours == []
+
+
+def test_names_of_nodes_are_chinese_where_comfyui_is(look: Look) -> None:
+    with look.speaking("zh") as chinese, chinese.sized(*SMALL):
+        for name in ("modular", "24gb_card"):
+            chinese.open(name)
+            titles = chinese.page.evaluate("() => look.root().nodes.map((node) => [node.type, node.title])")
+            named = [title for kind, title in titles if kind != "LiveAvatarGenerate"]  # that one is the pack's name
+            assert all(re.search(r"[\u4e00-\u9fff]", title) for title in named), titles
+            chinese.picture(f"chinese_{name}")
+
+
+def test_the_blueprint_is_dropped_from_the_node_library_and_runs(look: Look) -> None:
+    if not look.page.evaluate("() => fetch('/api/global_subgraphs').then((answer) => answer.ok)"):
+        pytest.skip("this ComfyUI has no blueprints")
+    look.show(EMPTY, "blueprint")
+    look.page.evaluate("() => look.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
+    look.page.locator("input[placeholder*='earch']").first.fill("Talking Avatar")
+    entry = look.page.get_by_text(BLUEPRINT).first
+    entry.wait_for(timeout=20_000)
+    look.picture("blueprint_in_the_library")
+    entry.drag_to(look.page.locator("#graph-canvas"), target_position={"x": 900, "y": 300})
+    look.page.wait_for_function("() => look.root().nodes.some((node) => node.subgraph)", timeout=20_000)
+    look.page.evaluate("() => look.app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')")
+    look.page.evaluate(_WIRE_BLUEPRINT)
+    look.page.wait_for_timeout(700)
+    look.picture("blueprint")
+    look.press_run()
+    look.wait_for_panel(r"\d s in ", 600)
+    look.wait_for_end()
+    heard = {one["type"] for one in look.heard() if "block" in one["text"]}
+    assert {"LiveAvatarSampler", "LiveAvatarDecode"} <= heard
+    assert look.ours == []
+
+
+def test_the_quickstart_is_an_app_too(look: Look) -> None:
+    toggle = "Comfy.ToggleLinear"
+    if not look.has_command(toggle):
+        pytest.skip("this frontend has no app mode")
+    look.open("quickstart")
+    _new_seed(look)
+    _set_widgets(look, seconds=0.5)
+    look.page.evaluate("(name) => look.app.extensionManager.command.execute(name)", toggle)
+    try:
+        widgets = look.page.get_by_test_id("linear-widgets")
+        widgets.wait_for(timeout=20_000)
+        assert widgets.inner_text().split("\n")[0] == "prompt"
+        assert {"prompt", "seed", "seconds"} <= set(widgets.inner_text().split())
+        with contextlib.suppress(Exception):  # the first time, ComfyUI explains its apps
+            look.page.get_by_role("button", name="Skip").click(timeout=5000)
+        look.picture("app")
+        look.runs += 1
+        look.page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
+        look.wait_for_end(600)
+        look.page.wait_for_function("() => look.visible('video').length > 0", timeout=60_000)
+        look.picture("app_ran")
+    finally:
+        look.page.evaluate("(name) => look.app.extensionManager.command.execute(name)", toggle)
+    assert look.ours == []
+
+
+def _no_larger(drawn: dict[int, tuple[float, float]], graph: dict) -> None:
+    """Every node stays in the box of its file; an image or a player that is shown may not be there yet."""
+    for node in graph["nodes"]:
+        width, height = drawn[node["id"]]
+        assert width <= node["size"][0] + 2, (node["type"], width)
+        assert height <= node["size"][1] + 32, (node["type"], height)
+
+
+def _set_widgets(look: Look, **values: float | str) -> None:
+    look.page.evaluate(
+        "(values) => look.root().nodes.flatMap((node) => node.widgets ?? []).forEach((widget) => {"
+        " if (widget.name in values) widget.value = values[widget.name]; })",
+        values,
+    )
 
 
 def _is_ours(node: dict) -> bool:

@@ -40,9 +40,16 @@ def is_absent_file(error: dict[str, Any]) -> bool:
     return error["code"] in ABSENT and error["field"].rpartition(".")[2] in DOWNLOADED
 
 
+def is_recording(error: dict[str, Any], workflow: Path) -> bool:
+    """The microphone's widget, which is the page's alone and empty until somebody speaks."""
+    content = json.loads(workflow.read_text(encoding="utf-8"))
+    nodes = {str(node["id"]): node["type"] for node in content.get("nodes", [])}
+    return nodes.get(str(error.get("node_id"))) == "RecordAudio" and error["field"] == "audio"
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.relative_to(PACK / "workflows").as_posix())
 def test_workflows_validate(workflow: Path, object_info: Path, tmp_path: Path) -> None:
     errors = workflow_errors(workflow, object_info, tmp_path)
-    assert not [error for error in errors if not is_absent_file(error)]
-    if workflow.stem in ("quickstart", "modular"):
+    assert not [error for error in errors if not (is_absent_file(error) or is_recording(error, workflow))]
+    if workflow.stem.endswith(("quickstart", "modular")):
         assert not errors

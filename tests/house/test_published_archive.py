@@ -21,6 +21,7 @@ PUBLISHED = {
     "nodes",
     "pyproject.toml",
     "requirements.txt",
+    "subgraphs",
     "web",
     "workflows",
 }

@@ -91,8 +91,10 @@ def test_socket_types_and_the_menu_have_names():
     ours = {kind for kind in types if kind.startswith("LIVEAVATAR_")}
     for language in LANGUAGES:
         words = translations(language, "main")
-        assert words.keys() == {"nodeCategories", "dataTypes"}
+        assert words.keys() == {"nodeCategories", "dataTypes", "templateWorkflows"}
         assert words["dataTypes"].keys() == ours and words["nodeCategories"].keys() == {"Live Avatar"}
+        folders = words["templateWorkflows"]["category"]
+        assert folders.keys() == {"ComfyUI-LiveAvatar", "live-avatar"}, "the folder by hand, and by the registry"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -9,17 +9,17 @@ import tomllib
 from fake_comfy import PROJECT
 from PIL import Image
 
-from tools import workflow_drawing, workflow_kinds, workflow_layout, workflows
+from tools import workflow_drawing, workflow_graphs, workflow_kinds, workflows
 
 FOLDER = PROJECT / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 EXPECTED = [
-    *("16gb_card", "24gb_card", "80gb_card", "core_encoders", "five_80gb_cards", "four_24gb_cards", "modular"),
-    *("quickstart", "two_24gb_cards"),
+    *("01_quickstart", "02_speak_or_tts", "03_several_voices", "04_modular", "05_16gb_card", "06_24gb_card"),
+    *("07_32gb_card", "08_80gb_card", "09_two_24gb_cards", "10_four_24gb_cards", "11_five_80gb_cards"),
+    "12_core_encoders",
 ]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NODES = frozen.read()
-SERIALIZED_WITH_NOTES = {"MarkdownNote"}
-GAP = 60
+NOTES = {"MarkdownNote"}
 
 
 def graph(name: str) -> dict:
@@ -27,38 +27,36 @@ def graph(name: str) -> dict:
 
 
 def prompt(name: str) -> dict:
-    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def rectangles(content: dict) -> list[tuple[str, float, float, float, float]]:
-    """Type, left, top, right and bottom of every node, with its title bar."""
-    found = []
-    for node in content["nodes"]:
-        (left, top), (width, height) = node["pos"], node["size"]
-        found.append((node["type"], left, top - workflow_layout.TITLE, left + width, top + height))
-    return found
+    """The API twin, which has no place in a list."""
+    return json.loads((FOLDER / "api" / f"{name[3:]}.json").read_text(encoding="utf-8"))
 
 
 def test_all_examples_are_there_each_with_its_api_twin_and_thumbnail():
     assert NAMES == EXPECTED
-    assert sorted(p.stem for p in (FOLDER / "api").iterdir()) == EXPECTED
+    assert sorted(p.stem for p in (FOLDER / "api").iterdir()) == sorted(name[3:] for name in EXPECTED)
+    assert sorted(p.stem for p in FOLDER.glob("*.jpg")) == EXPECTED
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as picture:
-            assert picture.width >= 512 and 1.2 < picture.width / picture.height < 2
+            assert picture.width == picture.height >= 512, "ComfyUI cuts them to squares"
         assert (FOLDER / f"{name}.jpg").stat().st_size < 200_000
+
+
+def test_each_is_told_from_the_others_by_a_sentence():
+    sentences = [graph.sentence for graph in workflow_graphs.GRAPHS]
+    assert len(set(sentences)) == len(EXPECTED) and all(20 < len(one) < 90 for one in sentences)
 
 
 def test_the_files_are_what_their_descriptions_make():
     for name, text in workflows.files().items():
-        written = (FOLDER / name).read_text(encoding="utf-8")
-        assert written == text, f"workflows/{name} is stale: run `python -m tools.workflows`"
+        written = (PROJECT / name).read_text(encoding="utf-8")
+        assert written == text, f"{name} is stale: run `python -m tools.workflows`"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_node_is_ours_or_cores_and_says_whose(name):
     version = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     for node in graph(name)["nodes"]:
-        if node["type"] in SERIALIZED_WITH_NOTES:
+        if node["type"] in NOTES:
             continue
         properties = node["properties"]
         owner = ("live-avatar", version) if node["type"] in NODES else ("comfy-core", workflow_drawing.CORE_VERSION)
@@ -115,13 +113,13 @@ def test_graph_and_api_twin_are_one_prompt(name):
     sources = {link[0]: [str(link[1]), link[2]] for link in content["links"]}
     made = {}
     for node in content["nodes"]:
-        if node["type"] in SERIALIZED_WITH_NOTES:
+        if node["type"] in NOTES:
             continue
         inputs = dict(zip(widget_names(node["type"]), node["widgets_values"], strict=True))
         inputs.pop("", None)
         inputs |= workflow_kinds.API_ONLY.get(node["type"], {})
         inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
-        made[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
+        made[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": twin[str(node["id"])]["_meta"]}
     assert twin == made
 
 
@@ -146,40 +144,62 @@ def test_downloads_name_file_address_and_folder(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_points_to_one_machine(name):
-    for text in ((FOLDER / f"{name}.json").read_text("utf-8"), (FOLDER / "api" / f"{name}.json").read_text("utf-8")):
+    for text in ((FOLDER / f"{name}.json").read_text("utf-8"), json.dumps(prompt(name))):
         assert not re.search(r'"(?:/|~|[A-Za-z]:\\\\|\.\./|\\\\\\\\)', text), "an absolute path"
         assert "localhost" not in text and "127.0.0.1" not in text
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nodes_keep_their_distance(name):
-    """Nodes 2.0 draws them larger."""
-    placed = rectangles(graph(name))
-    for number, (kind, left, top, right, bottom) in enumerate(placed):
-        for other, a, b, c, d in placed[number + 1 :]:
-            apart = max(a - right, left - c, b - bottom, top - d)
-            assert apart >= GAP, f"{kind} and {other} are {apart} apart"
+def test_no_two_graphs_share_an_id():
+    """What ComfyUI keeps by id does not meet when one is pasted beside another."""
+    contents = [graph(name) for name in NAMES]
+    for ids in (
+        [node["id"] for content in contents for node in content["nodes"]],
+        [link[0] for content in contents for link in content["links"]],
+        [group["id"] for content in contents for group in content["groups"]],
+        [content["id"] for content in contents],
+    ):
+        assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_note_explains_and_groups_hold_every_other_node_once(name):
+def test_names_of_nodes_are_left_to_the_language_and_other_words_are_in_both(name):
     content = graph(name)
-    notes = [node for node in content["nodes"] if node["type"] in SERIALIZED_WITH_NOTES]
-    assert len(notes) == 1 and len(notes[0]["widgets_values"][0]) > 200
-    frames = [group["bounding"] for group in content["groups"]]
-    for kind, left, top, right, bottom in rectangles(content):
-        holding = [f for f in frames if f[0] < left and f[1] < top and f[0] + f[2] > right and f[1] + f[3] > bottom]
-        assert len(holding) == (kind not in SERIALIZED_WITH_NOTES), kind
+    assert [node["type"] for node in content["nodes"] if "title" in node] == ["MarkdownNote"]
+    (note,) = (node for node in content["nodes"] if node["type"] in NOTES)
+    words = [group["title"] for group in content["groups"]] + [note["title"], note["widgets_values"][0]]
+    for one in words:
+        assert re.search("[a-z]", one) and re.search("[\u4e00-\u9fff]", one), one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_names_widgets_and_nodes_that_are_there(name):
+    """What is set in bold or italics and is no template is a word of the graph or of ComfyUI."""
+    (note,) = (node for node in graph(name)["nodes"] if node["type"] in NOTES)
+    text = note["widgets_values"][0]
+    assert len(text) > 200
+    for template in re.findall(r"template \*(\w+)\*", text):
+        assert any(other[3:] == template for other in NAMES), template
+
+
+def test_what_app_mode_shows_is_there():
+    content = graph("01_quickstart")
+    data = content["extra"]["linearData"]
+    nodes = {str(node["id"]): node for node in content["nodes"]}
+    assert [widget for _, widget in data["inputs"]] == ["prompt", "seed", "seconds"]
+    for number, widget in data["inputs"]:
+        assert widget in widget_names(nodes[number]["type"])
+    assert [nodes[number]["type"] for number in data["outputs"]] == ["SaveVideo"]
+    assert "linearMode" not in content["extra"], "it opens as a graph"
 
 
 def test_the_first_graphs_need_no_download_and_stay_small():
-    for name in ("quickstart", "modular"):
+    for name in ("01_quickstart", "04_modular"):
         nodes = prompt(name)
         model = next(n for n in nodes.values() if n["class_type"] == "LiveAvatarLoadModel")
-        assert model["inputs"]["model"] == "miniature (comes along)"
+        assert model["inputs"]["model"] == workflow_graphs.MINIATURE
         sizes = {n["inputs"]["size"] for n in nodes.values() if "size" in n["inputs"]}
         assert sizes == {"128x128"}
         assert not {n["class_type"] for n in nodes.values()} & {"LoadImage", "LoadAudio"}, "a file to find"
-    assert len(prompt("quickstart")) == 4
-    assert len(prompt("modular")) == 9
+    assert len(prompt("01_quickstart")) == 4
+    assert len(prompt("04_modular")) == 8
     assert max(len(prompt(name)) for name in NAMES) <= 11
