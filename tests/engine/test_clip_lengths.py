@@ -116,4 +116,4 @@ def test_a_plan_counts_the_rings_of_its_clips(clip_blocks: int) -> None:
     assert plan.clip_blocks == clip_blocks and usual.clip_blocks == 4
     kv_cache = 2 * 3 * clip_blocks * effective.frame_tokens * CONFIG.dim * 4
     assert plan.stages[0].kv_cache == kv_cache * CONFIG.num_layers * effective.steps
-    assert (plan.stages[0].workspace > usual.stages[0].workspace) == (clip_blocks > 4)
+    assert plan.stages[0].workspace == usual.stages[0].workspace, "no window is copied"
