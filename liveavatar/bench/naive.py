@@ -49,13 +49,13 @@ class NaiveKVCache:
     sink: SinkKV
     reference: Rope
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue]:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue, KeyValue]:
         """Remember, rotate everything, put it side by side."""
         self.blocks.append((k, v))
         keys = _turned(torch.cat([old for old, _ in self.blocks]), self.window)
         reference = _turned(self.sink.reference_k, self.reference)
         values = torch.cat([old for _, old in self.blocks])
-        return ((torch.cat((keys, reference, self.sink.motion_k)), torch.cat((values, self.sink.v))),)
+        return (keys, values), (torch.cat((reference, self.sink.motion_k)), self.sink.v)
 
     def release(self) -> None:
         """Nothing to do."""
