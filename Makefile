@@ -2,6 +2,7 @@
 # make test    set up, then lint, types and tests
 # make test-all  the same with the slow tests and many more examples of every property
 # make fuzz    thousands of damaged files and odd requests, some minutes; ARGS="--kinds wav,png --seed 7" chooses
+# make package the archive of the pack for ComfyUI, in dist/
 # make lint    ruff and mypy only        make format    let ruff rewrite
 # make clean   remove .venv, caches and output
 #
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-all fuzz lint format clean
+.PHONY: setup demo test test-all fuzz package lint format clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -39,6 +40,9 @@ test-all: lint
 
 fuzz: setup
 	$(RUN) -m tools.fuzz $(ARGS)
+
+package: setup
+	@$(RUN) -m tools.package $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff check .

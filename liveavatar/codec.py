@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -21,7 +22,19 @@ from .components import Components
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
-from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, LOADING_VAE, Callback, Event, ignore, share_event
+from .events import (
+    ENCODING_AUDIO,
+    ENCODING_IMAGE,
+    ENCODING_PROMPT,
+    GENERATING,
+    HEARTBEAT_SECONDS,
+    LOADING_VAE,
+    Callback,
+    Event,
+    PhaseProgress,
+    ignore,
+    share_event,
+)
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
@@ -32,12 +45,13 @@ from .streams import Decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
+from .weights.load import watched_reads
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
 
-_HEARTBEAT_SECONDS = 0.2
-"""How often an event is sent again while a model computes."""
+_LOADED = 0.9
+"""What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -96,7 +110,7 @@ class Encoders(Protocol):
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own.
 
-        The callback is called with notices, also while it decodes.
+        The callback is called with notices, and with the bare phase again and again, also while it decodes.
         """
         ...
 
@@ -125,8 +139,9 @@ class LocalEncoders:
         """See `Encoders`."""
         callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
-            model, tokenizer = self.components.text_encoder(*where)
-            with heartbeat(model, callback, share_event(ENCODING_PROMPT, 0.0)):
+            with _loading(callback, ENCODING_PROMPT, _LOADED):
+                model, tokenizer = self.components.text_encoder(*where)
+            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)):
                 context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
             gone = weakref.ref(model)
             del model
@@ -139,7 +154,8 @@ class LocalEncoders:
         """See `Encoders`."""
         callback(share_event(ENCODING_AUDIO, 0.0))
         with self.exec_config.active() as where:
-            model = self.components.audio_encoder(*where)
+            with _loading(callback, ENCODING_AUDIO, 0.0):
+                model = self.components.audio_encoder(*where)
             with heartbeat(model, callback, share_event(ENCODING_AUDIO, 0.0)) as beat:
                 features = encode_audio(model, audio, frames, tail=tail, callback=beat)
             gone = weakref.ref(model)
@@ -150,7 +166,8 @@ class LocalEncoders:
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""
         callback(share_event(LOADING_VAE, 0.0))
-        _ = self.vae
+        with _loading(callback, LOADING_VAE):
+            _ = self.vae
 
     def encode_image(
         self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE
@@ -166,7 +183,7 @@ class LocalEncoders:
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
-        return vae_decoder(self.vae, motion, self.exec_config.threads, tiles)
+        return vae_decoder(self.vae, motion, self.exec_config.threads, tiles, callback)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -199,6 +216,14 @@ class LocalEncoders:
 
 
 @contextlib.contextmanager
+def _loading(callback: Callback, phase: str, width: float = 1.0) -> Iterator[None]:
+    """Calls back while weights are read inside; all of them are the first `width` of the phase."""
+    progress = PhaseProgress(callback, phase)
+    with watched_reads(lambda nbytes, share: progress(width * share)):
+        yield
+
+
+@contextlib.contextmanager
 def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Iterator[Callback]:
     """Sends the latest event again while a model computes, from before its layers, so that the callback can cancel it.
 
@@ -210,7 +235,7 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
     Yields:
         The callback that is to be called with further events.
     """
-    latest, sent = event, time.monotonic()
+    latest, sent, own = event, time.monotonic(), threading.get_ident()
 
     def send(event: Event) -> None:
         nonlocal latest, sent
@@ -218,7 +243,7 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
         callback(event)
 
     def again(*_: object) -> None:
-        if time.monotonic() - sent > _HEARTBEAT_SECONDS:
+        if time.monotonic() - sent > HEARTBEAT_SECONDS and threading.get_ident() == own:  # others may share the model
             send(latest)
 
     hooks = [m.register_forward_pre_hook(again) for m in model.modules() if not any(m.children())]
@@ -229,7 +254,9 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
             hook.remove()
 
 
-def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE) -> Decoder:
+def vae_decoder(
+    vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE, callback: Callback = ignore
+) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
     On CUDA it works beside whatever else the device does, and waits for its own frames only.
@@ -238,13 +265,21 @@ def vae_decoder(vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles
         motion: latents [16, >= 7, h, w] of what came before the video.
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
+        callback: called with the bare phase again and again while the VAE works; what it raises ends the work.
     """
     stream = SideStream(vae.device)
-    with torch.inference_mode(), cpu_threads(threads), stream.active():
+
+    @contextlib.contextmanager
+    def at_work() -> Iterator[None]:
+        beating = heartbeat(vae.decoder, callback, Event(GENERATING))
+        with torch.inference_mode(), cpu_threads(threads), stream.active(), beating:
+            yield
+
+    with at_work():
         decode_tiles = open_decoder(vae, motion[None], tiles, functools.partial(offload_slot, vae.device))
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), cpu_threads(threads), stream.active():
+        with at_work():
             return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
 
     return decode

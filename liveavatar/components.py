@@ -7,50 +7,48 @@ without memory and filled with exactly what they own.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .config import PRESETS, ModelConfig
-from .errors import LiveAvatarError, MissingFilesError, ModelError
+from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
 from .storage import WeightFormat
-from .utils import check_path
+from .utils import check_path, without_memory
 from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.header import reason
-from .weights.load import (
-    DType,
-    TensorDevice,
+from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
+from .weights.settings import (
     audio_settings,
     audio_weights,
-    check,
     check_layers,
     config_of_single_file,
-    fill,
     text_settings,
     text_weights,
     vae_weights,
 )
-from .weights.lora import lora_targets, open_lora, refuse_merged
+from .weights.shapes import check_shapes, transformer_shapes
 from .weights.source import TensorSource, opening_files_once
-from .weights.tokenizer import read_tokenizer
+from .weights.tokenizer import JsonTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    import torch
+    from torch import nn
 
+    from .encoders.umt5 import UMT5EncoderModel
+    from .encoders.wav2vec2 import Wav2Vec2Model
     from .model.transformer import CausalS2VTransformer, ModelSlice
+    from .vae.autoencoder import AutoencoderKLWan
+    from .weights.load import DType, TensorDevice
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
 
-Device = torch.device | str
+Device: TypeAlias = "torch.device | str"
 
 
 _FETCH_FOLDER = "Fetch the published folder again."
@@ -80,24 +78,26 @@ class Components(Protocol):
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan: ...
 
-    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        """`transformers.UMT5EncoderModel` with eager attention, and a tokenizer that is called as theirs are."""
+    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
+        """The encoder, and a tokenizer that is called as those of transformers are."""
 
     def tokenizer(self) -> Any:
         """The tokenizer of the text encoder, called as those of transformers are; without its weights."""
 
-    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
-        """`transformers.Wav2Vec2Model`."""
+    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Wav2Vec2Model: ...
 
     def describe(self) -> str:
         """Where the weights come from, one line per part."""
 
 
-def open_components(model: str | Path, **given: str | Path | None) -> Components:
+def open_components(
+    model: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **given: str | Path | None
+) -> Components:
     """The components of "mini", of "untrained", of a model folder, or of a single transformer file.
 
     Args:
         model: its name or place.
+        extra_loras: merged into the network beside its distillation LoRA.
         given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae, text_encoder,
             tokenizer, audio_encoder.
 
@@ -115,11 +115,13 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
             "Give the model's folder or file, or leave that out.",
         )
     if str(model) == "untrained":
+        if extra_loras:
+            raise LoRAError("The untrained model takes no LoRA.", "Use mini, or a model in files.")
         from .mini.untrained import UntrainedComponents
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini", {})
+        return _open_folder(MINI_FOLDER, "mini", {}, extra_loras)
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -127,12 +129,14 @@ def open_components(model: str | Path, **given: str | Path | None) -> Components
         )
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
-    return _open_folder(model, str(model), given)
+    return _open_folder(model, str(model), given, extra_loras)
 
 
-def _open_folder(model: str | Path, name: str, given: Mapping[str, str | Path | None]) -> FolderComponents:
+def _open_folder(
+    model: str | Path, name: str, given: Mapping[str, str | Path | None], extra_loras: Sequence[ExtraLoRA]
+) -> FolderComponents:
     with opening_files_once():
-        return FolderComponents(find_model(model, **given), name=name)
+        return FolderComponents(find_model(model, extra_loras=extra_loras, **given), name=name)
 
 
 def notes_of(components: Components) -> tuple[str, ...]:
@@ -140,11 +144,16 @@ def notes_of(components: Components) -> tuple[str, ...]:
     return components.notes if isinstance(components, FolderComponents) else ()
 
 
+def loras_of(components: Components) -> tuple[LoRAReport, ...]:
+    """What each LoRA that is merged into a model changes."""
+    return components.loras if isinstance(components, FolderComponents) else ()
+
+
 def files_of(components: Components) -> tuple[Path, ...]:
     """The files that a model is read from, which nothing may replace; of one that comes along, its files, too."""
-    files = getattr(components, "files", None)
+    files: ModelFiles | None = getattr(components, "files", None)
     found: list[Path] = []
-    for path in (getattr(files, field.name) for field in dataclasses.fields(files)) if files else ():
+    for path in (*files.paths().values(), *(lora.path for lora in files.extra_loras)) if files else ():
         if path is not None and path.is_dir():
             found += (inside for inside in path.iterdir() if inside.is_file())
         elif path is not None:
@@ -173,7 +182,10 @@ class FolderComponents:
         MissingFilesError, ModelError: the transformer lacks tensors, or has them in other shapes than its configuration
             says; the configuration is of another network; a single file came without one and is no 14B model; the VAE
             or an encoder is another one; a file is quantised in a way that cannot be read.
-        LoRAError: the LoRA does not fit the network.
+        LoRAError: a LoRA does not fit the network, or is named twice.
+
+    Attributes:
+        loras: what each LoRA changes, the distillation LoRA first.
     """
 
     trained = True
@@ -185,26 +197,32 @@ class FolderComponents:
             base = open_transformer(files.transformer)
             self.config = ModelConfig.from_file(files.config) if files.config else config_of_single_file(base)
             check_layers(self.config, base)
-            check(_whole(self.config), base)
+            check_shapes(transformer_shapes(self.config), base)
             check_encoders(files, self.config)
-            self._weights: TensorSource = base
             if files.lora:
                 refuse_merged(base)
-                self._weights = open_lora(base, files.lora, lora_targets(self.config))
+            _refuse_twice(files)
+            loras = [open_lora(base, files.lora, lora_targets(self.config))] if files.lora else []
+            loras += [open_extra_lora(base, extra) for extra in files.extra_loras]
+            self._weights: TensorSource = LoRASource(base, loras) if loras else base
+            self.loras: tuple[LoRAReport, ...] = tuple(lora.report for lora in loras)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing of the files before anything is made of them."""
         lora, folder = self.files.lora, self.files.transformer.parent
+        extra = tuple(str(report) for report in self.loras[1 if lora else 0 :])
         if lora is None:
-            return ("no LoRA is merged: the network is used as its file has it",)
+            return (_WITHOUT_LORA, *extra)
         beside = folder.resolve() in lora.resolve().parents
-        return () if beside else (f"the LoRA is {lora}; --lora names another, or none where the network needs none",)
+        named = f"the LoRA is {lora}; --lora names another, or none where the network needs none"
+        return extra if beside else (named, *extra)
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"
     ) -> CausalS2VTransformer:
         from .model.transformer import empty_transformer
+        from .weights.load import fill
 
         net = empty_transformer(self.config, model_slice, weights)
         fill(net, self._weights, dtype=dtype, device=device)
@@ -213,40 +231,28 @@ class FolderComponents:
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
 
-    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[Any, Any]:
-        from transformers import UMT5EncoderModel
+    def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
+        from .encoders.umt5 import UMT5Config, UMT5EncoderModel
 
-        path = self.files.text_encoder
-        config = self._text_config()
-        config._attn_implementation = "eager"
-        return _filled(lambda: UMT5EncoderModel(config), text_weights(path), device, dtype), self.tokenizer()
+        path, settings = self.files.text_encoder, text_settings(self.files.text_encoder)
+        build = lambda: UMT5EncoderModel(UMT5Config.of(settings))  # noqa: E731
+        return _filled(build, text_weights(path), device, dtype), self.tokenizer()
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         if self.files.tokenizer is None:
-            return read_tokenizer(self.files.text_encoder, self._text_config().vocab_size)
-        tokenizer = _pretrained(AutoTokenizer, self.files.tokenizer)
-        _check_tokenizer(tokenizer, self.files.tokenizer)
+            return read_tokenizer(self.files.text_encoder, text_settings(self.files.text_encoder)["vocab_size"])
+        folder = self.files.tokenizer
+        plain = (folder / "tokenizer.json").is_file()
+        tokenizer = JsonTokenizer(folder) if plain else _other_tokenizer(folder)
+        _check_tokenizer(tokenizer, folder)
         return tokenizer
 
-    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Any:
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
+    def audio_encoder(self, device: Device, dtype: torch.dtype) -> Wav2Vec2Model:
+        from .encoders.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 
-        path = self.files.audio_encoder
-        # Masking is for training; without it the model has no masking embedding to fill.
-        unmasked: dict[str, Any] = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-        if path.is_dir():
-            config = _pretrained(Wav2Vec2Config, path, **unmasked)
-        else:
-            config = Wav2Vec2Config(**audio_settings(path), **unmasked)
-        return _filled(lambda: Wav2Vec2Model(config), audio_weights(path), device, dtype)
-
-    def _text_config(self) -> Any:
-        from transformers import UMT5Config
-
-        path = self.files.text_encoder
-        return _pretrained(UMT5Config, path) if path.is_dir() else UMT5Config(**text_settings(path))
+        path, settings = self.files.audio_encoder, audio_settings(self.files.audio_encoder)
+        build = lambda: Wav2Vec2Model(Wav2Vec2Config.of(settings))  # noqa: E731
+        return _filled(build, audio_weights(path), device, dtype)
 
     def describe(self) -> str:
         f = self.files
@@ -255,11 +261,24 @@ class FolderComponents:
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 
 
-def _whole(config: ModelConfig) -> CausalS2VTransformer:
-    """The network without memory."""
-    from .model.transformer import ModelSlice, empty_transformer
+_WITHOUT_LORA = (
+    "no Live Avatar LoRA is merged: the network is used as its file has it, and unless the LoRA is in that file "
+    "already, 4 steps are not what it was made for"
+)
 
-    return empty_transformer(config, ModelSlice.whole(config))
+
+def _refuse_twice(files: ModelFiles) -> None:
+    """Make sure that a further LoRA is not the distillation LoRA over again.
+
+    Raises:
+        LoRAError: it is; merged twice it would count twice.
+    """
+    for extra in files.extra_loras:
+        if files.lora and extra.path.resolve() == files.lora.resolve():
+            raise LoRAError(
+                f"{extra.path} is merged as the Live Avatar LoRA already.",
+                "Leave it out of the further LoRAs, or use none as the LoRA: --lora none.",
+            )
 
 
 def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, dtype: DType) -> M:
@@ -268,8 +287,10 @@ def _filled(build: Callable[[], M], source: TensorSource, device: TensorDevice, 
     Raises:
         ModelError: settings of which no such network can be built, or what `fill` raises.
     """
+    from .weights.load import fill
+
     try:
-        with torch.device("meta"):
+        with without_memory():
             module = build()
     except LiveAvatarError:
         raise
@@ -297,9 +318,11 @@ def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
 
 
-def _pretrained(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A configuration or tokenizer of transformers, from a folder and never from the network; code in it is not run."""
+def _other_tokenizer(folder: Path) -> Any:
+    """A tokenizer of another kind, as transformers reads it: never from the network, and code beside it is not run."""
+    from transformers import AutoTokenizer
+
     try:
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # damaged files make it raise errors of many kinds
         raise ModelError(f"{folder} cannot be read by transformers ({reason(e)}).", _FETCH_FOLDER) from e

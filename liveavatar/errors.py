@@ -20,10 +20,24 @@ class LiveAvatarError(Exception):
         nearest: the nearest thing that works, one sentence; empty only where nothing does.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__module__ = _within_the_library(cls.__module__)
+
     def __init__(self, what: str, nearest: str = ""):
         self.what = _readable(what)
         self.nearest = _readable(nearest)
         super().__init__(f"{self.what} {self.nearest}".strip())
+
+
+def _within_the_library(module: str) -> str:
+    """Where an error is defined, as it is shown beside its name: ComfyUI imports the library under the path of the
+    pack."""
+    _, library, rest = module.rpartition("liveavatar.")
+    return f"{library}{rest}"
+
+
+LiveAvatarError.__module__ = _within_the_library(LiveAvatarError.__module__)
 
 
 def shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,15 @@ DECODING = (LOADING_VAE, ENCODING_IMAGE, LOADING_NETWORK, GENERATING)
 WHOLE_RUN = (ENCODING_PROMPT, ENCODING_AUDIO, *DECODING)
 _WEIGHTS = {LOADING_VAE: 2, ENCODING_PROMPT: 8, ENCODING_AUDIO: 4, ENCODING_IMAGE: 4, LOADING_NETWORK: 12}
 _GENERATING_WEIGHT = 70
-"""How wide each phase is on a bar that shows a whole run. What they really take differs with hardware and length."""
+"""How wide each phase is on a bar that shows a whole run: about its seconds with the 14B model, and the least that
+generating has beside them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
     """What is being done to a video, and how far that is.
 
-    An event may come again unchanged while something takes long, so that the callback can cancel it.
+    An event may come again, without its task, while something takes long, so that the callback can cancel it.
 
     Attributes:
         phase: what is being done, in words; of a notice its text.
@@ -62,6 +64,9 @@ class Event:
         return self.done / max(1, self.total)
 
 
+HEARTBEAT_SECONDS = 0.2
+"""How often an event is sent again while something takes long."""
+
 Callback = Callable[[Event], None]
 """Called with every event, in the thread that pulls the video; what it raises (`Cancelled`) stops the work."""
 
@@ -74,10 +79,12 @@ class RunProgress:
 
     Args:
         phases: that the run may consist of.
+        generating_seconds: what generating will take, where that is known; of a long video it is most of the bar.
     """
 
-    def __init__(self, phases: Sequence[str] = WHOLE_RUN):
-        weights = {phase: _WEIGHTS.get(phase, _GENERATING_WEIGHT) for phase in phases}
+    def __init__(self, phases: Sequence[str] = WHOLE_RUN, generating_seconds: float | None = None):
+        generating = max(_GENERATING_WEIGHT, generating_seconds or 0)
+        weights = {phase: _WEIGHTS.get(phase, generating) for phase in phases}
         self._widths = {phase: weight / sum(weights.values()) for phase, weight in weights.items()}
         self._past: dict[str, None] = {}
         self.share = 0.0
@@ -93,6 +100,24 @@ class RunProgress:
             before = 1 - width
         self.share = max(self.share, min(1.0, before + width * event.share))
         return self.share
+
+
+class PhaseProgress:
+    """The events of a phase, not more often than a callback wants them.
+
+    Args:
+        callback: called with them.
+        phase: which.
+    """
+
+    def __init__(self, callback: Callback, phase: str):
+        self._callback, self._phase, self._sent = callback, phase, time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        """A share of 0 to 1 is finished."""
+        if time.monotonic() - self._sent > HEARTBEAT_SECONDS:
+            self._sent = time.monotonic()
+            self._callback(share_event(self._phase, min(1.0, share)))
 
 
 def ignore(event: Event) -> None:

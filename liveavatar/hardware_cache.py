@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from .doctor import Device, known_speeds
 from .doctor.report import FLOAT8_ROWS
-from .model.quantize import supports_fp8_matmul
 from .planner import DeviceSpeed, Hardware
 
 DetectHardware = Callable[[Mapping[str, int]], Hardware]
@@ -26,6 +23,10 @@ def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
         PlanError: there are none.
     """
     hardware = Hardware.detect().with_freed(loaded).with_speeds(measured_speeds(known_speeds() or ()))
+    import torch
+
+    from .model.quantize import supports_fp8_matmul
+
     return hardware.with_fp8_support(
         {c.name: supports_fp8_matmul(torch.device(c.name), by_row=True) for c in hardware.devices}
     )
@@ -44,7 +45,8 @@ def measured_speeds(devices: tuple[Device, ...]) -> dict[str, DeviceSpeed]:
         plain, attention = (by.get("bfloat16") for by in (device.compute.matmul, device.compute.attention))
         fp8, copy = device.compute.matmul.get(FLOAT8_ROWS), device.copies.pinned_in
         if plain and attention and copy:
-            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, supports_fp8=fp8 is not None)
+            memory = 2 * device.copies.memory  # what is copied is read and written
+            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, memory, supports_fp8=fp8 is not None)
     return found
 
 

@@ -24,7 +24,7 @@ from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, LiveAvatarError, ModelError, PlanError, RequestError, shown
+from .errors import AudioError, LiveAvatarError, LoRAError, ModelError, PlanError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .media.audio import AudioClip, audio_notes, mono_16k
@@ -46,9 +46,14 @@ from .request import (
 )
 from .session import OpenDecoder, Session, VideoTask
 from .streams import FrameStream
+from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .vae.autoencoder import AutoencoderKLWan
+
+
+GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
+"""A further LoRA: its file, alone or with its strength."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +108,7 @@ class LiveAvatarPipeline:
         threads: int | None = None,
         placement: Placement | None = None,
         backend: Backend | None = None,
+        extra_loras: Sequence[GivenLoRA] = (),
         **parts: str | os.PathLike[str] | None,
     ) -> LiveAvatarPipeline:
         """A pipeline of a model that is on this machine; its files are found and checked, no weights are loaded.
@@ -114,6 +120,7 @@ class LiveAvatarPipeline:
             placement: everything that can be wished of the place, instead of these.
             backend: who runs the stages, such as `liveavatar.distributed.RayBackend`; by default this process. Where
                 nothing else is said of the place, it is the backend's.
+            extra_loras: files of further LoRAs, such as one of a style; each alone, or with its strength.
             parts: files that are not beside the model: lora ("none" for a network that needs none), vae, text_encoder,
                 tokenizer, audio_encoder.
 
@@ -125,7 +132,9 @@ class LiveAvatarPipeline:
         placement = placement or (None if backend and named == Placement() else named)
         place = _path(model, "The model", ModelError)
         given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
-        return cls(open_components(place, **given), backend or LocalBackend(placement), placement)
+        loras = [extra_loras] if isinstance(extra_loras, str | os.PathLike) else extra_loras
+        components = open_components(place, extra_loras=[_extra_lora(lora) for lora in loras], **given)
+        return cls(components, backend or LocalBackend(placement), placement)
 
     def __call__(
         self,
@@ -222,6 +231,13 @@ class LiveAvatarPipeline:
         none."""
         pace = self.seconds_per_block.get((resolved.frame_tokens, resolved.steps, resolved.clip_blocks))
         return None if pace is None else pace * resolved.blocks
+
+    def foreseen_seconds(self, resolved: ResolvedRequest, plan: Plan) -> float | None:
+        """The same, else what the plan's forecast says; None where there is neither."""
+        expected = self.expected_seconds(resolved)
+        if expected is None and plan.forecast is not None:
+            return plan.forecast.seconds_per_block * resolved.blocks
+        return expected
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
@@ -484,7 +500,7 @@ class VideoJob:
         if vae is None:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
-        return lambda motion, _: vae_decoder(vae, motion, plan.threads, plan.vae_tiles)
+        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback)
 
 
 def receipt_text(receipt: Path) -> str:
@@ -529,6 +545,20 @@ def _devices(given: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(given, Sequence) and not isinstance(given, bytes):
         return tuple(given)
     raise PlanError(f"The devices {shown(given)} are not understood.", "Give their names: ['cuda:0', 'cuda:1'].")
+
+
+def _extra_lora(given: object) -> ExtraLoRA:
+    """A further LoRA, given as a path or with its strength.
+
+    Raises:
+        LoRAError: it is neither.
+    """
+    if isinstance(given, ExtraLoRA):
+        return given
+    file, strength = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise LoRAError(f"The strength {shown(strength)} of a LoRA is no number.", "Give 1, for example.")
+    return ExtraLoRA(Path(_path(file, "The LoRA", LoRAError)), float(strength))
 
 
 def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import get_args
 
-import torch
-
 from .compiler import check_compiler
 from .config import ModelConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
-from .model.quantize import fp8_matmul_failure
+from .gpus import gpu_count
 from .planner import (
     CUDA_CONTEXT_BYTES,
     GIB,
@@ -31,7 +29,7 @@ from .planner import (
 from .planner.disk import TemporaryBytes
 from .request import ResolvedRequest
 from .storage import PLAIN, KVDtype, StorageConfig, WeightFormat
-from .utils import format_bytes
+from .utils import cpu_has_bfloat16, format_bytes
 from .vae.tile_grid import WHOLE, Tiles
 
 _MOST_THREADS = 8
@@ -184,7 +182,7 @@ class Placement:
 
         check_attention(self.attention)
         refuse_multi_gpu_windows(sys.platform, self.devices)
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there = ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
         for device in self.devices:
             if DeviceName.parse(device).machine is not None:
                 if not elsewhere:
@@ -247,7 +245,8 @@ class Placement:
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
-        return dataclasses.replace(plan, notes=(*plan.notes, *_float8_notes(plan), *([room] if room else [])))
+        told = (*_float8_notes(plan), *_bfloat16_notes(plan), *([room] if room else []))
+        return dataclasses.replace(plan, notes=(*plan.notes, *told))
 
     def _make_plan(
         self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None
@@ -261,9 +260,10 @@ class Placement:
                 threads=self.resolved_threads,
                 processes=self.processes,
                 vae_tiles=self.tiles,
+                compiled=self.compile,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
-            return dataclasses.replace(chosen, cap=self.cap, compiled=self.compile, attention=self.attention)
+            return dataclasses.replace(chosen, cap=self.cap, attention=self.attention)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
@@ -349,10 +349,14 @@ class Placement:
 
 def _float8_notes(plan: Plan) -> Iterator[str]:
     """Of each device of this machine that holds fp8 weights: whether it multiplies them as they are."""
-    here = {"cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
+    here = {"cpu", *(f"cuda:{i}" for i in range(gpu_count()))}
     for device in dict.fromkeys(s.device for s in plan.stages if s.storage.weights in ("fp8", "fp8-tensor")):
         if device not in here:
             continue
+        import torch
+
+        from .model.quantize import fp8_matmul_failure
+
         by_row = any(s.storage.weights == "fp8" for s in plan.stages if s.device == device)
         if why := fp8_matmul_failure(torch.device(device), by_row):
             yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
@@ -360,9 +364,19 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
             yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
 
 
+def _bfloat16_notes(plan: Plan) -> Iterator[str]:
+    """Of the processor of this machine, where it is to work in bfloat16 and cannot well."""
+    on_cpu = "cpu" in {plan.vae_device, *(stage.device for stage in plan.stages)}
+    if on_cpu and plan.dtype == "bfloat16" and cpu_has_bfloat16() is False:
+        yield (
+            "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX): it takes many times as long as in "
+            "float32"
+        )
+
+
 def default_devices() -> tuple[str, ...]:
     """The first GPU if PyTorch sees one, else the CPU."""
-    return ("cuda:0",) if torch.cuda.is_available() else ("cpu",)
+    return ("cuda:0",) if gpu_count() else ("cpu",)
 
 
 def devices_named(text: str) -> tuple[str, ...]:
@@ -374,7 +388,7 @@ def devices_named(text: str) -> tuple[str, ...]:
 
 def all_devices() -> tuple[str, ...]:
     """All GPUs that PyTorch sees and that can work together, else the CPU."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     if sys.platform == "win32":
         count = min(count, 1)
     return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)

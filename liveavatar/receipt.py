@@ -14,21 +14,22 @@ import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path, PurePath
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import __version__
 from .files import OutputClaim, is_stream, refuse_foreign_json, write_file
 from .media.video import Probed
 from .utils import is_overloaded
 
+if TYPE_CHECKING:
+    from .weights.lora import LoRAReport
+
 Status = Literal["running", "complete", "cancelled", "failed"]
 RECEIPT_SCHEMA = "liveavatar receipt 1"
 """The mark by which a receipt is known from any other JSON, its key `schema`."""
 _UNMARKED = {"status", "video", "requested", "effective", "plan", "frames_sha256", "versions"}
 """Keys by which a receipt is known that was written before there was a mark."""
-LIBRARIES = ("torch", "diffusers", "transformers", "av")
+LIBRARIES = ("torch", "transformers", "av")
 
 
 SAVED_NAMES: Mapping[str, Mapping[str, str]] = {
@@ -80,6 +81,7 @@ class Receipt:
         seconds: wall seconds per phase.
         notices: what happened out of the ordinary, a sentence each.
         peak_memory: see `peak_memory`.
+        loras: what each LoRA that was merged into the network changed, the distillation LoRA first.
     """
 
     status: Status
@@ -97,6 +99,7 @@ class Receipt:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notices: tuple[str, ...] = ()
     peak_memory: PeakMemory | None = None
+    loras: tuple[LoRAReport, ...] = ()
 
 
 def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:
@@ -160,11 +163,17 @@ def json_ready(value: Any) -> Any:
         return [json_ready(v) for v in value]
     if isinstance(value, set | frozenset):
         return sorted((json_ready(v) for v in value), key=repr)
-    if isinstance(value, PurePath | Fraction | torch.dtype | torch.device):
+    if isinstance(value, PurePath | Fraction) or _is_torch_name(value):
         return json_ready(str(value))
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a scalar of numpy or torch
         return json_ready(value.item())
     raise TypeError(f"A receipt has no form for {type(value).__name__}: {value!r}")
+
+
+def _is_torch_name(value: Any) -> bool:
+    """Whether it is a dtype or a device of PyTorch, which is not imported for this."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.dtype | torch.device)
 
 
 def _saved_field(value: Any, name: str) -> tuple[str, Any]:
@@ -176,7 +185,8 @@ def _saved_field(value: Any, name: str) -> tuple[str, Any]:
 def peak_memory() -> PeakMemory:
     """The peak of this process until now, and of the accelerators it has used."""
     devices = {}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         used = {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
         devices = {name: peak for name, peak in used.items() if peak}
     return PeakMemory(host=_host_peak(), devices=devices)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .components import Components
+from .components import Components, loras_of
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, OutputError, PlanError
 from .events import GENERATING, LOADING_NETWORK, Callback, Event, share_event
@@ -94,6 +94,7 @@ class VideoRecorder:
             threads=spec.plan.threads,
             versions=versions(),
             started=_now(),
+            loras=loras_of(spec.components),
         )
 
     @contextlib.contextmanager
@@ -148,7 +149,7 @@ class VideoRecorder:
                         rgb = to_rgb24(pixels)
                         with self._interrupts.held():
                             self._writer.write(rgb)
-                        self.on_event(self._written(rgb, session.latents.blocks))
+                        self.on_event(dataclasses.replace(self._reached(), images=rgb))
                     self._interrupts.hold()
                     self._writer.close()
             finally:
@@ -163,7 +164,9 @@ class VideoRecorder:
         """
         if event.notice:
             event = self._noticed(event)
-        elif event.task is not None and event.images is None:
+        elif event == Event(GENERATING):  # a decoder is at work, and knows no more
+            event = self._reached()
+        elif event.phase == GENERATING and event.images is None:
             event = self._latest = self._estimated(event)
         if self._interrupts.asked:
             raise Cancelled("Cancelled.")
@@ -198,12 +201,12 @@ class VideoRecorder:
         done, total = self._latest.done, self._latest.total
         return dataclasses.replace(event, done=done, total=total, frames=self._writer.frames_written)
 
-    def _written(self, images: np.ndarray, blocks: int) -> Event:
-        """A block is in the file; where it was only replayed, no task has run for it."""
-        frames = self._writer.frames_written
+    def _reached(self) -> Event:
+        """How far the file is; where it is only replayed, no task has run for it."""
+        frames, blocks = self._writer.frames_written, self.spec.resolved.blocks
         if self._latest is None:
-            return Event(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames, images=images)
-        return dataclasses.replace(self._latest, frames=frames, images=images)
+            return Event(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames)
+        return dataclasses.replace(self._latest, frames=frames)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:

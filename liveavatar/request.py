@@ -447,6 +447,16 @@ def sample_count(request: Request, samples: int, rate: int) -> int:
     return used
 
 
+_TOLD_CUT = 0.1
+"""Less than this of a picture is cut off without a word: sides are multiples of 64."""
+
+
+def _cut_share(image_size: tuple[int, int], size: tuple[int, int]) -> float:
+    """How much of an image lies outside of the largest part of it that has the shape of a video, 0 to 1."""
+    shape, wanted = image_size[0] / image_size[1], size[0] / size[1]
+    return 1 - min(shape / wanted, wanted / shape)
+
+
 def _notes(
     request: Request,
     resolved: ResolvedRequest,
@@ -459,6 +469,12 @@ def _notes(
         notes.append(
             f"size {asked[0]}x{asked[1]} is an area; a {image_size[0]}x{image_size[1]} picture makes it "
             f"{resolved.width}x{resolved.height}"
+        )
+    if request.fit == "cover" and (cut := _cut_share(image_size, (resolved.width, resolved.height))) >= _TOLD_CUT:
+        side = "width" if image_size[0] * resolved.height > resolved.width * image_size[1] else "height"
+        notes.append(
+            f"{cut:.0%} of the picture's {side} is cut off: it has {image_size[0]}x{image_size[1]} pixels, the video "
+            f"{resolved.width}x{resolved.height}; crop it yourself to choose what is seen"
         )
     made = resolved.blocks * BLOCK_FRAMES
     if made != resolved.frames:

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from .encoders.audio import AudioFeatures
-from .events import Callback, ignore
+from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
 from .request import ResolvedRequest, SinkDistance
 from .streams import Decoder, FrameStream, LatentStream
@@ -113,6 +113,7 @@ class Session:
     ):
         self.engine, self.job, self.open_decoder, self.callback = engine, job, open_decoder, callback
         self.decode_seconds = 0.0
+        self._latest = Event(GENERATING)
         self.latents = LatentStream(job.resolved.blocks, self._run, spool_dir)
 
     @property
@@ -141,11 +142,22 @@ class Session:
     def _run(self) -> Iterator[torch.Tensor]:
         # A run that kept the session would keep the stream, which could then not end it when both are forgotten.
         me = weakref.proxy(self)
-        return self.engine.run(self.job, lambda event: me.callback(event))
+        return self.engine.run(self.job, lambda event: me._on_engine_event(event))
+
+    def _on_engine_event(self, event: Event) -> None:
+        if not event.notice:
+            self._latest = dataclasses.replace(event, task=None)
+        self.callback(event)
+
+    def _on_decoder_event(self, event: Event) -> None:
+        """A notice; else the decoder says that it is at work, and how far the video is stands in the latest event."""
+        self.callback(event if event.notice else self._latest)
 
     def _decoder(self, open_decoder: OpenDecoder) -> Decoder:
         """One whose seconds are counted."""
-        decode = open_decoder(self.job.conditioning.motion, lambda event: self.callback(event))
+        if self.latents.produced == self.latents.blocks:
+            self._latest = Event(GENERATING)  # what is replayed is no task of that run
+        decode = open_decoder(self.job.conditioning.motion, self._on_decoder_event)
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()

@@ -3,13 +3,14 @@ copies to a busy device."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import LiveAvatarError, RequestError
 
@@ -89,6 +90,49 @@ def load_average() -> float | None:
 def is_overloaded(load: float | None, cores: int | None = None) -> bool:
     """Whether so many processes want to run that all of them wait; of this machine, where no cores are told."""
     return load is not None and load > _MOST_LOAD * (cores or os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside, modules are made on the meta device, and no numbers are drawn for them.
+
+    To draw normal ones there PyTorch imports its compiler, which takes longer than all else that is imported.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutInit(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with torch.device("meta"), WithoutInit():
+        yield
+
+
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Of x86 and of ARM, as Linux calls them."""
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor has instructions for products in bfloat16; None where the system does not tell.
+
+    Without, products in bfloat16 took 1.5 to 3 times as long as in float32 with AVX-512, and 40 to 100 times with AVX2.
+    """
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, flags = line.partition(":")
+            if name.strip().lower() in ("flags", "features"):
+                return not _BFLOAT16.isdisjoint(flags.split())
+    return None
+
+
+def cgroup_memory(name: str) -> int | None:
+    """A number of the container that this process is in: "memory.max", "memory.current"; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
+    return None
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

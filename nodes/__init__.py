@@ -6,11 +6,14 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from . import paths
 from .audio import AudioFeatures
+from .audio_list import AudioList
 from .avatar import Avatar
 from .backend import Backend
 from .decode import Decode
+from .host import serve_runs
 from .latent import Latent
 from .load import LoadModel
+from .lora import LoRA
 from .plan import Plan
 from .sample import Sample
 from .sampler import Sampler
@@ -27,6 +30,8 @@ NODES: list[type[io.ComfyNode]] = [
     Latent,
     Plan,
     Sample,
+    LoRA,
+    AudioList,
 ]
 
 
@@ -41,4 +46,5 @@ class LiveAvatarExtension(ComfyExtension):
 async def comfy_entrypoint() -> LiveAvatarExtension:
     """Called by ComfyUI once, at start."""
     paths.register()
+    serve_runs()
     return LiveAvatarExtension()

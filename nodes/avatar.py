@@ -7,11 +7,12 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.request import Request
-from . import convert, paths
+from . import convert, core_parts, paths
 from .host import NodeProgress, save
 from .schema import (
     CATEGORY,
     ModelSocket,
+    clip_input,
     mask_input,
     prompt_input,
     seconds_input,
@@ -51,6 +52,7 @@ class Avatar(io.ComfyNode):
                     tooltip="Name of the temporary file; connect core Save Video to keep it.",
                 ),
                 mask_input(),
+                clip_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
@@ -77,14 +79,15 @@ class Avatar(io.ComfyNode):
         seconds: float,
         filename_prefix: str,
         mask: Any = None,
+        clip: Any = None,
     ) -> io.NodeOutput:
         """The same as the modular graph."""
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
-        pixels, clip = convert.image_array(image, mask), convert.audio_clip(audio)
+        pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
-            model.plan(request, (pixels.shape[1], pixels.shape[0]), len(clip.samples), clip.rate)
-        with NodeProgress.current() as progress:
-            context = model.encode_prompt(prompt, progress)
-            voice = model.encode_audio(clip, request.seconds, progress)
+            planned = model.plan(request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate)
+        with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
+            context = core_parts.read_prompt(model, prompt, clip, progress)
+            voice = model.encode_audio(used, request.seconds, progress)
             take = model.prepare(request, pixels, voice, context, convert.image_notes(image))
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

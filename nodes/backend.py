@@ -12,6 +12,7 @@ from ..liveavatar.placement import Placement
 from ..liveavatar.storage import ATTENTION_BACKENDS, StorageConfig
 from .host import named_devices
 from .schema import CATEGORY, BackendSocket, advanced, supported
+from .words import refused_in_widgets
 
 IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
@@ -148,7 +149,8 @@ class Backend(io.ComfyNode):
 
             where = address.strip() or "local"
             check_workflow_address(where)
-            return io.NodeOutput(RayBackend(placement, where, restarts=restarts))
+            with refused_in_widgets():
+                return io.NodeOutput(RayBackend(placement, where, restarts=restarts))
         return io.NodeOutput(LocalBackend(placement))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +31,8 @@ def image_array(image: Any, mask: Any = None) -> np.ndarray:
     Raises:
         ImageError: no picture or mask, another shape, or values that are not 0..1 (0..255, -1..1, NaN).
     """
+    if image is None:
+        raise ImageError("No picture came over the image input.", "Connect core Load Image.")
     if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.numel() or not 1 <= image.shape[-1] <= 4:
         shape = list(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
         raise ImageError(f"The image is {shape}, not [pictures, height, width, 3].", "Connect core Load Image.")
@@ -78,13 +79,39 @@ def image_notes(image: Any) -> tuple[str, ...]:
 
 
 def audio_clip(audio: Any) -> AudioClip:
-    """AUDIO {"waveform": [B, C, T], "sample_rate"} -> the first sound of the batch; its notes say so.
+    """AUDIO {"waveform": [1, C, T], "sample_rate"} -> the sound.
 
     The waveform is a tensor or an array: floats with full scale -1..1, or integers with the full scale of their type.
 
     Raises:
-        AudioError: no sound, no rate, another shape, or samples that are not numbers.
+        AudioError: no sound, several, no rate, another shape, or samples that are not numbers.
     """
+    waveform, rate = _waveform(audio)
+    if len(waveform) > 1:
+        raise AudioError(
+            f"The audio holds {len(waveform)} sounds, and a video has one.",
+            "Put Audio Batch to List (Live Avatar) before this node: then a video is made for each of them.",
+        )
+    return AudioClip.from_array(waveform[0].T, rate, "The connected audio")
+
+
+def split_audio(audio: Any) -> list[dict[str, Any]]:
+    """AUDIO of a batch -> one AUDIO for each of its sounds, with what else it carries.
+
+    Raises:
+        AudioError: as `audio_clip`.
+    """
+    _waveform(audio)
+    return [{**audio, "waveform": audio["waveform"][i : i + 1]} for i in range(len(audio["waveform"]))]
+
+
+def _waveform(audio: Any) -> tuple[np.ndarray, Any]:
+    """The samples [B >= 1, C >= 1, T] of an AUDIO, and its rate."""
+    if audio is None:
+        raise AudioError(
+            "No sound came over the audio input: a video without sound has none.",
+            "Connect core Load Audio, or a video with sound.",
+        )
     if not isinstance(audio, Mapping) or "waveform" not in audio:
         raise AudioError(f"The audio is {type(audio).__name__}, not sound.", "Connect core Load Audio.")
     if (rate := audio.get("sample_rate")) is None:
@@ -99,11 +126,7 @@ def audio_clip(audio: Any) -> AudioClip:
         )
     if waveform.ndim != 3 or not waveform.shape[0] or not waveform.shape[1]:
         raise AudioError(f"The audio is {list(waveform.shape)}, not [1, channels, samples].", "Connect Load Audio.")
-    rate = rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate
-    clip = AudioClip.from_array(waveform[0].T, rate, "The connected audio")
-    if len(waveform) == 1:
-        return clip
-    return dataclasses.replace(clip, notes=(f"the first of {len(waveform)} connected sounds is used",))
+    return waveform, rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate
 
 
 def prompt_embedding(positive: Any, config: ModelConfig) -> torch.Tensor:

@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..liveavatar.events import DECODING
 from . import paths
-from .host import NodeProgress, save
+from .host import NodeProgress, save, seconds_of
 from .schema import CATEGORY, LatentsSocket, advanced, supported
 
 
@@ -53,5 +53,5 @@ class Decode(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any, vae: str, filename_prefix: str) -> io.NodeOutput:
         """The file and its receipt."""
-        with NodeProgress.current(DECODING) as progress:
+        with NodeProgress.current(DECODING, seconds_of(latents)) as progress:
             return save(progress, latents, filename_prefix, vae)

@@ -34,6 +34,7 @@ from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
+from .runs import latest_messages, register, workflow_of
 from .words import refused_in_widgets
 
 EVENT = "liveavatar.progress"
@@ -98,25 +99,38 @@ def end_runs() -> None:
     ComfyUI executes prompts in a thread that Python breaks off where it is when the server ends (Ctrl-C). In the midst
     of a computation that aborts the process.
     """
-    queue = getattr(PromptServer.instance, "prompt_queue", None) if hasattr(PromptServer, "instance") else None
-    if queue is None or not _running(queue):
+    queue = _prompt_queue()
+    if queue is None or not _is_running():
         return
     _leaving.set()
     queue.wipe_queue()
     mm.interrupt_current_processing(True)
     until = time.monotonic() + _LAST_SECONDS
-    while _running(queue) and time.monotonic() < until:
+    while _is_running() and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
     time.sleep(_LOOK_SECONDS)  # core tidies up after a prompt
 
 
-def _running(queue: Any) -> bool:
+def serve_runs() -> None:
+    """Let browsers ask for what the nodes told last; tools that import nodes have no server."""
+    if (server := getattr(PromptServer, "instance", None)) is not None:
+        register(server.routes)
+
+
+def _prompt_queue() -> Any:
+    return getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+
+
+def _running_prompts() -> list[Any]:
+    """What core keeps of the prompts that are executed: number, id, graph, extra data and more of each."""
+    queue = _prompt_queue()
+    return [] if queue is None else queue.get_current_queue()[0]
+
+
+def _is_running() -> bool:
     """Whether a prompt with a node of this pack is executed."""
-    return any(
-        str(node.get("class_type", "")).startswith(_PREFIX)
-        for item in queue.get_current_queue()[0]
-        for node in item[2].values()
-    )
+    nodes = (node for item in _running_prompts() for node in item[2].values())
+    return any(str(node.get("class_type", "")).startswith(_PREFIX) for node in nodes)
 
 
 class NodeProgress:
@@ -125,19 +139,27 @@ class NodeProgress:
     Args:
         node: execution id of the node.
         phases: that its work may consist of.
+        seconds: that generating will take, where that is known.
+        workflow: the id of its workflow; None where no browser has queued it.
 
     Attributes:
         job: the video that is made, for the numbers in the messages; None before that.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
-    def __init__(self, node: str, phases: Sequence[str] = WHOLE_RUN):
-        self.node = node
+    def __init__(
+        self,
+        node: str,
+        phases: Sequence[str] = WHOLE_RUN,
+        seconds: float | None = None,
+        workflow: str | None = None,
+    ):
+        self.node, self.workflow = node, workflow
         self.job: VideoJob | None = None
         self.out: Path | None = None
         self.subfolder = ""
         self._bar, self._units = comfy.utils.ProgressBar(_UNITS), 0
-        self._run = RunProgress(phases)
+        self._run = RunProgress(phases, seconds)
         self._began = time.monotonic()
         self._since: float | None = None
         self._sent = 0.0
@@ -148,10 +170,11 @@ class NodeProgress:
 
     @classmethod
     @contextlib.contextmanager
-    def current(cls, phases: Sequence[str] = WHOLE_RUN) -> Iterator[NodeProgress]:
+    def current(cls, phases: Sequence[str] = WHOLE_RUN, seconds: float | None = None) -> Iterator[NodeProgress]:
         """The progress of the node that is executed now; a cancelled run leaves as ComfyUI expects it."""
         context = get_executing_context()
-        progress = cls(context.node_id if context else "", phases)
+        workflow = workflow_of(_running_prompts(), context.prompt_id) if context else None
+        progress = cls(context.node_id if context else "", phases, seconds, workflow)
         try:
             progress.check()
             with refused_in_widgets():
@@ -226,7 +249,7 @@ class NodeProgress:
         server = PromptServer.instance
         if server is None:
             return
-        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share}
+        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share, **_list_item()}
         if self.job is not None:
             message |= self._numbers(self.job, event) | {
                 "elapsed": time.monotonic() - self._began,
@@ -234,6 +257,8 @@ class NodeProgress:
             }
         if self._preview is not None:
             message["preview"], self._preview = self._preview, None
+        if self.workflow is not None:
+            latest_messages.put(self.workflow, message)
         server.send_sync(EVENT, message, server.client_id)
 
     def _numbers(self, job: VideoJob, event: Event | None) -> dict[str, Any]:
@@ -261,6 +286,17 @@ class NodeProgress:
             "eta": event.seconds_left,
             "devices": [{"name": name, "busy": name == busy} for name in names],
         }
+
+
+def seconds_of(job: VideoJob) -> float | None:
+    """What generating a video will take, where that is known."""
+    return job.pipeline.foreseen_seconds(job.spec.resolved, job.spec.plan)
+
+
+def _list_item() -> dict[str, int]:
+    """Which video of a list is made, from the second on. Core runs a node once for each, and says not of how many."""
+    index = getattr(get_executing_context(), "list_index", None)
+    return {"item": index + 1} if index else {}
 
 
 def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:

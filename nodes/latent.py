@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.events import DECODING
-from .host import NodeProgress
+from .host import NodeProgress, seconds_of
 from .schema import CATEGORY, LatentsSocket, supported
 
 
@@ -31,6 +31,6 @@ class Latent(io.ComfyNode):
     @classmethod
     def execute(cls, latents: Any) -> io.NodeOutput:
         """{"samples": [1, 16, n, h, w]}, not normalised, as core keeps them."""
-        with NodeProgress.current(DECODING) as progress:
+        with NodeProgress.current(DECODING, seconds_of(latents)) as progress:
             progress.job = latents
             return io.NodeOutput({"samples": latents.latents(progress)})

@@ -6,12 +6,15 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from . import paths
+from ..liveavatar.weights.lora import ExtraLoRA
+from . import core_parts, paths
 from .host import open_pipeline
-from .schema import CATEGORY, BackendSocket, ModelSocket, advanced, supported
+from .schema import CATEGORY, BackendSocket, LoRAsSocket, ModelSocket, advanced, supported
 from .words import refused_in_widgets
 
 PRECISIONS = ("automatic", "bfloat16", "float16", "float32")
+_UNLINKED = object()
+"""In place of a socket that nothing is connected to; of a connected one nothing is known before the run."""
 
 
 class LoadModel(io.ComfyNode):
@@ -78,6 +81,17 @@ class LoadModel(io.ComfyNode):
                 BackendSocket.Input(
                     "backend", optional=True, tooltip="Where the network runs; without it, in this process."
                 ),
+                LoRAsSocket.Input(
+                    "loras",
+                    optional=True,
+                    tooltip="Further LoRAs, such as one of a style, from LoRA (Live Avatar); merged with the other.",
+                ),
+                io.Vae.Input(
+                    "core_vae",
+                    optional=True,
+                    tooltip="A VAE of Wan 2.1 from core's Load VAE, used instead of the file that vae names. Its "
+                    "weights are taken over; blocks are decoded by this pack.",
+                ),
             ],
             outputs=[ModelSocket.Output(display_name="model", tooltip="For all other nodes of this pack.")],
             **supported(search_aliases=["live avatar loader", "wan s2v", "talking head model"]),
@@ -91,12 +105,14 @@ class LoadModel(io.ComfyNode):
         text_encoder: str | None = None,
         audio_encoder: str | None = None,
         vae: str | None = None,
+        core_vae: Any = _UNLINKED,
     ) -> bool | str:
         """Whether everything that is named is here, said before anything runs; what comes over a link is not known."""
         if model is None:
             return True
         parts = (lora, text_encoder, audio_encoder, vae)
-        return paths.model_fault(model, *(part or paths.AUTOMATIC for part in parts))
+        linked = core_vae is not _UNLINKED
+        return paths.model_fault(model, *(part or paths.AUTOMATIC for part in parts), vae_linked=linked)
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:
@@ -113,8 +129,11 @@ class LoadModel(io.ComfyNode):
         vae: str,
         precision: str,
         backend: Any = None,
+        loras: tuple[ExtraLoRA, ...] = (),
+        core_vae: Any = None,
     ) -> io.NodeOutput:
         """The model, checked but not loaded."""
         with refused_in_widgets():
-            components = paths.open_model(model, lora, text_encoder, audio_encoder, vae)
+            vae_path = None if core_vae is None else core_parts.vae_file(core_vae)
+            components = paths.open_model(model, lora, text_encoder, audio_encoder, vae, loras, vae_path)
         return io.NodeOutput(open_pipeline(components, backend, None if precision == PRECISIONS[0] else precision))

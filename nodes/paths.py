@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
-from ..liveavatar.components import Components, FolderComponents, load_vae, open_components
+from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_vae, open_components
 from ..liveavatar.errors import LiveAvatarError, MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
-from ..liveavatar.weights.lora import NO_LORA
+from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
 from ..liveavatar.weights.places import PLACES, is_named_like
 from ..liveavatar.weights.source import opening_files_once
 from .words import refused_in_widgets
@@ -40,29 +40,85 @@ def files(category: str) -> list[str]:
     return [AUTOMATIC, *([NO_LORA] if category == PLACES["lora"].category else []), *_names(category)]
 
 
-def open_model(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> Components:
+def temporary_folder() -> Path:
+    """Where ComfyUI keeps what need not stay."""
+    return Path(folder_paths.get_temp_directory())
+
+
+def lora_choices() -> list[str]:
+    """What a further LoRA may be."""
+    return [NO_LORA, *_names(PLACES["lora"].category)]
+
+
+def lora_path(name: str) -> Path:
+    """The file of a LoRA.
+
+    Raises:
+        MissingFilesError: no such file.
+    """
+    return _place(PLACES["lora"].category, name)
+
+
+def lora_fault(name: str | None) -> bool | str:
+    """True where a LoRA is here (or comes over a link, or is none), else what is missing."""
+    try:
+        return True if name in (None, NO_LORA) else bool(lora_path(name))
+    except MissingFilesError as error:
+        return str(error)
+
+
+def lora_fingerprint(name: str | None) -> str:
+    """Name, size and time of a LoRA's file."""
+    if name is None or lora_fault(name) is not True or name == NO_LORA:
+        return str(name)
+    state = lora_path(name).stat()
+    return f"{name}:{state.st_size}:{state.st_mtime_ns}"
+
+
+def open_model(
+    model: str,
+    lora: str,
+    text_encoder: str,
+    audio_encoder: str,
+    vae: str,
+    extra_loras: Sequence[ExtraLoRA] = (),
+    vae_path: Path | None = None,
+) -> Components:
     """The chosen model, with all of its parts found and checked; no weights are read.
+
+    Args:
+        model, lora, text_encoder, audio_encoder, vae: as the widgets of Load Model say.
+        extra_loras: merged too.
+        vae_path: a VAE that is used instead of the one that `vae` says.
 
     Raises:
         LiveAvatarError: what is missing or does not fit, and how to get it.
     """
     if model == MINIATURE:
-        return open_components("mini")
+        return open_components("mini", extra_loras=extra_loras, vae=vae_path)
     chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
     given = {part: _chosen(part, name) for part, name in chosen.items() if name != AUTOMATIC}
+    if vae_path is not None:
+        given["vae"] = vae_path
     place = _model_place(model)
     with opening_files_once():
         items = inspect_model(place, **given).items
         lacking = {item.name.replace(" ", "_").lower() for item in items if not item.usable}
         found = {part: path for part in lacking & (set(chosen) - set(given)) if (path := _likely(part))}
-        return FolderComponents(find_model(place, **given, **found), name=model)
+        return FolderComponents(find_model(place, extra_loras=extra_loras, **given, **found), name=model)
 
 
-def model_fault(model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str) -> bool | str:
-    """True where a model is here with all of its parts, else what is missing and how to get it."""
+def model_fault(
+    model: str, lora: str, text_encoder: str, audio_encoder: str, vae: str, vae_linked: bool = False
+) -> bool | str:
+    """True where a model is here with all of its parts, else what is missing and how to get it.
+
+    A linked VAE is not known yet: that of the miniature stands in for it.
+    """
+    instead = MINI_FOLDER / "vae" if vae_linked and model != MINIATURE else None
     try:
         with refused_in_widgets():
-            open_model(model, lora, text_encoder, audio_encoder, vae)
+            open_model(model, lora, text_encoder, audio_encoder, AUTOMATIC if vae_linked else vae, vae_path=instead)
     except LiveAvatarError as error:
         return f"{error} Then press R to refresh." if isinstance(error, MissingFilesError) else str(error)
     return True

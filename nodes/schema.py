@@ -16,6 +16,7 @@ BackendSocket = io.Custom("LIVEAVATAR_BACKEND")
 ModelSocket = io.Custom("LIVEAVATAR_MODEL")
 AudioSocket = io.Custom("LIVEAVATAR_AUDIO")
 LatentsSocket = io.Custom("LIVEAVATAR_LATENTS")
+LoRAsSocket = io.Custom("LIVEAVATAR_LORAS")
 
 SINKS = ("drawn from the seed", "fixed")
 
@@ -79,6 +80,16 @@ def seed_input() -> Any:
         max=MAX_SEED,
         control_after_generate=True,
         tooltip="The same seed gives the same video on any number of devices.",
+    )
+
+
+def clip_input() -> Any:
+    """Core's text encoder."""
+    return io.Clip.Input(
+        "clip",
+        optional=True,
+        tooltip="A CLIP of the type wan from core's Load CLIP (UMT5-XXL), to read the prompt in place of the model's "
+        "own text encoder.",
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.events import ENCODING_PROMPT
-from . import convert
+from . import convert, core_parts
 from .host import NodeProgress
-from .schema import CATEGORY, ModelSocket, prompt_input, supported
+from .schema import CATEGORY, ModelSocket, clip_input, prompt_input, supported
 
 
 class TextEncode(io.ComfyNode):
@@ -27,13 +27,14 @@ class TextEncode(io.ComfyNode):
             inputs=[
                 ModelSocket.Input("model", tooltip="Whose text encoder reads."),
                 prompt_input(),
+                clip_input(),
             ],
             outputs=[io.Conditioning.Output(display_name="positive", tooltip="For the Sampler.")],
             **supported(search_aliases=["live avatar prompt", "umt5"]),
         )
 
     @classmethod
-    def execute(cls, model: Any, prompt: str) -> io.NodeOutput:
+    def execute(cls, model: Any, prompt: str, clip: Any = None) -> io.NodeOutput:
         """CONDITIONING that knows its prompt."""
         with NodeProgress.current((ENCODING_PROMPT,)) as progress:
-            return io.NodeOutput(convert.conditioning_of(prompt, model.encode_prompt(prompt, progress)))
+            return io.NodeOutput(convert.conditioning_of(prompt, core_parts.read_prompt(model, prompt, clip, progress)))

@@ -18,6 +18,7 @@ _WIDGETS = {
     **{f"--{name}": name.replace("-", "_") for name in ("text-encoder", "audio-encoder")},
     "--gpus": "cards",
     "--engine ray": "engine worker processes",
+    "--engine local": "engine this process",
 }
 """Options of the command line that stand in the library's sentences, and the widgets that do the same."""
 _OPTION = re.compile("|".join(f"{re.escape(name)}(?![\\w-])" for name in sorted(_WIDGETS, key=len, reverse=True)))

@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, choose_plan, level_of
+from liveavatar.planner import FIDELITY_LEVELS, GIB, Hardware, Plan, PlanOptions, Preference, choose_plan, level_of
 from liveavatar.request import Request, image_size_for, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
-CARDS = ("1x16", "1x24", "2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")
+MACHINES: tuple[tuple[str, int | None], ...] = (
+    ("1x16", 48),
+    ("1x16", None),
+    ("1x24", 32),
+    ("1x24", None),
+    *((cards, None) for cards in ("2x24", "4x24", "5x24", "1x32", "1x48", "2x48", "1x80", "5x80", "8x80", "1x141")),
+)
+"""Cards, and GiB of host memory; None: as much as is assumed."""
 SIZE = "704x384"
 BEGIN, END = "<!-- plans: made by tools/plan_table.py -->", "<!-- end of plans -->"
 _HEAD = (
-    "| cards, GiB | prefer | stages | kept | fullest card, of usable | host | frames/s, assumed |",
-    "|---|---|---|---|---|---|---|",
+    "| cards, GiB | host, GiB | prefer | stages | kept | fullest card, of usable | host, of what may | frames/s |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -22,15 +29,19 @@ def table() -> str:
     """The table, for 704x384 and 4 steps; where both preferences give the same plan it stands once."""
     effective = resolve(Request(size=SIZE), image_size_for(SIZE), 160_000, 16_000)
     rows = list(_HEAD)
-    for cards in CARDS:
-        hardware = Hardware.parse(cards)
-        quality, speed = (
-            choose_plan(effective, WAN2_2_S2V_14B, hardware, PlanOptions(prefer=prefer), model="wan2.2-s2v-14b")
-            for prefer in ("quality", "speed")
+    for cards, host in MACHINES:
+        hardware = Hardware.parse(cards, host and host * GIB)
+
+        def plan(prefer: Preference, compiled: bool, hardware: Hardware = hardware) -> Plan:
+            options = PlanOptions(prefer=prefer, compiled=compiled)
+            return choose_plan(effective, WAN2_2_S2V_14B, hardware, options, model="wan2.2-s2v-14b")
+
+        (quality, fast), (speed, faster) = (
+            (plan(prefer, False), plan(prefer, True)) for prefer in ("quality", "speed")
         )
         same = quality == speed
-        rows.append(_row(cards, "both" if same else "quality", quality))
-        rows += [] if same else [_row(cards, "speed", speed)]
+        rows.append(_row(hardware, "both" if same else "quality", quality, fast))
+        rows += [] if same else [_row(hardware, "speed", speed, faster)]
     return "\n".join(rows)
 
 
@@ -41,21 +52,22 @@ def rewritten(page: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-def _row(cards: str, prefer: str, plan: Plan) -> str:
-    """One plan."""
+def _row(hardware: Hardware, prefer: str, plan: Plan, compiled: Plan) -> str:
+    """One plan, with the speed that the one for compiled layers would have."""
     usable, used = dict(plan.usable), plan.total_by_device
     fullest = max(used, key=lambda name: used[name] / usable[name])
     alone = plan.vae_device not in {stage.device for stage in plan.stages}
     kept = FIDELITY_LEVELS[level_of(tuple(stage.storage for stage in plan.stages))].name
     streamed = sum(stage.storage.offload_layers for stage in plan.stages)
     cells = (
-        cards,
+        str(hardware),
+        f"{hardware.host / GIB:.0f}",
         prefer,
         f"{plan.partition}{' + VAE' * alone}",
         kept + (f" ({streamed} of {plan.partition.layer_shards[-1].stop})" if streamed else ""),
         f"{used[fullest] / 1e9:.1f} of {usable[fullest] / 1e9:.1f} GB",
-        f"{sum(plan.host_bytes_by_machine.values()) / 1e9:.1f} GB",
-        f"{plan.forecast.fps:.1f}" if plan.forecast else "",
+        f"{sum(plan.host_bytes_by_machine.values()) / 1e9:.1f} of {hardware.usable_host / 1e9:.1f} GB",
+        " / ".join(f"{each.forecast.fps:.1f}" for each in (plan, compiled) if each.forecast),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -21,7 +21,7 @@ from .random_model import RandomComponents
 from .watched import Run, WatchedEngine
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from ..vae.autoencoder import AutoencoderKLWan
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
 from ..doctor.report import FLOAT8_ROWS, Compute
 from ..model.quantize import supports_fp8_matmul
 from ..planner import CUDA_CONTEXT_BYTES, Plan
-from ..planner.hardware import layer_tflop
+from ..planner.pace import layer_tflop
 from ..task_graph import Denoise, Prefill
 from .found import Pace, Work
 from .watched import Run

@@ -74,10 +74,12 @@ class DeviceSpeeds:
     Attributes:
         compute: TFLOP/s of matrix products and attention.
         copy_gb: GB/s to the device from page-locked memory; on the CPU, of a memcpy.
+        memory_gb: GB/s of its own memory, read and written together.
     """
 
     compute: Compute
     copy_gb: float
+    memory_gb: float
 
 
 def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: None) -> ModelBench:
@@ -371,7 +373,7 @@ def device_speeds(device: torch.device, quick: bool = True) -> DeviceSpeeds:
         can, moves = compute(str(device), quick), copies(str(device), quick)
     except MemoryError as error:
         raise PlanError(f"The speed of {device} cannot be measured: {error}.", "Free its memory.") from error
-    return DeviceSpeeds(can, moves.memory if moves.pinned_in is None else moves.pinned_in)
+    return DeviceSpeeds(can, moves.memory if moves.pinned_in is None else moves.pinned_in, 2 * moves.memory)
 
 
 def cap_device(name: str, most: int | None) -> None:

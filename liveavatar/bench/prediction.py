@@ -7,8 +7,8 @@ import torch
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, SPATIAL_STRIDE, ModelConfig
 from ..doctor.report import FLOAT8_ROWS
 from ..planner import DeviceSpec, DeviceSpeed, Plan
-from ..planner.hardware import compute_seconds, decode_seconds, task_seconds
 from ..planner.memory import DTYPE_BYTES, aux_models
+from ..planner.pace import compute_seconds, decode_seconds, task_seconds
 from ..planner.search import CostTable, FidelityLevel
 from ..request import ResolvedRequest
 from .model import DeviceSpeeds
@@ -29,24 +29,27 @@ def measured_speed(speeds: DeviceSpeeds, dtype: str) -> DeviceSpeed | None:
     matrices, attention, fp8 = matmul.get(dtype), speeds.compute.attention.get(dtype), matmul.get(FLOAT8_ROWS)
     if matrices is None or attention is None:
         return None
-    return DeviceSpeed(matrices, fp8 or matrices, attention, speeds.copy_gb, supports_fp8=fp8 is not None)
+    return DeviceSpeed(
+        matrices, fp8 or matrices, attention, speeds.copy_gb, speeds.memory_gb, supports_fp8=fp8 is not None
+    )
 
 
 def block_seconds(config: ModelConfig, plan: Plan, speed: DeviceSpeed) -> float:
-    """Seconds per block of a plan with one stage, without the VAE, by `liveavatar.planner.hardware`."""
+    """Seconds per block of a plan with one stage, without the VAE, by `liveavatar.planner.pace`."""
     (stage,) = plan.stages
     width, height = plan.size
     frame_tokens = width // _PATCH * (height // _PATCH)
-    costs = CostTable(config, frame_tokens, DTYPE_BYTES[plan.dtype], FidelityLevel("as planned", stage.storage))
-    compute = compute_seconds(*costs.tflop(stage.layers), stage.storage, speed)
+    level = FidelityLevel("as planned", stage.storage)
+    costs = CostTable(config, frame_tokens, DTYPE_BYTES[plan.dtype], level, plan.clip_blocks, plan.compiled)
+    compute = compute_seconds(costs.work(stage.layers), stage.storage, speed)
     carried = costs.transfer_bytes(len(stage.layers), stage.storage.offload_layers)
     return len(stage.steps) * task_seconds(compute, carried, len(stage.layers), speed, 1)
 
 
 def vae_seconds(config: ModelConfig, resolved: ResolvedRequest, plan: Plan, speed: DeviceSpeed) -> float:
     """Seconds to decode a block."""
-    tflop = aux_models(config).decode_tflop(resolved.latent_size, BLOCK_LATENTS, plan.vae_tiles)
-    return decode_seconds(tflop, speed, plan.vae_host)
+    work = aux_models(config).decode_work(resolved.latent_size, BLOCK_LATENTS, plan.vae_tiles)
+    return decode_seconds(*work, speed, plan.vae_host)
 
 
 def frames_per_second(seconds_per_block: float) -> float:

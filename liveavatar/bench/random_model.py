@@ -19,10 +19,11 @@ from ..mini.untrained import VAE
 from ..model.quantize import quantize_linears
 from ..model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from ..storage import WeightFormat
-from ..weights.load import DType, TensorDevice, fill, vae_weights
+from ..weights.load import DType, TensorDevice, fill
+from ..weights.settings import vae_weights
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from ..vae.autoencoder import AutoencoderKLWan
 
 M = TypeVar("M", bound=nn.Module)
 

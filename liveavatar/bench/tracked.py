@@ -75,7 +75,8 @@ class MemoryTraffic(TorchDispatchMode):
         self.operations += 1
         if name in _PRODUCTS or "attention" in name:
             return made
-        read = {id(t): t for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = (args, {name: value for name, value in (kwargs or {}).items() if name != "out"})
+        read = {id(t): t for t in tree_iter(given) if isinstance(t, torch.Tensor)}
         written = [t for t in tree_iter(made) if isinstance(t, torch.Tensor)]
         self.nbytes[name] += sum(map(_moved_bytes, (*read.values(), *written)))
         if name == "copy_":  # what is written over is not read

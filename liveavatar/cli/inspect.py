@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import PRESETS
 from ..errors import LiveAvatarError
 from .options import add_part_arguments, parts_of
+from .tables import note_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; 0 where `generate` would take the model, 1 where it would refuse it."""
-    from ..components import open_components
+    from ..components import notes_of, open_components
     from ..weights.folder import format_inspection, inspect_model
     from ..weights.source import opening_files_once
 
@@ -29,10 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
     with opening_files_once():
         inspection = inspect_model(arguments.path, **parts)
         refusal: LiveAvatarError | None = None
+        notes: tuple[str, ...] = ()
         try:
             if inspection.complete:
-                open_components(arguments.path, **parts)
+                notes = notes_of(open_components(arguments.path, **parts))
         except LiveAvatarError as error:
             refusal = error
-    print(format_inspection(inspection, refusal))
+    print("\n".join([format_inspection(inspection, refusal), *note_lines(notes)]))
     return 0 if inspection.complete and not refusal else 1

@@ -88,6 +88,12 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
     """Parts of the model that are named one by one."""
     parts = parser.add_argument_group("parts of the model that are not beside it: files, or their names in ComfyUI")
     parts.add_argument("--lora", metavar="FILE|none", help="the LoRA; none for a network that has it merged already")
+    parts.add_argument(
+        "--extra-lora",
+        action="append",
+        metavar="FILE[:N]",
+        help="a further LoRA, such as one of a style, with its strength (default: 1); may be given several times",
+    )
     parts.add_argument("--vae", metavar="FILE", help="the VAE of Wan 2.1")
     parts.add_argument("--text-encoder", metavar="FILE", help="UMT5-XXL")
     parts.add_argument("--tokenizer", metavar="DIR", help="of the text encoder, where its file has none")
@@ -97,7 +103,12 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
 def parts_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The parts that were named, by their fields of `ModelFiles`."""
     names = ("lora", "vae", "text_encoder", "tokenizer", "audio_encoder")
-    return {name: found for name in names if (found := getattr(arguments, name, None)) is not None}
+    parts = {name: found for name in names if (found := getattr(arguments, name, None)) is not None}
+    if extra := getattr(arguments, "extra_lora", None):
+        from ..weights.lora import parse_extra_lora
+
+        parts["extra_loras"] = tuple(map(parse_extra_lora, extra))
+    return parts
 
 
 def _add_parity_arguments(parser: argparse.ArgumentParser) -> None:

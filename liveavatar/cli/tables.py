@@ -35,7 +35,7 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Which stage runs where, how it is kept, the bytes per device, and the speed where it is foreseen."""
+    """Which stage runs where, how it is kept, the bytes per device, and an estimate of the speed."""
     worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
     worked += f", attention {plan.attention}" if plan.attention != "auto" else ""
     lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.partition}, {worked}"]
@@ -65,7 +65,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f = plan.forecast
         lines.append(
             f"pace    {f.fps:.1f} frames per second, a block every {f.seconds_per_block:.2f} s, the first frames after "
-            f"{f.first_frames_seconds:.1f} s of work (foreseen from {f.source} speeds, stages side by side)"
+            f"{f.first_frames_seconds:.1f} s of work (an estimate from {f.source} speeds, layers "
+            f"{'compiled' if plan.compiled else 'not compiled'}, stages side by side)"
         )
     lines.append(f"        (the encoders come and go before the network, {gigabytes(plan.encoders)} at most)")
     return [*lines, *_snapshot_lines(plan)]

@@ -29,6 +29,7 @@ from .cluster_token import (
     proved_head,
 )
 from .ray_compat import RayThread, ray_gate
+from .reaper import OrphanReaper
 
 LOCAL = "local"
 PROBE_SECONDS = 2.0
@@ -184,6 +185,7 @@ _folder: Path | None = None
 _ours = False
 _address = LOCAL
 _keeper: RayThread | None = None
+_reaper: OrphanReaper | None = None
 
 
 def ray_module() -> Any:
@@ -207,7 +209,7 @@ def acquire_ray(address: str = LOCAL, token: str | None = None) -> Path:
     Raises:
         PlanError: the cluster cannot be joined; this process is in another one.
     """
-    global _users, _folder, _ours, _address, _keeper
+    global _users, _folder, _ours, _address, _keeper, _reaper
     ray = ray_module()
     with _lock:
         if _users and ray.is_initialized() and address != _address:
@@ -226,6 +228,8 @@ def acquire_ray(address: str = LOCAL, token: str | None = None) -> Path:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             _folder, _address = folder, address
+            if _ours and address == LOCAL:
+                _reaper = OrphanReaper(folder)
             ray_gate.open()
         _users += 1
         if _folder is None:
@@ -264,7 +268,7 @@ def release_ray(lost: bool = False) -> None:
     Args:
         lost: whether Ray is of no use any more, so that it is ended for all: whoever comes next starts it anew.
     """
-    global _users, _folder
+    global _users, _folder, _reaper
     with _lock:
         _users -= 1
         if _users and not lost:
@@ -275,6 +279,9 @@ def release_ray(lost: bool = False) -> None:
             ray_compat.forget_token()
         if _keeper is not None:
             _keeper.stop()
+        if _reaper is not None:
+            _reaper.stop()
+            _reaper = None
         if _folder is not None:
             shutil.rmtree(_folder, ignore_errors=True)
             _folder = None

@@ -19,8 +19,10 @@ from ..events import (
     ENCODING_AUDIO,
     ENCODING_IMAGE,
     ENCODING_PROMPT,
+    GENERATING,
     LOADING_VAE,
     Callback,
+    Event,
     ignore,
     notice_event,
     share_event,
@@ -199,7 +201,10 @@ class _RemoteDecoder:
             for latents in self._recent:
                 self._call("decode", latents)
 
+    def _heartbeat(self) -> None:
+        self._callback(Event(GENERATING))
+
     def _call(self, name: str, *given: Any) -> Any:
         return self._handle.call(
-            self._place, "decode", self._handle.limits.deadline, no_heartbeat, name, self._number, *given
+            self._place, "decode", self._handle.limits.deadline, self._heartbeat, name, self._number, *given
         )

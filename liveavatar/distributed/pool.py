@@ -16,7 +16,7 @@ from typing import Any
 from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine, check_device, find_machine
 from ..errors import LiveAvatarError
-from ..events import Callback, ignore
+from ..events import LOADING_NETWORK, Callback, ignore, share_event
 from ..planner import Plan
 from . import cluster, ray_compat
 from .cluster import LOCAL, PROBE_SECONDS, is_listening
@@ -363,7 +363,10 @@ class WorkerPool:
         return self.resources.find_machines(devices)
 
     def start(self, plan: Plan, model: ModelSpec, callback: Callback = ignore) -> list[WorkerHandle]:
-        """One loaded worker per stage of a plan, all wired; `callback` is called with what they compile.
+        """One loaded worker per stage of a plan, all wired.
+
+        Args:
+            callback: called while they start and load, and with what they compile; what it raises ends the wait.
 
         Raises:
             WorkerError: one did not start, load, meet its neighbours or compile.
@@ -372,11 +375,15 @@ class WorkerPool:
         machines = self.find_machines(tuple(s.device for s in plan.stages))
         self.wait_until_idle(self.limits.deadline, give_up=True)
         self.plan = plan
-        self._start_workers(plan, machines)
+
+        def heartbeat() -> None:
+            callback(share_event(LOADING_NETWORK, 0.0))
+
+        self._start_workers(plan, machines, heartbeat)
         self.resources.record_workers()
         if error := compile_problem(plan, self.workers):
             raise error
-        self._load(plan, model)
+        self._load(plan, model, heartbeat)
         self._wire(plan)
         compile_layers(plan, self.workers, self.gather, callback)
         return self.workers
@@ -449,7 +456,9 @@ class WorkerPool:
             if worker is not None and not worker.is_reachable:
                 raise self.worker_lost(plan, number, MACHINE_LOST, _ELSEWHERE)
 
-    def gather(self, plan: Plan, refs: dict[int, Any], seconds: float, doing: str) -> dict[int, Any]:
+    def gather(
+        self, plan: Plan, refs: dict[int, Any], seconds: float, doing: str, heartbeat: Heartbeat = no_heartbeat
+    ) -> dict[int, Any]:
         """The answers of workers, by stage.
 
         Raises:
@@ -458,6 +467,7 @@ class WorkerPool:
         owing, given, begun = {ref: number for number, ref in refs.items()}, {}, time.monotonic()
         second_hand: int | None = None
         while owing:
+            heartbeat()
             for ref in ray_compat.wait(owing, 0.5):
                 number = owing.pop(ref)
                 kind, value = self.result(plan, number, ref)
@@ -490,7 +500,7 @@ class WorkerPool:
             loss = loss_from(error)
             raise self.worker_lost(plan, number, loss.happened, loss.nearest, loss.replaceable) from None
 
-    def _start_workers(self, plan: Plan, machines: list[Machine]) -> None:
+    def _start_workers(self, plan: Plan, machines: list[Machine], heartbeat: Heartbeat) -> None:
         for number, worker in self.numbered_workers:
             if number >= len(machines) or worker.machine.id != machines[number].id:
                 self.stop_worker(number)
@@ -499,7 +509,7 @@ class WorkerPool:
                 self.resources.start_worker(number, machine, plan.threads)
             self.resources.workers[number].device = stage.device
         fresh = {number: m.call("handshake") for number, m in enumerate(self.workers) if not m.handshake}
-        for number, handshake in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start").items():
+        for number, handshake in self.gather(plan, fresh, START_TIMEOUT_SECONDS, "start", heartbeat).items():
             self._check_handshake(plan, number, handshake)
 
     def _check_handshake(self, plan: Plan, number: int, handshake: Handshake) -> None:
@@ -508,13 +518,14 @@ class WorkerPool:
             raise self.worker_lost(plan, number, problem, "Install the same version on all machines.")
         self.workers[number].handshake = handshake
 
-    def _load(self, plan: Plan, model: ModelSpec) -> None:
+    def _load(self, plan: Plan, model: ModelSpec, heartbeat: Heartbeat) -> None:
         refs, specs = {}, _load_specs(plan, model)
         for number, (worker, spec) in enumerate(zip(self.workers, specs, strict=True)):
             if worker.load_spec != spec:
                 worker.load_spec, worker.loaded_bytes, worker.shared_bytes, worker.compiled = None, {}, {}, set()
                 refs[number] = worker.call("load", spec)
-        for number, (loaded, shared) in self.gather(plan, refs, LOAD_TIMEOUT_SECONDS, "load its weights").items():
+        answers = self.gather(plan, refs, LOAD_TIMEOUT_SECONDS, "load its weights", heartbeat)
+        for number, (loaded, shared) in answers.items():
             named, worker = DeviceName.parse(plan.stages[number].device).machine, self.workers[number]
             worker.load_spec, worker.shared_bytes = specs[number], shared
             worker.loaded_bytes = {str(DeviceName(device, named)): n for device, n in loaded.items()}

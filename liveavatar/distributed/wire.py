@@ -30,6 +30,7 @@ from ..storage import StorageConfig
 from ..task_graph import Denoise, Partition, Prefill, Task
 from ..utils import OUT_OF_FILES_NEAREST, is_out_of_files
 from ..weights.folder import ModelFiles
+from ..weights.lora import ExtraLoRA
 from .topology import LinkSpec
 
 if TYPE_CHECKING:
@@ -84,11 +85,13 @@ class ModelSpec:
         name: of the model.
         files: fields of its `ModelFiles` and their absolute paths; empty for a model that is made in code.
         numbers: what a model that is made in code is made with.
+        extra_loras: absolute paths of further LoRAs, and their strengths.
     """
 
     name: str
     files: tuple[tuple[str, str | None], ...]
     numbers: tuple[float, ...]
+    extra_loras: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, components: Components) -> ModelSpec:
@@ -99,9 +102,10 @@ class ModelSpec:
         """
         if isinstance(components, FolderComponents):
             files = components.files
-            named = ((f.name, getattr(files, f.name)) for f in dataclasses.fields(files))
+            named = files.paths().items()
             paths = tuple((name, None if path is None else str(path.absolute())) for name, path in named)
-            return cls(components.name, paths, ())
+            extra = tuple((str(lora.path.absolute()), lora.strength) for lora in files.extra_loras)
+            return cls(components.name, paths, (), extra)
         made = _models_in_code().get(components.name)
         if made is not None and isinstance(components, made):
             return cls(components.name, (), components.numbers)
@@ -119,7 +123,8 @@ class ModelSpec:
         if not self.files:
             return _models_in_code()[self.name](*self.numbers)
         paths: dict[str, Any] = {key: None if path is None else Path(path) for key, path in self.files}
-        return FolderComponents(ModelFiles(**paths), self.name)
+        extra = tuple(ExtraLoRA(Path(path), strength) for path, strength in self.extra_loras)
+        return FolderComponents(ModelFiles(**paths, extra_loras=extra), self.name)
 
 
 def _models_in_code() -> dict[str, type[UntrainedComponents]]:

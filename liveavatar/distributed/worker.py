@@ -67,10 +67,8 @@ def remove_shared_folder(log: Path) -> None:
 
 def _file_state(model: ModelSpec) -> Iterator[tuple[str, int, int, int]]:
     """What changes with the files that weights come from."""
-    for part, named in model.files:
-        if part not in _READ or named is None:
-            continue
-        path = Path(named)
+    read = [named for part, named in model.files if part in _READ and named is not None]
+    for path in map(Path, (*read, *(lora for lora, _ in model.extra_loras))):
         for file in (
             (path, *sorted(path.parent.glob("*.safetensors")))
             if path.suffix == ".json" or "-of-" in path.name

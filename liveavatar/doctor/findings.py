@@ -141,6 +141,20 @@ def _dtypes(r: Report) -> Iterator[Finding]:
             yield Finding("note", f"{of} is much slower in bfloat16 than in float16.", "Use --dtype float16.")
 
 
+def _cpu_dtypes(r: Report) -> Iterator[Finding]:
+    """Of a machine without a GPU, whose processor does the work."""
+    for d in r.devices if not r.gpus else ():
+        speed = d.compute.matmul if d.compute else {}
+        plain, short = speed.get("float32", 0.0), speed.get("bfloat16", 0.0)
+        if 0.0 < short < 0.5 * plain:
+            yield Finding(
+                "note",
+                f"The processor is {plain / short:.0f} times slower in bfloat16 than in float32: it has no "
+                "instructions for it (AVX512-BF16 or AMX).",
+                "Use float32 on it, as is done where nothing else is said.",
+            )
+
+
 def _without_float8(d: Device) -> Finding:
     """A card whose fp8 weights are widened: an old one cannot do otherwise, a new one should."""
     of = f"{d.id} ({d.name})"
@@ -268,6 +282,7 @@ RULES: tuple[Callable[[Report], Iterator[Finding]], ...] = (
     _no_gpu,
     _room,
     _dtypes,
+    _cpu_dtypes,
     _memory,
     _load,
     _links,

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from .. import __version__
-from ..utils import load_average
+from ..utils import cgroup_memory, load_average
 from .report import Disk, Host, Model, Versions
 
 _PACK = Path(__file__).parents[2]
@@ -29,9 +29,9 @@ _CHUNK = 4 * 2**20
 def host() -> Host:
     """Processor and memory."""
     ram, free = _memory()
-    limit = _cgroup("memory.max")
+    limit = cgroup_memory("memory.max")
     if limit is not None and ram is not None and limit < ram:
-        left = max(0, limit - (_cgroup("memory.current") or 0))
+        left = max(0, limit - (cgroup_memory("memory.current") or 0))
         ram, free = limit, min(left, free) if free is not None else left
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     release = platform.release()
@@ -144,13 +144,6 @@ def _memory() -> tuple[int | None, int | None]:
         now = psutil.virtual_memory()
         return now.total, now.available
     return None, None
-
-
-def _cgroup(name: str) -> int | None:
-    """A number of the container's limits; None where there is no limit."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
-    return None
 
 
 def _lockable() -> int | None:

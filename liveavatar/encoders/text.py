@@ -6,12 +6,13 @@ import html
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from ..request import DEFAULT_PROMPT
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def encode_text(model: Any, tokenizer: Any, prompt: str, length: int = 512) -> t
     """Clean, tokenise and encode a prompt.
 
     Args:
-        model: `transformers.UMT5EncoderModel`; in bfloat16 only its "eager" attention repeats the published numbers.
+        model: `UMT5EncoderModel`, ours or that of transformers (of which, in bfloat16, only the "eager" attention
+            repeats the published numbers).
         tokenizer: a Hugging Face tokenizer of the model.
         length: tokens the prompt is padded or cut to before encoding, as in training.
 
@@ -106,6 +108,8 @@ def encode_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[tor
     Returns:
         Per prompt the rows of its real tokens, [n, d], in the model's dtype and on its device.
     """
+    import torch
+
     device = next(model.parameters()).device
     ids, mask = ids.to(device), mask.to(device)
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
@@ -13,7 +14,16 @@ import torch
 
 from .. import compiler
 from ..components import Components
-from ..events import GENERATING, Callback, Event, ignore, notice_event
+from ..events import (
+    GENERATING,
+    HEARTBEAT_SECONDS,
+    LOADING_NETWORK,
+    Callback,
+    Event,
+    PhaseProgress,
+    ignore,
+    notice_event,
+)
 from ..model.attention_backends import ChosenAttention, choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
@@ -26,7 +36,7 @@ from ..session import VideoTask, cpu_threads
 from ..stage import InitialInputs, Stage, StageConditioning, StageInput
 from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
 from ..task_graph import Partition, Task, ends_block, followers, is_first, paced_order, task_count
-from ..weights.load import TensorDevice
+from ..weights.load import TensorDevice, watched_reads
 from .compile import CompiledLayers, compiled_notice, compiling_notice
 from .prefetch import PrefetchThread, all_on_accelerators
 
@@ -86,6 +96,9 @@ class StageTimer:
                 self._wall[stage] += before.elapsed_time(after) / 1000
                 self._finished += 1
 
+
+_POLL_SECONDS = 0.002
+"""Between two looks at a latent that is being made; a block plays for 0.48 s."""
 
 _Key = tuple[str, ModelSlice, torch.dtype, StorageConfig]
 
@@ -228,15 +241,23 @@ class LocalEngine:
         """Load the weights now, and compile for them; stages that own the same layers on the same device share them.
 
         Args:
-            callback: called with notices between the forms that are compiled, and with what it took.
+            callback: called with the progress, with notices between the forms that are compiled, and with what it took.
 
         Raises:
             ModelError: the layers cannot be compiled here, or the attention that was asked for is not installed.
         """
         for stage in self.plan.stages:
             limit_device_memory(stage.device, self.plan.cap)
-        for where in self._slices():
-            self._network(*where)
+        progress, read = PhaseProgress(callback, LOADING_NETWORK), 0
+
+        def on_read(nbytes: int, _: float) -> None:
+            nonlocal read
+            read += nbytes
+            progress(read / max(1, self.plan.weight_bytes))
+
+        with watched_reads(on_read):
+            for where in self._slices():
+                self._network(*where)
         for notice in dict.fromkeys(self._attention(stage).notice for stage in self.plan.stages):
             if notice:
                 callback(notice_event(notice))
@@ -288,10 +309,11 @@ class LocalEngine:
         self._timer = StageTimer(self.plan)
         make = functools.partial(self._latents, job)
         devices = (torch.device(stage.device) for stage in self.plan.stages)
-        blocks = PrefetchThread(make, callback, devices) if self._prefetch else make(callback)
+        wait = _PatientWait(self._timer, callback)
+        blocks = PrefetchThread(make, wait.on_event, devices) if self._prefetch else make(wait.on_event)
         with contextlib.closing(blocks):
             for latent in blocks:
-                yield latent.wait()
+                yield wait.until_there(latent)
 
     def _latents(self, job: VideoTask, callback: Callback) -> Generator[AsyncHostTensor, None, None]:
         """The finished latents, on their way to the CPU."""
@@ -372,6 +394,39 @@ class LocalEngine:
 
     def _network(self, device: str, model_slice: ModelSlice, storage: StorageConfig) -> CausalS2VTransformer:
         return self.models.get(self.components, device, model_slice, self._dtype, storage)
+
+
+class _PatientWait:
+    """Waits for latents that an accelerator still makes, and calls back meanwhile with the tasks it has finished.
+
+    Args:
+        timer: knows them.
+        callback: called with the events of the tasks, and while it waits.
+    """
+
+    def __init__(self, timer: StageTimer, callback: Callback):
+        self._timer, self._callback = timer, callback
+        self._latest = Event(GENERATING)
+
+    def on_event(self, event: Event) -> None:
+        """The callback of the tasks."""
+        self._latest = event
+        self._callback(event)
+
+    def until_there(self, latent: AsyncHostTensor) -> torch.Tensor:
+        """The latent, once it is there."""
+        called = time.monotonic()
+        while not latent.arrived:
+            time.sleep(_POLL_SECONDS)
+            if time.monotonic() - called > HEARTBEAT_SECONDS:
+                called = time.monotonic()
+                self._call_again()
+        if self._latest.done < self._timer.finished:
+            self._call_again()
+        return latent.wait()
+
+    def _call_again(self) -> None:
+        self.on_event(dataclasses.replace(self._latest, task=None, done=self._timer.finished))
 
 
 class _LocalRun:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from einops import rearrange
 
 from ..errors import ImageError
@@ -30,6 +29,7 @@ from .image_formats import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 Fit = Literal["cover", "pad"]
@@ -118,6 +118,8 @@ def fit_image(rgb: np.ndarray, width: int, height: int, mode: Fit = "cover") -> 
 
 def to_pixels(rgb: np.ndarray) -> torch.Tensor:
     """uint8 [H, W, 3] to float32 [1, 3, 1, H, W] in [-1, 1]: value / 255 * 2 - 1."""
+    import torch
+
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(rgb)), "h w c -> 1 c 1 h w")
     return pixels.float().div(255.0).mul(2.0).sub(1.0).contiguous()
 

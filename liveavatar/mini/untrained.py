@@ -6,23 +6,24 @@ the real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
-from torch import nn
 
 from ..config import UNTRAINED
 from ..storage import WeightFormat
-from ..weights.load import DType, TensorDevice, fill
-from .seeded import SeededSource
+from ..utils import without_memory
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    import torch
+    from torch import nn
 
+    from ..encoders.umt5 import UMT5EncoderModel
+    from ..encoders.wav2vec2 import Wav2Vec2Model
     from ..model.transformer import CausalS2VTransformer, ModelSlice
+    from ..vae.autoencoder import AutoencoderKLWan
+    from ..weights.load import DType, TensorDevice
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound="nn.Module")
 
 SEED = 20
 """Of all weights of the embedded model."""
@@ -58,6 +59,28 @@ WAV2VEC2: dict[str, Any] = {
 }
 
 
+_PAD, _END, _FIRST_BYTE = 0, 1, 3
+"""Tokens of ByT5."""
+
+
+class ByteTokenizer:
+    """Text to its bytes in UTF-8, as ByT5 reads them; called as `liveavatar.weights.tokenizer.JsonTokenizer` is."""
+
+    def __call__(self, texts: Sequence[str], *, max_length: int, **_: object) -> dict[str, torch.Tensor]:
+        """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
+        import torch
+
+        rows = [[*(byte + _FIRST_BYTE for byte in text.encode()[: max_length - 1]), _END] for text in texts]
+        return {
+            "input_ids": torch.tensor([row + [_PAD] * (max_length - len(row)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (max_length - len(row)) for row in rows]),
+        }
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text that tokens stand for."""
+        return bytes(int(i) - _FIRST_BYTE for i in ids if int(i) >= _FIRST_BYTE).decode(errors="ignore")
+
+
 class UntrainedComponents:
     """The parts of the untrained model (see `liveavatar.components.Components`)."""
 
@@ -84,31 +107,29 @@ class UntrainedComponents:
         scales = {"decoder.conv_out.weight": 0.8, "quant_conv.weight": 1.5}
         return optimize_layout(_seeded(lambda: build_vae(**VAE), device, dtype, scales))
 
-    def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> tuple[Any, Any]:
+    def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> tuple[UMT5EncoderModel, ByteTokenizer]:
         """A small UMT5 that reads bytes: its tokenizer needs no file."""
-        from transformers import UMT5Config, UMT5EncoderModel
+        from ..encoders.umt5 import UMT5Config, UMT5EncoderModel
 
-        config = UMT5Config(**UMT5)
-        config._attn_implementation = "eager"
-        return _seeded(lambda: UMT5EncoderModel(config), device, dtype), self.tokenizer()
+        return _seeded(lambda: UMT5EncoderModel(UMT5Config.of(UMT5)), device, dtype), self.tokenizer()
 
-    def tokenizer(self) -> Any:
-        from transformers import ByT5Tokenizer
+    def tokenizer(self) -> ByteTokenizer:
+        return ByteTokenizer()
 
-        return ByT5Tokenizer()
+    def audio_encoder(self, device: torch.device | str, dtype: torch.dtype) -> Wav2Vec2Model:
+        from ..encoders.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 
-    def audio_encoder(self, device: torch.device | str, dtype: torch.dtype) -> Any:
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-        config = Wav2Vec2Config(**WAV2VEC2)
-        return _seeded(lambda: Wav2Vec2Model(config), device, dtype)
+        return _seeded(lambda: Wav2Vec2Model(Wav2Vec2Config.of(WAV2VEC2)), device, dtype)
 
     def describe(self) -> str:
         return f"untrained: random weights of seed {SEED}, made in code"
 
 
 def _seeded(build: Callable[[], M], device: TensorDevice, dtype: DType, scales: dict[str, float] | None = None) -> M:
-    with torch.device("meta"):
+    from ..weights.load import fill
+    from .seeded import SeededSource
+
+    with without_memory():
         module = build()
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     fill(module, SeededSource(shapes, SEED, scales), dtype=dtype, device=device)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..config import MOTION_LATENTS, ModelConfig
 from ..storage import WeightFormat
-from ..utils import to_device_async
+from ..utils import to_device_async, without_memory
 from .attention import Attention
 from .audio_encoder import CausalAudioEncoder
 from .fused import untrained_linears
@@ -260,7 +260,7 @@ def empty_transformer(
 
     Projections of the same input are fused (see fused.py).
     """
-    with torch.device("meta"):
+    with without_memory():
         net = CausalS2VTransformer(config, model_slice)
     untrained_linears(net.blocks)
     untrained_linears(net.audio_injector)

@@ -262,6 +262,11 @@ class AsyncHostTensor:
         mark.record(torch.cuda.current_stream(tensor.device))
         return cls(held, mark)
 
+    @property
+    def arrived(self) -> bool:
+        """Whether `wait` would not have to wait."""
+        return self.event is None or self.event.query()
+
     def wait(self) -> torch.Tensor:
         """The tensor, once it is there; what the device was given after it is not waited for.
 

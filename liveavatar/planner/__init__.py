@@ -7,7 +7,7 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 """
 
 from .choose import apply_plan_size, choose_plan, suggest_next
-from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Forecast, Hardware
+from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware
 from .memory import (
     DTYPE_BYTES,
     embed_parameters,
@@ -17,6 +17,7 @@ from .memory import (
     layer_parameters,
     workspace_bytes,
 )
+from .pace import Forecast
 from .plan import (
     LEAST_SNAPSHOT_BLOCKS,
     MAX_THREADS,

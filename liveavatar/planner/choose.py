@@ -15,8 +15,9 @@ from ..request import ResolvedRequest, VideoShape, resolve_size
 from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
 from ..utils import format_bytes
-from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Forecast, Hardware
+from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Hardware
 from .memory import DTYPE_BYTES
+from .pace import Forecast
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
 from .search import (
     DEFAULT_OPTIONS,
@@ -162,7 +163,7 @@ def candidate_plan(
     ]
     vae, tiles = topology.vae.name, candidate.tiles
     plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles)
-    plan = dataclasses.replace(plan, processes=options.processes)
+    plan = dataclasses.replace(plan, processes=options.processes, compiled=options.compiled)
     used = plan.total_by_device
     return dataclasses.replace(
         plan,

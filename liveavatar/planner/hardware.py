@@ -1,4 +1,4 @@
-"""The devices and the memory at hand, measured or asked for, and how long work takes on them."""
+"""The devices and the memory at hand, measured or asked for, and how fast they are."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..errors import PlanError
-from ..storage import StorageConfig
-from .memory import SINK_FRAMES
+from ..gpus import gpu_count
+from ..utils import cgroup_memory
 
 GIB = 1024**3
 CUDA_CONTEXT_BYTES = 600_000_000
 """Bytes the driver and the libraries take on a device before the first tensor."""
 USABLE_SHARE = 0.92
 """Of a device's nominal memory; a desktop, the driver and what allocators round up take the rest."""
+FRAGMENTED_SHARE = 0.03
+"""Of the memory that was free: what allocators round up, and holes that nothing fits into."""
 HOST_SHARE = 0.8
 """Of the host's memory that may be pinned."""
 _DEFAULT_HOST_BYTES = 64 * GIB
@@ -32,6 +33,7 @@ class DeviceSpeed:
     Attributes:
         plain, fp8, attention: TFLOP/s of matrices in the working dtype, in fp8, and of attention.
         copy: GB/s from pinned host memory.
+        memory: GB/s that its own memory is read and written with, together.
         supports_fp8: whether matrices are worked in fp8.
     """
 
@@ -39,20 +41,22 @@ class DeviceSpeed:
     fp8: float
     attention: float
     copy: float
+    memory: float
     supports_fp8: bool = True
 
 
 ASSUMED_SPEEDS = {
-    16: DeviceSpeed(70, 135, 65, 25),  # half of the class of 24
-    24: DeviceSpeed(140, 270, 130, 25),  # RTX 4090: bf16 (140, 130), fp8 270; PCIe 4 x16
-    32: DeviceSpeed(210, 420, 200, 50),  # RTX 5090: fp8 420, bf16 half of that; PCIe 5 x16
-    48: DeviceSpeed(150, 300, 140, 25),  # L40S: fp8 300, bf16 half of that
-    80: DeviceSpeed(600, 1200, 500, 50),  # H100: bf16 (600, 500); fp8 twice that
-    96: DeviceSpeed(210, 420, 200, 50),  # RTX Pro 6000: taken as the 5090, whose chip it is
-    141: DeviceSpeed(790, 1200, 600, 50),  # H200: bf16 790, fp8 1200, attention 600
+    16: DeviceSpeed(70, 135, 65, 25, 450),  # half of the class of 24
+    24: DeviceSpeed(140, 270, 130, 25, 900),  # RTX 4090: bf16 (140, 130), fp8 270; PCIe 4 x16; 1,008 GB/s on paper
+    32: DeviceSpeed(210, 420, 200, 50, 1600),  # RTX 5090: fp8 420, bf16 half of that; PCIe 5 x16; 1,792 GB/s
+    48: DeviceSpeed(150, 300, 140, 25, 780),  # L40S: fp8 300, bf16 half of that; 864 GB/s
+    80: DeviceSpeed(700, 1150, 600, 50, 3000),  # H100: 3,350 GB/s
+    96: DeviceSpeed(210, 420, 200, 50, 1600),  # RTX Pro 6000: taken as the 5090, whose chip it is
+    141: DeviceSpeed(700, 1150, 600, 50, 4300),  # H200, the chip of the H100: 4,800 GB/s
 }
 """Effective figures by GiB of the device, assumed: estimates for the best-known card of each size with a good attention
-kernel in 16 bits, to be replaced by what `DeviceSpec` measured. An asked card takes those of the nearest size."""
+kernel in 16 bits and nine tenths of the memory's speed, to be replaced by what `DeviceSpec` measured. An asked card
+takes those of the nearest size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class DeviceSpec:
         free: bytes that may be used; None: not measured, `USABLE_SHARE` of the total is taken.
         plain_tflops, fp8_tflops, attention_tflops: measured; None: assumed.
         copy_gb: measured GB/s from pinned host memory; None: assumed.
+        memory_gb: measured GB/s of its own memory, read and written together; None: assumed.
         supports_fp8: None: assumed.
         cap: bytes that may be used at most, the context among them; None: all.
     """
@@ -76,13 +81,14 @@ class DeviceSpec:
     fp8_tflops: float | None = None
     attention_tflops: float | None = None
     copy_gb: float | None = None
+    memory_gb: float | None = None
     supports_fp8: bool | None = None
     cap: int | None = None
 
     @functools.cached_property
     def usable(self) -> int:
         """Bytes that a plan may use."""
-        free = int(USABLE_SHARE * self.total) if self.free is None else self.free
+        free = int(USABLE_SHARE * self.total if self.free is None else (1 - FRAGMENTED_SHARE) * self.free)
         return max(0, (free if self.cap is None else min(free, self.cap)) - CUDA_CONTEXT_BYTES)
 
     @functools.cached_property
@@ -94,13 +100,15 @@ class DeviceSpec:
             fp8=self.fp8_tflops or assumed.fp8,
             attention=self.attention_tflops or assumed.attention,
             copy=self.copy_gb or assumed.copy,
+            memory=self.memory_gb or assumed.memory,
             supports_fp8=assumed.supports_fp8 if self.supports_fp8 is None else self.supports_fp8,
         )
 
     @property
     def measured(self) -> bool:
         """Whether nothing of its speed is assumed."""
-        return None not in (self.plain_tflops, self.fp8_tflops, self.attention_tflops, self.copy_gb, self.supports_fp8)
+        speeds = (self.plain_tflops, self.fp8_tflops, self.attention_tflops, self.copy_gb, self.memory_gb)
+        return None not in (*speeds, self.supports_fp8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +154,11 @@ class Hardware:
         Raises:
             PlanError: there are none.
         """
-        import torch
-
-        found = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        found = range(gpu_count())
         if not found:
             raise PlanError("There is no GPU here.", "Name cards, for example --gpus 1x24, or work on the CPU.")
+        import torch
+
         memory = [torch.cuda.mem_get_info(i) for i in found]
         devices = tuple(DeviceSpec(f"cuda:{i}", total, free) for i, (free, total) in zip(found, memory, strict=True))
         return cls(devices, host_bytes(), "measured")
@@ -183,6 +191,7 @@ class Hardware:
                     fp8_tflops=s.fp8,
                     attention_tflops=s.attention,
                     copy_gb=s.copy,
+                    memory_gb=s.memory,
                     supports_fp8=s.supports_fp8,
                 )
             )
@@ -219,90 +228,9 @@ class Hardware:
 
 
 def host_bytes() -> int:
-    """Memory of this machine; 64 GiB where the system does not tell."""
+    """Memory of this machine, or what of it a container may use; 64 GiB where the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
-        return _DEFAULT_HOST_BYTES
-
-
-_HOST_COPY_GB = 80.0
-"""GB/s that all devices together get from the host's memory, assumed."""
-_LINK_GB = 10.0
-"""GB/s between two stages, assumed: PCIe through the host."""
-_TASK_SECONDS = 0.002
-"""To launch a task, assumed."""
-_VAE_SHARE = 0.2
-"""Of the speed of matrices that the VAE's convolutions reach, assumed: narrow layers, bound by memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-    """How fast a plan will probably be, with its stages side by side.
-
-    Attributes:
-        seconds_per_block: of 12 frames, once the pipeline is full.
-        fps: frames per second then.
-        first_frames_seconds: from the first task to the first finished block; loading and encoding come before.
-        source: whose speeds it rests on: "measured", or "assumed" where any was not measured.
-    """
-
-    seconds_per_block: float
-    first_frames_seconds: float
-    source: str
-
-    @property
-    def fps(self) -> float:
-        """Frames per second in the full pipeline."""
-        return BLOCK_FRAMES / self.seconds_per_block
-
-
-def layer_tflop(
-    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS
-) -> tuple[float, float]:
-    """10^12 operations of one block at one step in one layer: in matrices, and in attention.
-
-    The prompt's keys and values, and the conditions, are made once per video and do not count.
-    """
-    d, tokens = config.dim, BLOCK_LATENTS * frame_tokens
-    seen = (window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens + config.text_len
-    matrices = 2 * tokens * (6 * d * d + 2 * d * config.ffn_dim)
-    if layer in config.audio_inject_layers:
-        matrices += 4 * tokens * d * d
-    return matrices / 1e12, 4 * tokens * seen * d / 1e12
-
-
-def compute_seconds(matrices: float, attention: float, storage: StorageConfig, speed: DeviceSpeed) -> float:
-    """Of so many 10^12 operations; fp8 is worked as fp8 only where the device can."""
-    fast = storage.weights in ("fp8", "fp8-tensor") and speed.supports_fp8
-    return matrices / (speed.fp8 if fast else speed.plain) + attention / speed.attention
-
-
-def task_seconds(compute: float, copied: int, layers: int, speed: DeviceSpeed, device_count: int) -> float:
-    """Of one task: copies hide behind the work of the layers before, but for the first layer's.
-
-    Args:
-        compute: seconds of the layers.
-        copied: bytes from the host.
-        layers: of the stage.
-        speed: of its device.
-        device_count: that copy at the same time, at most.
-    """
-    copies = copied / 1e9 / min(speed.copy, _HOST_COPY_GB / device_count)
-    return max(compute, copies) + copies / layers + _TASK_SECONDS
-
-
-def link_seconds(config: ModelConfig, frame_tokens: int, size: int, stages: int) -> float:
-    """Of sending a block's tokens to the next stage; nothing where there is none."""
-    return BLOCK_LATENTS * frame_tokens * config.dim * size / 1e9 / _LINK_GB if stages > 1 else 0.0
-
-
-def decode_seconds(tflop: float, speed: DeviceSpeed, resting: int = 0) -> float:
-    """Of decoding a block.
-
-    Args:
-        tflop: 10^12 operations.
-        speed: of the device.
-        resting: bytes on the host, which come to the device and go back once a block.
-    """
-    return tflop / (speed.plain * _VAE_SHARE) + 2 * resting / 1e9 / min(speed.copy, _HOST_COPY_GB)
+        total = _DEFAULT_HOST_BYTES
+    return min(total, cgroup_memory("memory.max") or total)

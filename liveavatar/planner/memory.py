@@ -331,12 +331,15 @@ class AuxModels:
         decode_state: numbers a decode remembers per latent pixel (h x w); constant from the second latent frame on.
             1576 times the base width and 32 in the published VAE.
         decode_flops: operations per latent pixel and latent frame.
+        decode_bytes: that all but the convolutions read and write per latent pixel and latent frame, counted: 209 GB a
+            block at 704x384 in 16 bits; those of the small ones in 32 bits.
         text, audio: parameters of the encoders.
     """
 
     vae: int
     decode_state: int
     decode_flops: float
+    decode_bytes: float
     text: int
     audio: int
 
@@ -366,9 +369,11 @@ class AuxModels:
         kept = cache * grid.covered
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
-    def decode_tflop(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> float:
-        """10^12 operations to decode so many latent frames; where tiles overlap, twice."""
-        return self.decode_flops * Grid.of(*latent_size, tiles).covered * latents / 1e12
+    def decode_work(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> tuple[float, float]:
+        """10^12 operations to decode so many latent frames, and bytes that are moved beside; where tiles overlap,
+        twice."""
+        pixels = Grid.of(*latent_size, tiles).covered * latents
+        return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
 
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""
@@ -376,12 +381,21 @@ class AuxModels:
 
 
 PUBLISHED_AUX = AuxModels(
-    vae=126_892_531, decode_state=151_328, decode_flops=2.163e9, text=5_680_910_336, audio=315_438_720
+    vae=126_892_531,
+    decode_state=151_328,
+    decode_flops=2.163e9,
+    decode_bytes=1.65e7,
+    text=5_680_910_336,
+    audio=315_438_720,
 )
 """The Wan 2.1 VAE, UMT5-XXL and wav2vec2-large."""
 _SMALL = {
-    MINI: AuxModels(vae=2_050_595, decode_state=16_288, decode_flops=3.43e7, text=131_648, audio=215_136),
-    UNTRAINED: AuxModels(vae=188_211, decode_state=6_528, decode_flops=5.19e6, text=64_944, audio=189_472),
+    MINI: AuxModels(
+        vae=2_050_595, decode_state=16_288, decode_flops=3.43e7, decode_bytes=2.42e6, text=131_648, audio=215_136
+    ),
+    UNTRAINED: AuxModels(
+        vae=188_211, decode_state=6_528, decode_flops=5.19e6, decode_bytes=1.01e6, text=64_944, audio=189_472
+    ),
 }
 
 

@@ -12,8 +12,9 @@ from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
-from .hardware import CUDA_CONTEXT_BYTES, Forecast
+from .hardware import CUDA_CONTEXT_BYTES
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
+from .pace import Forecast
 
 MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""
@@ -184,6 +185,11 @@ class Plan:
         for stage in self._owners:
             held[stage.device] = held.get(stage.device, 0) + stage.weights
         return held
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the network's weights, on devices and on hosts, about as many as are read."""
+        return self.embedders + sum(stage.weights + stage.host_weights for stage in self._owners)
 
     @property
     def terms_by_device(self) -> dict[str, dict[str, int]]:

@@ -14,18 +14,9 @@ from ..request import VideoShape
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, possible, tilings
-from .hardware import (
-    CUDA_CONTEXT_BYTES,
-    DeviceSpec,
-    DeviceSpeed,
-    Hardware,
-    compute_seconds,
-    decode_seconds,
-    layer_tflop,
-    link_seconds,
-    task_seconds,
-)
+from .hardware import CUDA_CONTEXT_BYTES, DeviceSpec, DeviceSpeed, Hardware
 from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
+from .pace import Work, compute_seconds, decode_seconds, layer_traffic, layer_work, link_seconds, task_seconds
 from .plan import is_gpu
 
 Preference = Literal["quality", "speed"]
@@ -43,6 +34,7 @@ class PlanOptions:
         threads: CPU threads per task.
         processes: whether every stage, and the VAE, will work in a process of its own.
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
+        compiled: whether layers are compiled.
     """
 
     prefer: Preference = "quality"
@@ -51,6 +43,7 @@ class PlanOptions:
     threads: int = 1
     processes: bool = False
     vae_tiles: Tiles | None = None
+    compiled: bool = False
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -229,6 +222,7 @@ class CostTable:
         size: bytes per number.
         level: how things are kept.
         window_blocks: blocks a KV cache holds.
+        compiled: whether the layers are.
     """
 
     def __init__(
@@ -238,12 +232,15 @@ class CostTable:
         size: int,
         level: FidelityLevel,
         window_blocks: int = WINDOW_BLOCKS,
+        compiled: bool = False,
     ):
         self._level, self._sizes = level, LayerSizes(config, frame_tokens, size, level.storage, window_blocks)
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
-        work = [layer_tflop(config, frame_tokens, i, window_blocks) for i in range(config.num_layers)]
-        self._matrices, self._attention = _prefix_sums([m for m, _ in work]), _prefix_sums([a for _, a in work])
+        traffic = layer_traffic(level.storage, compiled)
+        work = (layer_work(config, frame_tokens, size, i, traffic, window_blocks) for i in range(config.num_layers))
+        self._work_before = list(itertools.accumulate(work, initial=Work()))
+        """Of the layers before each."""
 
     def storage(self, offloaded: int) -> StorageConfig:
         """That of a stage with so many offloaded layers."""
@@ -282,14 +279,9 @@ class CostTable:
         """Bytes that a task brings from the host."""
         return self._sizes.transfer_bytes(layers, self.storage(offloaded))
 
-    def tflop(self, layers: range) -> tuple[float, float]:
-        """10^12 operations of a task: in matrices, and in attention."""
-        first, stop = layers.start, layers.stop
-        return self._matrices[stop] - self._matrices[first], self._attention[stop] - self._attention[first]
-
-
-def _prefix_sums(values: list) -> list:
-    return [0, *itertools.accumulate(values)]
+    def work(self, layers: range) -> Work:
+        """What a task takes."""
+        return self._work_before[layers.stop] - self._work_before[layers.start]
 
 
 _PRECISION = 0.01
@@ -404,7 +396,7 @@ class PlanSearch:
         self.vae, self.vae_host = held.device, held.host
         self.embedders = embedder_parameters(config) * self.size
         self.encoders = self.aux_models.encoder_bytes(self.size)
-        self._tflop = self.aux_models.decode_tflop(video.latent_size, BLOCK_LATENTS, tiles)
+        self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
@@ -456,7 +448,7 @@ class PlanSearch:
         return StageRoom(available, slot.device.speed, slot.steps, decode_seconds if slot.decodes else 0.0)
 
     def _decode_seconds(self, topology: Topology) -> float:
-        return decode_seconds(self._tflop, topology.vae.speed, self.vae_host)
+        return decode_seconds(*self._decode_work, topology.vae.speed, self.vae_host)
 
     def _candidate(
         self, topology: Topology, columns: list[DeviceColumn], level: int, bound: float | None
@@ -535,18 +527,20 @@ class PlanSearch:
     def _cost_table(self, level: FidelityLevel) -> CostTable:
         if level not in self._cost_tables:
             v = self.video
-            self._cost_tables[level] = CostTable(self.config, v.frame_tokens, self.size, level, v.clip_blocks)
+            self._cost_tables[level] = CostTable(
+                self.config, v.frame_tokens, self.size, level, v.clip_blocks, self.options.compiled
+            )
         return self._cost_tables[level]
 
     def _with_costs(self, costs: CostTable, column: DeviceColumn, layers: range, count: int) -> LayerShard:
         """A share with its seconds and its bytes on the host."""
-        work, storage = costs.tflop(layers), costs.storage(count)
+        work, storage = costs.work(layers), costs.storage(count)
         transferred = costs.transfer_bytes(len(layers), count)
         hop = link_seconds(self.config, self.video.frame_tokens, self.size, column.device_count)
         # The devices are of one machine: all devices of a column have their layers from one copy.
         seconds, loads, host = [], [], costs.pinned_weights(layers, count)
         for room in column.rooms:
-            compute = compute_seconds(*work, storage, room.speed)
+            compute = compute_seconds(work, storage, room.speed)
             task = task_seconds(compute, transferred, len(layers), room.speed, column.device_count) + hop
             seconds.append(task)
             # Network and VAE work side by side, but what a device computes they share: together they take no longer

@@ -14,7 +14,7 @@ from .tile_grid import WHOLE, Grid, Tiles
 from .wan import DecodeState, FeatureMap, decode_block, encode, open_decode
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from .autoencoder import AutoencoderKLWan
 
 RAMP = 0.5
 """Share of an overlap over which one tile fades into the next: its middle. The outer quarters, where one of the two

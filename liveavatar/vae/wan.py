@@ -1,12 +1,11 @@
-"""The Wan 2.1 video VAE of diffusers: building it, memory layouts that suit a device, encoding and streaming
-decoding."""
+"""The Wan 2.1 video VAE: building it, memory layouts that suit a device, encoding and streaming decoding."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -14,13 +13,7 @@ from torch import nn
 
 from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE, VAE_WARMUP_LATENTS
 from ..errors import RequestError
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-
-FeatureMap = list[Any]
-"""The last two frames of every causal convolution, as diffusers' encoder and decoder keep them; None at the start."""
+from .autoencoder import AutoencoderKLWan, FeatureMap, WanCausalConv3d, WanResample, WanRMS_norm
 
 
 def build_vae(base_dim: int = 96, **config: Any) -> AutoencoderKLWan:
@@ -28,10 +21,8 @@ def build_vae(base_dim: int = 96, **config: Any) -> AutoencoderKLWan:
 
     Args:
         base_dim: channels of its widest-in-space level; 96 in the published one.
-        config: other arguments of `diffusers.AutoencoderKLWan`, which default to the published VAE.
+        config: other arguments of `AutoencoderKLWan`, which default to the published VAE.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
     vae: AutoencoderKLWan = AutoencoderKLWan(base_dim=base_dim, **config).eval().requires_grad_(False)
     return vae
 
@@ -78,15 +69,11 @@ def latent_scale(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
 
 def empty_features(half: nn.Module) -> FeatureMap:
     """A feature map for a new video: one slot per causal convolution of the encoder or decoder."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-
     return [None] * sum(isinstance(m, WanCausalConv3d) for m in half.modules())
 
 
 def use_mkldnn(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """Let a float32 VAE on the CPU use the faster forms, in place; any other VAE stays as it is."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
-
     if vae.device.type != "cpu" or vae.dtype != torch.float32:
         return vae
     for m in vae.modules():
@@ -135,8 +122,6 @@ def to_channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
     One layer loses the layout, where a frame becomes two; there it is restored before the image grows to four times.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
-
     for m in vae.modules():
         if isinstance(m, nn.Conv3d):
             m.weight.data = m.weight.data.to(memory_format=torch.channels_last_3d)

@@ -13,8 +13,7 @@ from ..utils import check_path, format_bytes
 from .formats import open_file, open_transformer
 from .header import FETCH_AGAIN, AnotherKind
 from .kinds import Kind
-from .load import audio_settings, hugging_face_weights, text_settings, vae_weights
-from .lora import NO_LORA, check_lora
+from .lora import NO_LORA, ExtraLoRA, check_lora
 from .places import (
     BASE_REPO,
     LORA_FILE,
@@ -28,6 +27,7 @@ from .places import (
     places_of,
 )
 from .quantised import DequantisedSource
+from .settings import audio_settings, hugging_face_weights, text_settings, vae_weights
 from .source import PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 
@@ -53,6 +53,7 @@ class ModelFiles:
         text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, one safetensors file, or a transformers folder.
         tokenizer: transformers folder; None where the text encoder's file carries it.
         audio_encoder: transformers folder, or one safetensors file.
+        extra_loras: further LoRAs that are merged, with their strengths.
     """
 
     transformer: Path
@@ -62,6 +63,11 @@ class ModelFiles:
     text_encoder: Path
     tokenizer: Path | None
     audio_encoder: Path
+    extra_loras: tuple[ExtraLoRA, ...] = ()
+
+    def paths(self) -> dict[str, Path | None]:
+        """Where the parts lie, by their fields; without further LoRAs."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra_loras"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Inspection:
 
     Attributes:
         root: the folder, or the single file.
-        items: the parts, in the order of `ModelFiles`.
+        items: the parts, in the order of `ModelFiles`, and further LoRAs.
         commands: shell commands that fetch what is missing or damaged.
     """
 
@@ -127,13 +133,14 @@ class _Kind:
     kind: Kind | None = None
 
 
-def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
+def find_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **given: str | Path | None) -> ModelFiles:
     """The files of a model folder in the official layout, or of a single transformer file with the others beside it.
 
     Every part may also be one file as ComfyUI's own loaders take it (see `formats`), in the folder it has there.
 
     Args:
         path: the folder, or one safetensors file; or the name of a file in ComfyUI's folders.
+        extra_loras: further LoRAs; their paths may be names in ComfyUI's folders.
         given: places of single parts by their field of `ModelFiles`, or their names in ComfyUI's folders, where they
             are not beside the rest; None is not given. "none" for the LoRA stands for a network that needs none.
             Without a `tokenizer` the one that the text encoder's file carries is used, or the folder beside.
@@ -142,21 +149,28 @@ def find_model(path: str | Path, **given: str | Path | None) -> ModelFiles:
         MissingFilesError: no such path, or parts are missing; with the commands that fetch them.
         ModelError: a file is cut off or of another kind.
     """
-    found = inspect_model(path, **given)
+    found = inspect_model(path, extra_loras=extra_loras, **given)
     wrong = [item for item in found.items if not item.usable]
     if wrong:
         kind = MissingFilesError if any(item.path is None for item in wrong) else ModelError
         listed = "; ".join(f"{item.name} ({item.note})" for item in wrong)
         nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)]).strip()
         raise kind(f"The model at {found.root} is not complete: {listed}.", nearest)
-    places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=True)}
+    places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=False)}
+    extra = tuple(
+        dataclasses.replace(lora, path=item.path)
+        for lora, item in zip(extra_loras, found.items[len(_KINDS) :], strict=True)
+        if item.path is not None
+    )
     # Every usable item has a path, but for a LoRA or configuration not needed, and a tokenizer inside a file.
-    return ModelFiles(**places)  # type: ignore[arg-type]
+    return ModelFiles(**places, extra_loras=extra)  # type: ignore[arg-type]
 
 
-def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
+def inspect_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **given: str | Path | None) -> Inspection:
     """What a model folder or file holds: its parts are opened as they are for loading, and no weights are read; nothing
     is downloaded.
+
+    Arguments are those of `find_model`; further LoRAs are the last items.
 
     Raises:
         MissingFilesError: there is no such path, or it is a file of another kind.
@@ -176,9 +190,10 @@ def inspect_model(path: str | Path, **given: str | Path | None) -> Inspection:
         items = {kind.field: _item(kind, look, given.get(kind.field)) for kind in _KINDS}
         if "tokenizer" not in given:
             items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
+        extra = tuple(_extra_lora(look, lora) for lora in extra_loras)
     wrong = [kind for kind in _KINDS if not items[kind.field].usable]
     whole = all(item.path is None for item in items.values())
-    return Inspection(root, tuple(items.values()), look.commands(wrong, whole))
+    return Inspection(root, (*items.values(), *extra), look.commands(wrong, whole))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +324,23 @@ def _item(kind: _Kind, look: _Look, given: str | Path | None) -> Item:
         return Item(kind.name, path, _bytes_of(path), e.what.rstrip("."), False)
 
 
+def _extra_lora(look: _Look, lora: ExtraLoRA) -> Item:
+    """A further LoRA, where it was named; what it changes is known when the network is opened."""
+    check_path(lora.path, "extra LoRA", MissingFilesError)
+    places = places_of("lora", lora.path, (look.models, own_models_folder()))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return Item(_EXTRA_LORA, None, 0, f"no {lora.path}", False, "Give its place, or its name in models/loras.")
+    try:
+        source = open_weights(path)
+        check_lora(source, extra=True)
+        return Item(_EXTRA_LORA, path, _bytes_of(path), f"{_note(path, source)}, strength {lora.strength:g}", True)
+    except ModelError as e:
+        nearest = e.nearest if isinstance(e, AnotherKind) else ""
+        return Item(_EXTRA_LORA, path, _bytes_of(path), e.what.rstrip("."), False, nearest)
+
+
+_EXTRA_LORA = "extra LoRA"
 _NAME_ONE = "Name the one that is meant: --lora FILE, or in Load Model."
 
 

@@ -1,13 +1,14 @@
-"""The distillation LoRA, merged into the weights while they are read.
+"""LoRAs, merged into the weights while they are read: the distillation LoRA, and others beside it.
 
-W' = W + (alpha / rank) * B @ A, computed in float32 and rounded once (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
-Large Language Models"): to bfloat16 where W is stored so, as published; otherwise by whoever puts it into a module. The
-published file has rank 128 and does not state its alpha, which is 64 in the training configuration published with it:
-scale 0.5.
+W' = W + sum of strength * (alpha / rank) * B @ A, computed in float32 and rounded once (Hu et al. 2021, "LoRA: Low-Rank
+Adaptation of Large Language Models"): to bfloat16 where W is stored so, as published; otherwise by whoever puts it into
+a module.
 
-Files name the same pairs in several ways: PEFT's lora_A and lora_B, lora_down and lora_up of trainers, kohya's names
-with underscores, prefixes, the names that modules have in diffusers. All of them are read. What the weights cannot tell
-is whether the network's own file has the LoRA in it already, unless its header says so.
+The distillation LoRA is strict: it fits to the last tensor or is refused. The published file has rank 128 and does not
+state its alpha, which is 64 in the training configuration published with it: scale 0.5. Other LoRAs (of a style, of a
+person) change what the network has of what they name, and a report says what that is; without an alpha their scale
+is 1. What the weights cannot tell is whether the network's own file has a LoRA in it already, unless its header says
+so.
 """
 
 from __future__ import annotations
@@ -18,51 +19,38 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ModelConfig
 from ..errors import LoRAError, ModelError
 from .header import FETCH_AGAIN, AnotherKind, shortened
 from .kinds import Kind, kind_of
-from .source import PICKLED, WHOLE_NUMBERS, TensorSource, open_weights
+from .lora_names import flat_names, module_in_file, parse_key
+from .source import PICKLED, WHOLE_NUMBERS, FileSource, TensorSource, open_weights
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED_ALPHA = 64.0
 """Alpha of the published LoRA, used where neither the caller nor the file says otherwise."""
 
 NO_LORA = "none"
 """In place of a file: the network is used as its file has it."""
-_PREFIX = re.compile(r"(?:(?:base_model|model|diffusion_model|transformer|module|net|dit)\.)+")
-_KEY = re.compile(
-    r"(?P<module>.+?)\.(?:lora[._](?P<half>A|B|down|up)(?:\.[A-Za-z0-9_-]+)?\.weight|(?P<alpha>alpha))", re.DOTALL
-)
 _FIRST_FACTOR = re.compile(r"lora[._](?:A|down)\b")
-_HALVES = {"A": "A", "down": "A", "B": "B", "up": "B"}
-_KOHYA = "lora_unet_"
-"""Before names of kohya's trainers, which have underscores in place of all dots."""
-_DIFFUSERS = (
-    (".attn1.", ".self_attn."),
-    (".attn2.", ".cross_attn."),
-    (".to_out.0", ".o"),
-    (".to_q", ".q"),
-    (".to_k", ".k"),
-    (".to_v", ".v"),
-    (".ffn.net.0.proj", ".ffn.0"),
-    (".ffn.net.2", ".ffn.2"),
-)
 _OTHER_ADAPTERS = (
     (re.compile(r"\.lokr_"), "a LoKr"),
     (re.compile(r"\.(?:hada_|loha_)"), "a LoHa"),
     (re.compile(r"\.oft_"), "an OFT adapter"),
     (re.compile(r"\.(?:dora_scale|lora_magnitude_vector)"), "a DoRA"),
     (re.compile(r"\.(?:lora_mid|lora_Q_A)\."), "a LoRA of three factors"),
-    (re.compile(r"\.diff(?:_[bm])?$"), "a LoRA with whole differences (.diff) beside its pairs"),
 )
+_DIFFERENCES = (re.compile(r"\.diff(?:_[bm])?$"), "a LoRA with whole differences (.diff) beside its pairs")
 _MERGED_KEYS = ("lora", "loras", "merged", "merged_from", "recipe", "prompt", "workflow", "description")
 _OWN_NAME = re.compile(r"live[-_ ]?avatar", re.IGNORECASE)
 _METADATA_ALPHA = ("alpha", "lora_alpha", "ss_network_alpha")
 _NEAREST = "Use liveavatar.safetensors of Quark-Vision/Live-Avatar, whole and unconverted."
+_NEAREST_EXTRA = "Use a LoRA for the 14B models of Wan 2.1 or 2.2, whole."
+_STRONGEST = 100.0
 
 
 def lora_targets(config: ModelConfig) -> list[str]:
@@ -73,38 +61,96 @@ def lora_targets(config: ModelConfig) -> list[str]:
     return [f"{a}.{name}" for a in attentions for name in "qkvo"] + ffns
 
 
+@dataclasses.dataclass(frozen=True)
+class ExtraLoRA:
+    """A LoRA beside the distillation LoRA: its file, and by how much its change is multiplied."""
+
+    path: Path
+    strength: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAReport:
+    """What one LoRA changes.
+
+    Attributes:
+        file: where it is.
+        strength: of the change.
+        changed: tensors of the network that it changes.
+        not_found: what it holds that the network has no place for, in the file's own words.
+    """
+
+    file: str
+    strength: float
+    changed: int
+    not_found: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        tensors = "1 tensor" if self.changed == 1 else f"{self.changed} tensors"
+        what = f"changes {tensors}" if self.strength else f"changes nothing, of {tensors} that it could"
+        rest = f"; not in this network: {len(self.not_found)}, {_few(self.not_found)}" if self.not_found else ""
+        return f"the LoRA {Path(self.file).name} at strength {self.strength:g} {what}{rest}"
+
+
+def parse_extra_lora(text: str) -> ExtraLoRA:
+    """A further LoRA as it is written in one word: its file, and perhaps `:` and its strength."""
+    path, colon, strength = text.rpartition(":")
+    try:
+        return ExtraLoRA(Path(path), float(strength)) if colon and path else ExtraLoRA(Path(text))
+    except ValueError:  # a colon of the file's name
+        return ExtraLoRA(Path(text))
+
+
 class _WithMetadata(Protocol):
     def metadata(self) -> dict[str, str]: ...
 
     def describe(self) -> str: ...
 
 
-def open_lora(base: TensorSource, path: str | Path, targets: Sequence[str], alpha: float | None = None) -> LoRASource:
-    """Merge a LoRA file into `base`; its metadata may state the alpha.
+def open_lora(base: TensorSource, path: str | Path, targets: Sequence[str], alpha: float | None = None) -> LoRA:
+    """The distillation LoRA in a file; its metadata may state the alpha.
 
     Raises:
-        LoRAError: no file of tensors, or it does not fit (see `LoRASource`).
+        LoRAError: no file of tensors, or it does not fit (see `distillation_lora`).
         MissingFilesError: no such file.
     """
-    if Path(path).suffix not in (".safetensors", *PICKLED):
-        raise LoRAError(f"{path} is not a .safetensors file.", _NEAREST)
+    source = _open(Path(path), _NEAREST)
+    stated = alpha if alpha is not None else _stated_alpha(source.metadata(), _NEAREST)
+    return distillation_lora(base, source, targets, alpha=stated)
+
+
+def open_extra_lora(base: TensorSource, extra: ExtraLoRA) -> LoRA:
+    """A further LoRA in a file; its metadata may state the alpha of pairs that have none of their own.
+
+    Raises:
+        LoRAError: no file of tensors, or it does not fit (see `extra_lora`).
+        MissingFilesError: no such file.
+    """
+    source = _open(extra.path, _NEAREST_EXTRA)
+    return extra_lora(base, source, extra.strength, source.metadata())
+
+
+def _open(path: Path, nearest: str) -> FileSource:
+    """A file of a LoRA's tensors, of numbers that are not all zeros."""
+    if path.suffix not in (".safetensors", *PICKLED):
+        raise LoRAError(f"{path} is not a .safetensors file.", nearest)
     try:
-        source = open_weights(Path(path))
+        source = open_weights(path)
     except ModelError as e:
         if type(e) in (ModelError, AnotherKind):
-            raise LoRAError(e.what, _NEAREST) from e
+            raise LoRAError(e.what, nearest) from e
         raise
     for key in sorted(source.keys()):
         if source.dtype(key) in WHOLE_NUMBERS and not key.endswith(".alpha"):
-            raise LoRAError(f"{path} stores {shortened(key)} in whole numbers, without a scale.", _NEAREST)
+            raise LoRAError(f"{path} stores {shortened(key)} in whole numbers, without a scale.", nearest)
     first = [key for key in source.keys() if _FIRST_FACTOR.search(key)]  # noqa: SIM118 (not a mapping)
     for key in source.zeros(first):  # the second begins training as zeros
         raise LoRAError(f"{path} holds only zeros for {shortened(key)}, as unfinished downloads do.", FETCH_AGAIN)
-    return LoRASource(base, source, targets, alpha=alpha if alpha is not None else _stated_alpha(source.metadata()))
+    return source
 
 
 def refuse_merged(base: _WithMetadata) -> None:
-    """Make sure that a network's file does not say that this LoRA is in it.
+    """Make sure that a network's file does not say that the distillation LoRA is in it.
 
     Raises:
         LoRAError: it does; merged twice it would count twice.
@@ -121,57 +167,97 @@ class OtherAdapterError(AnotherKind, LoRAError):
     """A LoRA's relative, or another file, where a plain LoRA is wanted."""
 
 
-def check_lora(source: TensorSource) -> None:
+def check_lora(source: TensorSource, extra: bool = False) -> None:
     """Make sure that a file is not recognised as something else than a plain LoRA.
+
+    Args:
+        source: the file.
+        extra: it stands beside the distillation LoRA, and may hold whole differences beside its pairs.
 
     Raises:
         OtherAdapterError: it is; with what it is and what to use.
     """
-    keys = source.keys()
-    for pattern, words in _OTHER_ADAPTERS:
+    keys, nearest = source.keys(), _NEAREST_EXTRA if extra else _NEAREST
+    for pattern, words in (*_OTHER_ADAPTERS, *(() if extra else (_DIFFERENCES,))):
         if any(pattern.search(key) for key in keys):
-            raise OtherAdapterError(f"{source.describe()} is {words}, which cannot be merged.", _NEAREST)
+            raise OtherAdapterError(f"{source.describe()} is {words}, which cannot be merged.", nearest)
     if (kind := kind_of(keys)) and kind is not Kind.LORA:
-        raise OtherAdapterError(f"{source.describe()} is {kind.words}, not {Kind.LORA.words}.", Kind.LORA.nearest)
+        nearest = _NEAREST_EXTRA if extra else Kind.LORA.nearest
+        raise OtherAdapterError(f"{source.describe()} is {kind.words}, not {Kind.LORA.words}.", nearest)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Names of the two factors of one module, and the factor in front of their product."""
+class _Change:
+    """What is added to one tensor: scale * B @ A, or scale * a whole difference, by the names of its factors."""
 
-    a: str
-    b: str
+    factors: tuple[str, ...]
     scale: float
 
 
-class LoRASource:
-    """The tensors of `base`, those of the target modules with the LoRA merged in.
+class LoRA:
+    """What one file adds to the tensors of a network.
 
-    Names in the LoRA are `<module>.lora_A[.default].weight`, and those that other trainers have for the same tensors.
+    Attributes:
+        report: what it changes.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        changes: Mapping[str, _Change],
+        nearest: str,
+        strength: float = 1.0,
+        not_found: Sequence[str] = (),
+    ):
+        self._source, self._changes, self._nearest = source, changes, nearest
+        self.report = LoRAReport(source.describe(), strength, len(changes), tuple(not_found))
+
+    def changes(self, key: str) -> bool:
+        """Whether a tensor becomes another one."""
+        return key in self._changes and self.report.strength != 0
+
+    def change(self, key: str, shape: Sequence[int]) -> torch.Tensor:
+        """What is added to a tensor of this shape, in float32.
+
+        Raises:
+            LoRAError: whole numbers, or values that are not finite.
+        """
+        import torch
+
+        change = self._changes[key]
+        factors = [self._source.read(name) for name in change.factors]
+        if not all(factor.is_floating_point() for factor in factors):
+            raise LoRAError(f"{self._source.describe()} stores {key} in whole numbers, without a scale.", self._nearest)
+        if len(factors) == 1:
+            added = factors[0].to(torch.float32, copy=True)
+        else:
+            b, a = (factor.float().flatten(1) for factor in factors)
+            added = (b @ a).reshape(tuple(shape))
+        if not added.sum().isfinite() and not added.isfinite().all():  # the sum is quick, and misses nothing
+            raise LoRAError(f"{self._source.describe()} holds values for {key} that are not finite.", self._nearest)
+        return added.mul_(change.scale * self.report.strength)
+
+    def describe(self) -> str:
+        scales = sorted({change.scale * self.report.strength for change in self._changes.values()})
+        shown = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
+        return f"{self._source.describe()} ({len(self._changes)} pairs, scale {shown})"
+
+
+class LoRASource:
+    """The tensors of a network with LoRAs merged in; each is read once, and rounded once.
 
     Args:
         base: the network's own weights.
-        lora: the factors A [rank, in] and B [out, rank] of every target, and of nothing else.
-        targets: names of the modules to be changed.
-        alpha: in place of the file's own `<module>.alpha` tensors or, without those, of 64.
-
-    Raises:
-        LoRAError: a target lacks a factor, a factor belongs to no target, a shape does not fit; while reading: a
-            value is not finite.
+        loras: in any order; their changes are added up.
     """
 
-    def __init__(self, base: TensorSource, lora: TensorSource, targets: Sequence[str], alpha: float | None = None):
-        self._base = base
-        self._base_keys = base.keys()
-        self._lora = lora
-        check_lora(lora)
-        factors = _parse(lora, targets)
-        self._pairs = {f"{t}.weight": self._pair(t, factors[t], alpha) for t in targets}
+    def __init__(self, base: TensorSource, loras: Sequence[LoRA]):
+        self._base, self._loras = base, tuple(loras)
 
     @property
     def pairs(self) -> int:
-        """How many modules are changed."""
-        return len(self._pairs)
+        """How many tensors the LoRAs change, each counted by itself."""
+        return sum(lora.report.changed for lora in self._loras)
 
     def keys(self) -> frozenset[str]:
         return self._base.keys()
@@ -180,78 +266,149 @@ class LoRASource:
         return self._base.shape(key)
 
     def read(self, key: str) -> torch.Tensor:
+        """A tensor; while reading, LoRAs raise what `LoRA.change` raises."""
+        import torch
+
         weight = self._base.read(key)
-        pair = self._pairs.get(key)
-        if pair is None:
+        changes = (lora.change(key, weight.shape) for lora in self._loras if lora.changes(key))
+        merged = next(changes, None)
+        if merged is None:
             return weight
-        a, b = self._lora.read(pair.a), self._lora.read(pair.b)
-        if not a.is_floating_point() or not b.is_floating_point():
-            raise LoRAError(f"{self._lora.describe()} stores {key} in whole numbers, without a scale.", _NEAREST)
-        merged = b.float() @ a.float()
-        if not merged.sum().isfinite() and not merged.isfinite().all():  # the sum is quick, and misses nothing
-            raise LoRAError(f"{self._lora.describe()} holds values for {key} that are not finite.", _NEAREST)
-        merged.mul_(pair.scale).add_(weight)
+        for change in changes:
+            merged.add_(change)
+        merged.add_(weight)
         return merged.bfloat16() if weight.dtype == torch.bfloat16 else merged
 
     def describe(self) -> str:
-        scales = sorted({p.scale for p in self._pairs.values()})
-        shown = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
-        return f"{self._base.describe()} with {self._lora.describe()} ({self.pairs} pairs, scale {shown})"
-
-    def _pair(self, target: str, factors: Mapping[str, str], alpha: float | None) -> _Pair:
-        a, b = self._lora.shape(factors["A"]), self._lora.shape(factors["B"])
-        key = f"{target}.weight"
-        weight = self._base.shape(key) if key in self._base_keys else None
-        if len(a) != 2 or len(b) != 2 or a[0] == 0 or a[0] != b[1] or (b[0], a[1]) != weight:
-            expected = "which the network lacks" if weight is None else f"of shape {list(weight)}"
-            raise LoRAError(
-                f"{self._lora.describe()} has A {list(a)} and B {list(b)} for {target}, {expected}.", _NEAREST
-            )
-        if alpha is None:
-            alpha = self._alpha(target, factors["alpha"]) if "alpha" in factors else PUBLISHED_ALPHA
-        if not math.isfinite(alpha) or not alpha:
-            raise LoRAError(f"The alpha {alpha} for {target} is not finite, or 0.", _NEAREST)
-        return _Pair(factors["A"], factors["B"], alpha / a[0])
-
-    def _alpha(self, target: str, key: str) -> float:
-        if math.prod(self._lora.shape(key)) != 1:
-            raise LoRAError(f"The alpha for {target} in {self._lora.describe()} is not one number.", _NEAREST)
-        return float(self._lora.read(key))
+        return " with ".join([self._base.describe(), *(lora.describe() for lora in self._loras)])
 
 
-def _parse(lora: TensorSource, targets: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Target -> {"A": name, "B": name, and perhaps "alpha": name}; complete and without strangers."""
-    found: dict[str, dict[str, str]] = {t: {} for t in targets}
-    by_kohya = {t.replace(".", "_"): t for t in targets}
-    strangers: list[str] = []
-    for key in sorted(lora.keys()):
-        target, slot = _target(key, by_kohya)
-        if target not in found:
-            strangers.append(key)
-        elif slot in found[target]:
-            twice = f"{shortened(found[target][slot])} and as {shortened(key)}"
-            raise LoRAError(f"{lora.describe()} holds one tensor of {target} twice, as {twice}.", _NEAREST)
-        else:
-            found[target][slot] = key
-    _refuse_incomplete(lora, found, strangers)
-    alphas = sum("alpha" in factors for factors in found.values())
+def distillation_lora(
+    base: TensorSource, lora: TensorSource, targets: Sequence[str], alpha: float | None = None
+) -> LoRA:
+    """The LoRA that few steps need: it changes all of its targets, and nothing else.
+
+    Args:
+        base: the network's own weights.
+        lora: the factors A [rank, in] and B [out, rank] of every target, in any known naming.
+        targets: names of the modules to be changed.
+        alpha: in place of the file's own `<module>.alpha` tensors or, without those, of 64.
+
+    Raises:
+        LoRAError: a target lacks a factor, a factor belongs to no target, a shape does not fit.
+    """
+    check_lora(lora)
+    found, strangers = _by_module(lora, targets, frozenset(f"{target}.weight" for target in targets), _NEAREST)
+    _refuse_incomplete(lora, {target: found.get(target, {}) for target in targets}, strangers)
+    alphas = sum("alpha" in slots for slots in found.values())
     if alphas not in (0, len(found)):
         raise LoRAError(f"{lora.describe()} states an alpha for {alphas} of its {len(found)} pairs only.", _NEAREST)
-    return found
+    changes = {}
+    for target in targets:
+        own = _alpha(lora, target, found[target], _NEAREST)
+        stated = alpha if alpha is not None else PUBLISHED_ALPHA if own is None else own
+        changes[f"{target}.weight"] = _pair(base, lora, target, found[target], stated, _NEAREST)
+    return LoRA(lora, changes, _NEAREST)
 
 
-def _target(key: str, by_kohya: Mapping[str, str]) -> tuple[str, str]:
-    """The module a tensor of a LoRA belongs to, as the network names it, and its slot; "" for a stranger."""
-    m = _KEY.fullmatch(key)
-    if not m:
-        return "", ""
-    module, slot = m["module"], _HALVES.get(m["half"], "alpha")
-    if module.startswith(_KOHYA):
-        return by_kohya.get(module.removeprefix(_KOHYA), ""), slot
-    module = module[prefix.end() :] if (prefix := _PREFIX.match(module)) else module
-    for theirs, ours in _DIFFUSERS:
-        module = module.replace(theirs, ours)
-    return module, slot
+def extra_lora(
+    base: TensorSource, lora: TensorSource, strength: float = 1.0, metadata: Mapping[str, str] | None = None
+) -> LoRA:
+    """A further LoRA: it changes what the network has of what it names.
+
+    Args:
+        base: the network's own weights.
+        lora: pairs of factors and whole differences (`.diff`, `.diff_b`), in any known naming.
+        strength: of the change; 0 changes nothing.
+        metadata: of the file; may state the alpha of pairs without one, which else have the scale 1.
+
+    Raises:
+        LoRAError: nothing of it is in the network, half a pair, a shape that does not fit, an impossible strength.
+    """
+    if not math.isfinite(strength) or abs(strength) > _STRONGEST:
+        raise LoRAError(f"{lora.describe()} cannot have the strength {strength:g}.", "Use 1, or a little more or less.")
+    check_lora(lora, extra=True)
+    keys = base.keys()
+    modules = {key.rpartition(".")[0] for key in keys}
+    found, strangers = _by_module(lora, modules, keys, _NEAREST_EXTRA)
+    changes: dict[str, _Change] = {}
+    for module, slots in found.items():
+        if "A" in slots or "B" in slots:
+            own = _alpha(lora, module, slots, _NEAREST_EXTRA)
+            alpha = own if own is not None else _stated_alpha(metadata or {}, _NEAREST_EXTRA)
+            changes[f"{module}.weight"] = _pair(base, lora, module, slots, alpha, _NEAREST_EXTRA)
+        for slot, tensor in (("diff", "weight"), ("diff_b", "bias")):
+            if slot in slots:
+                _add_difference(changes, base, lora, f"{module}.{tensor}", slots[slot])
+    not_found = tuple(dict.fromkeys(module_in_file(key) for key in strangers))
+    if not changes:
+        held = f"; it holds {_few(not_found)}" if not_found else ""
+        raise LoRAError(f"{lora.describe()} changes nothing of this network{held}.", _NEAREST_EXTRA)
+    return LoRA(lora, changes, _NEAREST_EXTRA, strength, not_found)
+
+
+def _by_module(
+    lora: TensorSource, modules: Iterable[str], known: frozenset[str], nearest: str
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Module -> what it is ("A", "B", "alpha", "diff", "diff_b") -> its name in the file; and the names left over."""
+    modules = frozenset(modules)
+    flat = flat_names(modules)
+    found: dict[str, dict[str, str]] = {}
+    strangers: list[str] = []
+    for key in sorted(lora.keys()):
+        module, slot = parse_key(key, flat)
+        slots = found.get(module, {})
+        if module not in modules or f"{module}.{'bias' if slot == 'diff_b' else 'weight'}" not in known:
+            strangers.append(key)
+        elif slot in slots:
+            twice = f"{shortened(slots[slot])} and as {shortened(key)}"
+            raise LoRAError(f"{lora.describe()} holds one tensor of {module} twice, as {twice}.", nearest)
+        else:
+            found.setdefault(module, {})[slot] = key
+    return found, strangers
+
+
+def _pair(
+    base: TensorSource, lora: TensorSource, module: str, slots: Mapping[str, str], alpha: float | None, nearest: str
+) -> _Change:
+    """The change by a pair of factors; `alpha` None stands for the rank.
+
+    A is [rank, in] and B [out, rank]; those of a convolution have the axes of its kernel behind, in A.
+    """
+    if not {"A", "B"} <= slots.keys():
+        half = "A" if "A" not in slots else "B"
+        raise LoRAError(f"{lora.describe()} holds half a pair for {module}: lora_{half} is missing.", nearest)
+    a, b = lora.shape(slots["A"]), lora.shape(slots["B"])
+    weight = base.shape(key) if (key := f"{module}.weight") in base.keys() else None  # noqa: SIM118 (not a mapping)
+    whole = len(a) > 1 and len(b) > 1 and a[0] == b[1] != 0 and math.prod(b[2:]) == 1
+    if not whole or weight is None or (b[0], math.prod(a[1:])) != (weight[0], math.prod(weight[1:])):
+        expected = "which the network lacks" if weight is None else f"of shape {list(weight)}"
+        raise LoRAError(f"{lora.describe()} has A {list(a)} and B {list(b)} for {module}, {expected}.", nearest)
+    alpha = float(a[0]) if alpha is None else alpha
+    if not math.isfinite(alpha) or not alpha:
+        raise LoRAError(f"The alpha {alpha} for {module} is not finite, or 0.", nearest)
+    return _Change((slots["B"], slots["A"]), alpha / a[0])
+
+
+def _add_difference(changes: dict[str, _Change], base: TensorSource, lora: TensorSource, key: str, name: str) -> None:
+    """The change by a whole difference, of a tensor that no pair changes."""
+    if key in changes:
+        raise LoRAError(f"{lora.describe()} holds a pair and a whole difference for {key}.", _NEAREST_EXTRA)
+    shape, wanted = lora.shape(name), base.shape(key)
+    if shape != wanted:
+        raise LoRAError(
+            f"{lora.describe()} has a difference {list(shape)} for {key}, of shape {list(wanted)}.", _NEAREST_EXTRA
+        )
+    changes[key] = _Change((name,), 1.0)
+
+
+def _alpha(lora: TensorSource, module: str, slots: Mapping[str, str], nearest: str) -> float | None:
+    """The alpha that a file has for a module; None where it has none."""
+    if "alpha" not in slots:
+        return None
+    if math.prod(lora.shape(slots["alpha"])) != 1:
+        raise LoRAError(f"The alpha for {module} in {lora.describe()} is not one number.", nearest)
+    return float(lora.read(slots["alpha"]))
 
 
 def _refuse_incomplete(lora: TensorSource, found: Mapping[str, Mapping[str, str]], strangers: Sequence[str]) -> None:
@@ -272,7 +429,7 @@ def _refuse_incomplete(lora: TensorSource, found: Mapping[str, Mapping[str, str]
         )
 
 
-def _stated_alpha(metadata: Mapping[str, str]) -> float | None:
+def _stated_alpha(metadata: Mapping[str, str], nearest: str) -> float | None:
     """The one alpha a file's metadata states, directly or in PEFT's JSON entry."""
     entries = dict(metadata)
     try:
@@ -280,9 +437,9 @@ def _stated_alpha(metadata: Mapping[str, str]) -> float | None:
         entries |= {k.rsplit(".", 1)[-1]: str(v) for k, v in peft.items() if k.rsplit(".", 1)[-1] == "lora_alpha"}
         stated = {float(entries[k]) for k in _METADATA_ALPHA if k in entries}
     except (ValueError, AttributeError, RecursionError) as e:
-        raise LoRAError(f"The LoRA's metadata states an alpha that is no number ({e}).", _NEAREST) from e
+        raise LoRAError(f"The LoRA's metadata states an alpha that is no number ({e}).", nearest) from e
     if len(stated) > 1:
-        raise LoRAError(f"The LoRA's metadata states several alphas: {sorted(stated)}.", _NEAREST)
+        raise LoRAError(f"The LoRA's metadata states several alphas: {sorted(stated)}.", nearest)
     return stated.pop() if stated else None
 
 

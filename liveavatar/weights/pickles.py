@@ -14,12 +14,13 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingFilesError, ModelError
 from .header import FETCH_AGAIN, damage, reason, refuse_another_format, shortened
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_PICKLE = 1 << 20
 """Bytes of the part that names the tensors: that of 5,000 tensors."""
@@ -60,6 +61,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     tensors = _named_tensors(content)
     if tensors is None:
         raise ModelError(f"{path} is not a flat list of named tensors.", _USE_PUBLISHED)
+    import torch
+
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
@@ -73,6 +76,8 @@ class _RunsCodeError(Exception):
 
 def _named_tensors(content: Any) -> dict[str, torch.Tensor] | None:
     """The tensors of a file, perhaps under one of the names trainers use; None where there is something else."""
+    import torch
+
     if not isinstance(content, Mapping):
         return None
     inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
@@ -84,6 +89,8 @@ def _named_tensors(content: Any) -> dict[str, torch.Tensor] | None:
 def _load(path: Path) -> Any:
     archive = zipfile.is_zipfile(path)
     (_check_archive if archive else _check_older_form)(path)
+    import torch
+
     try:
         if archive:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from .header import FETCH_AGAIN, AnotherKind, shortened
 from .source import WHOLE_NUMBERS, FileSource
+
+if TYPE_CHECKING:
+    import torch
 
 SPIECE = "spiece_model"
 """The tensor (uint8) in which a text encoder carries its sentencepiece model."""
@@ -94,6 +95,8 @@ class DequantisedSource:
         return self._source.metadata()
 
     def read(self, key: str) -> torch.Tensor:
+        import torch
+
         tensor = self._source.read(self._stored.get(key, key))
         if key not in self._scale:
             return tensor.bfloat16() if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor

@@ -8,38 +8,40 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from ..errors import MissingFilesError, ModelError
 from .header import FETCH_AGAIN, AnotherKind, Entry, Header, read_header, read_json, reason, shortened
 from .pickles import read_tensors
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 _shared: contextvars.ContextVar[dict[Hashable, Any] | None] = contextvars.ContextVar("files of one model", default=None)
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-"""The types that can be read, by the format's own names."""
+"""PyTorch's name of every type that can be read, by the format's own."""
 WHOLE_NUMBERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "BOOL")
 """Types that no weights of these networks have, unless they are quantised."""
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {name: short for short, name in _DTYPES.items()}
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _SAMPLE, _MATRIX = 64, 256
 """Bytes that are looked at to see whether a tensor may be all zeros, and numbers from which on that is told."""
@@ -138,14 +140,12 @@ class SafetensorsSource:
         entry, shard = self._entry(key), self._shard(key)
         if entry.dtype not in _DTYPES:
             raise AnotherKind(f"{shard} stores {shortened(key)} in {entry.dtype}, which cannot be read.", FETCH_AGAIN)
-        dtype = _DTYPES[entry.dtype]
+        import torch
+
+        dtype: torch.dtype = getattr(torch, _DTYPES[entry.dtype])
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=dtype)
-        try:  # mapped for writing into private pages, as PyTorch knows no tensors that may not be written
-            mapped = np.memmap(shard, mode="c", offset=entry.start, shape=(entry.end - entry.start,))
-        except (OSError, ValueError) as e:
-            raise ModelError(f"{shard} cannot be read any more ({reason(e)}).", FETCH_AGAIN) from e
-        stored = torch.from_numpy(mapped)
+        stored = torch.from_numpy(self._mapped(key))
         if entry.start % dtype.itemsize:
             stored = stored.clone()
         return stored.view(dtype).view(entry.shape)
@@ -158,10 +158,18 @@ class SafetensorsSource:
         for key in keys:
             by_shard.setdefault(self._shard(key), []).append(key)
         suspects = [key for shard, names in by_shard.items() for key in self._suspects(shard, names)]
-        return (key for key in sorted(suspects) if not self.read(key).view(torch.uint8).any())
+        return (key for key in sorted(suspects) if not self._mapped(key).any())
 
     def describe(self) -> str:
         return str(self.path)
+
+    def _mapped(self, key: str) -> np.ndarray:
+        """The bytes of a tensor that has some: in private pages that may be written, as PyTorch knows no others."""
+        entry, shard = self._entry(key), self._shard(key)
+        try:
+            return np.memmap(shard, mode="c", offset=entry.start, shape=(entry.end - entry.start,))
+        except (OSError, ValueError) as e:
+            raise ModelError(f"{shard} cannot be read any more ({reason(e)}).", FETCH_AGAIN) from e
 
     def _suspects(self, shard: Path, keys: Iterable[str]) -> Iterator[str]:
         """Matrices of a shard that are zero in the middle."""
@@ -221,8 +229,8 @@ class TorchSource:
         return tuple(self._tensors[key].shape)
 
     def dtype(self, key: str) -> str:
-        dtype = self._tensors[key].dtype
-        return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+        name = str(self._tensors[key].dtype).removeprefix("torch.")
+        return _NAMES.get(name, name)
 
     def read(self, key: str) -> torch.Tensor:
         return self._tensors[key]

@@ -1,19 +1,81 @@
-"""The tokenizer that a text encoder's file carries: a sentencepiece model, as bytes."""
+"""Tokenizers of the prompt: the tokenizer.json of a folder, or the sentencepiece model in a text encoder's file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .header import read_settings, reason
 from .quantised import SPIECE
 from .source import SafetensorsSource
+
+if TYPE_CHECKING:
+    import torch
 
 _PAD, _END = 0, 1
 """Tokens of the whole T5 family."""
 _NEAREST = "Download the text encoder again, or give the tokenizer folder google/umt5-xxl of Wan-AI/Wan2.2-S2V-14B."
+
+
+_FETCH_FOLDER = "Fetch the published folder again."
+
+
+class JsonTokenizer:
+    """Text to tokens by a folder's `tokenizer.json`; called as `SentencePieceTokenizer` is.
+
+    Args:
+        folder: of the tokenizer; its `tokenizer_config.json` names the padding.
+
+    Raises:
+        ModelError: damaged, or without padding.
+    """
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer
+
+        settings = read_settings(folder / "tokenizer_config.json")
+        pad = settings.get("pad_token")
+        self._pad = str(pad.get("content") if isinstance(pad, dict) else pad)
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._pad_id = self._tokenizer.token_to_id(self._pad)
+        except Exception as e:  # what damaged files make its parser raise has no common base
+            raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
+        if self._pad_id is None:
+            raise ModelError(f"The tokenizer in {folder} has no token {self._pad!r:.40} to pad with.", _FETCH_FOLDER)
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        padding: str = "max_length",
+        truncation: bool = True,
+        add_special_tokens: bool = True,
+        return_tensors: str = "pt",
+    ) -> dict[str, torch.Tensor]:
+        """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
+        _check_call(padding, truncation, add_special_tokens, return_tensors)
+        import torch
+
+        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.enable_padding(length=max_length, pad_id=self._pad_id, pad_token=self._pad)
+        made = self._tokenizer.encode_batch(list(texts))
+        return {
+            "input_ids": torch.tensor([one.ids for one in made]),
+            "attention_mask": torch.tensor([one.attention_mask for one in made]),
+        }
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text that tokens stand for."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+
+def _check_call(padding: str, truncation: bool, add_special_tokens: bool, return_tensors: str) -> None:
+    if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
+        raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
 
 
 class SentencePieceTokenizer:
@@ -56,8 +118,9 @@ class SentencePieceTokenizer:
         return_tensors: str = "pt",
     ) -> dict[str, torch.Tensor]:
         """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
-        if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
-            raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
+        _check_call(padding, truncation, add_special_tokens, return_tensors)
+        import torch
+
         ids = torch.full((len(texts), max_length), _PAD)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):

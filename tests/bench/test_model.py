@@ -26,7 +26,7 @@ from liveavatar.errors import ModelError, PlanError, RequestError
 from liveavatar.model import quantize
 from liveavatar.model.transformer import ModelSlice
 from liveavatar.planner import Plan, make_plan
-from liveavatar.planner.hardware import layer_tflop
+from liveavatar.planner.pace import layer_tflop
 from liveavatar.storage import PLAIN, StorageConfig
 from liveavatar.task_graph import Denoise
 

@@ -31,7 +31,7 @@ from liveavatar.storage import StorageConfig
 from tools import bench_table
 
 PROJECT = Path(__file__).parents[2]
-FOREIGN = ("av", "soxr", "ftfy", "wcwidth", "ray", "torchaudio")
+FOREIGN = ("av", "soxr", "ftfy", "wcwidth", "ray", "torchaudio", "diffusers", "transformers")
 """What a machine that measures need not have."""
 WITHOUT = f"""
 import sys

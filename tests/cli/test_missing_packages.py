@@ -13,8 +13,6 @@ PROJECT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("package", "command", "how"),
     [
-        ("torch", "plan", "pytorch.org"),
-        ("torch", "inspect mini", "pytorch.org"),
         ("torch", "generate --image x.png --audio y.wav", "pytorch.org"),
         ("numpy", "demo", "requirements.txt"),
     ],

@@ -5,14 +5,14 @@
   const root = () => app.rootGraph ?? app.graph; // older frontends know only the second
   const all = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? all(node.subgraph) : [])]);
 
-  const shown = (node, { element }) => ({
+  const panelOf = (node, { element }) => ({
     id: String(node.id),
     type: node.type,
     text: element.textContent,
     live: !!element.querySelector(".live:not([hidden]) > img"),
   });
   const ours = (node) => (node.widgets ?? []).filter((widget) => widget.name === "liveavatar");
-  const panels = () => all(root()).flatMap((node) => ours(node).map((widget) => shown(node, widget)));
+  const panels = () => all(root()).flatMap((node) => ours(node).map((widget) => panelOf(node, widget)));
 
   // Everything different that a widget showed, in order.
   const kept = new Set();
@@ -53,6 +53,7 @@
 
   // Videos of temporary files: those that our nodes made, not what Save Video shows.
   const videos = () => [...document.querySelectorAll("video")].filter((one) => one.currentSrc.includes("type=temp"));
+  const shown = (elements) => elements.filter((one) => one.checkVisibility());
   const play = () =>
     videos().forEach((video) => {
       Object.assign(video, { muted: true, loop: true });
@@ -60,5 +61,5 @@
     });
   const moving = () => videos().filter((one) => one.currentTime > 0.3).map((one) => one.currentSrc);
 
-  window.look = { app, root, all, panels, heard, ends, boxes, view, focus, visible, unknown, videos, play, moving };
+  window.look = { app, root, all, panels, heard, ends, boxes, view, focus, visible, unknown, videos, shown, play, moving };
 })();

@@ -139,13 +139,20 @@ class Look:
         self.runs += 1
         self.page.click("[data-testid=queue-button]")
 
+    def reload(self) -> None:
+        """The page anew, with the workflow that was open."""
+        self.page.reload()
+        _wait_until_ready(self.page)
+        self.runs = 0
+
     def wait_for_panel(self, words: str, seconds: float = 240) -> None:
         """Until a widget of ours matches a regular expression (of JavaScript)."""
         self._wait(f"() => look.panels().some((panel) => /{words}/.test(panel.text))", seconds)
 
-    def wait_for_picture(self, seconds: float = 240) -> None:
-        """Until a widget of ours shows a frame of the running video."""
-        self._wait("() => look.panels().some((panel) => panel.live)", seconds)
+    def wait_for_picture(self, seconds: float = 240, alone: bool = False) -> None:
+        """Until a widget of ours shows a frame of the running video; `alone`: and no node an earlier video."""
+        others = "&& look.shown(look.videos()).length === 0" if alone else ""
+        self._wait(f"() => look.panels().some((panel) => panel.live) {others}", seconds)
 
     def wait_for_end(self, seconds: float = 300) -> None:
         """Until every run that was begun here has ended, well or not."""
@@ -238,11 +245,16 @@ def _page(chrome: Any, url: str, mode: str, out: Path) -> Look:
     page.on("console", say)
     page.on("pageerror", lambda error: look.errors.append(f"uncaught: {error} {error.stack}"))
     page.goto(url)
+    _wait_until_ready(page)
+    return look
+
+
+def _wait_until_ready(page: Any) -> None:
+    """ComfyUI stands, and this script's tools are in its page."""
     page.wait_for_selector("[data-testid=queue-button]", timeout=120_000)
     page.wait_for_function("() => !!window.comfyAPI?.app?.app?.extensionManager", timeout=60_000)
     page.wait_for_timeout(2000)
     page.evaluate(_TOOLS.read_text(encoding="utf-8"))
-    return look
 
 
 def _set(url: str, name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from live_client import Client
 
 PACK = Path(__file__).parents[2]
 FOLDER = "ComfyUI-LiveAvatar"
-PACKS = {FOLDER: PACK, "odd_nodes": Path(__file__).with_name("odd_nodes")}
-"""Custom nodes of the server: folder in custom_nodes -> where it really is."""
+ODD_NODES = Path(__file__).with_name("odd_nodes")
 START_SECONDS = 240.0
 CORE, PYTHON = "COMFYUI_PATH", "COMFYUI_PYTHON"
 
@@ -79,23 +78,25 @@ def find_core() -> tuple[Path, str]:
 
 
 @contextlib.contextmanager
-def serve(base: Path, *options: str) -> Iterator[Server]:
+def serve(base: Path, *options: str, pack: Path = PACK) -> Iterator[Server]:
     """Start a ComfyUI on the CPU with this pack and a few odd nodes for tests; it ends with the block.
 
     Args:
         base: an empty folder for its models, input, output, temp and user files.
         options: more options of its main.py.
+        pack: where this pack really is.
 
     Raises:
         Absent: see `find_core`.
         RuntimeError: it did not come up, or not with this pack; what its log says is in the message.
     """
     core, python = find_core()
-    _lay_out(base)
+    packs = {FOLDER: pack, ODD_NODES.name: ODD_NODES}
+    _lay_out(base, packs)
     port, log = _free_port(), base / "server.log"
     command = [python, str(core / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-auto-launch"]
-    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *PACKS, "--disable-api-nodes", *options]
+    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, "--disable-api-nodes", *options]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=core, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -107,11 +108,11 @@ def serve(base: Path, *options: str) -> Iterator[Server]:
         _end(process)
 
 
-def _lay_out(base: Path) -> None:
+def _lay_out(base: Path, packs: Mapping[str, Path]) -> None:
     """The folders, and the packs under the names they have when installed."""
     for name in ("custom_nodes", "input", "output", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    for name, folder in PACKS.items():
+    for name, folder in packs.items():
         (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
 
 

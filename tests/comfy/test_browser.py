@@ -138,6 +138,41 @@ def test_cancel_is_said_and_the_next_run_ends_well(look: Look) -> None:
     assert look.ours == []
 
 
+def test_the_last_line_and_the_video_outlive_another_tab_and_a_reload(look: Look) -> None:
+    look.open("quickstart")
+    _new_seed(look)
+    look.press_run()
+    look.wait_for_panel(r"\d s in ")
+    look.wait_for_end()
+    (line,) = _lines(look)
+    look.open("modular")
+    look.page.evaluate("() => look.app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    look.wait_for_panel(r"\d s in ")
+    assert _lines(look) == [line]
+    look.page.wait_for_timeout(1500)  # the draft of a workflow is kept a moment after it was changed
+    look.reload()
+    look.wait_for_panel(r"\d s in ")
+    assert _lines(look) == [line]
+    look.focus("LiveAvatarGenerate")
+    assert look.play()
+    look.picture("reloaded")
+    assert look.ours == []
+
+
+def test_the_old_video_is_hidden_while_a_run_shows_its_frames(look: Look) -> None:
+    look.open("quickstart")
+    for _ in range(2):
+        _new_seed(look)
+        look.press_run()
+        look.wait_for_picture(alone=True)
+        look.focus("LiveAvatarGenerate")
+        look.picture("old_video_hidden")
+        look.wait_for_end()
+        look.focus("LiveAvatarGenerate")
+        assert look.play()
+    assert look.ours == []
+
+
 def test_progress_reaches_nodes_inside_a_subgraph(look: Look) -> None:
     look.open("modular")
     _new_seed(look)
@@ -248,6 +283,10 @@ def _set_widgets(look: Look, **values: float | str) -> None:
         " if (widget.name in values) widget.value = values[widget.name]; })",
         values,
     )
+
+
+def _lines(look: Look) -> list[str]:
+    return [one["text"] for one in look.panels() if one["type"] == "LiveAvatarGenerate"]
 
 
 def _is_ours(node: dict) -> bool:

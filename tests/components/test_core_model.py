@@ -165,7 +165,7 @@ def test_no_matrix_is_read_while_a_model_is_opened(official, tmp_path, monkeypat
 def test_settings_of_published_audio_encoders_are_read_off_their_shapes(tmp_path, published):
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    from liveavatar.weights.load import audio_settings
+    from liveavatar.weights.settings import audio_settings
 
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     large |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}

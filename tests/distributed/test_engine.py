@@ -12,8 +12,8 @@ from distributed.videos import Video
 
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
-from liveavatar.events import Event
-from liveavatar.task_graph import Prefill
+from liveavatar.events import LOADING_NETWORK, Event
+from liveavatar.task_graph import Denoise, Prefill
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,8 @@ def test_any_cut_gives_equal_bits(backend: RayBackend, video: Video, stages: str
     reports: list[Event] = []
     engine = video.engine(backend, stages)
     assert torch.equal(torch.cat(list(engine.run(video.job, reports.append)), 1), video.expected)
+    loading, reports = [r for r in reports if r.task is None], [r for r in reports if r.task is not None]
+    assert {r.phase for r in loading} <= {LOADING_NETWORK}
     assert [r.done for r in reports] == list(range(1, reports[-1].total + 1))
     assert len({r.task for r in reports}) == len(reports)
     assert all(r.stage == engine.plan.partition.stage_of(r.task) for r in reports)
@@ -68,7 +70,7 @@ def test_closed_after_a_block_and_whole_after_that(backend: RayBackend) -> None:
     first, second = next(running), next(running)
     running.close()
     assert torch.equal(torch.cat((first, second), 1), video.expected[:, :6])
-    ahead = max(r.task.block for r in reports if not isinstance(r.task, Prefill))
+    ahead = max(r.task.block for r in reports if isinstance(r.task, Denoise))
     assert ahead <= 1 + 2 + 2, "no more than stages + 2 blocks ahead of the caller"
     before = backend.worker_pids
     assert video.is_made_by(backend, "1x2")

@@ -17,18 +17,25 @@ import torch
 from distributed.test_topology import cuts
 from engine.tiny import TinyComponents, tiny_config
 from hypothesis import given
+from safetensors.torch import save_file
 
 from liveavatar import utils
 from liveavatar.codec import ExecConfig
 from liveavatar.components import MINI_FOLDER, open_components
+from liveavatar.config import MINI
 from liveavatar.distributed.topology import LinkSpec
 from liveavatar.distributed.wire import Handshake, ModelSpec, WireError, WorkerEvents, WorkerFault, decode, encode
+from liveavatar.distributed.worker import host_weight_cache
+from liveavatar.engine.local import ModelCache
 from liveavatar.errors import PlanError
 from liveavatar.mini.slow import SlowComponents
+from liveavatar.model.transformer import ModelSlice
 from liveavatar.noise_schedule import NoiseSchedule
+from liveavatar.offload.host_weights import supports_shared_memory
 from liveavatar.request import SinkDistance
 from liveavatar.storage import StorageConfig
 from liveavatar.task_graph import Denoise, Partition, Prefill, paced_order
+from liveavatar.weights.lora import ExtraLoRA
 
 PROJECT = Path(__file__).parents[2]
 
@@ -244,3 +251,21 @@ def test_models_are_opened_again_from_their_files() -> None:
     assert isinstance(slow, SlowComponents) and slow.layer_seconds == 0.25
     with pytest.raises(PlanError, match="in this process only"):
         ModelSpec.of(TinyComponents(tiny_config()))
+
+
+def test_further_loras_cross_and_weights_of_another_strength_are_not_shared(tmp_path: Path) -> None:
+    module, style = "blocks.0.self_attn.q", tmp_path / "style.safetensors"
+    pair = {f"{module}.lora_A.weight": torch.ones(2, MINI.dim), f"{module}.lora_B.weight": torch.ones(MINI.dim, 2)}
+    save_file(pair, style)
+    specs = [ModelSpec.of(open_components("mini", extra_loras=[ExtraLoRA(style, by)])) for by in (0.5, 0.5, 1.0)]
+    again = crossed(specs[0]).open()
+    assert again.files.extra_loras == (ExtraLoRA(style, 0.5),) and again.loras[1].changed == 1
+    assert specs[0] == specs[1] != specs[2]
+    storage, whole = StorageConfig(offload_layers=MINI.num_layers), ModelSlice.whole(MINI)
+    (tmp_path / "worker").mkdir(mode=0o700)
+    caches = [ModelCache(host_weight_cache(spec, tmp_path / "worker" / "log")) for spec in specs]
+    for cache, spec in zip(caches, specs, strict=True):
+        cache.get(spec.open(), "cpu", whole, torch.float32, storage)
+    first, second, stronger = (cache.shared_bytes.keys() for cache in caches)
+    assert first == second and not first & stronger
+    assert bool(first) == supports_shared_memory()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from liveavatar.doctor.findings import findings
 from liveavatar.doctor.plain import from_plain, plain
-from liveavatar.doctor.report import Copies, Disk, Failure, Handshake, Model, Network, Peer, Report, Versions
+from liveavatar.doctor.report import Compute, Copies, Disk, Failure, Handshake, Model, Network, Peer, Report, Versions
 
 CARD = ("NVIDIA GeForce RTX 4090",)
 HIDDEN = Network(True, "", ("CUDA_VISIBLE_DEVICES",))
@@ -95,6 +95,14 @@ def test_a_healthy_machine_is_praised_only(report):
     told = " ".join(f.what for f in found)
     assert "float8 290" in told and "gloo: 1.00 GB/s" in told and "Ray 2.60.0" in told and "complete" in told
     assert ("directly" in told) == (len(report.gpus) > 1)
+
+
+@pytest.mark.parametrize(("speed", "told"), [(0.04, "25 times slower in bfloat16"), (0.9, None), (2.0, None)])
+def test_a_processor_that_is_slow_in_bfloat16_is_told_where_it_has_to_do_the_work(speed, told):
+    slow = dataclasses.replace(CPU, compute=Compute({"float32": 1.0, "bfloat16": speed}, {}, {}))
+    notes = [f.what for f in findings(dataclasses.replace(without_gpu("CPU"), devices=(slow,))) if f.level == "note"]
+    assert len(notes) == 1 + (told is not None) and (told is None or told in notes[1]), notes
+    assert not [f for f in findings(dataclasses.replace(machine(), devices=(card(), slow))) if f.level != "good"]
 
 
 def test_problems_come_first_and_decide():

@@ -6,7 +6,7 @@ from golden.cases import assert_matches, cases
 
 from liveavatar.config import ModelConfig
 from liveavatar.errors import LoRAError
-from liveavatar.weights.lora import LoRASource, lora_targets
+from liveavatar.weights.lora import LoRASource, distillation_lora, lora_targets
 from liveavatar.weights.source import DictSource
 
 CASES = cases("lora", "dit_weights")
@@ -18,7 +18,8 @@ def factors(case):
 
 def merge(case, tensors):
     base = DictSource(case.sibling("dit_weights").state_dict())
-    return LoRASource(base, DictSource(tensors), case.info["target_modules"], alpha=case.info["config"]["alpha"])
+    targets, alpha = case.info["target_modules"], case.info["config"]["alpha"]
+    return LoRASource(base, [distillation_lora(base, DictSource(tensors), targets, alpha=alpha)])
 
 
 @pytest.mark.parametrize("case", CASES)

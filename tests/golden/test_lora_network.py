@@ -7,7 +7,7 @@ from golden.rollout import Rollout, config_of
 
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 from liveavatar.weights.load import fill
-from liveavatar.weights.lora import LoRASource
+from liveavatar.weights.lora import LoRASource, distillation_lora
 from liveavatar.weights.source import DictSource
 
 KEY = "merged_noise_pred.block0.t1000"
@@ -19,9 +19,9 @@ CASES = [p for p in cases("lora", "dit", "dit_weights") if KEY in p.values[0]]
 def test_merged_velocity(case: Case) -> None:
     weights, dit = case.sibling("dit_weights"), case.sibling("dit")
     adapters = DictSource({k.removeprefix("lora."): case[k] for k in case.keys if k.startswith("lora.")})
-    merged = LoRASource(
-        DictSource(weights.state_dict()), adapters, case.info["target_modules"], alpha=case.info["config"]["alpha"]
-    )
+    base = DictSource(weights.state_dict())
+    targets, alpha = case.info["target_modules"], case.info["config"]["alpha"]
+    merged = LoRASource(base, [distillation_lora(base, adapters, targets, alpha=alpha)])
     config = config_of(case.info["dit_config"], weights)
     with torch.device("meta"):
         net = CausalS2VTransformer(config, ModelSlice.whole(config))

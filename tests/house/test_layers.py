@@ -31,6 +31,7 @@ LAYERS = (
         "storage",
         "interrupt",
         "device_names",
+        "gpus",
         "private_files",
         "utils",
         "events",
@@ -68,6 +69,7 @@ LAYERS = (
 )
 """Lowest first; a part imports its own layer and those below."""
 DISTRIBUTED = (
+    "reaper",
     "ray_compat",
     "cluster_token",
     "cluster",

@@ -6,7 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
 from comfy_command import comfy
+from PIL import Image
+
+from tools import package
 
 PROJECT = Path(__file__).parents[2]
 PUBLISHED = {
@@ -79,3 +83,37 @@ def test_the_archive_holds_what_users_need_and_nothing_else(checkout, tracked, t
     assert {name.split("/")[0] for name in packed} == PUBLISHED
     wanted = {name for name in tracked if name.split("/")[0] in PUBLISHED}
     assert packed == {name for name in wanted if not name.startswith("docs/") or name.endswith(".md")}
+
+
+def test_make_package_makes_what_the_registry_s_tool_makes_and_the_same_bytes_again(checkout, tmp_path):
+    result = comfy("node", "pack", home=tmp_path, cwd=checkout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    with zipfile.ZipFile(checkout / "node.zip") as theirs:
+        wanted = {name: theirs.read(name) for name in theirs.namelist() if not name.endswith("/")}
+    first, again = (package.pack(tmp_path / name, checkout).read_bytes() for name in ("a.zip", "b.zip"))
+    assert first == again
+    with zipfile.ZipFile(tmp_path / "a.zip") as ours:
+        assert {name: ours.read(name) for name in ours.namelist()} == wanted
+        assert {info.external_attr >> 16 for info in ours.infolist()} == {0o100644}
+    assert package.default_name(checkout) == "live-avatar-0.1.0.zip"
+
+
+def test_what_is_no_checkout_cannot_be_packed(tmp_path):
+    with pytest.raises(RuntimeError, match="no git checkout"):
+        package.pack(tmp_path / "a.zip", tmp_path)
+    assert not (tmp_path / "a.zip").exists()
+
+
+def test_the_registry_s_page_has_all_its_parts():
+    written = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, page = written["project"], written["tool"]["comfy"]
+    assert {"Repository", "Issues", "Documentation"} <= project["urls"].keys()
+    assert page["DisplayName"] == "Live Avatar S2V" and page["PublisherId"] and page["requires-comfyui"]
+    shapes = {}
+    for part in ("Icon", "Banner"):
+        address, _, file = page[part].partition("/main/")
+        assert address.startswith("https://raw.githubusercontent.com/")
+        with Image.open(PROJECT / file) as image:
+            shapes[part] = image.size
+    assert shapes["Icon"][0] == shapes["Icon"][1] <= 400
+    assert shapes["Banner"][0] * 9 == shapes["Banner"][1] * 21

@@ -20,6 +20,7 @@ HOST = {
     "comfy_execution": "ComfyUI itself",
     "folder_paths": "ComfyUI itself",
     "server": "ComfyUI itself",
+    "aiohttp": "ComfyUI's server is made of it",
     "torch": "ComfyUI has the build that fits the machine; asked for again, it may be replaced by one that does not",
     "numpy": "ComfyUI has it, and other packs depend on its version",
     "psutil": "ComfyUI has it; `doctor` reads memory with it where there is no /proc, and says so where it is absent",

@@ -5,6 +5,7 @@ The modules have only what stands here, so that a new contact with the host is n
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,6 +55,7 @@ class Host:
         self.ticks: list[tuple[int, int, Any]] = []
         self.messages: list[tuple[str, dict[str, Any]]] = []
         self.texts: list[tuple[str, str]] = []
+        self.routes: dict[str, Any] = {}
         self.loaded: list[Any] = []
         self.folders: dict[str, list[str]] = {}
         self.names_and_paths: dict[str, tuple[list[str], set[str]]] = {}
@@ -148,18 +150,24 @@ class Host:
                 get_output_directory=lambda: str(self.base / "output"),
                 get_temp_directory=lambda: str(self.base / "temp"),
             ),
+            "aiohttp": _module("aiohttp", web=SimpleNamespace(json_response=_json_response)),
             "server": _module("server", PromptServer=SimpleNamespace(instance=self._server())),
         }
 
     def _server(self) -> SimpleNamespace:
         return SimpleNamespace(
             client_id="browser",
+            routes=SimpleNamespace(get=lambda path: lambda handler: self.routes.update({path: handler})),
             prompt_queue=SimpleNamespace(
                 get_current_queue=lambda: (list(self.running), []), wipe_queue=lambda: self.texts.append(("wiped", ""))
             ),
             send_sync=lambda event, data, sid=None: self.messages.append((event, data)),
             send_progress_text=lambda text, node_id, sid=None: self.texts.append((text, node_id)),
         )
+
+
+def _json_response(data: Any) -> SimpleNamespace:
+    return SimpleNamespace(text=json.dumps(data))
 
 
 def _module(name: str, **members: Any) -> ModuleType:

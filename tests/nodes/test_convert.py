@@ -56,12 +56,19 @@ def test_what_is_no_picture_is_refused(convert, errors, image):
         convert.image_array(image)
 
 
+def test_nothing_on_an_input_is_told_as_that(convert, errors):
+    with pytest.raises(errors.AudioError, match="a video without sound has none"):
+        convert.audio_clip(None)
+    with pytest.raises(errors.ImageError, match="No picture came"):
+        convert.image_array(None)
+
+
 def test_a_picture_with_nan_is_refused(convert, errors):
     with pytest.raises(errors.ImageError, match="not numbers"):
         convert.image_array(torch.full((1, 4, 4, 3), float("nan")))
 
 
-@pytest.mark.parametrize(("batch", "channels", "rate"), [(1, 1, 44_100), (2, 2, 48_000), (1, 6, 16_000)])
+@pytest.mark.parametrize(("batch", "channels", "rate"), [(1, 1, 44_100), (1, 2, 48_000), (1, 6, 16_000)])
 def test_sound_of_any_batch_channels_and_rate(convert, batch, channels, rate):
     waveform = torch.rand(batch, channels, 100) - 0.5
     sound = convert.audio_clip({"waveform": waveform, "sample_rate": rate})
@@ -112,12 +119,18 @@ def test_sound_of_any_float_is_taken(convert, dtype):
     assert (convert.audio_clip({"waveform": waveform, "sample_rate": torch.tensor(16_000)}).samples == 0.25).all()
 
 
-def test_of_a_batch_of_sounds_the_first_is_taken_and_told(convert):
-    waveform = torch.stack([torch.full((1, 100), 0.1 * n) for n in (1, 2, 3)])
-    sound = convert.audio_clip({"waveform": waveform, "sample_rate": 16_000})
-    np.testing.assert_allclose(sound.samples, 0.1)
-    assert sound.notes == ("the first of 3 connected sounds is used",)
-    assert convert.audio_clip({"waveform": waveform[:1], "sample_rate": 16_000}).notes == ()
+def test_a_batch_of_sounds_is_refused_with_the_way_to_split_it(convert, errors):
+    waveform = torch.stack([torch.full((2, 100), 0.1 * n) for n in (1, 2, 3)])
+    batch = {"waveform": waveform, "sample_rate": 16_000, "name": "three"}
+    with pytest.raises(errors.AudioError, match=r"holds 3 sounds.*Audio Batch to List \(Live Avatar\)"):
+        convert.audio_clip(batch)
+    split = convert.split_audio(batch)
+    for audio, level in zip(split, (0.1, 0.2, 0.3), strict=True):
+        clip = convert.audio_clip(audio)
+        assert (clip.rate, clip.samples.shape, audio["name"]) == (16_000, (100, 2), "three")
+        np.testing.assert_allclose(clip.samples, level, rtol=1e-6)
+    with pytest.raises(errors.AudioError, match="no sample_rate"):
+        convert.split_audio({"waveform": waveform})
 
 
 UNUSABLE = [

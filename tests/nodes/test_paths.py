@@ -53,7 +53,7 @@ def test_parts_are_found_by_their_names_and_can_be_chosen(files, nodes, pack):
 def test_a_network_may_need_no_lora(files, nodes, pack):
     files.text_encoder.rename(files.text_encoder.with_name("umt5_xxl.safetensors"))
     opened = pack.nodes.paths.open_model(NAME, "none", *["automatic"] * 3)
-    assert opened.files.lora is None and "no LoRA is merged" in opened.notes[0]
+    assert opened.files.lora is None and "no Live Avatar LoRA is merged" in opened.notes[0]
 
 
 def test_what_is_missing_goes_to_its_own_folder(files, nodes, pack, host):

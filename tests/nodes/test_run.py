@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -317,6 +318,24 @@ def test_a_workflow_names_no_cluster_of_its_own(nodes):
     where = {"devices": "cpu", "stages": "1x2", "memory": "keep loaded", "threads": 1, "address": "10.0.0.1:6379"}
     with pytest.raises(Exception, match=r"10\.0\.0\.1:6379.* only say local or auto.*LIVEAVATAR_ADDRESS"):
         run(nodes["LiveAvatarBackend"], engine="worker processes", **where)
+
+
+def test_an_error_is_shown_by_its_name_and_not_by_the_path_of_the_pack(nodes, model):
+    with pytest.raises(Exception) as refusal:
+        run(nodes["LiveAvatarAudioFeatures"], model=model, audio=None, seconds=0.0)
+    kind = refusal.type
+    assert f"{kind.__module__}.{kind.__qualname__}" == "liveavatar.errors.AudioError"
+
+
+def test_without_ray_the_command_for_this_python_is_shown(nodes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Exception) as refusal:
+        run(
+            nodes["LiveAvatarBackend"], engine="worker processes", devices="cpu", stages="1x1", memory="free", threads=1
+        )
+    said = str(refusal.value)
+    assert sys.executable in said and '-m pip install "ray' in said and "engine this process" in said
+    assert "--" not in said
 
 
 def test_worker_processes_make_the_same_video(nodes, latents, image, audio):

@@ -12,7 +12,6 @@ from pathlib import Path
 import frozen
 import pytest
 from fake_comfy import PROJECT
-from PIL import Image
 
 NODES = sorted((PROJECT / "nodes").glob("*.py"))
 SHIPPED = [PROJECT / "__init__.py", *NODES, *sorted((PROJECT / "liveavatar").rglob("*.py"))]
@@ -188,8 +187,3 @@ def test_the_archive_has_what_users_need_and_no_more():
     if result.returncode > 1:
         pytest.skip("not a git checkout")
     assert sorted(result.stdout.split()) == sorted(LEFT_OUT)
-
-
-def test_the_icon_is_what_the_registry_shows():
-    with Image.open(PROJECT / "docs" / "icon.png") as icon:
-        assert icon.width == icon.height <= 400

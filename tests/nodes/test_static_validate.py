@@ -87,7 +87,7 @@ def test_workflows_validate(workflow, object_info, tmp_path):
     ("damage", "code"),
     [
         (lambda node: node.update(class_type="LiveAvatarGone"), "unknown_class_type"),
-        (lambda node: node["inputs"].update(model=["1", 0]), "edge_type_mismatch"),
+        (lambda node: node["inputs"].update(model=["101", 0]), "edge_type_mismatch"),
         (lambda node: node["inputs"].pop("image"), "required_input_missing"),
     ],
     ids=["class", "link", "input"],

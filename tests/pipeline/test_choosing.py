@@ -19,7 +19,7 @@ CHOOSING = Placement(("cpu",), threads=1, fit=True)
 
 def tight(room: int) -> Hardware:
     """One card of so many usable bytes; it goes by the CPU's name, so that its plan can be worked here."""
-    return Hardware((DeviceSpec("cpu", 16 * GIB, free=CUDA_CONTEXT_BYTES + room),), 64 * GIB)
+    return Hardware((DeviceSpec("cpu", 16 * GIB, cap=CUDA_CONTEXT_BYTES + room),), 64 * GIB)
 
 
 @pytest.fixture(scope="module")

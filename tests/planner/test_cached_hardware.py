@@ -19,7 +19,10 @@ def device(name: str = "cuda:0", copies: Copies | None = COPIES, **matmul: float
 
 def test_measured_speeds_replace_assumed_ones():
     speeds = measured_speeds((device(), device("cuda:1", **{"float8 rows": 190.0}), device("cpu")))
-    assert speeds == {"cuda:0": DeviceSpeed(100, 100, 90, 20, False), "cuda:1": DeviceSpeed(100, 190, 90, 20, True)}
+    assert speeds == {
+        "cuda:0": DeviceSpeed(100, 100, 90, 20, 1800, False),
+        "cuda:1": DeviceSpeed(100, 190, 90, 20, 1800, True),
+    }
     hardware = Hardware.parse("2x24").with_speeds(speeds)
     assert all(card.measured for card in hardware.devices) and hardware.devices[1].speed == speeds["cuda:1"]
     asked = resolve(Request(), (704, 384), 160_000, 16_000)

@@ -24,6 +24,7 @@ from liveavatar.planner import (
 from liveavatar.recorder import out_of_memory
 from liveavatar.request import Request, ResolvedRequest, image_size_for, resolve
 from liveavatar.storage import StorageConfig, cli_options
+from liveavatar.utils import cpu_has_bfloat16
 
 MODEL = "wan2.2-s2v-14b"
 
@@ -135,6 +136,17 @@ def test_wishes_that_nobody_would_heed_are_refused(asked, why):
     with pytest.raises(PlanError, match=why) as refused:
         laid_out(asked)
     assert refused.value.nearest
+
+
+@pytest.mark.parametrize(("flags", "told"), [("fpu avx2", 1), ("fpu avx512_bf16", 0), ("fpu amx_bf16", 0), (None, 0)])
+def test_a_processor_without_bfloat16_is_told_of(flags, told, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\n" if flags else "processor : 0\n", encoding="utf-8")
+    monkeypatch.setattr("liveavatar.placement.cpu_has_bfloat16", lambda: cpu_has_bfloat16(cpuinfo))
+    for dtype, expected in (("bfloat16", told), ("float32", 0)):
+        plan = Placement(("cpu",), dtype=dtype).make_plan(effective("256x256"), UNTRAINED, "untrained")
+        assert sum("no instructions for bfloat16" in note for note in plan.notes) == expected
+    assert cpu_has_bfloat16(tmp_path / "nothing") is None
 
 
 def test_every_rung_down_takes_less_of_the_device_until_there_is_none():

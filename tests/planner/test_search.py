@@ -162,6 +162,17 @@ def test_two_hundred_gigabytes_of_cards_are_faster_than_one_card():
     assert five.source == "assumed"
 
 
+def test_a_4090_beside_32_gigabytes_of_host_memory_has_a_plan_within_both():
+    cards = Hardware.parse("1x24", 32 * GIB)
+    found = plan(cards)
+    check(found, cards, 4)
+    storage = found.stages[0].storage
+    assert (storage.weights, storage.kv_dtype, storage.kv_offload) == ("fp8", "fp8", True)
+    assert sum(found.host_bytes_by_machine.values()) < 0.8 * 32 * GIB
+    with pytest.raises(PlanError, match=r"has to lie on the host, where 20\.6 GB may"):
+        plan(Hardware.parse("1x24", 24 * GIB))
+
+
 def test_unequal_cards_get_unequal_shares():
     found = plan("2x24,1x48")
     shares = {stage.device: len(stage.layers) for stage in found.stages}
@@ -196,6 +207,7 @@ def test_measured_cards_are_believed():
         fp8_tflops=800.0,
         attention_tflops=300.0,
         copy_gb=55.0,
+        memory_gb=2000.0,
         supports_fp8=True,
     )
     slow = plan(Hardware((card,), 512 * GIB, "measured")).forecast

@@ -10,8 +10,8 @@ from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
 from liveavatar.planner import FIDELITY_LEVELS, layer_bytes, level_of, make_plan, stage_plan
-from liveavatar.planner.hardware import layer_tflop
 from liveavatar.planner.memory import PUBLISHED_AUX, LayerSizes, aux_models, injector_bytes, text_kv_bytes
+from liveavatar.planner.pace import layer_tflop
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, resolve
 from liveavatar.storage import PLAIN, StorageConfig

@@ -140,3 +140,18 @@ def test_values_of_the_wrong_kind_are_refused_in_a_sentence(field):
         with pytest.raises(RequestError) as refused:
             of(Request(**{field: value}))
         assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "told"),
+    [
+        ((20_000, 200), "128x128", "96% of the picture's width is cut off"),
+        ((1080, 1920), "128x128", "44% of the picture's height is cut off"),
+        ((1920, 1080), "704x384", None),
+        ((512, 512), "128x128", None),
+    ],
+)
+def test_what_is_cut_off_a_picture_is_told(picture: tuple[int, int], size: str, told: str | None) -> None:
+    notes = " ".join(resolve(Request(size=size), picture, 16_000, 16_000).notes)
+    assert told in notes if told else "cut off" not in notes
+    assert "cut off" not in " ".join(resolve(Request(size=size, fit="pad"), picture, 16_000, 16_000).notes)

@@ -31,6 +31,11 @@ def test_most_of_the_bar_is_the_video():
     assert 0.2 < progress.update(Event(GENERATING, 0, 8)) < 0.4
 
 
+def test_a_video_known_to_be_long_is_nearly_all_of_the_bar_and_no_known_one_is_less_than_most():
+    assert RunProgress(generating_seconds=3000).update(Event(GENERATING, 0, 8)) == pytest.approx(0.01, abs=0.005)
+    assert RunProgress(generating_seconds=2).update(Event(GENERATING, 0, 8)) == pytest.approx(0.3, abs=0.1)
+
+
 def test_what_was_left_out_counts_as_done_when_the_video_begins():
     one, other = RunProgress(DECODING), RunProgress(DECODING)
     other.update(share_event(LOADING_VAE, 1.0))

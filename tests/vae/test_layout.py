@@ -91,7 +91,7 @@ def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
     state = DecodeState.empty(vae)
     decode_block(vae, state, latents)
     seen = passed(vae.decoder, lambda: decode_block(vae, state, latents))
-    assert len(seen) > 400 and [kind for kind, kept in seen if not kept] == []
+    assert len(seen) > 300 and [kind for kind, kept in seen if not kept] == []
     lost = [f.nbytes for f in state.features if isinstance(f, torch.Tensor) and not follows(f)]
     assert len(lost) <= 1 and sum(lost) < 0.01 * state.nbytes, "what the attention's strides of a lone frame hide"
 

@@ -52,6 +52,15 @@ beforeEach(() => {
   open(graph(nodes()));
 });
 
+test("of a list of voices the panel says which video is made, from the second on", () => {
+  say("liveavatar.progress", AT);
+  assert.ok(!text(7).includes("video"));
+  say("liveavatar.progress", { ...AT, item: 2 });
+  assert.ok(text(7).includes("video 2 · block 3/10 · step 2/4"));
+  say("liveavatar.progress", { ...AT, item: 2, phase: "encoding the voice" });
+  assert.ok(text(7).includes("video 2 · encoding the voice"));
+});
+
 test("only our nodes get a widget, and it is kept out of prompts and workflows", () => {
   assert.equal(app.rootGraph.getNodeById(9).widgets.length, 0);
   for (const id of [5, 7, 8]) {
@@ -206,6 +215,48 @@ test("the outputs of other nodes are not a plan", () => {
   say("executed", { node: "9", output: { images: [] } });
   say("executed", { node: "8", output: null });
   assert.equal(text(8), before);
+});
+
+test("a page that was reloaded shows what was told last, and the video where ComfyUI shows none", async () => {
+  const file = { filename: "a.mp4", subfolder: "", type: "temp" };
+  const asked = [];
+  api.fetchApi = async (path) => {
+    asked.push(path);
+    const done = { ...AT, phase: "done", elapsed: 8, file, seconds: 4, fps: 12 };
+    return { ok: true, json: async () => [done, { ...AT, node: "99" }] };
+  };
+  const recalled = async (outputs) => {
+    open(Object.assign(graph(nodes()), { id: "the id" }));
+    app.nodeOutputs = outputs;
+    await extension.afterConfigureGraph();
+    await new Promise((resolve) => setTimeout(resolve));
+    return shown(7).all("live")[0];
+  };
+  const live = await recalled({});
+  assert.deepEqual(asked, ["/liveavatar/runs?workflow=the+id"]);
+  assert.ok(text(7).startsWith("4.0 s in 8.0 s, 12 fps"), text(7));
+  assert.equal(live.hidden, false);
+  assert.equal(live.childNodes[0].tag, "video");
+  assert.equal(live.childNodes[0].autoplay, false);
+  assert.equal((await recalled({ 7: { images: [{}] } })).hidden, true);
+  say("liveavatar.progress", AT);
+  await extension.afterConfigureGraph();
+  assert.ok(text(7).includes("block 3/10"), "what is told now is newer than what the server remembers");
+});
+
+test("while a run shows its frames, the video of the run before is hidden", () => {
+  const [node] = app.rootGraph.nodes.filter((one) => one.id === 7);
+  const video = { name: "video-preview" };
+  node.widgets.push(video);
+  say("liveavatar.progress", AT);
+  assert.ok(!video.hidden);
+  say("liveavatar.progress", { ...AT, preview: { filename: "a.jpg" } });
+  assert.equal(video.hidden, true);
+  say("liveavatar.progress", { ...AT, phase: "done" });
+  assert.equal(video.hidden, false);
+  say("liveavatar.progress", { ...AT, preview: { filename: "a.jpg" } });
+  say("execution_error", {});
+  assert.equal(video.hidden, false);
 });
 
 test("words follow the locale, and both languages say everything", () => {

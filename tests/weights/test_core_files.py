@@ -10,7 +10,7 @@ from weights.core_files import FORMS, LARGEST, as_bytes, matrices, quantise, sav
 from liveavatar.errors import LiveAvatarError, ModelError
 from liveavatar.weights.formats import open_transformer
 from liveavatar.weights.kinds import PREFIXES, Kind, kind_of
-from liveavatar.weights.lora import LoRASource
+from liveavatar.weights.lora import LoRASource, distillation_lora
 from liveavatar.weights.quantised import DequantisedSource
 from liveavatar.weights.source import DictSource, SafetensorsSource
 
@@ -83,7 +83,7 @@ def test_a_lora_is_merged_in_float32_and_rounded_once(tmp_path, form):
     base = written(tmp_path, form)
     a, b = torch.randn(4, 24, generator=G), torch.randn(24, 4, generator=G)
     lora = DictSource({f"{Q[:-7]}.lora_A.weight": a, f"{Q[:-7]}.lora_B.weight": b})
-    merged = LoRASource(base, lora, [Q[:-7]], alpha=2.0).read(Q)
+    merged = LoRASource(base, [distillation_lora(base, lora, [Q[:-7]], alpha=2.0)]).read(Q)
     exact = base.read(Q).float() + 0.5 * (b @ a)
     assert torch.equal(merged.bfloat16(), (0.5 * (b @ a)).add_(base.read(Q)).bfloat16())
     if merged.dtype != torch.bfloat16:

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from liveavatar.config import UNTRAINED, ModelConfig
 from liveavatar.errors import LiveAvatarError, ModelError
 from liveavatar.weights.header import read_header
-from liveavatar.weights.load import settings_of
 from liveavatar.weights.quantised import DequantisedSource
+from liveavatar.weights.settings import settings_of
 from liveavatar.weights.source import SafetensorsSource, TorchSource, opening_files_once
 
 F32 = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}

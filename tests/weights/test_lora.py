@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from liveavatar.config import UNTRAINED
 from liveavatar.errors import LoRAError, MissingFilesError
-from liveavatar.weights.lora import LoRASource, lora_targets, open_lora
+from liveavatar.weights.lora import LoRASource, distillation_lora, lora_targets, open_lora
 from liveavatar.weights.source import DictSource
 
 TARGETS = ["blocks.0.self_attn.q", "blocks.0.ffn.0", "audio_injector.injector.0.k"]
@@ -30,7 +30,13 @@ def factors(rank=4, prefix="", infix=".default"):
 
 
 def merged(lora, alpha=None, base=BASE):
-    return LoRASource(DictSource(base), DictSource(lora, "the.safetensors"), TARGETS, alpha=alpha)
+    source = DictSource(base)
+    return LoRASource(source, [distillation_lora(source, DictSource(lora, "the.safetensors"), TARGETS, alpha=alpha)])
+
+
+def merged_file(path, alpha=None):
+    source = DictSource(BASE)
+    return LoRASource(source, [open_lora(source, path, TARGETS, alpha=alpha)])
 
 
 def expected(target, scale, lora):
@@ -51,7 +57,7 @@ def test_merge_is_exact_in_float32_and_leaves_the_rest():
         torch.testing.assert_close(source.read(f"{t}.weight"), expected(t, 0.5, lora), atol=1e-6, rtol=0)
     assert source.read("head.head.weight") is BASE["head.head.weight"]
     assert source.keys() == set(BASE)
-    assert source.pairs == 3
+    assert "(3 pairs, scale 0.5)" in source.describe()
 
 
 def test_bfloat16_weights_are_rounded_once():
@@ -80,7 +86,7 @@ def test_alpha_tensors_in_the_file_are_honoured():
 def test_alpha_in_the_metadata_is_honoured(tmp_path, metadata):
     lora = factors()
     save_file(lora, tmp_path / "l.safetensors", metadata=metadata)
-    source = open_lora(DictSource(BASE), tmp_path / "l.safetensors", TARGETS)
+    source = merged_file(tmp_path / "l.safetensors")
     torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 2.0, lora))
 
 
@@ -171,7 +177,7 @@ def test_values_that_are_not_finite_are_refused_when_read(value):
 @pytest.mark.parametrize("name", ["lora.pt", "lora.bin", "lora.pth", "lora.ckpt"])
 def test_pickled_loras_are_read_as_data(tmp_path, name):
     torch.save(factors() if name != "lora.ckpt" else {"state_dict": factors()}, tmp_path / name)
-    source = open_lora(DictSource(BASE), tmp_path / name, TARGETS, alpha=2.0)
+    source = merged_file(tmp_path / name, alpha=2.0)
     torch.testing.assert_close(source.read(f"{TARGETS[0]}.weight"), expected(TARGETS[0], 0.5, factors()))
 
 

@@ -123,7 +123,7 @@ def test_no_lora_is_merged_where_none_is_wanted(folder, original):
     found = find_model(folder, lora="none")
     assert found.lora is None
     components = FolderComponents(found)
-    assert "no LoRA is merged" in components.notes[0]
+    assert "no Live Avatar LoRA is merged" in components.notes[0]
     from liveavatar.model.transformer import ModelSlice
 
     weights = components.transformer(ModelSlice.whole(SMALL), "cpu", torch.bfloat16).state_dict()

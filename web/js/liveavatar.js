@@ -7,6 +7,7 @@ const PULLERS = ["LiveAvatarDecode", "LiveAvatarGenerate"];
 const SAMPLER = "LiveAvatarSampler";
 const PLAN = "LiveAvatarPlan";
 const ENDS = ["done", "cancelled", "failed"];
+const RUNS = "/liveavatar/runs"; // what nodes told last
 const SUBGRAPH_INPUT = "-10"; // the id of the node at the left edge of every subgraph
 const MOST_GAPS = 60; // more blocks than this are drawn as one bar
 const MOST_HIGH = 420; // a longer plan scrolls
@@ -20,6 +21,7 @@ const WORDS = {
     idlePlan: "Run the graph to see the plan.",
     block: (at, of) => `block ${at}/${of}`,
     step: (at, of) => `step ${at}/${of}`,
+    item: (n) => `video ${n}`,
     ready: (now, all) => (all ? `${now} of ${all} s ready` : `${now} s ready`),
     fps: (n) => `${n} fps`,
     left: (t) => `${t} left`,
@@ -39,6 +41,7 @@ const WORDS = {
     idlePlan: "运行后在此显示计划。",
     block: (at, of) => `第 ${at}/${of} 块`,
     step: (at, of) => `第 ${at}/${of} 步`,
+    item: (n) => `第 ${n} 个视频`,
     ready: (now, all) => (all ? `已完成 ${now} / ${all} 秒` : `已完成 ${now} 秒`),
     fps: (n) => `${n} 帧/秒`,
     left: (t) => `剩余 ${t}`,
@@ -98,8 +101,10 @@ export function lines(say, at, took) {
   if (at.phase === "cancelled") return { summary: say.cancelled(at.seconds_ready ? tenth(at.seconds_ready) : "") };
   if (at.phase === "failed") return { summary: say.failed };
   const blocks = at.blocks ? [say.block(at.block, at.blocks), at.steps ? say.step(at.step, at.steps) : ""] : [];
+  const doing = blocks.length && at.phase === "generating" ? blocks.filter(Boolean).join(" · ") : named(say, at.phase ?? "");
+  const item = number(at.item) > 1 ? say.item(at.item) : "";
   return {
-    left: blocks.length && at.phase === "generating" ? blocks.filter(Boolean).join(" · ") : named(say, at.phase ?? ""),
+    left: [item, doing].filter(Boolean).join(" · "),
     ready: at.seconds ? say.ready(tenth(at.seconds_ready), tenth(at.seconds)) : "",
     fps,
     eta: number(at.eta) === null ? "" : say.left(duration(say, at.eta)),
@@ -189,6 +194,7 @@ const STYLE = `
 .liveavatar .live:not([title=""]) { cursor: pointer; }
 .liveavatar .live > * { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .liveavatar [hidden] { display: none !important; }
+.lg-node:has(.liveavatar .live:not([hidden])) [data-testid^="video-preview"] { display: none; }
 .liveavatar .bar { position: relative; flex: none; height: 8px; border-radius: 4px; overflow: hidden;
   background: color-mix(in srgb, var(--input-text, #ddd) 18%, transparent); transition: height .6s, opacity .6s; }
 .liveavatar .bar > * { position: absolute; top: 0; bottom: 0; left: 0; }
@@ -307,16 +313,23 @@ export class RunPanel {
     this.live.replaceChildren(...(picture ? [this.picture] : []));
   }
 
+  // A run that was over before this page came: ComfyUI shows its video no more.
+  replay() {
+    this.watch(false);
+    this.live.hidden = !this.film;
+  }
+
   // The file grows while it is written: play as much of it as there is now.
-  watch() {
+  watch(autoplay = true) {
     if (!this.last?.file || this.film) return;
     const src = view({ ...this.last.file, frames: this.last.frames });
-    this.film = Object.assign(make("video"), { controls: true, autoplay: true, src });
+    this.film = Object.assign(make("video"), { controls: true, autoplay, src });
     const back = () => {
       this.film = null;
-      if (!this.live.hidden) this.live.replaceChildren(this.picture);
+      if (!this.running) this.look(null);
+      else if (!this.live.hidden) this.live.replaceChildren(this.picture);
     };
-    Object.assign(this.film, { onended: back, onerror: back });
+    Object.assign(this.film, { onended: autoplay ? back : null, onerror: back });
     this.live.replaceChildren(this.film);
   }
 
@@ -382,7 +395,7 @@ export class PlanPanel {
 // --------------------------------------------------------------------------------------------------------- wiring
 
 const panels = new WeakMap(); // node -> its panel; gone with the node
-const running = new Set(); // panels of a run that is not over
+const running = new Set(); // nodes of a run that is not over
 
 function attach(node) {
   const say = words();
@@ -406,7 +419,7 @@ function attach(node) {
   panels.set(node, panel);
   const onRemoved = node.onRemoved;
   node.onRemoved = function (...args) {
-    running.delete(panel);
+    running.delete(node);
     return onRemoved?.apply(this, args);
   };
 }
@@ -417,17 +430,46 @@ function grow(node) {
   if (node.size[1] < high) node.setSize([node.size[0], high]);
 }
 
+// While a run shows its own frames, the video of the run before would stand below them. Of the classic renderer it is a
+// widget; the other one's is hidden by STYLE.
+function hideOldVideo(node, hidden) {
+  const video = node.widgets?.find((widget) => widget.name === "video-preview");
+  if (video && !!video.hidden !== hidden) video.hidden = hidden;
+}
+
+function tell(node, message) {
+  const panel = panels.get(node);
+  if (!panel) return;
+  const before = panel.height;
+  panel.show(message);
+  hideOldVideo(node, panel.running && !panel.live.hidden);
+  if (panel.height > before) grow(node);
+  if (panel.running) running.add(node);
+  else running.delete(node);
+}
+
 function onProgress({ detail }) {
   if (!detail?.node) return;
-  for (const node of watchers(app.rootGraph ?? app.graph, detail.node)) {
-    const panel = panels.get(node);
-    if (!panel) continue;
-    const before = panel.height;
-    panel.show(detail);
-    if (panel.height > before) grow(node);
-    if (panel.running) running.add(panel);
-    else running.delete(panel);
-  }
+  for (const node of watchers(app.rootGraph ?? app.graph, detail.node)) tell(node, detail);
+}
+
+const hasOutput = ({ id, graph }) =>
+  !!app.nodeOutputs?.[!graph || graph === (app.rootGraph ?? app.graph) ? id : `${graph.id}:${id}`];
+
+// A page that was reloaded, or a tab that was opened again, has new nodes: they show what was told last.
+async function recall() {
+  const root = app.rootGraph ?? app.graph;
+  if (!root?.id) return;
+  const answer = await api.fetchApi(`${RUNS}?${new URLSearchParams({ workflow: root.id })}`);
+  if (!answer.ok || root !== (app.rootGraph ?? app.graph)) return;
+  for (const message of await answer.json())
+    for (const node of watchers(root, message.node)) {
+      const panel = panels.get(node);
+      if (!panel || panel.last) continue;
+      tell(node, message);
+      if (panel.pulls && message.phase === "done" && !hasOutput(node)) panel.replay();
+      grow(node);
+    }
 }
 
 function onExecuted({ detail }) {
@@ -441,7 +483,10 @@ function onExecuted({ detail }) {
 
 function onEnd(phase) {
   return () => {
-    for (const panel of running) panel.end(phase);
+    for (const node of running) {
+      panels.get(node).end(phase);
+      hideOldVideo(node, false);
+    }
     running.clear();
   };
 }
@@ -457,4 +502,5 @@ app.registerExtension({
     api.addEventListener("execution_error", onEnd("failed"));
   },
   nodeCreated: attach,
+  afterConfigureGraph: () => void recall().catch((error) => console.debug("Live Avatar:", error)),
 });

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from ...vae.autoencoder import AutoencoderKLWan
 
 
 def quicken_training(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """Give a VAE layers that train quickly, in place; its weights stay its own."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
+    from ...vae.autoencoder import WanCausalConv3d, WanRMS_norm
 
     for m in vae.modules():
         if isinstance(m, WanCausalConv3d):

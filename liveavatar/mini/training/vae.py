@@ -20,8 +20,7 @@ from .loop import load_checkpoint, train_steps
 from .vae_clips import Batch, batch_of, draw_clips
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
+    from ...vae.autoencoder import AutoencoderKLWan
     from .recipe import Recipe
 
 CHECKPOINT, DECODER, PICTURES = "vae.pt", "vae_decoder.pt", "vae_pictures.u8"
@@ -73,7 +72,7 @@ def forget_time(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
     So it can learn to draw from pictures alone, at a tenth of the cost, and then learns what moves.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+    from ...vae.autoencoder import WanCausalConv3d
 
     for name, m in vae.named_modules():
         if isinstance(m, WanCausalConv3d):

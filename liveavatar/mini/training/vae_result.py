@@ -19,8 +19,7 @@ from .vae import CHECKPOINT, DECODER, LATENT_CHANNELS, vae_settings
 from .vae_clips import Clips, draw_clips
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
+    from ...vae.autoencoder import AutoencoderKLWan
     from .recipe import Recipe
 
 SCALE = "vae_scale.json"

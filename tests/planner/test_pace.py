@@ -1,0 +1,115 @@
+"""What the forecast reckons with: counts are counted again, and the sums are those that were made by hand."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from planner.traffic import layer_traffic as counted_layer
+from planner.traffic import traffic_of
+
+from liveavatar.components import MINI_FOLDER
+from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
+from liveavatar.mini.untrained import VAE
+from liveavatar.planner import GIB, DeviceSpec, DeviceSpeed, Hardware, Plan, PlanOptions, choose_plan
+from liveavatar.planner.memory import DTYPE_BYTES, aux_models
+from liveavatar.planner.pace import compute_seconds, layer_traffic, layer_work
+from liveavatar.request import Request, image_size_for, resolve
+from liveavatar.storage import StorageConfig
+from liveavatar.vae.wan import DecodeState, build_vae, decode_block
+
+COUNTED = 0.03
+"""How far a count may be from what is reckoned with."""
+CARD = DeviceSpeed(700, 1150, 600, 50, 3000)
+
+
+@pytest.mark.parametrize("kv_dtype", ["plain", "fp8"])
+@pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor"])
+@pytest.mark.parametrize("layer", [1, 4], ids=["layer", "with injector"])
+@pytest.mark.parametrize(("rows", "columns"), [(24, 44), (12, 24)])
+def test_what_a_layer_moves_is_counted(kv_dtype, weights, layer, rows, columns):
+    config, storage = WAN2_2_S2V_14B, StorageConfig(weights=weights, kv_dtype=kv_dtype)
+    nbytes, operations = counted_layer(config, layer, rows, columns, torch.bfloat16, storage)
+    traffic = layer_traffic(storage, compiled=False)
+    work = layer_work(config, rows * columns, 2, layer, traffic)
+    told = f"counted {nbytes / 1e9:.2f} GB and {operations} operations: correct `liveavatar/planner/pace.py`"
+    assert work.moved == pytest.approx(nbytes, rel=COUNTED), told
+    assert work.launches == pytest.approx(operations, rel=0.25), told
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "settings"),
+    [
+        (WAN2_2_S2V_14B, torch.bfloat16, {}),
+        (UNTRAINED, torch.float32, VAE),
+        (MINI, torch.float32, json.loads((MINI_FOLDER / "vae" / "config.json").read_text(encoding="utf-8"))),
+    ],
+    ids=["14B", "untrained", "mini"],
+)
+def test_what_the_vae_moves_is_counted(config, dtype, settings: dict[str, Any]):
+    with torch.device("meta"), torch.no_grad():
+        vae = build_vae(**{name: value for name, value in settings.items() if not name.startswith("_")}).to(dtype)
+        state, latents = DecodeState.empty(vae), torch.empty(16, 3, 24, 24)
+        decode_block(vae, state, latents)
+        counted = traffic_of(lambda: decode_block(vae, state, latents))
+    _, moved = aux_models(config).decode_work((24, 24), 3)
+    assert moved == pytest.approx(counted.total, rel=COUNTED), f"counted {counted.total / (3 * 24 * 24):.3g} bytes"
+
+
+def plan(card: DeviceSpec, **options: Any) -> Plan:
+    asked = resolve(Request(size="704x384"), image_size_for("704x384"), 160_000, 16_000)
+    hardware = Hardware((card,), 512 * GIB)
+    return choose_plan(asked, WAN2_2_S2V_14B, hardware, PlanOptions(**options), model="wan2.2-s2v-14b")
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "prefer", "eager", "fused"),
+    [
+        (141, 4300.0, "quality", 12.2, 12.9),
+        (141, 4300.0, "speed", 13.7, 15.5),
+        (80, 3000.0, "speed", 12.3, 14.5),
+    ],
+)
+def test_one_card_is_as_fast_as_was_reckoned_by_hand(size, memory, prefer, eager, fused):
+    """From products and attention at 700, 1150 and 600 TFLOP/s, the VAE at 300, and all other bytes."""
+    card = DeviceSpec("cuda:0", size * GIB, None, 700.0, 1150.0, 600.0, 50.0, memory, True)
+    for compiled, expected in ((False, eager), (True, fused)):
+        found = plan(card, prefer=prefer, compiled=compiled)
+        assert found.forecast and found.forecast.fps == pytest.approx(expected, rel=0.03)
+        assert found.forecast.source == "measured" and found.compiled == compiled
+
+
+@given(
+    st.sampled_from(("plain", "fp8", "int8")),
+    st.sampled_from(("plain", "attention", "fp8", "memory")),
+    st.floats(1, 100),
+    st.integers(16, 4000),
+)
+def test_faster_devices_and_compiled_layers_are_never_slower(weights, what, factor, frame_tokens):
+    storage = StorageConfig(weights=weights)
+    faster = dataclasses.replace(CARD, **{what: factor * getattr(CARD, what)})
+    for layer in (1, 4):
+        seconds = [
+            compute_seconds(
+                layer_work(WAN2_2_S2V_14B, frame_tokens, 2, layer, layer_traffic(storage, compiled)), storage, card
+            )
+            for compiled in (False, True)
+            for card in (CARD, faster)
+        ]
+        assert seconds[1] <= seconds[0] and seconds[3] <= seconds[2] and seconds[2] <= seconds[0]
+
+
+def test_a_small_picture_waits_for_what_the_host_launches():
+    traffic = layer_traffic(StorageConfig(), compiled=False)
+    small, large = (layer_work(WAN2_2_S2V_14B, tokens, DTYPE_BYTES["bfloat16"], 1, traffic) for tokens in (16, 1056))
+    assert compute_seconds(small, StorageConfig(), CARD) == pytest.approx(small.launches * 5e-6)
+    assert compute_seconds(large, StorageConfig(), CARD) > 5 * compute_seconds(small, StorageConfig(), CARD)
+
+
+def test_free_memory_that_was_measured_is_not_filled_to_the_brim():
+    measured = DeviceSpec("cuda:0", 24 * GIB, 20 * GIB)
+    assert measured.usable == pytest.approx(0.97 * 20 * GIB - 600_000_000, abs=1)
+    assert dataclasses.replace(measured, cap=10**10).usable == 10**10 - 600_000_000
