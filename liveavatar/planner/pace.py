@@ -21,6 +21,8 @@ _TASK_SECONDS = 0.002
 """To launch a task, assumed."""
 _LAUNCH_SECONDS = 5e-6
 """Of the host for one operation, assumed; the device computes meanwhile what was launched before."""
+COMPILE_SECONDS = 90.0
+"""To compile the layers for one size, assumed: it was a minute or more where it was seen."""
 _VAE_SHARE = 0.43
 """Of the speed of matrices that the VAE's convolutions reach, assumed."""
 
@@ -215,3 +217,12 @@ class Forecast:
     def fps(self) -> float:
         """Frames per second in the full pipeline."""
         return BLOCK_FRAMES / self.seconds_per_block
+
+    def seconds(self, blocks: int) -> float:
+        """Of the work on so many blocks."""
+        return self.first_frames_seconds + (blocks - 1) * self.seconds_per_block
+
+
+def compiling_saves(eager: Forecast, compiled: Forecast, blocks: int) -> float:
+    """Seconds by which so many blocks are probably sooner ready if the layers are compiled first; below 0: later."""
+    return eager.seconds(blocks) - compiled.seconds(blocks) - COMPILE_SECONDS

@@ -13,10 +13,12 @@ from planner.traffic import traffic_of
 
 from liveavatar.components import MINI_FOLDER
 from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
+from liveavatar.errors import PlanError
 from liveavatar.mini.untrained import VAE
+from liveavatar.placement import Placement
 from liveavatar.planner import GIB, DeviceSpec, DeviceSpeed, Hardware, Plan, PlanOptions, choose_plan
 from liveavatar.planner.memory import DTYPE_BYTES, aux_models
-from liveavatar.planner.pace import compute_seconds, layer_traffic, layer_work
+from liveavatar.planner.pace import COMPILE_SECONDS, compiling_saves, compute_seconds, layer_traffic, layer_work
 from liveavatar.request import Request, image_size_for, resolve
 from liveavatar.storage import StorageConfig
 from liveavatar.vae.wan import DecodeState, build_vae, decode_block
@@ -80,6 +82,31 @@ def test_one_card_is_as_fast_as_was_reckoned_by_hand(size, memory, prefer, eager
         found = plan(card, prefer=prefer, compiled=compiled)
         assert found.forecast and found.forecast.fps == pytest.approx(expected, rel=0.03)
         assert found.forecast.source == "measured" and found.compiled == compiled
+
+
+def test_layers_are_compiled_where_the_video_is_long_enough_to_pay_for_it():
+    card = DeviceSpec("cuda:0", 141 * GIB, None, 700.0, 1150.0, 600.0, 50.0, 4300.0, True)
+    place = Placement(dtype="bfloat16", prefer="speed", compile="auto").for_cards(Hardware((card,), 512 * GIB))
+
+    def planned(seconds: int, place: Placement = place) -> Plan:
+        asked = resolve(Request(size="704x384"), image_size_for("704x384"), 16_000 * seconds, 16_000)
+        return place.make_plan(asked, WAN2_2_S2V_14B, "wan2.2-s2v-14b", lambda: Hardware((card,), 512 * GIB))
+
+    short, long = planned(60), planned(3600)
+    assert short == planned(60, dataclasses.replace(place, compile=False))
+    assert dataclasses.replace(long, notes=()) == planned(3600, dataclasses.replace(place, compile=True))
+    assert not short.compiled and long.compiled and "about 90 s once" in long.notes[-1]
+    assert short.forecast and long.forecast
+    per_block = short.forecast.seconds_per_block - long.forecast.seconds_per_block
+    saved = compiling_saves(short.forecast, long.forecast, blocks := 7500)
+    assert saved == pytest.approx(per_block * blocks - COMPILE_SECONDS, abs=1)
+
+
+def test_nothing_is_compiled_unasked_on_a_cpu():
+    asked = resolve(Request(size="704x384"), image_size_for("704x384"), 16_000 * 3600, 16_000)
+    assert not Placement(("cpu",), compile="auto").make_plan(asked, WAN2_2_S2V_14B, "wan2.2-s2v-14b").compiled
+    with pytest.raises(PlanError, match="compile = 'always' is not known"):
+        Placement(compile="always")  # type: ignore[arg-type]
 
 
 @given(
