@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from .components import Components
+from .compiler import COMPILER
+from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioFeatures, Tail, encode_audio
 from .encoders.text import encode_text
@@ -41,14 +42,17 @@ from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, o
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
-from .streams import Decoder
+from .streams import Decoder, refuse_nan, to_bytes
+from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
+from .vae.wan_decoder import WanDecoder
 from .weights.load import watched_reads
 
 if TYPE_CHECKING:
     from .vae.autoencoder import AutoencoderKLWan
+    from .vae.decoding import LatentDecoder
 
 _LOADED = 0.9
 """What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""
@@ -65,12 +69,14 @@ class ExecConfig:
         device, dtype: names.
         threads: CPU threads.
         cap: see `Plan.cap`.
+        compiled: whether the VAE's decoder is, too, where the network is.
     """
 
     device: str
     dtype: str
     threads: int
     cap: int = 0
+    compiled: bool = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[tuple[torch.device, torch.dtype]]:
@@ -110,7 +116,8 @@ class Encoders(Protocol):
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """A decoder for a video that follows the motion latents [16, 19, h, w]; each has a state of its own.
 
-        The callback is called with notices, and with the bare phase again and again, also while it decodes.
+        Frames come as bytes. The callback is called with notices, and with the bare phase again and again, also while
+        it decodes.
         """
         ...
 
@@ -134,6 +141,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
+        self._decoder: LatentDecoder | None = None
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """See `Encoders`."""
@@ -183,7 +191,11 @@ class LocalEncoders:
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
-        return vae_decoder(self.vae, motion, self.exec_config.threads, tiles, callback)
+        if self._decoder is None:
+            self._decoder = self._open_decoder()
+        decodes_whole = tiny_config(self.components) is not None
+        tiles = WHOLE if decodes_whole else tiles
+        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, callback, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -193,11 +205,12 @@ class LocalEncoders:
     @property
     def nbytes(self) -> int:
         """See `Encoders`."""
-        return sum(p.nbytes for p in self._vae.parameters()) if self._vae is not None else 0
+        parts = (self._vae, self._decoder if isinstance(self._decoder, torch.nn.Module) else None)
+        return sum(p.nbytes for part in parts if part is not None for p in part.parameters())
 
     def release(self) -> None:
         """See `Encoders`."""
-        self._vae = None
+        self._vae = self._decoder = None
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -206,6 +219,13 @@ class LocalEncoders:
             with self.exec_config.active() as where:
                 self._vae = self.components.vae(*where)
         return self._vae
+
+    def _open_decoder(self) -> LatentDecoder:
+        """The tiny decoder, where there is one, or the VAE's own."""
+        with self.exec_config.active() as where:
+            tiny = load_decoder(self.components, *where)
+            backend = COMPILER if self.exec_config.compiled and where[0].type == "cuda" else None
+            return tiny or WanDecoder(self.vae, backend)
 
     def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""
@@ -255,7 +275,13 @@ def heartbeat(model: torch.nn.Module, callback: Callback, event: Event) -> Itera
 
 
 def vae_decoder(
-    vae: AutoencoderKLWan, motion: torch.Tensor, threads: int, tiles: Tiles = WHOLE, callback: Callback = ignore
+    vae: AutoencoderKLWan | LatentDecoder,
+    motion: torch.Tensor,
+    threads: int,
+    tiles: Tiles = WHOLE,
+    callback: Callback = ignore,
+    *,
+    as_bytes: bool = False,
 ) -> Decoder:
     """A decoder with a state of its own; the VAE may be shared.
 
@@ -266,21 +292,29 @@ def vae_decoder(
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
         callback: called with the bare phase again and again while the VAE works; what it raises ends the work.
+        as_bytes: whether frames leave the device as bytes, a quarter of what floats are.
     """
-    stream = SideStream(vae.device)
+    decoder = latent_decoder(vae)
+    stream = SideStream(decoder.device)
 
     @contextlib.contextmanager
     def at_work() -> Iterator[None]:
-        beating = heartbeat(vae.decoder, callback, Event(GENERATING))
+        beating = heartbeat(decoder.module, callback, Event(GENERATING))
         with torch.inference_mode(), cpu_threads(threads), stream.active(), beating:
             yield
 
     with at_work():
-        decode_tiles = open_decoder(vae, motion[None], tiles, functools.partial(offload_slot, vae.device))
+        decode_tiles = open_decoder(decoder, motion[None], tiles, functools.partial(offload_slot, decoder.device))
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with at_work():
-            return AsyncHostTensor.copy_of(decode_tiles(latents)).wait()
+            pixels = decode_tiles(latents)
+            if not as_bytes:
+                return AsyncHostTensor.copy_of(pixels).wait()
+            frames, nan = to_bytes(pixels)
+            copied = AsyncHostTensor.copy_of(frames.permute(1, 2, 3, 0))
+            refuse_nan(bool(AsyncHostTensor.copy_of(nan).wait()))
+            return copied.wait().permute(3, 0, 1, 2)
 
     return decode
 

@@ -8,11 +8,11 @@ without memory and filled with exactly what they own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from .config import PRESETS, ModelConfig
+from .config import PRESETS, ModelConfig, TinyConfig
 from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
 from .storage import WeightFormat
 from .utils import check_path, without_memory
@@ -20,6 +20,7 @@ from .weights.folder import ModelFiles, check_encoders, find_model
 from .weights.formats import open_transformer
 from .weights.header import reason
 from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
+from .weights.places import FULL_VAE
 from .weights.settings import (
     audio_settings,
     audio_weights,
@@ -27,6 +28,7 @@ from .weights.settings import (
     config_of_single_file,
     text_settings,
     text_weights,
+    tiny_weights,
     vae_weights,
 )
 from .weights.shapes import check_shapes, transformer_shapes
@@ -41,12 +43,16 @@ if TYPE_CHECKING:
     from .encoders.wav2vec2 import Wav2Vec2Model
     from .model.transformer import CausalS2VTransformer, ModelSlice
     from .vae.autoencoder import AutoencoderKLWan
+    from .vae.tiny import TinyDecoder
     from .weights.load import DType, TensorDevice
 
 M = TypeVar("M", bound="nn.Module")
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
+
+_MINI_DECODER = FULL_VAE
+"""What decodes where nothing is said."""
 
 Device: TypeAlias = "torch.device | str"
 
@@ -98,8 +104,8 @@ def open_components(
     Args:
         model: its name or place.
         extra_loras: merged into the network beside its distillation LoRA.
-        given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae, text_encoder,
-            tokenizer, audio_encoder.
+        given: parts that are not beside the rest, as of `find_model`: lora ("none" for no LoRA), vae (also "tiny" and
+            "full", which the miniature has both), text_encoder, tokenizer, audio_encoder.
 
     Raises:
         MissingFilesError: no such model, or parts of it are missing; with the commands that fetch them.
@@ -109,11 +115,10 @@ def open_components(
     for part, place in {"model": model, **given}.items():
         if place is not None:
             check_path(place, part.replace("_", " "), MissingFilesError)
+    if str(model) == "mini" and set(given) == {"vae"}:
+        return _open_mini(given["vae"], extra_loras)
     if str(model) in ("mini", "untrained") and given:
-        raise ModelError(
-            f"The model {str(model)!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
-            "Give the model's folder or file, or leave that out.",
-        )
+        raise _all_there(str(model), given)
     if str(model) == "untrained":
         if extra_loras:
             raise LoRAError("The untrained model takes no LoRA.", "Use mini, or a model in files.")
@@ -121,7 +126,7 @@ def open_components(
 
         return UntrainedComponents()
     if str(model) == "mini":
-        return _open_folder(MINI_FOLDER, "mini", {}, extra_loras)
+        return _open_mini(_MINI_DECODER, extra_loras)
     if str(model) in PRESETS and not Path(model).exists():
         raise MissingFilesError(
             f"{model!r} is the name of a model whose weights are not part of this project.",
@@ -130,6 +135,25 @@ def open_components(
     if not Path(model).expanduser().exists() and (near := difflib.get_close_matches(str(model), PRESETS, 1)):
         raise MissingFilesError(f"There is no model at {model}.", f"Did you mean {near[0]}?")
     return _open_folder(model, str(model), given, extra_loras)
+
+
+def _open_mini(vae: str | Path | None, extra_loras: Sequence[ExtraLoRA]) -> FolderComponents:
+    """The miniature with one of its decoders, or with a tiny one in a file.
+
+    Raises:
+        ModelError: the file is no tiny VAE.
+    """
+    found = _open_folder(MINI_FOLDER, "mini", {"vae": vae}, extra_loras)
+    if found.files.vae != MINI_FOLDER / "vae":
+        raise _all_there("mini", ["vae"])
+    return found
+
+
+def _all_there(model: str, given: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"The model {model!r} comes with all of its parts; another {' or '.join(sorted(given))} does not fit.",
+        "Give the model's folder or file, or leave that out.",
+    )
 
 
 def _open_folder(
@@ -163,6 +187,16 @@ def files_of(components: Components) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def tiny_config(components: Components) -> TinyConfig | None:
+    """Dimensions of the tiny decoder that works instead of the VAE's own; None where there is none."""
+    return components.tiny_config if isinstance(components, FolderComponents) else None
+
+
+def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
+    """The tiny decoder that works instead of the VAE's own; None where there is none."""
+    return components.tiny_vae(device, dtype) if isinstance(components, FolderComponents) else None
+
+
 def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
     """The VAE in a file or folder.
 
@@ -173,6 +207,18 @@ def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan
 
     source, settings = vae_weights(path)
     return optimize_layout(_filled(lambda: build_vae(**settings), source, device, dtype))
+
+
+def load_tiny(path: Path, device: Device, dtype: torch.dtype) -> TinyDecoder:
+    """The tiny decoder in a file.
+
+    Raises:
+        MissingFilesError, ModelError: it is not there, damaged, or another network.
+    """
+    from .vae.tiny import TinyDecoder, fold_upsampling
+
+    source, config = tiny_weights(path)
+    return fold_upsampling(_filled(lambda: TinyDecoder(config), source, device, dtype))
 
 
 class FolderComponents:
@@ -231,6 +277,15 @@ class FolderComponents:
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
 
+    @property
+    def tiny_config(self) -> TinyConfig | None:
+        """Dimensions of the tiny decoder, where one is to work."""
+        return None if self.files.tiny_vae is None else tiny_weights(self.files.tiny_vae)[1]
+
+    def tiny_vae(self, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
+        """The tiny decoder, where one is to work."""
+        return None if self.files.tiny_vae is None else load_tiny(self.files.tiny_vae, device, dtype)
+
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
         from .encoders.umt5 import UMT5Config, UMT5EncoderModel
 
@@ -256,7 +311,9 @@ class FolderComponents:
 
     def describe(self) -> str:
         f = self.files
-        lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}", f"text encoder: {f.text_encoder}"]
+        lines = [f"transformer: {self._weights.describe()}", f"VAE: {f.vae}"]
+        lines += [f"decoder: {f.tiny_vae}"] if f.tiny_vae else []
+        lines.append(f"text encoder: {f.text_encoder}")
         tokenizer = f.tokenizer or "in the text encoder's file"
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 

@@ -209,3 +209,17 @@ WAN_LATENT_SCALE = (
     ),
 )
 """Mean and standard deviation of the published VAE's latents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    """Dimensions of a tiny decoder of the VAE's latents (TAEHV); the defaults are the published ones.
+
+    Attributes:
+        widths: channels of the three levels and of the picture-sized layer after them.
+        latent_scale: mean and standard deviation of the 16 channels, which are put back before it decodes; None where
+            it reads latents as the network makes them.
+    """
+
+    widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    latent_scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None

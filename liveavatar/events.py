@@ -39,13 +39,13 @@ class Event:
         phase: what is being done, in words; of a notice its text.
         done, total: in units of the phase: tasks while generating, hundredths before. When an engine goes on from an
             earlier block, `done` falls back to the tasks that still stand finished.
-        frames: video frames already in the file.
+        frames: video frames that were handed to the writer, which is two blocks behind at most.
         seconds_left: estimate for the rest, or None while nothing is known.
         task, stage: the task that has just run (an accelerator may still be at it), and where; None outside of
             generating.
         notice: whether this is no progress, but something out of the ordinary in a run that goes on all the same, or
             what the run waits for, again and again meanwhile.
-        images: the frames that have just been written, uint8 [n, H, W, 3]; None in all other events.
+        images: the frames that have just been handed to the writer, uint8 [n, H, W, 3]; None in all other events.
     """
 
     phase: str

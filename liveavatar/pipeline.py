@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, files_of, notes_of, open_components
+from .components import Components, files_of, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
@@ -214,7 +214,8 @@ class LiveAvatarPipeline:
         cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
         resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
         name, loaded = self.components.name, self.backend.bytes_by_device
-        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()))
+        tiny = tiny_config(self.components)
+        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()), tiny)
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
 
     def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:
@@ -324,7 +325,7 @@ class LiveAvatarPipeline:
         p = self.placement
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
-            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap)
+            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap, plan.compiled)
         return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
     def release_weights(self) -> None:
@@ -399,7 +400,7 @@ class VideoJob:
         return self._session
 
     def frames(self, callback: Callback = ignore) -> FrameStream:
-        """The video, block by block as it is made: images [3, n, H, W] in [-1, 1]; every consumer decodes anew.
+        """The video, block by block as it is made: images uint8 [3, n, H, W]; every consumer decodes anew.
 
         Args:
             callback: called with every event, also while the frames are read.
@@ -500,7 +501,7 @@ class VideoJob:
         if vae is None:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
-        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback)
+        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
 
 
 def receipt_text(receipt: Path) -> str:

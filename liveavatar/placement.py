@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from .compiler import check_compiler, missing_requirements
-from .config import ModelConfig
+from .config import ModelConfig, TinyConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
 from .gpus import gpu_count
@@ -220,9 +220,10 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
+        tiny: TinyConfig | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """The plan of one video, and what it will be by that plan; as `make_plan`."""
-        plan = self.make_plan(resolved, config, model, hardware)
+        plan = self.make_plan(resolved, config, model, hardware, tiny)
         return apply_plan_size(resolved, plan), plan
 
     def make_plan(
@@ -231,6 +232,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
+        tiny: TinyConfig | None = None,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
 
@@ -239,6 +241,7 @@ class Placement:
             config: of the network.
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
+            tiny: the tiny decoder that works instead of the VAE's own.
 
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
@@ -246,7 +249,7 @@ class Placement:
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
-        plan = self._make_plan(resolved, config, model, available)
+        plan = self._make_plan(resolved, config, model, available, tiny)
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
@@ -254,7 +257,12 @@ class Placement:
         return dataclasses.replace(plan, notes=(*plan.notes, *told))
 
     def _make_plan(
-        self, resolved: ResolvedRequest, config: ModelConfig, model: str, available: Hardware | None
+        self,
+        resolved: ResolvedRequest,
+        config: ModelConfig,
+        model: str,
+        available: Hardware | None,
+        tiny: TinyConfig | None,
     ) -> Plan:
         """Chosen for devices, or laid out as asked where there are none."""
         if available is not None:
@@ -266,6 +274,7 @@ class Placement:
                 processes=self.processes,
                 vae_tiles=self.tiles,
                 compiled=self.compile is True,
+                tiny=tiny,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
             if self.compile == "auto" and not _lacks_compiler(available):
@@ -291,6 +300,7 @@ class Placement:
             storage=self.storage or PLAIN,
             processes=self.processes,
             vae_tiles=self.tiles or WHOLE,
+            tiny=tiny,
         )
         return self._capped(plan)
 

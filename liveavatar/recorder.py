@@ -25,6 +25,7 @@ from .interrupt import Interrupts, interrupts
 from .media.audio import AudioClip
 from .media.mp4 import check_end
 from .media.video import Probed, VideoWriter, check_writable, probe
+from .media.writing import WriterThread
 from .planner import Plan, suggest_next
 from .receipt import Receipt, Status, claim_receipt, json_ready, overload_notice, peak_memory, versions, write_receipt
 from .request import Request, ResolvedRequest
@@ -83,6 +84,7 @@ class VideoRecorder:
         self._load_before = load_average()
         self._generating_since = 0.0
         self._latest: Event | None = None
+        self._frames = 0
         self._writer = self._new_writer()
         self._receipt_claim: OutputClaim | None = None
         self.receipt = Receipt(
@@ -145,12 +147,14 @@ class VideoRecorder:
                         session.engine.load(self.on_event)
                 self._generating_since = time.monotonic()
                 with self.timed("generate"):
-                    for pixels in frames:
-                        rgb = to_rgb24(pixels)
-                        with self._interrupts.held():
-                            self._writer.write(rgb)
-                        self.on_event(dataclasses.replace(self._reached(), images=rgb))
-                    self._interrupts.hold()
+                    with WriterThread(self._writer) as writing:
+                        for pixels in frames:
+                            rgb = to_rgb24(pixels)
+                            with self._interrupts.held():
+                                writing.write(rgb)
+                            self._frames = writing.frames
+                            self.on_event(dataclasses.replace(self._reached(), images=rgb))
+                        self._interrupts.hold()
                     self._writer.close()
             finally:
                 self._count_stages(session)
@@ -190,7 +194,7 @@ class VideoRecorder:
         spent = time.monotonic() - self._generating_since
         known = event.done > 0 and spent > _ESTIMATE_AFTER_SECONDS
         left = spent / event.done * (event.total - event.done) if known else None
-        return dataclasses.replace(event, frames=self._writer.frames_written, seconds_left=left)
+        return dataclasses.replace(event, frames=self._frames, seconds_left=left)
 
     def _noticed(self, event: Event) -> Event:
         """A notice, kept for the receipt; it takes nothing back of what is done."""
@@ -199,11 +203,11 @@ class VideoRecorder:
         if self._latest is None:
             return event
         done, total = self._latest.done, self._latest.total
-        return dataclasses.replace(event, done=done, total=total, frames=self._writer.frames_written)
+        return dataclasses.replace(event, done=done, total=total, frames=self._frames)
 
     def _reached(self) -> Event:
         """How far the file is; where it is only replayed, no task has run for it."""
-        frames, blocks = self._writer.frames_written, self.spec.resolved.blocks
+        frames, blocks = self._frames, self.spec.resolved.blocks
         if self._latest is None:
             return Event(GENERATING, min(blocks, -(-frames // BLOCK_FRAMES)), blocks, frames)
         return dataclasses.replace(self._latest, frames=frames)

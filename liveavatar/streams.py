@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 
 from .config import BLOCK_FRAMES
 from .errors import Cancelled, LiveAvatarError, ModelError, OutputError
@@ -263,14 +262,14 @@ class _Run:
 
 
 Decoder = Callable[[torch.Tensor], torch.Tensor]
-"""Block latents [16, 3, h, w] -> pixels [3, 12, H, W] in [-1, 1]; called once per block, in order."""
+"""Block latents [16, 3, h, w] -> pixels [3, 12, H, W] in [-1, 1], or as bytes; called once per block, in order."""
 
 
 class FrameStream:
     """The frames of one video, decoded anew for every consumer. Any number of consumers, in any threads.
 
-    Iterating opens a decoder of its own, pulls the blocks it needs and yields chunks [3, n, H, W] in [-1, 1] whose n
-    add up to `frames`. Blocks beyond the last frame are never asked for.
+    Iterating opens a decoder of its own, pulls the blocks it needs and yields chunks [3, n, H, W] of the decoder's
+    dtype whose n add up to `frames`. Blocks beyond the last frame are never asked for.
 
     Args:
         latents: where blocks come from.
@@ -309,22 +308,51 @@ class FrameStream:
                 return
 
 
-def to_rgb24(pixels: torch.Tensor) -> np.ndarray:
-    """Frames as bytes: [3, n, H, W] in [-1, 1] -> uint8 [n, H, W, 3].
+def to_bytes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames as bytes, on their device, and whether they hold NaN.
 
     Each value is (x + 1) * 127.5, computed in float32, clamped to 0..255 and rounded to the nearest whole number (ties
-    to even).
+    to even). One frame at a time, which stays in a CPU's cache.
+
+    Args:
+        pixels: [3, n, H, W] in [-1, 1].
+
+    Returns:
+        uint8 [3, n, H, W], in memory as [n, H, W, 3]; and a bool [].
+    """
+    _, count, height, width = pixels.shape
+    frames = torch.empty(count, height, width, 3, dtype=torch.uint8, device=pixels.device)
+    sums = []
+    for frame, pixel in zip(frames, pixels.detach().unbind(1), strict=True):
+        scaled = pixel.float().add(1.0).mul_(127.5).clamp_(0.0, 255.0)
+        sums.append(scaled.sum())  # clamping lets only NaN through; its cast to bytes would depend on the machine
+        frame.copy_(scaled.round_().permute(1, 2, 0))
+    return frames.permute(3, 0, 1, 2), torch.stack(sums).isnan().any()
+
+
+def refuse_nan(found: bool) -> None:
+    """Refuse frames that hold NaN.
 
     Raises:
-        ModelError: the frames hold NaN.
+        ModelError: they do.
     """
-    scaled = pixels.detach().float().add(1.0).mul_(127.5).clamp_(0.0, 255.0)
-    if scaled.sum().isnan():  # clamping lets only NaN through; its cast to bytes would depend on the machine
+    if found:
         raise ModelError(
             "The decoded frames hold NaN: the network's numbers overflowed.",
             "Run with bfloat16 or float32 instead of float16, or check that the weights are not damaged.",
         )
-    return rearrange(scaled.round_().to(torch.uint8), "c n h w -> n h w c").contiguous().cpu().numpy()
 
 
-__all__ = ["Decoder", "FrameStream", "LatentStream", "to_rgb24"]
+def to_rgb24(pixels: torch.Tensor) -> np.ndarray:
+    """Frames [3, n, H, W], bytes or in [-1, 1] (see `to_bytes`) -> uint8 [n, H, W, 3].
+
+    Raises:
+        ModelError: the frames hold NaN.
+    """
+    if pixels.dtype != torch.uint8:
+        pixels, nan = to_bytes(pixels)
+        refuse_nan(bool(nan))
+    return pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+__all__ = ["Decoder", "FrameStream", "LatentStream", "refuse_nan", "to_bytes", "to_rgb24"]

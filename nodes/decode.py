@@ -29,9 +29,9 @@ class Decode(io.ComfyNode):
                 advanced(
                     io.Combo.Input(
                         "vae",
-                        options=paths.files("vae"),
+                        options=paths.vaes(),
                         default=paths.AUTOMATIC,
-                        tooltip="automatic: the model's own. Another file must be a VAE of Wan 2.1.",
+                        tooltip="automatic: the model's own. Another file must be a VAE of Wan 2.1, or a tiny one.",
                     )
                 ),
                 io.String.Input(

@@ -9,11 +9,11 @@ from typing import Any
 
 import folder_paths
 
-from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_vae, open_components
+from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_tiny, load_vae, open_components
 from ..liveavatar.errors import LiveAvatarError, MissingFilesError
 from ..liveavatar.weights.folder import find_model, inspect_model
 from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
-from ..liveavatar.weights.places import PLACES, is_named_like
+from ..liveavatar.weights.places import FULL_VAE, PLACES, TINY_VAE, is_named_like
 from ..liveavatar.weights.source import opening_files_once
 from .words import refused_in_widgets
 
@@ -21,6 +21,7 @@ SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
 """The pack's own portrait and voice."""
 MINIATURE = "miniature (comes along)"
 AUTOMATIC = "automatic"
+VAE_WORDS = (TINY_VAE, FULL_VAE)
 OWN_CATEGORY = "liveavatar"
 _FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
 
@@ -75,6 +76,11 @@ def lora_fingerprint(name: str | None) -> str:
     return f"{name}:{state.st_size}:{state.st_mtime_ns}"
 
 
+def vaes() -> list[str]:
+    """Those that decode: of the model or of files, full and tiny."""
+    return [AUTOMATIC, *_names("vae"), *_tiny_vaes()]
+
+
 def open_model(
     model: str,
     lora: str,
@@ -95,7 +101,7 @@ def open_model(
         LiveAvatarError: what is missing or does not fit, and how to get it.
     """
     if model == MINIATURE:
-        return open_components("mini", extra_loras=extra_loras, vae=vae_path)
+        return open_components("mini", extra_loras=extra_loras, vae=vae_path or (vae if vae in VAE_WORDS else None))
     chosen = {"lora": lora, "text_encoder": text_encoder, "audio_encoder": audio_encoder, "vae": vae}
     given = {part: _chosen(part, name) for part, name in chosen.items() if name != AUTOMATIC}
     if vae_path is not None:
@@ -125,11 +131,13 @@ def model_fault(
 
 
 def open_vae(name: str, device: Any, dtype: Any) -> Any:
-    """A VAE of the category vae, loaded.
+    """A VAE of the category vae, or a tiny one of vae_approx, loaded.
 
     Raises:
         LiveAvatarError: no such file, or no VAE of Wan 2.1.
     """
+    if name in _tiny_vaes():
+        return load_tiny(_place(PLACES["tiny_vae"].category, name), device, dtype)
     return load_vae(_place("vae", name), device, dtype)
 
 
@@ -181,8 +189,15 @@ def _place(category: str, name: str) -> Path:
 
 
 def _chosen(part: str, name: str) -> str | Path:
-    """A part that was chosen by name; a LoRA may be chosen not to be."""
-    return NO_LORA if part == "lora" and name == NO_LORA else _place(PLACES[part].category, name)
+    """A part that was chosen by name; a LoRA may be chosen not to be, and for a VAE a word may stand."""
+    if (part, name) == ("lora", NO_LORA) or (part == "vae" and name in VAE_WORDS):
+        return name
+    tiny = part == "vae" and name in _tiny_vaes()
+    return _place(PLACES["tiny_vae" if tiny else part].category, name)
+
+
+def _tiny_vaes() -> list[str]:
+    return [name for name in _names(PLACES["tiny_vae"].category) if is_named_like("tiny_vae", name)]
 
 
 def _likely(part: str) -> Path | None:

@@ -22,6 +22,7 @@ from .watched import Run, WatchedEngine
 
 if TYPE_CHECKING:
     from ..vae.autoencoder import AutoencoderKLWan
+    from ..vae.decoding import LatentDecoder
 
 T = TypeVar("T")
 
@@ -57,7 +58,11 @@ def decoding(
 
 
 def decode_alone(
-    vae: AutoencoderKLWan, motion: torch.Tensor, latents: Sequence[torch.Tensor], threads: int, tiles: Tiles = WHOLE
+    vae: AutoencoderKLWan | LatentDecoder,
+    motion: torch.Tensor,
+    latents: Sequence[torch.Tensor],
+    threads: int,
+    tiles: Tiles = WHOLE,
 ) -> tuple[float, float, torch.Tensor]:
     """Seconds per block with nothing beside it, seconds before the first one, and the images of the last one.
 

@@ -99,7 +99,12 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:N]",
         help="a further LoRA, such as one of a style, with its strength (default: 1); may be given several times",
     )
-    parts.add_argument("--vae", metavar="FILE", help="the VAE of Wan 2.1")
+    parts.add_argument(
+        "--vae",
+        metavar="FILE|tiny|full",
+        help="the VAE of Wan 2.1; or what decodes in its place: the file of a tiny one (taew2_1, lighttaew2_1), tiny "
+        "for the one beside the model or in ComfyUI's vae_approx, full for none",
+    )
     parts.add_argument("--text-encoder", metavar="FILE", help="UMT5-XXL")
     parts.add_argument("--tokenizer", metavar="DIR", help="of the text encoder, where its file has none")
     parts.add_argument("--audio-encoder", metavar="FILE", help="wav2vec2")

@@ -29,8 +29,8 @@ from ..events import (
 )
 from ..spool import Rows
 from ..streams import Decoder
+from ..vae.decoding import CONTEXT_LATENTS
 from ..vae.tile_grid import WHOLE, Tiles
-from ..vae.wan import CONTEXT_LATENTS
 from .pool import LOAD_TIMEOUT_SECONDS, CodecWorkerHandle, Heartbeat, WorkerPool, no_heartbeat
 from .wire import ModelSpec
 from .worker_handle import Restarts, WorkerError, WorkerHandle

@@ -41,7 +41,7 @@ def main() -> int:
 def _run(arguments: argparse.Namespace) -> None:
     for path in (arguments.out, arguments.sheet, arguments.long_sheet):
         _check_place(path)
-    components = open_components(arguments.model)
+    components = open_components(arguments.model, vae=arguments.vae)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
     exam = Exam(ExamEngine(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
@@ -56,7 +56,12 @@ def _run(arguments: argparse.Namespace) -> None:
 def _judge(exam: Exam, arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     """All figures that were asked for; the long sheet is saved on the way, because it shows the same long run."""
     figures: dict[str, dict[str, object]] = {
-        "run": {"model": arguments.model, "weights": arguments.weights, "threads": arguments.threads}
+        "run": {
+            "model": arguments.model,
+            "vae": arguments.vae,
+            "weights": arguments.weights,
+            "threads": arguments.threads,
+        }
     }
     if not arguments.sheet_only:
         figures["run"] |= {"people": arguments.people, "tries": arguments.tries}
@@ -74,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m liveavatar.mini.evaluate", description=__doc__)
     add = parser.add_argument
     add("--model", default="mini")
+    add("--vae", metavar="tiny|full|FILE", help="what decodes (default: what the model does)")
     add("--weights", choices=get_args(WeightFormat), default="plain", help="how the large matrices are kept")
     add("--people", type=_count, default=8, help="held-out people whose lips and likeness are judged")
     add("--tries", type=_count, default=24, help="prompts that ask for a wall and a mood")

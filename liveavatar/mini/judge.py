@@ -21,7 +21,8 @@ from ..request import Request, resolve
 from ..session import Session, VideoTask, cpu_threads
 from ..storage import WeightFormat
 from ..streams import to_rgb24
-from ..vae.wan import decode_block, encode, open_decode
+from ..vae.decoding import decode_block, open_decode
+from ..vae.wan import encode
 from ..weights.folder import ModelFiles
 from ..weights.load import fill
 from ..weights.source import SafetensorsSource

@@ -1,6 +1,7 @@
 """Train the miniature: `python -m liveavatar.mini.train [--stage ...] --work DIR [--out DIR]`.
 
-Stages, in order: vae, sound, words (each alone), scenes (encodes training videos with them), network, export. Every
+Stages, in order: vae, sound, words (each alone), scenes (encodes training videos with them), network, export, and
+tiny_vae (a small decoder of the exported VAE's latents). Every
 stage saves once a minute and goes on where it was; what is finished is passed over.
 """
 
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ..components import MINI_FOLDER
+from ..components import load_vae as open_vae
 from ..errors import LiveAvatarError, MissingFilesError
 from ..vae.wan import optimize_layout
 from .training.export import write_network
@@ -23,12 +26,13 @@ from .training.network import EARLY, REFINED, refine_network, train_network
 from .training.recipe import Recipe
 from .training.scenes import make_scenes
 from .training.sound import export_sound, train_sound, trained_movement_encoder
+from .training.tiny_vae import load_tiny, train_tiny, write_tiny
 from .training.vae import train_decoder, train_vae
 from .training.vae_result import load_vae, write_vae
 from .training.words import export_words, train_words, trained_reader
 
 Log = Callable[[str], None]
-STAGES = ("vae", "sound", "words", "scenes", "network", "export")
+STAGES = ("vae", "sound", "words", "scenes", "network", "export", "tiny_vae")
 
 
 def main() -> int:
@@ -70,8 +74,10 @@ def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> 
     elif stage == "network":
         if train_network(recipe, work, minutes, log):
             refine_network(recipe, work, minutes, log)
-    else:
+    elif stage == "export":
         export(recipe, work, arguments.out, log)
+    else:
+        tiny_vae(recipe, work, arguments.out, minutes, log)
 
 
 def encoders(recipe: Recipe, work: Path) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -98,6 +104,14 @@ def export(recipe: Recipe, work: Path, folder: Path, log: Log) -> None:
     }
     log(", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items()))
     log(f"{sum(sizes.values()) / 1e6:.2f} MB in {folder}")
+
+
+def tiny_vae(recipe: Recipe, work: Path, folder: Path, minutes: float | None, log: Log) -> None:
+    """Train the tiny decoder of the exported VAE, or of the miniature's own, and write it beside the rest."""
+    own = folder / "vae"
+    vae = open_vae(own if own.is_dir() else MINI_FOLDER / "vae", "cpu", torch.float32)
+    if train_tiny(recipe, work, vae, minutes, log):
+        log(f"tiny decoder {write_tiny(folder, load_tiny(recipe, work)) / 1e6:.2f} MB in {folder}")
 
 
 def _say(line: str) -> None:

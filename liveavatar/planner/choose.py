@@ -162,7 +162,9 @@ def candidate_plan(
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
     ]
     vae, tiles = topology.vae.name, candidate.tiles
-    plan = assemble(resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles)
+    plan = assemble(
+        resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles, options.tiny
+    )
     plan = dataclasses.replace(plan, processes=options.processes, compiled=options.compiled)
     used = plan.total_by_device
     return dataclasses.replace(
@@ -326,4 +328,4 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]
     vae, dtype = devices[-1].name, search.options.dtype
-    return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles)
+    return assemble(resolved, config, "", partition, stages, dtype, vae, 1, search.tiles, search.options.tiny)

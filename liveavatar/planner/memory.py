@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, MINI, SPATIAL_STRIDE, UNTRAINED, WINDOW_BLOCKS, ModelConfig
+from ..config import (
+    BLOCK_FRAMES,
+    BLOCK_LATENTS,
+    MINI,
+    SPATIAL_STRIDE,
+    UNTRAINED,
+    WINDOW_BLOCKS,
+    ModelConfig,
+    TinyConfig,
+)
 from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 
@@ -316,8 +326,8 @@ def embedder_parameters(config: ModelConfig) -> int:
     return text + time + audio
 
 
-_DECODE_WORK = 1.25
-"""Activations of a decode against its caches; 1.08 to 1.2 was found with every allocation tracked."""
+_DECODE_WORK = 0.8
+"""Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
 """Bytes per latent pixel of a block's frames in float32, to which tiles add theirs."""
 
@@ -331,9 +341,11 @@ class AuxModels:
         decode_state: numbers a decode remembers per latent pixel (h x w); constant from the second latent frame on.
             1576 times the base width and 32 in the published VAE.
         decode_flops: operations per latent pixel and latent frame.
-        decode_bytes: that all but the convolutions read and write per latent pixel and latent frame, counted: 209 GB a
+        decode_bytes: that all but the convolutions read and write per latent pixel and latent frame, counted: 90 GB a
             block at 704x384 in 16 bits; those of the small ones in 32 bits.
         text, audio: parameters of the encoders.
+        encode_work: numbers that an encode takes at most per latent pixel, with what it remembers.
+        tiny: the tiny decoder that works instead of the VAE's own; None: none.
     """
 
     vae: int
@@ -342,6 +354,8 @@ class AuxModels:
     decode_bytes: float
     text: int
     audio: int
+    encode_work: int
+    tiny: TinyConfig | None = None
 
     def vae_bytes(
         self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
@@ -349,8 +363,8 @@ class AuxModels:
         """Weights, decode caches and the activations of a decode.
 
         In tiles, one tile's caches and activations are on the device, and the caches of all lie on the host. At
-        1280x704 in 16 bits the whole takes 9.8 GB, 4.3 of them caches. Four tiles would still take 6.8 with all caches
-        on the card; with those at rest on the host they take 3.1, and 4.9 there. To carry them there and back for every
+        1280x704 in 16 bits the whole takes 7.9 GB, 4.3 of them caches. Four tiles would still take 6.2 with all caches
+        on the card; with those at rest on the host they take 2.6, and 4.9 there. To carry them there and back for every
         block takes 0.4 s at 25 GB/s, where the network of a device that needs it takes ten or more.
 
         Args:
@@ -360,6 +374,8 @@ class AuxModels:
             on_gpu: whether it is decoded on one; the memory of a CPU holds the caches of all tiles by itself.
         """
         grid = Grid.of(*latent_size, tiles)
+        if self.tiny is not None:
+            return self._with_tiny(latent_size, size, grid)
         cache = self.decode_state * size
         device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
         if tiles == WHOLE:
@@ -369,9 +385,20 @@ class AuxModels:
         kept = cache * grid.covered
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
+    def _with_tiny(self, latent_size: tuple[int, int], size: int, grid: Grid) -> MemoryUse:
+        """Weights of the VAE and of the tiny decoder, and of an encode, which alone works in tiles, and a decode the
+        larger one."""
+        assert self.tiny is not None
+        height, width = latent_size
+        decode = int(1.1 * (tiny_work(self.tiny) * size + _FRAME_BYTES)) * height * width
+        encode = self.encode_work * size * grid.tile
+        return MemoryUse((self.vae + tiny_parameters(self.tiny)) * size + max(encode, decode))
+
     def decode_work(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> tuple[float, float]:
         """10^12 operations to decode so many latent frames, and bytes that are moved beside; where tiles overlap,
         twice."""
+        if self.tiny is not None:
+            return tiny_flops(self.tiny) * math.prod(latent_size) * latents / 1e12, 0.0
         pixels = Grid.of(*latent_size, tiles).covered * latents
         return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
 
@@ -380,25 +407,75 @@ class AuxModels:
         return max(self.text, self.audio) * size
 
 
+_TINY_LEVELS = ((1, 1, 1), (4, 1, 2), (16, 2, 2))
+"""Of a tiny decoder: pixels per latent pixel, frames per latent frame, and frames that each becomes."""
+_TINY_BLOCKS, _TINY_BLOCK_WEIGHTS = 3, 36
+"""Memory blocks per level, and weights of one over its width squared: 3 x 3 from twice, once and once the width."""
+
+
+def tiny_parameters(tiny: TinyConfig) -> int:
+    """Numbers in a tiny decoder, as it works."""
+    first, *_, last = tiny.widths
+    total = 9 * 16 * first + first + 9 * last * 3 + 3
+    for width, following, (_, _, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
+        blocks = _TINY_BLOCKS * (_TINY_BLOCK_WEIGHTS * width**2 + 3 * width)
+        total += blocks + 16 * grown * width * following
+    return total
+
+
+def tiny_flops(tiny: TinyConfig) -> float:
+    """Operations of a tiny decoder per latent pixel and latent frame."""
+    first, *_, last = tiny.widths
+    total = 9 * 16 * first + 4 * 64 * 9 * last * 3
+    for width, following, (pixels, frames, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
+        blocks = _TINY_BLOCKS * _TINY_BLOCK_WEIGHTS * width**2
+        total += pixels * frames * (blocks + 16 * grown * width * following)
+    return 2.0 * total
+
+
+def tiny_work(tiny: TinyConfig) -> int:
+    """Numbers that a tiny decoder takes per latent pixel: what it remembers, and twice its last frames."""
+    state = sum(_TINY_BLOCKS * width * pixels for width, (pixels, _, _) in zip(tiny.widths, _TINY_LEVELS, strict=False))
+    return state + 2 * 4 * 64 * tiny.widths[-1]
+
+
 PUBLISHED_AUX = AuxModels(
     vae=126_892_531,
     decode_state=151_328,
     decode_flops=2.163e9,
-    decode_bytes=1.65e7,
+    decode_bytes=6.19e6,
     text=5_680_910_336,
     audio=315_438_720,
+    encode_work=238_800,
 )
 """The Wan 2.1 VAE, UMT5-XXL and wav2vec2-large."""
 _SMALL = {
     MINI: AuxModels(
-        vae=2_050_595, decode_state=16_288, decode_flops=3.43e7, decode_bytes=2.42e6, text=131_648, audio=215_136
+        vae=2_050_595,
+        decode_state=16_288,
+        decode_flops=3.43e7,
+        decode_bytes=1.34e6,
+        text=131_648,
+        audio=215_136,
+        encode_work=32_600,
     ),
     UNTRAINED: AuxModels(
-        vae=188_211, decode_state=6_528, decode_flops=5.19e6, decode_bytes=1.01e6, text=64_944, audio=189_472
+        vae=188_211,
+        decode_state=6_528,
+        decode_flops=5.19e6,
+        decode_bytes=5.48e5,
+        text=64_944,
+        audio=189_472,
+        encode_work=16_100,
     ),
 }
 
 
-def aux_models(config: ModelConfig) -> AuxModels:
-    """Those of a network; one that is not known is taken to have the published ones, which are large."""
-    return _SMALL.get(config, PUBLISHED_AUX)
+def aux_models(config: ModelConfig, tiny: TinyConfig | None = None) -> AuxModels:
+    """Those of a network; one that is not known is taken to have the published ones, which are large.
+
+    Args:
+        config: of the network.
+        tiny: the decoder that works instead of the VAE's own.
+    """
+    return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, ModelConfig
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, ModelConfig, TinyConfig
 from ..errors import PlanError
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
@@ -136,6 +136,7 @@ class Plan:
         size: width and height it is for; smaller than what was asked only where that was allowed.
         vae: bytes of the VAE on its device: weights, decode caches and the activations of a decode.
         vae_tiles: rows and columns in which it decodes and encodes; (1, 1): the whole image at once.
+        tiny_decoder: whether a tiny decoder works in place of the VAE's own, which only encodes.
         vae_host: decode caches of tiles, pinned on the host of its device.
         encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
         usable: bytes that may be used per device, where that was looked at.
@@ -170,6 +171,7 @@ class Plan:
     processes: bool = False
     compiled: bool = False
     clip_blocks: int = CLIP_BLOCKS
+    tiny_decoder: bool = False
     attention: str = "auto"
 
     @property
@@ -257,6 +259,7 @@ def make_plan(
     snapshot_blocks: int | None = None,
     processes: bool = False,
     vae_tiles: Tiles = WHOLE,
+    tiny: TinyConfig | None = None,
 ) -> Plan:
     """Lay the stages out as asked.
 
@@ -272,6 +275,7 @@ def make_plan(
         snapshot_blocks: blocks from one snapshot to the next; 0: none; None: as `snapshot_interval` says.
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
+        tiny: the tiny decoder that works instead of the VAE's own.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of offloaded layers or interval; more
@@ -303,7 +307,7 @@ def make_plan(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
         )
     ]
-    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles)
+    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles, tiny)
     every = plan.snapshot_blocks if snapshot_blocks is None else snapshot_blocks
     return dataclasses.replace(plan, snapshot_blocks=every, processes=processes)
 
@@ -318,9 +322,10 @@ def assemble(
     vae_device: str,
     threads: int,
     vae_tiles: Tiles = WHOLE,
+    tiny: TinyConfig | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
-    beside, size = aux_models(config), DTYPE_BYTES[dtype]
+    beside, size = aux_models(config, tiny), DTYPE_BYTES[dtype]
     vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,
@@ -333,6 +338,7 @@ def assemble(
         size=(resolved.width, resolved.height),
         vae=vae.device,
         vae_tiles=vae_tiles,
+        tiny_decoder=tiny is not None,
         vae_host=vae.host,
         encoders=beside.encoder_bytes(size),
         snapshot_blocks=snapshot_interval(

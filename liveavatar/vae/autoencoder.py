@@ -56,11 +56,20 @@ class WanCausalConv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """x [b, channels, frames, h, w], and the frames before it, where the kernel sees some."""
-        padding = list(self._padding)
-        if before is not None and padding[4] > 0:
-            x = torch.cat((before, x), 2)
-            padding[4] -= before.shape[2]
-        return super().forward(F.pad(x, padding))
+        columns, _, rows, _, time, _ = self._padding
+        if not (columns or rows or time):
+            return super().forward(x)
+        batch, channels, count, height, width = x.shape
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        # One copy, where joining and padding would make two of what is the largest in an encode.
+        padded = torch.zeros(
+            (batch, channels, time + count, height + 2 * rows, width + 2 * columns), dtype=x.dtype, device=x.device
+        ).contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+        inside = padded[:, :, :, rows : rows + height, columns : columns + width]
+        inside[:, :, time:].copy_(x)
+        if before is not None and time > 0:
+            inside[:, :, time - before.shape[2] : time].copy_(before)
+        return super().forward(padded)
 
     def remembering(self, x: torch.Tensor, features: FeatureMap, index: list[int]) -> torch.Tensor:
         """The convolution after what the feature map has at `index[0]`, which moves on by one."""

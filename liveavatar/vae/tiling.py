@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from ..config import SPATIAL_STRIDE
+from .decoding import DecodeState, LatentDecoder, decode_block, latent_decoder, open_decode
 from .tile_grid import WHOLE, Grid, Tiles
-from .wan import DecodeState, FeatureMap, decode_block, encode, open_decode
+from .wan import FeatureMap, encode
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderKLWan
@@ -32,20 +33,21 @@ class OffloadSlot(Protocol):
 
 
 def open_decoder(
-    vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, make_slot: Callable[[], OffloadSlot]
+    vae: AutoencoderKLWan | LatentDecoder, motion: torch.Tensor, tiles: Tiles, make_slot: Callable[[], OffloadSlot]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """What makes images of the next latents, as `decode_block`: of the whole, or of `TiledDecoder`, whose arguments
     these are."""
     if tiles != WHOLE:
         return TiledDecoder(vae, motion, tiles, make_slot)
-    return functools.partial(decode_block, vae, open_decode(vae, motion))
+    decoder = latent_decoder(vae)
+    return functools.partial(decode_block, decoder, open_decode(decoder, motion))
 
 
 class TiledDecoder:
     """The decode of one video in tiles, warmed up as `open_decode` does.
 
     Args:
-        vae: may be shared.
+        vae: decodes; may be shared.
         motion: [1, 16, >= 7, h, w], normalised.
         tiles: rows and columns.
         make_slot: makes one; called once per tile.
@@ -54,8 +56,14 @@ class TiledDecoder:
         ValueError: more tiles than there are latents for.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, motion: torch.Tensor, tiles: Tiles, make_slot: Callable[[], OffloadSlot]):
-        self._vae = vae
+    def __init__(
+        self,
+        vae: AutoencoderKLWan | LatentDecoder,
+        motion: torch.Tensor,
+        tiles: Tiles,
+        make_slot: Callable[[], OffloadSlot],
+    ):
+        self._decoder = latent_decoder(vae)
         self._blender = TileBlender(Grid.of(motion.shape[-2], motion.shape[-1], tiles), SPATIAL_STRIDE, vae.device)
         self._slots = [self._begin_tile(tile, make_slot()) for tile in self._blender.split(motion)]
 
@@ -66,7 +74,7 @@ class TiledDecoder:
 
     def _begin_tile(self, motion: torch.Tensor, rest: OffloadSlot) -> tuple[OffloadSlot, int]:
         """A tile that is warmed up and rests."""
-        state = open_decode(self._vae, motion)
+        state = open_decode(self._decoder, motion)
         rest.store(state.features)
         return rest, state.latents
 
@@ -74,7 +82,7 @@ class TiledDecoder:
         """The images of one tile, which goes to rest again."""
         rest, before = self._slots[number]
         state = DecodeState(rest.load(), before)
-        frames = decode_block(self._vae, state, latents)
+        frames = decode_block(self._decoder, state, latents)
         rest.store(state.features)
         self._slots[number] = (rest, state.latents)
         return frames

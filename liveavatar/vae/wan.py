@@ -1,19 +1,17 @@
-"""The Wan 2.1 video VAE: building it, memory layouts that suit a device, encoding and streaming decoding."""
+"""The Wan 2.1 video VAE: building it, memory layouts that suit a device, and encoding."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE, VAE_WARMUP_LATENTS
+from ..config import FRAMES_PER_LATENT, SPATIAL_STRIDE
 from ..errors import RequestError
-from .autoencoder import AutoencoderKLWan, FeatureMap, WanCausalConv3d, WanResample, WanRMS_norm
+from .autoencoder import AutoencoderKLWan, FeatureMap, WanCausalConv3d, WanRMS_norm
 
 
 def build_vae(base_dim: int = 96, **config: Any) -> AutoencoderKLWan:
@@ -118,89 +116,10 @@ def optimize_layout(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def to_channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay the weights of all convolutions out channels last, in place; what passes through follows by itself.
-
-    One layer loses the layout, where a frame becomes two; there it is restored before the image grows to four times.
-    """
+    """Lay the weights of all convolutions out channels last, in place; what passes through follows by itself."""
     for m in vae.modules():
         if isinstance(m, nn.Conv3d):
             m.weight.data = m.weight.data.to(memory_format=torch.channels_last_3d)
         elif isinstance(m, nn.Conv2d):
             m.weight.data = m.weight.data.to(memory_format=torch.channels_last)
-        elif isinstance(m, WanResample) and m.mode == "upsample3d":
-            m.resample.register_forward_pre_hook(_to_channels_last)
     return vae
-
-
-def _to_channels_last(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The images [n, channels, h, w] that a module is given, channels last."""
-    return tuple(x.contiguous(memory_format=torch.channels_last) for x in given)
-
-
-CONTEXT_LATENTS = 14
-"""Blocks after which a decoder remembers nothing older. Its causal convolutions look back over 24 frames at the
-latents' own rate, 14 at twice and 26 at four times that rate: 37.5 latent frames, less than 13 blocks."""
-
-
-@dataclasses.dataclass
-class DecodeState:
-    """How far one session's video is decoded.
-
-    Attributes:
-        features: what the causal convolutions remember; entries are replaced, never written into.
-        latents: latent frames decoded so far.
-    """
-
-    features: FeatureMap
-    latents: int = 0
-
-    @classmethod
-    def empty(cls, vae: AutoencoderKLWan) -> DecodeState:
-        """The start of a video, whose first latent frame will yield one frame."""
-        return cls(empty_features(vae.decoder))
-
-    def snapshot(self) -> DecodeState:
-        """A state to resume from later; costs no memory until this one moves on."""
-        return DecodeState(list(self.features), self.latents)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the state holds on the VAE's device."""
-        return sum(f.nbytes for f in self.features if isinstance(f, torch.Tensor))
-
-
-def open_decode(vae: AutoencoderKLWan, motion_latents: torch.Tensor, warmup: int = VAE_WARMUP_LATENTS) -> DecodeState:
-    """A state that has seen the still reference, so that already the first latent of block 0 yields four frames.
-
-    Args:
-        motion_latents: [1, 16, n >= warmup, h, w], normalised; the first `warmup` are decoded and thrown away.
-    """
-    state = DecodeState.empty(vae)
-    for k in range(warmup):
-        decode_block(vae, state, motion_latents[0, :, k : k + 1])
-    return state
-
-
-def decode_block(vae: AutoencoderKLWan, state: DecodeState, latents: torch.Tensor) -> torch.Tensor:
-    """The images of the next latents; `state` moves on.
-
-    Args:
-        latents: [16, n, h, w], normalised; n = 3 for a block.
-
-    Returns:
-        [3, 4n, 8h, 8w] in [-1, 1], float32; three frames fewer at the start of a state that was not warmed up.
-    """
-    mean, inverse_std = latent_scale(vae)
-    z = (latents[None].to(vae.device, torch.float32) / inverse_std + mean).to(vae.dtype)
-    frames = []
-    for k in range(z.shape[2]):
-        first = {"first_chunk": state.latents == 0} if _takes_first_chunk(vae) else {}
-        frame = vae.post_quant_conv(z[:, :, k : k + 1])
-        frames.append(vae.decoder(frame, feat_cache=state.features, feat_idx=[0], **first)[0])
-        state.latents += 1
-    return torch.cat(frames, 1).float().clamp_(-1, 1)
-
-
-def _takes_first_chunk(vae: AutoencoderKLWan) -> bool:
-    """Older diffusers do not tell the decoder that a video begins; this VAE gives the same frames either way."""
-    return "first_chunk" in inspect.signature(vae.decoder.forward).parameters

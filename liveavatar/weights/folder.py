@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..config import ModelConfig
@@ -12,13 +12,17 @@ from ..errors import LiveAvatarError, MissingFilesError, ModelError
 from ..utils import check_path, format_bytes
 from .formats import open_file, open_transformer
 from .header import FETCH_AGAIN, AnotherKind
-from .kinds import Kind
+from .kinds import Kind, kind_of
 from .lora import NO_LORA, ExtraLoRA, check_lora
 from .places import (
     BASE_REPO,
+    FULL_VAE,
     LORA_FILE,
     LORA_REPO,
     PLACES,
+    TINY_FILE,
+    TINY_REPO,
+    TINY_VAE,
     download,
     downloads_to_categories,
     files_in,
@@ -27,7 +31,7 @@ from .places import (
     places_of,
 )
 from .quantised import DequantisedSource
-from .settings import audio_settings, hugging_face_weights, text_settings, vae_weights
+from .settings import audio_settings, hugging_face_weights, text_settings, tiny_weights, vae_weights
 from .source import PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 
@@ -53,6 +57,7 @@ class ModelFiles:
         text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, one safetensors file, or a transformers folder.
         tokenizer: transformers folder; None where the text encoder's file carries it.
         audio_encoder: transformers folder, or one safetensors file.
+        tiny_vae: decodes instead of the VAE, which then only encodes; None where the VAE does both.
         extra_loras: further LoRAs that are merged, with their strengths.
     """
 
@@ -63,6 +68,7 @@ class ModelFiles:
     text_encoder: Path
     tokenizer: Path | None
     audio_encoder: Path
+    tiny_vae: Path | None = None
     extra_loras: tuple[ExtraLoRA, ...] = ()
 
     def paths(self) -> dict[str, Path | None]:
@@ -97,7 +103,7 @@ class Inspection:
 
     Attributes:
         root: the folder, or the single file.
-        items: the parts, in the order of `ModelFiles`, and further LoRAs.
+        items: the parts, in the order of `ModelFiles` (a tiny VAE only where one was asked for), and further LoRAs.
         commands: shell commands that fetch what is missing or damaged.
     """
 
@@ -142,7 +148,9 @@ def find_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **giv
         path: the folder, or one safetensors file; or the name of a file in ComfyUI's folders.
         extra_loras: further LoRAs; their paths may be names in ComfyUI's folders.
         given: places of single parts by their field of `ModelFiles`, or their names in ComfyUI's folders, where they
-            are not beside the rest; None is not given. "none" for the LoRA stands for a network that needs none.
+            are not beside the rest; None is not given. "none" for the LoRA stands for a network that needs none. For
+            the VAE, the file of a tiny one, or "tiny" for the one beside the rest, decodes instead of the full one;
+            "full" says that none does.
             Without a `tokenizer` the one that the text encoder's file carries is used, or the folder beside.
 
     Raises:
@@ -187,11 +195,13 @@ def inspect_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **
         given = {"transformer": root, **given}
     look = _Look(root, root.parent if single else root, single, models_folder(root))
     with opening_files_once():
-        items = {kind.field: _item(kind, look, given.get(kind.field)) for kind in _KINDS}
+        given = _decoder_apart(given, look)
+        kinds = (*_KINDS, _TINY) if "tiny_vae" in given else _KINDS
+        items = {kind.field: _item(kind, look, given.get(kind.field)) for kind in kinds}
         if "tokenizer" not in given:
             items["tokenizer"] = _tokenizer(items["text_encoder"], items["tokenizer"])
         extra = tuple(_extra_lora(look, lora) for lora in extra_loras)
-    wrong = [kind for kind in _KINDS if not items[kind.field].usable]
+    wrong = [kind for kind in kinds if not items[kind.field].usable]
     whole = all(item.path is None for item in items.values())
     return Inspection(root, (*items.values(), *extra), look.commands(wrong, whole))
 
@@ -214,7 +224,7 @@ class _Look:
 
     def candidates(self, kind: _Kind, given: str | Path | None) -> list[Path]:
         """Paths where a part may be, best first."""
-        if given:
+        if given and given != TINY_VAE:
             return list(places_of(kind.field, given, (self.models, own_models_folder())))
         elsewhere = files_in(self.models, kind.field) if kind.field in PLACES and kind.field != "transformer" else []
         return [*kind.candidates(self.folder), *elsewhere, *(_neighbours(self.folder) if kind.field == "lora" else [])]
@@ -227,12 +237,27 @@ class _Look:
             return (*downloads_to_categories(fields, self.models), *config)
         commands = [f"hf download {BASE_REPO} --local-dir {shlex.quote(str(self.folder))}"] if whole else []
         for kind in wrong:
-            if kind.repo == LORA_REPO:
-                loras = self.models / PLACES["lora"].category if self.models else self.folder
-                commands.append(download(LORA_REPO, LORA_FILE, loras))
+            if kind.repo != BASE_REPO:
+                there = self.models / PLACES[kind.field].category if self.models else self.folder
+                commands.append(download(kind.repo, kind.files, there))
             elif not whole:
                 commands.append(download(BASE_REPO, kind.files, self.folder))
         return tuple(commands)
+
+
+def _decoder_apart(given: Mapping[str, str | Path | None], look: _Look) -> dict[str, str | Path | None]:
+    """Parts with a tiny VAE told apart from a full one, which is then found as if none had been named."""
+    name = given.get("vae")
+    if name is None:
+        return dict(given)
+    rest = {part: place for part, place in given.items() if part != "vae"}
+    if str(name) in (FULL_VAE, TINY_VAE):
+        return rest if str(name) == FULL_VAE else {**rest, "tiny_vae": TINY_VAE}
+    full = next((p for p in look.candidates(_VAE, name) if p.exists()), None)
+    tiny = full is None and any(p.exists() for p in look.candidates(_TINY, name))
+    if tiny or (full is not None and full.is_file() and kind_of(open_file(full).keys()) is Kind.TINY_VAE):
+        return {**rest, "tiny_vae": name}
+    return dict(given)
 
 
 def _root(path: str | Path) -> Path:
@@ -312,7 +337,8 @@ def _item(kind: _Kind, look: _Look, given: str | Path | None) -> Item:
     if path is None:
         if kind.field == "config" and look.single:
             return Item(kind.name, None, 0, "none beside the file: dimensions of the 14B model, if they fit", True)
-        return Item(kind.name, None, 0, f"no {given or kind.files.split(' ')[0]}", False)
+        named = kind.files.split(" ")[0] if given in (None, TINY_VAE) else given
+        return Item(kind.name, None, 0, f"no {named}", False)
     if kind.field == "lora" and not given and (rivals := _rivals(path, look.folder)):
         return Item(kind.name, None, 0, f"several beside the model: {', '.join(map(str, rivals))}", False, _NAME_ONE)
     try:
@@ -377,6 +403,11 @@ def _lora(path: Path) -> str:
 def _vae(path: Path) -> str:
     vae_weights(path)
     return _note(path, open_file(path))
+
+
+def _tiny_vae(path: Path) -> str:
+    source, _ = tiny_weights(path)
+    return _note(path, source)
 
 
 def _text_encoder(path: Path) -> str:
@@ -449,6 +480,9 @@ def _neighbours(folder: Path) -> list[Path]:
 _SINGLE = (".safetensors", ".gguf", *PICKLED)
 """What the names of files end in that a transformer may be given as."""
 _CONFIGS = ("config.json", "transformer/config.json")
+_TINY_FILES = ("taew2_1.safetensors", "taew2_1.pth", "lighttaew2_1.safetensors", "lighttaew2_1.pth")
+_VAE = _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _vae, BASE_REPO, VAE_FILE, Kind.VAE)
+_TINY = _Kind("tiny_vae", "tiny VAE", _beside(*_TINY_FILES), _tiny_vae, TINY_REPO, TINY_FILE, Kind.TINY_VAE)
 _KINDS = (
     _Kind(
         "transformer",
@@ -461,7 +495,7 @@ _KINDS = (
     ),
     _Kind("config", "configuration", _beside(*_CONFIGS), _config, BASE_REPO, "config.json"),
     _Kind("lora", "LoRA", _lora_in, _lora, LORA_REPO, LORA_FILE, Kind.LORA),
-    _Kind("vae", "VAE", _beside(VAE_FILE, "vae"), _vae, BASE_REPO, VAE_FILE, Kind.VAE),
+    _VAE,
     _Kind(
         "text_encoder",
         "text encoder",

@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     LORA = "a LoRA", "liveavatar.safetensors of Quark-Vision/Live-Avatar"
     VAE = "a VAE of Wan 2.1", "wan_2.1_vae.safetensors or Wan2.1_VAE.pth"
     VAE_2_2 = "a VAE of Wan 2.2", ""
+    TINY_VAE = "a tiny VAE (TAEHV)", "taew2_1 or lighttaew2_1"
     TEXT = "a UMT5 text encoder", "umt5_xxl_fp16, umt5_xxl_fp8_e4m3fn_scaled or models_t5_umt5-xxl-enc-bf16.pth"
     T5 = "a T5 text encoder, which is older than UMT5", ""
     CLIP = "a CLIP text encoder", ""
@@ -57,6 +58,7 @@ def kind_of(keys: frozenset[str]) -> Kind | None:
         (Kind.VAE_2_2, "decoder.upsamples.0.upsamples.0.residual.2.weight" in keys),
         (Kind.VAE, "decoder.middle.0.residual.0.gamma" in keys),
         (Kind.VAE, in_diffusers_names(keys)),
+        (Kind.TINY_VAE, {"decoder.1.weight", "decoder.3.conv.0.weight", "decoder.22.bias"} <= keys),
         (Kind.TEXT, "token_embedding.weight" in keys and "blocks.0.pos_embedding.embedding.weight" in keys),
         (Kind.TEXT, bool(biases) and len(biases) >= count_layers(keys, "encoder.block.")),
         (Kind.T5, bool(biases)),

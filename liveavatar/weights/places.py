@@ -10,6 +10,9 @@ from pathlib import Path
 BASE_REPO = "Wan-AI/Wan2.2-S2V-14B"
 LORA_REPO = "Quark-Vision/Live-Avatar"
 LORA_FILE = "liveavatar.safetensors"
+TINY_REPO, TINY_FILE = "lightx2v/Autoencoders", "lighttaew2_1.safetensors"
+TINY_VAE, FULL_VAE = "tiny", "full"
+"""Words in place of a VAE's file: the tiny decoder that lies beside the model, or none."""
 _WAN_2_1, _WAN_2_2 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 _WITH_FILES = ("diffusion_models", "unet", "checkpoints")
 _WITH_FOLDERS = ("liveavatar", "diffusers")
@@ -44,6 +47,7 @@ PLACES = {
     "vae": Place(
         "vae", ("wan_2.1_vae", "wan2.1_vae", "wan2_1_vae"), _WAN_2_2, "split_files/vae/wan_2.1_vae.safetensors"
     ),
+    "tiny_vae": Place("vae_approx", ("taew2_1", "lighttaew2_1"), TINY_REPO, TINY_FILE),
     "text_encoder": Place(
         "text_encoders",
         ("umt5_xxl", "umt5-xxl", "models_t5_umt5"),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import WAN2_2_S2V_14B, ModelConfig
+from ..config import WAN2_2_S2V_14B, WAN_LATENT_SCALE, ModelConfig, TinyConfig
 from ..errors import MissingFilesError, ModelError
 from .formats import open_file, umt5_to_transformers, vae_to_diffusers, wav2vec2_key
-from .header import read_settings, shortened
+from .header import AnotherKind, read_settings, shortened
 from .kinds import Kind, count_layers, in_diffusers_names, refuse_another_kind
 from .quantised import SPIECE, DequantisedSource
 from .source import RenamedSource, TensorSource
@@ -73,6 +73,35 @@ def vae_tensors(tensors: TensorSource) -> tuple[TensorSource, dict[str, Any]]:
     if len(shape) != 5:
         raise ModelError(f"{tensors.describe()} is no VAE of Wan 2.1.", Kind.VAE.nearest)
     return source, {"base_dim": shape[0]}
+
+
+_TINY_LAYERS = (1, 8, 14, 20, 22)
+"""Where the plain convolutions stand in the published sequence: into each of the four widths, and to colours."""
+_LATENT_CHANNELS = 16
+_TINY_VAE_OF = {24: "MiniMax H3", 32: "HunyuanVideo 1.5", 48: "Wan 2.2", 128: "LTX 2"}
+"""Channels of latents, and whose they are."""
+
+
+def tiny_weights(path: Path) -> tuple[TensorSource, TinyConfig]:
+    """Tensors of a tiny decoder, and its dimensions, read off its shapes.
+
+    Raises:
+        ModelError: another network, one of another model's latents, or damaged.
+    """
+    source = open_file(path)
+    refuse_another_kind(source, Kind.TINY_VAE)
+    try:
+        first, *others = (source.shape(f"decoder.{layer}.weight") for layer in _TINY_LAYERS)
+        a, b, c, d = (first[0], *(shape[0] for shape in others[:-1]))
+        channels, colours = first[1], others[-1][0]
+    except (KeyError, IndexError, ModelError) as e:
+        raise ModelError(f"{path} is no tiny VAE.", Kind.TINY_VAE.nearest) from e
+    name = path.name.lower()
+    model = "HunyuanVideo" if name.startswith("taehv") else _TINY_VAE_OF.get(channels, "another model")
+    if (channels, colours) != (_LATENT_CHANNELS, 3) or name.startswith("taehv"):
+        raise AnotherKind(f"{path} is a tiny VAE of {model}, not of Wan 2.1.", Kind.TINY_VAE.nearest)
+    # The two published ones are alike but for what they read, which only their names tell.
+    return source, TinyConfig((a, b, c, d), WAN_LATENT_SCALE if name.startswith("lighttae") else None)
 
 
 def text_weights(path: Path) -> TensorSource:

@@ -23,7 +23,8 @@ from liveavatar.mini.seeded import SeededSource
 from liveavatar.model.fused import checkpoint_paths
 from liveavatar.model.quantize import EightBitLinear
 from liveavatar.model.transformer import ModelSlice
-from liveavatar.vae.wan import DecodeState, decode_block, encode
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import encode
 from liveavatar.weights.folder import find_model
 from liveavatar.weights.formats import wav2vec2_key
 from liveavatar.weights.settings import config_of_single_file

@@ -14,8 +14,8 @@ from liveavatar.components import open_components
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
 from liveavatar.events import ENCODING_AUDIO, Event
+from liveavatar.vae.decoding import CONTEXT_LATENTS
 from liveavatar.vae.tile_grid import Tiles
-from liveavatar.vae.wan import CONTEXT_LATENTS
 
 PLACE = ExecConfig("cpu", "float32", 1)
 COMPONENTS = open_components("mini")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from golden.cases import Case, assert_matches, cases
 
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block, encode, latent_scale, open_decode
+from liveavatar.vae.decoding import DecodeState, decode_block, open_decode
+from liveavatar.vae.wan import build_vae, encode, latent_scale
 from liveavatar.weights.formats import vae_to_diffusers
 from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource, RenamedSource

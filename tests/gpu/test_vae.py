@@ -10,7 +10,7 @@ from liveavatar.codec import ExecConfig, LocalEncoders, vae_decoder
 from liveavatar.components import open_components
 from liveavatar.config import BLOCK_LATENTS
 from liveavatar.media.image import fit_image, read_image, to_pixels
-from liveavatar.vae.wan import decode_block, open_decode
+from liveavatar.vae.decoding import decode_block, open_decode
 
 pytestmark = on_the_device
 PORTRAIT = Path(__file__).parents[2] / "liveavatar/mini/assets/portrait.png"

@@ -58,6 +58,7 @@ LAYERS = (
     {
         "cli",
         "bench/command",
+        "bench/command_frames",
         "bench/command_model",
         "bench/command_network",
         "bench/command_pipeline",

@@ -25,6 +25,7 @@ HOST = {
     "numpy": "ComfyUI has it, and other packs depend on its version",
     "psutil": "ComfyUI has it; `doctor` reads memory with it where there is no /proc, and says so where it is absent",
     "triton": "comes with PyTorch's builds for NVIDIA GPUs; looked for before compiling",
+    "diffusers": "the published VAE in `bench frames`, which says so where it is absent",
     "tokenizers": "a requirement of transformers, which fixes its version; only training the miniature imports it",
     "espeakng_loader": "under the GPL, so for development only; the program espeak-ng does as well",
 }

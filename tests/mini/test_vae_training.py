@@ -17,7 +17,8 @@ from liveavatar.mini.training.fast_vae import quicken_training
 from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.vae_clips import Clips, batch_of, draw_clips
 from liveavatar.mini.training.vae_result import load_vae, measure_redrawing, measure_scale, write_vae
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block, encode
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae, encode
 
 TINY = dataclasses.replace(
     Recipe(),

@@ -15,7 +15,8 @@ from liveavatar.planner.pace import layer_tflop
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, resolve
 from liveavatar.storage import PLAIN, StorageConfig
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae
 
 BIG = WAN2_2_S2V_14B
 T = 1056

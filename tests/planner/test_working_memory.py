@@ -13,9 +13,10 @@ from liveavatar.model.transformer import ModelSlice, empty_transformer
 from liveavatar.planner import workspace_bytes
 from liveavatar.planner.memory import PUBLISHED_AUX
 from liveavatar.request import Request, resolve
+from liveavatar.vae.decoding import DecodeState, decode_block
 from liveavatar.vae.tile_grid import Grid
 from liveavatar.vae.tiling import TiledDecoder, encode_tiles
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block, to_channels_last
+from liveavatar.vae.wan import build_vae, to_channels_last
 
 BIG = WAN2_2_S2V_14B
 
@@ -53,7 +54,7 @@ def test_a_decode_fits_into_what_the_vae_is_given(dtype):
         state = DecodeState.empty(vae)
         for _ in range(2):
             decode_block(vae, state, empty(16, 3, height, width, dtype=dtype))
-    numbers = 2.25 * PUBLISHED_AUX.decode_state * height * width
+    numbers = 1.8 * PUBLISHED_AUX.decode_state * height * width
     assert numbers / 2 < seen.most / dtype.itemsize <= numbers
 
 

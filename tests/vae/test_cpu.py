@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from liveavatar.vae.wan import DecodeState, build_vae, decode_block, encode, use_mkldnn
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae, encode, use_mkldnn
 
 
 @pytest.fixture

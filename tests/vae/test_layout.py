@@ -5,15 +5,8 @@ import torch
 from torch import nn
 
 from liveavatar.components import open_components
-from liveavatar.vae.wan import (
-    DecodeState,
-    build_vae,
-    decode_block,
-    encode,
-    layout_for,
-    optimize_layout,
-    to_channels_last,
-)
+from liveavatar.vae.decoding import DecodeState, decode_block
+from liveavatar.vae.wan import build_vae, encode, layout_for, optimize_layout, to_channels_last
 
 
 def made(dtype: torch.dtype = torch.float32, base_dim: int = 8):
@@ -90,10 +83,9 @@ def test_nothing_on_the_way_through_the_decoder_loses_the_layout():
     vae, latents = convolve_as_gpus_do(to_channels_last(made(torch.bfloat16))), noise(16, 3, 4, 6)
     state = DecodeState.empty(vae)
     decode_block(vae, state, latents)
-    seen = passed(vae.decoder, lambda: decode_block(vae, state, latents))
-    assert len(seen) > 300 and [kind for kind, kept in seen if not kept] == []
-    lost = [f.nbytes for f in state.features if isinstance(f, torch.Tensor) and not follows(f)]
-    assert len(lost) <= 1 and sum(lost) < 0.01 * state.nbytes, "what the attention's strides of a lone frame hide"
+    decode_block(vae, state, latents)
+    kept = [f for f in state.features if isinstance(f, torch.Tensor)]
+    assert len(kept) > 25 and all(follows(f) for f in kept)
 
 
 def test_only_the_padding_loses_it_on_the_way_through_the_encoder():

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from liveavatar.components import open_components
 from liveavatar.media.image import fit_image, read_image, to_pixels
 from liveavatar.offload.streams import DeviceSlot, HostSlot
+from liveavatar.vae.decoding import decode_block, open_decode
 from liveavatar.vae.tile_grid import OVERLAP, Grid, most_spans, most_tiles, spans, tilings
 from liveavatar.vae.tiling import TiledDecoder, blend_weights, encode_tiles
-from liveavatar.vae.wan import build_vae, decode_block, encode, open_decode, to_channels_last
+from liveavatar.vae.wan import build_vae, encode, to_channels_last
 
 PORTRAIT = Path(__file__).parents[2] / "liveavatar/mini/assets/portrait.png"
 SIDE = 32

@@ -262,6 +262,7 @@ KEYS = {
     Kind.LORA: ["diffusion_model.blocks.0.ffn.0.lora_down.weight", "diffusion_model.blocks.0.ffn.0.lora_up.weight"],
     Kind.VAE: ["decoder.middle.0.residual.0.gamma"],
     Kind.VAE_2_2: ["decoder.middle.0.residual.0.gamma", "decoder.upsamples.0.upsamples.0.residual.2.weight"],
+    Kind.TINY_VAE: ["encoder.0.weight", "decoder.1.weight", "decoder.3.conv.0.weight", "decoder.22.bias"],
     Kind.TEXT: [f"encoder.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight" for i in range(24)],
     Kind.T5: [f"encoder.block.{i}.layer.0.SelfAttention.q.weight" for i in range(24)]
     + ["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"],

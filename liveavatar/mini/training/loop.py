@@ -90,6 +90,14 @@ def train_steps(
     return step >= steps
 
 
+@torch.no_grad()
+def follow_average(average: nn.Module, model: nn.Module, step: int) -> None:
+    """Move averaged weights towards the present ones; they remember about 200 steps."""
+    keep = min(0.995, step / (step + 10))
+    for kept, now in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(now, 1 - keep)
+
+
 def rate_share(step: int, steps: int) -> float:
     """Share (0 to 1) of the highest learning rate that a step uses."""
     warm = max(1, steps // 20)

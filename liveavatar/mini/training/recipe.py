@@ -20,6 +20,9 @@ class Recipe:
         vae_people: drawn for its pictures.
         vae_whole_share: share of its steps with one whole picture; the others see four quarters.
         vae_noise: highest standard deviation of the noise on its latents, of 1.
+        tiny_widths: channels of the tiny decoder's three levels and of its last layer.
+        tiny_people: whose latents it learns from.
+        tiny_steps, tiny_rate: its steps and their highest learning rate.
         dim, ffn_dim, num_heads, num_layers, audio_inject_layers: of the network.
         text_dim, text_len, text_layers, vocabulary: of the text encoder.
         audio_dim, audio_layers: hidden states of the sound encoder: their width, and their number with the input's.
@@ -42,6 +45,10 @@ class Recipe:
     vae_still_steps: int = 9500
     vae_decoder_steps: int = 3700
     vae_decoder_rate: float = 8e-4
+    tiny_widths: tuple[int, int, int, int] = (64, 64, 32, 16)
+    tiny_people: int = 160
+    tiny_steps: int = 4000
+    tiny_rate: float = 2e-3
     dim: int = 192
     ffn_dim: int = 512
     num_heads: int = 4

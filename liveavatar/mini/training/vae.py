@@ -16,7 +16,7 @@ from ...config import FRAMES_PER_LATENT
 from ...errors import MissingFilesError
 from ...vae.wan import FeatureMap, build_vae, empty_features
 from .fast_vae import quicken_training
-from .loop import load_checkpoint, train_steps
+from .loop import follow_average, load_checkpoint, train_steps
 from .vae_clips import Batch, batch_of, draw_clips
 
 if TYPE_CHECKING:
@@ -46,13 +46,6 @@ class Trainee(nn.Module):
         self.average.load_state_dict(self.vae.state_dict())
         self.register_buffer("mean", torch.zeros(1, LATENT_CHANNELS, 1, 1, 1))
         self.register_buffer("square", torch.ones(1, LATENT_CHANNELS, 1, 1, 1))
-
-    @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Move the averaged weights towards the present ones; they remember about 200 steps."""
-        keep = min(0.995, step / (step + 10))
-        for kept, now in zip(self.average.parameters(), self.vae.parameters(), strict=True):
-            kept.lerp_(now, 1 - keep)
 
     @torch.no_grad()
     def watch(self, latents: torch.Tensor) -> None:
@@ -115,7 +108,7 @@ def train_vae(recipe: Recipe, work: Path, minutes: float | None, log: Callable[[
     trainee = Trainee(recipe).to(device)
 
     def loss_of(step: int) -> torch.Tensor:
-        trainee.follow(step)
+        follow_average(trainee.average, trainee.vae, step)
         batch = batch_of(clips, step, recipe, device)
         noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         return vae_loss(trainee, batch, recipe.vae_noise, noise)
@@ -154,7 +147,7 @@ def train_decoder(recipe: Recipe, work: Path, minutes: float | None, log: Callab
     talking = dataclasses.replace(recipe, seed=recipe.seed + 1, vae_still_steps=0)
 
     def loss_of(step: int) -> torch.Tensor:
-        trainee.follow(step)
+        follow_average(trainee.average, trainee.vae, step)
         noise = torch.Generator().manual_seed(talking.seed * 1_000_003 + step)
         return decoder_loss(trainee, batch_of(clips, step, talking, device), recipe.vae_noise, noise)
 
@@ -186,7 +179,7 @@ def vae_loss(trainee: Trainee, batch: Batch, noise: float, generator: torch.Gene
         latents = _latents(vae, batch.pixels[:, :, past:], encoder)
         pictures = _pictures(vae, _noisy(trainee, latents, noise, generator), decoder, first=not past)
     trainee.watch(latents.detach())
-    loss = _picture_loss(pictures.float(), batch.pixels[:, :, past:], batch.weight)
+    loss = picture_loss(pictures.float(), batch.pixels[:, :, past:], batch.weight)
     size = latents.square().mean((0, 2, 3, 4))
     loss = loss + _SCALE * (latents.mean((0, 2, 3, 4)).square().mean() + (size - size.clamp_min(1e-4).log()).mean())
     # The first two latents of a video may differ though nothing moves: the caches are still empty.
@@ -209,7 +202,7 @@ def decoder_loss(trainee: Trainee, batch: Batch, noise: float, generator: torch.
             if before:
                 _pictures(vae, latents[:, :, :before], features, first=True)
         pictures = _pictures(vae, latents[:, :, before:], features, first=not past)
-    return _picture_loss(pictures.float(), batch.pixels[:, :, past:], batch.weight)
+    return picture_loss(pictures.float(), batch.pixels[:, :, past:], batch.weight)
 
 
 def _latents(vae: AutoencoderKLWan, pixels: torch.Tensor, features: FeatureMap) -> torch.Tensor:
@@ -237,7 +230,7 @@ def _noisy(trainee: Trainee, latents: torch.Tensor, noise: float, generator: tor
     return latents + error * trainee.deviation
 
 
-def _picture_loss(pictures: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def picture_loss(pictures: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Weighted absolute difference of the pictures, of their edges at two scales, and of mean colours."""
     error = pictures - target
     loss = (error.abs() * weight).mean()

@@ -111,18 +111,24 @@ def batch_of(clips: Clips, step: int, recipe: Recipe, device: torch.device | str
         i = int(rng.integers(len(clips.frames)))
         stands = single or rng.random() < 0.2
         frames = clips.frames[i, _order(rng, count, stands)]
-        weight = np.ones((SIZE, SIZE), np.float32)
-        left, top, right, bottom = clips.mouths[i]
-        weight[top:bottom, left:right] = 4.0
+        weight = mouth_weight(clips.mouths[i])
         x, y = _corner(rng, clips.mouths[i], side)
         frames, weight = frames[:, y : y + side, x : x + side], weight[y : y + side, x : x + side]
-        frames, weight = _varied(rng, frames, weight)
+        frames, weight = varied(rng, frames, weight)
         pixels.append(torch.from_numpy(np.ascontiguousarray(frames)))
         weights.append(torch.from_numpy(np.ascontiguousarray(weight)))
         still.append(stands)
     video = torch.stack(pixels).to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     weight_map = torch.stack(weights)[:, None, None].to(device)
     return Batch(video, weight_map, torch.tensor(still, device=device), 1 + 4 * past if past else 0)
+
+
+def mouth_weight(mouth: np.ndarray) -> np.ndarray:
+    """Weight of every pixel, float32 [SIZE, SIZE]: 4 in the mouth's box, 1 elsewhere."""
+    weight = np.ones((SIZE, SIZE), np.float32)
+    left, top, right, bottom = mouth
+    weight[top:bottom, left:right] = 4.0
+    return weight
 
 
 def _order(rng: np.random.Generator, count: int, stands: bool) -> np.ndarray:
@@ -146,7 +152,7 @@ def _corner(rng: np.random.Generator, mouth: np.ndarray, side: int) -> tuple[int
     return int(x), int(y)
 
 
-def _varied(rng: np.random.Generator, frames: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def varied(rng: np.random.Generator, frames: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mirrored in half of all cases; in a quarter with swapped colours or another contrast."""
     if rng.random() < 0.5:
         frames, weight = frames[:, :, ::-1], weight[:, ::-1]

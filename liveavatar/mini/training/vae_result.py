@@ -13,7 +13,8 @@ import torch
 
 from ...config import FRAMES_PER_LATENT
 from ...errors import MissingFilesError
-from ...vae.wan import DecodeState, build_vae, decode_block, encode, use_mkldnn
+from ...vae.decoding import DecodeState, decode_block
+from ...vae.wan import build_vae, encode, use_mkldnn
 from .loop import load_checkpoint
 from .vae import CHECKPOINT, DECODER, LATENT_CHANNELS, vae_settings
 from .vae_clips import Clips, draw_clips
