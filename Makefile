@@ -1,4 +1,5 @@
 # make demo    set up, then make a talking video from the project's own picture and voice
+# make live    set up, then serve a page on this machine that talks with you
 # make test    set up, then lint, types and tests
 # make test-all  the same with the slow tests and many more examples of every property
 # make fuzz    thousands of damaged files and odd requests, some minutes; ARGS="--kinds wav,png --seed 7" chooses
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-all fuzz package lint format clean
+.PHONY: setup demo live test test-all fuzz package lint format clean
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -30,6 +31,9 @@ setup: .venv/ready
 
 demo: setup
 	@$(RUN) -m liveavatar demo
+
+live: setup
+	@$(RUN) -m liveavatar live --open $(ARGS)
 
 # Two processes; the tests of a file stay together, and so do all that start workers. One process: ARGS="-n 0"
 test: lint

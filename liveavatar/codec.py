@@ -21,7 +21,7 @@ import torch
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioFeatures, Tail, encode_audio
+from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
 from .events import (
     ENCODING_AUDIO,
@@ -102,6 +102,10 @@ class Encoders(Protocol):
         """Features of so many video frames; as `encoders.audio.encode_audio`. The audio encoder comes and goes."""
         ...
 
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """The audio encoder itself, for sound that is heard while it is spoken; it goes with whoever holds it."""
+        ...
+
     def load_vae(self, callback: Callback = ignore) -> None:
         """Have the VAE; otherwise whatever needs it first loads it."""
         ...
@@ -170,6 +174,12 @@ class LocalEncoders:
             del model
         self._release_encoder(gone)
         return features
+
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """See `Encoders`."""
+        callback(share_event(ENCODING_AUDIO, 0.0))
+        with self.exec_config.active() as where:
+            return as_audio_encoder(self.components.audio_encoder(*where))
 
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, LatentScale
-from .encoders.audio import AudioFeatures, Tail
+from .encoders.audio import AudioEncoder, AudioFeatures, Tail
 from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, Callback, ignore, share_event
 from .spool import Rows
 from .streams import Decoder
@@ -102,6 +102,10 @@ class CachedEncoders:
             self.cache.audio.put(key, found)
         callback(share_event(ENCODING_AUDIO, 1.0))
         return found.share()
+
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """See `Encoders`."""
+        return self.encoders.audio_encoder(callback)
 
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""

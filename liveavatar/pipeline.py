@@ -7,7 +7,6 @@ every result can be kept and used again.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,13 +23,13 @@ from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, LiveAvatarError, LoRAError, ModelError, PlanError, RequestError, shown
+from .errors import AudioError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
+from .inputs import devices_of, extra_lora_of, path_given, read_inputs, request_with
 from .media.audio import AudioClip, audio_notes, mono_16k
-from .media.audio_file import read_audio
-from .media.image import check_image, read_image
-from .placement import Placement, devices_named
+from .media.image import check_image
+from .placement import Placement
 from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
 from .receipt import Receipt
@@ -42,6 +41,7 @@ from .request import (
     frame_count,
     prompt_to_encode,
     resolve,
+    resolve_open,
     sample_count,
 )
 from .session import OpenDecoder, Session, VideoTask
@@ -128,12 +128,12 @@ class LiveAvatarPipeline:
             ModelError: no such model, or an incomplete one, with the command that fetches what is missing.
             PlanError: a device that is not here.
         """
-        named = Placement(_devices(devices), stages, dtype, threads)
+        named = Placement(devices_of(devices), stages, dtype, threads)
         placement = placement or (None if backend and named == Placement() else named)
-        place = _path(model, "The model", ModelError)
-        given = {part: _path(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
+        place = path_given(model, "The model", ModelError)
+        given = {part: path_given(file, f"The {part}", ModelError) for part, file in parts.items() if file is not None}
         loras = [extra_loras] if isinstance(extra_loras, str | os.PathLike) else extra_loras
-        components = open_components(place, extra_loras=[_extra_lora(lora) for lora in loras], **given)
+        components = open_components(place, extra_loras=[extra_lora_of(lora) for lora in loras], **given)
         return cls(components, backend or LocalBackend(placement), placement)
 
     def __call__(
@@ -160,7 +160,7 @@ class LiveAvatarPipeline:
         if prompt is not None:
             options["prompt"] = prompt
         return VideoJob(
-            self, self.describe(image, audio, _request_with(Request() if request is None else request, options))
+            self, self.describe(image, audio, request_with(Request() if request is None else request, options))
         )
 
     def describe(
@@ -212,7 +212,16 @@ class LiveAvatarPipeline:
         """
         check_request(request)
         cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
-        resolved = resolve(request, image_size, samples, rate, (*notes, *cut))
+        return self._planned(resolve(request, image_size, samples, rate, (*notes, *cut)))
+
+    def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
+        """What a request would really make where nobody knows how long the sound will be; as `plan`."""
+        check_request(request)
+        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        resolved, plan = self._planned(resolve_open(request, image_size))
+        return dataclasses.replace(resolved, notes=(*cut, *resolved.notes)), plan
+
+    def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
         tiny = tiny_config(self.components)
         planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()), tiny)
@@ -515,81 +524,3 @@ def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int
     check_request(request)
     used = sample_count(request, len(audio.samples), audio.rate)
     return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)
-
-
-def _request_with(request: Request, options: dict[str, Any]) -> Request:
-    """A request with other values in some of its fields.
-
-    Raises:
-        RequestError: it is none, or has no such field.
-    """
-    if not isinstance(request, Request):
-        raise RequestError(f"The request is {shown(request)}.", "Give a Request, or its fields by name.")
-    known = [field.name for field in dataclasses.fields(Request)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise RequestError(
-                f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
-            )
-    return dataclasses.replace(request, **options)
-
-
-def _devices(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Devices by name, from a text or a sequence.
-
-    Raises:
-        PlanError: they are neither.
-    """
-    if isinstance(given, str):
-        return devices_named(given)
-    if isinstance(given, Sequence) and not isinstance(given, bytes):
-        return tuple(given)
-    raise PlanError(f"The devices {shown(given)} are not understood.", "Give their names: ['cuda:0', 'cuda:1'].")
-
-
-def _extra_lora(given: object) -> ExtraLoRA:
-    """A further LoRA, given as a path or with its strength.
-
-    Raises:
-        LoRAError: it is neither.
-    """
-    if isinstance(given, ExtraLoRA):
-        return given
-    file, strength = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise LoRAError(f"The strength {shown(strength)} of a LoRA is no number.", "Give 1, for example.")
-    return ExtraLoRA(Path(_path(file, "The LoRA", LoRAError)), float(strength))
-
-
-def _path(given: object, what: str, kind: type[LiveAvatarError]) -> str:
-    """The path of something that is read.
-
-    Raises:
-        LiveAvatarError: of that kind; it is no path.
-    """
-    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
-        return path
-    raise kind(f"{what} of type {type(given).__name__} is no path.", "Give a text or a pathlib.Path.")
-
-
-def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray,
-    audio: str | os.PathLike[str] | AudioClip,
-    seconds: float | None = None,
-    notes: list[str] | None = None,
-) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
-    """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
-
-    Args:
-        image, audio: files, or what is decoded already.
-        seconds: of the audio that are used; None: all.
-        notes: a sentence is added for everything of the image that is left out or altered.
-
-    Raises:
-        ImageError, AudioError: what cannot be read or used.
-    """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
-    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
-    return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

@@ -17,11 +17,13 @@ from typing import Protocol
 
 import torch
 
-from .encoders.audio import AudioFeatures
+from .encoders.audio import BlockFeatures
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
 from .request import ResolvedRequest, SinkDistance
+from .stage import Changes
 from .streams import Decoder, FrameStream, LatentStream
+from .task_graph import BlockGate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Conditioning:
         motion: latents of the image standing still for 73 frames [16, 19, h, w].
         prompt: prompt features [n, text_dim].
         audio: features of every block.
+        changes: of prompt (features) and portrait, on the way.
     """
 
     reference: torch.Tensor
     motion: torch.Tensor
     prompt: torch.Tensor
-    audio: AudioFeatures
+    audio: BlockFeatures
+    changes: Changes = dataclasses.field(default_factory=Changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +53,18 @@ class VideoTask:
         resolved: what will be made.
         conditioning: of what.
         distance: where the reference stands at each block.
+        gate: lets blocks in whose number is not known beforehand; None: there are as many as was resolved.
     """
 
     resolved: ResolvedRequest
     conditioning: Conditioning
     distance: SinkDistance
+    gate: BlockGate | None = None
+
+    @property
+    def blocks(self) -> int | None:
+        """How many there are; None where that is not known."""
+        return self.resolved.blocks if self.gate is None else None
 
 
 class Engine(Protocol):

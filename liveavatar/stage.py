@@ -13,7 +13,7 @@ import torch
 
 from .config import CLIP_BLOCKS
 from .model.kv_cache import BlockCache, SinkKV, SinkRecorder, Window, window_tokens
-from .model.layer import EAGER, AudioTokens, KVCache, LayerOps
+from .model.layer import EAGER, AudioTokens, KVCache, LayerOps, TextKV
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimestepEmbedding
 from .noise_schedule import NoiseSchedule, block_noise
@@ -21,7 +21,34 @@ from .offload.kv_cache import KVCacheShape, allocate_kv_caches
 from .request import SinkDistance
 from .storage import PLAIN, StorageConfig
 from .task_graph import Denoise, Prefill, Task, sink_version
+from .timeline import Timeline
 from .utils import to_device_async
+
+
+@dataclasses.dataclass(frozen=True)
+class Portrait:
+    """A reference image, encoded.
+
+    Attributes:
+        reference: its latent [16, 1, h, w].
+        motion: latents of it standing still for 73 frames [16, 19, h, w].
+    """
+
+    reference: torch.Tensor
+    motion: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What takes the place of the first prompt and the first portrait, from a block on.
+
+    Attributes:
+        prompts: features [n, text_dim], or [text_len, dim] where they are embedded.
+        portraits: of the same size as the first.
+    """
+
+    prompts: Timeline[torch.Tensor] = dataclasses.field(default_factory=Timeline)
+    portraits: Timeline[Portrait] = dataclasses.field(default_factory=Timeline)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +59,12 @@ class StageConditioning:
         rows, columns: patch grid of a latent frame (height and width in pixels / 16).
         schedule: the denoising steps.
         seed, distance: where the reference stands at each block.
-        prompt: embedded prompt [text_len, dim].
+        prompt: embedded prompt [text_len, dim] of the first block.
         time: embedded timesteps, one row per step and a last one for t = 0.
         motion: motion latents of the sink [16, 19, h, w].
         audio: block -> its audio tokens.
         clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
+        changes: of prompt (embedded) and portrait.
     """
 
     rows: int
@@ -49,6 +77,7 @@ class StageConditioning:
     motion: torch.Tensor
     audio: Callable[[int], AudioTokens]
     clip_blocks: int = CLIP_BLOCKS
+    changes: Changes = dataclasses.field(default_factory=Changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +105,15 @@ class StageInput:
 
 @dataclasses.dataclass(frozen=True)
 class InitialInputs:
-    """The inputs of tasks that come first: noise, or the reference.
+    """The inputs of tasks that come first: noise, or an image.
 
     Attributes:
-        reference: latent of the image [16, 1, h, w].
+        reference: latent of the first image [16, 1, h, w].
         seed: of the noise.
         size: height and width of a latent frame.
         dtype: of the noise's latent.
         clip_blocks: blocks whose noise is drawn in one piece.
+        portraits: that take the first one's place; see `Changes`.
     """
 
     reference: torch.Tensor
@@ -91,11 +121,12 @@ class InitialInputs:
     size: tuple[int, int]
     dtype: torch.dtype
     clip_blocks: int = CLIP_BLOCKS
+    portraits: Timeline[Portrait] = dataclasses.field(default_factory=Timeline)
 
     def stage_input(self, task: Task) -> StageInput:
-        """Of a task that `pipeline.begins`."""
+        """Of a task that `task_graph.is_first`."""
         if isinstance(task, Prefill):
-            return StageInput(self.reference)
+            return StageInput(self.portraits.value(task.version - 1).reference if task.version else self.reference)
         noise = block_noise(self.seed, task.block, self.reference.shape[0], *self.size, self.clip_blocks)
         return StageInput(noise.to(self.dtype))
 
@@ -131,7 +162,9 @@ class Stage:
         self.head_time = _own(conditioning.time.head.to(device))
         self.modulation = net.modulation(_own(conditioning.time.layers.to(device))).unbind(1)
         """Of each step, and of t = 0: what modulates the layers [layers, 6, dim]"""
-        self.text_kv = net.text_kv(conditioning.prompt.to(device, dtype))
+        self.text_kv: dict[int, list[TextKV]] = {}
+        """By version of the prompt; at most two are kept."""
+        self._text_kv_of(0)
         self._motion_rope = self.grid.motion()
         window = window_tokens(self.grid.tokens, conditioning.clip_blocks)
         shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
@@ -148,13 +181,28 @@ class Stage:
             inputs = dataclasses.replace(inputs, tokens=_own(inputs.tokens))
         return self._prefill(task, inputs) if isinstance(task, Prefill) else self._denoise(task, inputs)
 
+    def _text_kv_of(self, version: int) -> list[TextKV]:
+        """Keys and values of a version of the prompt; of all but the latest two they are made again."""
+        kept, given = self.text_kv, self.conditioning
+        if version not in kept:
+            for old in sorted(kept)[:-1]:
+                del kept[old]
+            prompt = given.changes.prompts.value(version) if version else given.prompt
+            kept[version] = self.net.text_kv(_own(prompt.to(self.device, self.dtype)))
+        return kept[version]
+
     def _prefill(self, task: Prefill, inputs: StageInput) -> StageInput:
-        tokens = inputs.tokens
+        tokens, changes = inputs.tokens, self.conditioning.changes
+        # The second version is made right after block 0, when nobody knows yet with what prompt it will be used.
+        block, motion = 0, self.conditioning.motion
+        if task.version > 1:
+            block, motion = changes.portraits.starts[task.version - 2], changes.portraits.value(task.version - 1).motion
+        text_kv = self._text_kv_of(changes.prompts.version(block))
         if tokens is None:
-            tokens = self.net.embed_sink(inputs.latent, to_device_async(self.conditioning.motion, self.device))
+            tokens = self.net.embed_sink(inputs.latent, to_device_async(motion, self.device))
         recorders = [SinkRecorder(self.grid.tokens) for _ in self.net.slice.layers]
         rope = self.grid.reference() + self._motion_rope
-        tokens = self.net.run_layers(tokens, self.modulation[-1], rope, self.text_kv, recorders, None, self.ops)
+        tokens = self.net.run_layers(tokens, self.modulation[-1], rope, text_kv, recorders, None, self.ops)
         self.sinks[task.version] = [m.sink for m in recorders if m.sink is not None]
         return StageInput(inputs.latent, tokens)
 
@@ -165,7 +213,8 @@ class Stage:
         audio = self.conditioning.audio(task.block).to(self.device)
         audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
         rope = self.grid.block(task.block)
-        tokens = self.net.run_layers(tokens, self.modulation[step], rope, self.text_kv, caches, audio, self.ops)
+        text_kv = self._text_kv_of(self.conditioning.changes.prompts.version(task.block))
+        tokens = self.net.run_layers(tokens, self.modulation[step], rope, text_kv, caches, audio, self.ops)
         if not self.net.slice.head:
             return StageInput(inputs.latent, tokens)
         velocity = self.net.velocity(tokens, self.head_time[step], self.grid.rows, self.grid.columns)
@@ -173,7 +222,7 @@ class Stage:
 
     def _block_caches(self, task: Denoise) -> Sequence[KVCache]:
         clip_blocks = self.conditioning.clip_blocks
-        version = sink_version(task.block, clip_blocks)
+        version = sink_version(task.block, clip_blocks, self.conditioning.changes.portraits.starts)
         for old in [v for v in self.sinks if v < version and task.step == self._last_step]:
             del self.sinks[old]
         time_id = self.conditioning.distance.reference_time_id(self.conditioning.seed, task.block, task.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import heapq
 import itertools
@@ -25,7 +26,8 @@ class Denoise:
 class Prefill:
     """The sink passing one shard of the layers for one group of steps.
 
-    Version 0 is made of the reference image; version 1, after the first clip, of the first latent frame of block 0.
+    Version 0 is made of the reference image; version 1, after the first clip, of the first latent frame of block 0;
+    further ones of images that take the reference's place from a block on.
     """
 
     version: int
@@ -105,27 +107,49 @@ def _even(count: int, pieces: int) -> tuple[range, ...]:
     return tuple(range(a, b) for a, b in itertools.pairwise(edges))
 
 
-def sink_version(block: int, clip_blocks: int = CLIP_BLOCKS) -> int:
-    """The sink a block attends to: the reference in the first clip, the first generated frame after it."""
-    return int(block >= clip_blocks)
+def sink_version(block: int, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()) -> int:
+    """The sink a block attends to: the reference in the first clip, the first generated frame after it; and from the
+    first of the blocks on at which another portrait begins, the latest of those."""
+    changes = bisect.bisect_right(portraits, block)
+    return 1 + changes if changes else int(block >= clip_blocks)
 
 
-def task_count(partition: Partition, blocks: int, first: int = 0, clip_blocks: int = CLIP_BLOCKS) -> int:
-    """Tasks of a video from block `first` on: every block at every step in every part, and, from the beginning, the
-    prefills of its sink versions."""
-    prefills = 0 if first else (1 + sink_version(blocks - 1, clip_blocks)) * partition.stages
+BlockGate = Callable[[int, bool], bool | None]
+"""Lets blocks in whose number is not known beforehand: called with a block, in order, and whether to wait. True: it may
+begin; False: the block before it was the last; None, only without waiting: not known yet."""
+
+
+def task_count(
+    partition: Partition, blocks: int, first: int = 0, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()
+) -> int:
+    """Tasks of a video from block `first` on: every block at every step in every part, and the prefills of its sink
+    versions."""
+    versions = 0 if first else 1 + renews_sink(blocks, clip_blocks, portraits)
+    versions += sum(first <= start < blocks for start in portraits)
+    prefills = versions * partition.stages
     return (blocks - first) * (partition.last_step + 1) * len(partition.layer_shards) + prefills
 
 
 def is_first(task: Task) -> bool:
-    """Whether no task comes before it: it takes up noise, or the reference."""
-    return task.shard == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version == 0)
+    """Whether no task comes before it: it takes up noise, or an image."""
+    return task.shard == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version != 1)
 
 
-def followers(partition: Partition, blocks: int, task: Task, clip_blocks: int = CLIP_BLOCKS) -> tuple[Task, ...]:
+def renews_sink(blocks: int | None, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()) -> bool:
+    """Whether there is (or may be: `blocks` is None) a block that attends to the second version of the sink."""
+    return (blocks is None or blocks > clip_blocks) and not (portraits and portraits[0] <= clip_blocks)
+
+
+def followers(
+    partition: Partition,
+    blocks: int | None,
+    task: Task,
+    clip_blocks: int = CLIP_BLOCKS,
+    portraits: Sequence[int] = (),
+) -> tuple[Task, ...]:
     """The tasks that take up what `task` leaves.
 
-    The last latent of block 0 starts the second version of the sink in every group of steps.
+    The last latent of block 0 starts the second version of the sink in every group of steps, if that is used.
     """
     within = task.shard + 1 < len(partition.layer_shards)
     if isinstance(task, Prefill):
@@ -134,7 +158,7 @@ def followers(partition: Partition, blocks: int, task: Task, clip_blocks: int = 
         return (Denoise(task.block, task.step, task.shard + 1),)
     if task.step < partition.last_step:
         return (Denoise(task.block, task.step + 1, 0),)
-    if task.block == 0 and blocks > clip_blocks:
+    if task.block == 0 and renews_sink(blocks, clip_blocks, portraits):
         return tuple(Prefill(1, group, 0) for group in range(len(partition.step_groups)))
     return ()
 
@@ -159,10 +183,12 @@ class Start:
 
 def paced_order(
     partition: Partition,
-    blocks: int,
+    blocks: int | None,
     cost: Callable[[Task], float] | None = None,
     first: int = 0,
     clip_blocks: int = CLIP_BLOCKS,
+    gate: BlockGate | None = None,
+    portraits: Sequence[int] = (),
 ) -> Iterator[Start]:
     """The tasks of a video in the order in which they start.
 
@@ -171,29 +197,41 @@ def paced_order(
 
     Args:
         partition: who owns what.
-        blocks: how many blocks the video has.
+        blocks: how many blocks the video has; None: as many as the gate lets in.
         cost: virtual duration of a task; by default its share of the layers.
         first: the block to begin with: 0, or beyond the first clip, where the stages hold all that blocks before left.
         clip_blocks: blocks of a clip; the first block of the second clip waits for the sink that block 0 renews.
+        gate: asked before a block is admitted. It is waited for only when there is nothing else to do, and what runs
+            meanwhile runs in an order of its own, with the same numbers.
+        portraits: blocks at which another portrait begins, ascending; known when the gate lets the block in.
     """
-    return _PacedSchedule(
-        partition, blocks, cost or (lambda task: len(partition.layer_shards[task.shard])), first, clip_blocks
-    ).play()
+    cost = cost or (lambda task: len(partition.layer_shards[task.shard]))
+    return _PacedSchedule(partition, blocks, cost, first, clip_blocks, gate or _open_gate, portraits).play()
+
+
+def _open_gate(block: int, wait: bool) -> bool:
+    return True
 
 
 class _PacedSchedule:
     """State of the pipeline in virtual time; its size does not grow with the number of blocks."""
 
-    def __init__(self, partition: Partition, blocks: int, cost: Callable[[Task], float], first: int, clip_blocks: int):
+    def __init__(
+        self,
+        partition: Partition,
+        blocks: int | None,
+        cost: Callable[[Task], float],
+        first: int,
+        clip_blocks: int,
+        gate: BlockGate,
+        portraits: Sequence[int],
+    ):
         if 0 < first <= clip_blocks:
             raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {clip_blocks}.")
-        self.partition, self.blocks, self.cost, self.first, self.clip_blocks = (
-            partition,
-            blocks,
-            cost,
-            first,
-            clip_blocks,
-        )
+        self.partition, self.cost, self.first, self.clip_blocks, self.gate = partition, cost, first, clip_blocks, gate
+        self.portraits = portraits
+        self.total = blocks
+        """How many blocks there will be; None as long as that is not known."""
         self.groups, self.parts = len(partition.step_groups), len(partition.layer_shards)
         self.waiting: dict[int, Task] = {}
         """Open blocks, by number, with the task each needs next; negative numbers are prefills."""
@@ -201,7 +239,7 @@ class _PacedSchedule:
         self.idle = set(range(partition.stages))
         self.done = {(s, p): first - 1 for s in range(partition.last_step + 1) for p in range(self.parts)}
         """The last block that each (step, part) finished."""
-        sink = sink_version(first, clip_blocks) if first else -1
+        sink = sink_version(first - 1, clip_blocks, portraits) if first else -1
         self.sinks = {(g, p): sink for g in range(self.groups) for p in range(self.parts)}
         self.admitted = self.started = first
         self.open = 0
@@ -212,27 +250,41 @@ class _PacedSchedule:
         now, finished = 0.0, self.first
         for group in range(0 if self.first else self.groups):
             self._wait(Prefill(0, group, 0))
-        while finished < self.blocks:
+        while finished != self.total:
             if self._may_admit(now):
-                self.waiting[self.admitted] = Denoise(self.admitted, 0, 0)
-                self.admitted += 1
-                self.open += 1
+                self._admit()
             yield from self._start_ready(now)
-            if self._may_admit(now):
-                continue
-            now = self._next_time(now)
-            while self.running and self.running[0][0] <= now:
-                finished += self._finish(heapq.heappop(self.running)[2])
+            if self._may_admit(now, wait=not self.running):
+                self._admit()
+            elif self.running or finished != self.total:
+                now = self._next_time(now)
+                while self.running and self.running[0][0] <= now:
+                    finished += self._finish(heapq.heappop(self.running)[2])
 
-    def _may_admit(self, now: float) -> bool:
-        """Paced by when the block before really started, and bounded by how many are open."""
-        if not self.admitted < self.blocks or self.open > self.partition.stages:
+    def _admit(self) -> None:
+        block = self.admitted
+        if block in self.portraits:
+            version = sink_version(block, self.clip_blocks, self.portraits)
+            for group in range(self.groups):
+                self._wait(Prefill(version, group, 0))
+        self.waiting[block] = Denoise(block, 0, 0)
+        self.admitted += 1
+        self.open += 1
+
+    def _may_admit(self, now: float, wait: bool = False) -> bool:
+        """Paced by when the block before really started, bounded by how many are open, and let in by the gate."""
+        if self.admitted == self.total or self.open > self.partition.stages:
             return False
-        return self.started == self.admitted and now >= self.next_admission
+        if self.started != self.admitted or now < self.next_admission:
+            return False
+        let_in = self.gate(self.admitted, wait)
+        if let_in is False:
+            self.total = self.admitted
+        return bool(let_in)
 
     def _next_time(self, now: float) -> float:
         times = [self.running[0][0]] if self.running else []
-        if self.admitted < self.blocks and self.started == self.admitted and self.next_admission > now:
+        if self.admitted != self.total and self.started == self.admitted and self.next_admission > now:
             times.append(self.next_admission)
         return min(times)
 
@@ -254,16 +306,17 @@ class _PacedSchedule:
         if isinstance(task, Prefill):
             return True
         sink = self.sinks[self.partition.group_of(task.step), task.shard]
-        return self.done[task.step, task.shard] == task.block - 1 and sink >= sink_version(task.block, self.clip_blocks)
+        needed = sink_version(task.block, self.clip_blocks, self.portraits)
+        return self.done[task.step, task.shard] == task.block - 1 and sink >= needed
 
     def _finish(self, task: Task) -> bool:
         """Record the end of a task and offer what follows it; whether it ends a block."""
         self.idle.add(self.partition.stage_of(task))
         if isinstance(task, Prefill):
-            self.sinks[task.group, task.shard] = task.version
+            self.sinks[task.group, task.shard] = max(task.version, self.sinks[task.group, task.shard])
         else:
             self.done[task.step, task.shard] = task.block
-        for follower in followers(self.partition, self.blocks, task, self.clip_blocks):
+        for follower in followers(self.partition, self.total, task, self.clip_blocks, self.portraits):
             self._wait(follower)
         ended = ends_block(self.partition, task)
         self.open -= ended
@@ -292,7 +345,7 @@ def _priority(task: Task) -> tuple[int, int, int]:
 
 def _tie(task: Task) -> tuple[int, int]:
     """Breaks ties between tasks that end together, so that the order never depends on chance."""
-    return (task.block, task.step) if isinstance(task, Denoise) else (-1, task.group)
+    return (task.block, task.step) if isinstance(task, Denoise) else (-1 - task.version, task.group)
 
 
 _TICKS = 2.0**30

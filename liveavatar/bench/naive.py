@@ -79,7 +79,7 @@ class NaiveStage(Stage):
         }
 
     def run(self, task: Task, stage_input: StageInput) -> StageInput:
-        self.text_kv = self.net.text_kv(self.conditioning.prompt.to(self.device, self.dtype))
+        self.text_kv.clear()
         return super().run(task, stage_input)
 
     def _block_caches(self, task: Denoise) -> Sequence[KVCache]:

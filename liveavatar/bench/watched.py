@@ -112,12 +112,13 @@ class WatchedEngine(LocalEngine):
             first = next(iter(stage.kv_caches.values()))[0]
             slots += 2 * _bytes(first.host_cache.tensors()) if isinstance(first, OffloadedKVCache) else 0
         sinks = [sink for stage in self.stages for version in stage.sinks.values() for sink in version]
+        text_kv = [kv for stage in self.stages for version in stage.text_kv.values() for kv in version]
         return {
             "KV cache": MemoryUse(near, far),
             "slots": MemoryUse(slots),
             "sink": MemoryUse(_bytes(t for sink in sinks for t in vars(sink).values())),
             "text": MemoryUse(
-                _bytes(t for stage in self.stages for kv in stage.text_kv for t in vars(kv).values())
+                _bytes(t for kv in text_kv for t in vars(kv).values())
                 + _bytes(t for stage in self.stages for t in stage.modulation)
             ),
         }

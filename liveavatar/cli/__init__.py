@@ -1,5 +1,5 @@
-"""The command line: `python -m liveavatar generate | plan | inspect | demo | doctor | bench | workers | cluster |
-repair`.
+"""The command line: `python -m liveavatar generate | plan | inspect | demo | live | doctor | bench | workers |
+cluster | repair`.
 
 Exit codes: 0 the work is complete, 1 it broke off half-way or found something wrong, 2 the request was refused,
 130 it was cancelled.
@@ -22,7 +22,7 @@ from ..doctor import command as doctor
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
 from ..utils import brief_spinning
-from . import cluster, demo, generate, inspect, plan, repair, workers
+from . import cluster, demo, generate, inspect, live, plan, repair, workers
 from .parser import Parser
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, forget_output, say_error
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "plan": plan,
     "inspect": inspect,
     "demo": demo,
+    "live": live,
     "doctor": doctor,
     "bench": bench,
     "workers": workers,

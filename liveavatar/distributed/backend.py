@@ -18,7 +18,7 @@ from ..planner import Plan
 from ..session import VideoTask
 from .cluster import LOCAL, check_address, ray_module
 from .cluster_token import checked_token
-from .encoders import RayEncoders
+from .encoders import RayEncoders, only_local
 from .monitor import VideoRun, superseded
 from .pool import STOP_TIMEOUT_SECONDS, WorkerPool
 from .queue import IdleReaper, JobQueue, PauseFlag
@@ -88,7 +88,11 @@ class RayEngine:
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
+            PlanError: its length is open, or its prompt or portrait changes.
         """
+        changes = job.conditioning.changes
+        if job.gate is not None or len(changes.prompts) or len(changes.portraits):
+            raise only_local("A video of open length, or with changes of prompt or portrait,")
         ticket = self._jobs.acquire(callback)
         try:
             self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)

@@ -14,7 +14,8 @@ import torch
 from ..codec import ExecConfig, LatentScale
 from ..components import Components
 from ..config import BLOCK_FRAMES
-from ..encoders.audio import AudioFeatures, Tail
+from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
+from ..errors import PlanError
 from ..events import (
     ENCODING_AUDIO,
     ENCODING_IMAGE,
@@ -40,6 +41,14 @@ _numbers = itertools.count(1)
 """Of audio and decoders."""
 _PIECE = 1 << 20
 _BLOCKS_AT_ONCE = 8
+
+
+def only_local(what: str) -> PlanError:
+    """Something that worker processes cannot do yet."""
+    return PlanError(
+        f"{what} is not possible in worker processes yet.",
+        "Run it in this process (engine local), on the same devices.",
+    )
 
 
 class RayEncoders:
@@ -83,6 +92,10 @@ class RayEncoders:
             return self._fetch(number, AudioFeatures(layers, channels), frames // BLOCK_FRAMES, heartbeat)
         finally:
             self._worker.call_async("close_audio", number)
+
+    def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
+        """Not to be had: it lives in the worker."""
+        raise only_local("Live talk")
 
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""

@@ -82,6 +82,28 @@ def interpolation(features: int, steps: int, indices: np.ndarray) -> tuple[np.nd
     return left, (rest / over).astype(np.float32)
 
 
+class BlockFeatures(Protocol):
+    """Where the audio features of blocks come from.
+
+    Attributes:
+        layers, channels: hidden states per frame and their width.
+    """
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def block(self, b: int) -> torch.Tensor:
+        """Block b as float32 [layers, channels, 12] on the CPU."""
+        ...
+
+    def close(self) -> None:
+        """Let memory and files go."""
+        ...
+
+
 class AudioFeatures:
     """Hidden states per video frame, handed out by block. Blocks may be read in any order and from several threads.
 

@@ -33,7 +33,7 @@ from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
 from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
 from ..session import VideoTask, cpu_threads
-from ..stage import InitialInputs, Stage, StageConditioning, StageInput
+from ..stage import Changes, InitialInputs, Stage, StageConditioning, StageInput
 from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
 from ..task_graph import Partition, Task, ends_block, followers, is_first, paced_order, task_count
 from ..weights.load import TensorDevice, watched_reads
@@ -319,9 +319,11 @@ class LocalEngine:
         """The finished latents, on their way to the CPU."""
         with self._inference():
             run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
-        partition, blocks, clip_blocks = self.plan.partition, job.resolved.blocks, job.resolved.clip_blocks
-        total = task_count(partition, blocks, clip_blocks=clip_blocks)
-        for start in paced_order(partition, blocks, clip_blocks=clip_blocks):
+        partition, clip_blocks = self.plan.partition, job.resolved.clip_blocks
+        portraits = job.conditioning.changes.portraits.starts
+        total = 0 if job.blocks is None else task_count(partition, job.blocks, 0, clip_blocks, portraits)
+        order = paced_order(partition, job.blocks, clip_blocks=clip_blocks, gate=job.gate, portraits=portraits)
+        for start in order:
             with self._inference():
                 with self._timer.time(start.stage):
                     finished = run.run(start.task)
@@ -358,7 +360,7 @@ class LocalEngine:
         return choose_attention(self.plan.attention, torch.device(stage.device), self._dtype, head_dim)
 
     def _conditioning(self, job: VideoTask) -> StageConditioning:
-        embedders, resolved = self._embedders(), job.resolved
+        embedders, resolved, changes = self._embedders(), job.resolved, job.conditioning.changes
         schedule = NoiseSchedule.flow_matching(resolved.steps)
         rows, columns = (n // 2 for n in resolved.latent_size)
         return StageConditioning(
@@ -372,6 +374,7 @@ class LocalEngine:
             motion=job.conditioning.motion,
             audio=self._audio_tokens(embedders, job),
             clip_blocks=resolved.clip_blocks,
+            changes=Changes(changes.prompts.map(embedders.embed_text), changes.portraits),
         )
 
     def _audio_tokens(self, embedders: CausalS2VTransformer, job: VideoTask) -> Callable[[int], AudioTokens]:
@@ -434,14 +437,15 @@ class _LocalRun:
 
     def __init__(self, partition: Partition, job: VideoTask, stages: list[Stage], dtype: torch.dtype):
         e = job.resolved
-        self.partition, self.blocks, self.clip_blocks, self.stages = partition, e.blocks, e.clip_blocks, stages
-        self.initial = InitialInputs(job.conditioning.reference, e.seed, e.latent_size, dtype, e.clip_blocks)
+        self.partition, self.blocks, self.clip_blocks, self.stages = partition, job.blocks, e.clip_blocks, stages
+        reference, portraits = job.conditioning.reference, job.conditioning.changes.portraits
+        self.initial = InitialInputs(reference, e.seed, e.latent_size, dtype, e.clip_blocks, portraits)
         self.inputs: dict[Task, StageInput] = {}
 
     def run(self, task: Task) -> torch.Tensor | None:
         """Run one task; the latent when it ends its block."""
         stage_input = self.initial.stage_input(task) if is_first(task) else self.inputs.pop(task)
         left = self.stages[self.partition.stage_of(task)].run(task, stage_input)
-        for follower in followers(self.partition, self.blocks, task, self.clip_blocks):
+        for follower in followers(self.partition, self.blocks, task, self.clip_blocks, self.initial.portraits.starts):
             self.inputs[follower] = left.for_follower(task, follower)
         return left.latent if ends_block(self.partition, task) else None

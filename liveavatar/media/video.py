@@ -243,6 +243,36 @@ def check_writable(path: Path) -> None:
         raise refusal(path, error) from error
 
 
+class FrameConverter:
+    """RGB images as video frames: yuv420p, BT.709, limited range."""
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def frame(self, image: np.ndarray, number: int, fps: int) -> VideoFrame:
+        """An image uint8 [H, W, 3] as frame `number` of a video."""
+        import av
+
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(image, "rgb24"),
+            format="yuv420p",
+            dst_colorspace=_BT709,
+            src_color_range=_FULL,
+            dst_color_range=_LIMITED,
+        )
+        frame.pts = number
+        frame.time_base = Fraction(1, fps)
+        return frame
+
+
+def set_colours(context: Any) -> None:
+    """Say in an encoder's settings what `FrameConverter` makes."""
+    context.color_range = _LIMITED
+    context.color_primaries = context.color_trc = context.colorspace = _BT709
+
+
 class VideoWriter:
     """Writes frames and their audio to an MP4: H.264 (yuv420p, BT.709, limited range) and AAC.
 
@@ -342,7 +372,7 @@ class VideoWriter:
             if self._container is None:
                 self._open()
             for image in rgb:
-                self._mux_picture(self._stream.encode(self._frame(image)))
+                self._mux_picture(self._stream.encode(self._converter.frame(image, self.frames_written, self.fps)))
                 self._sha.update(image.data)
                 self.frames_written += 1
             if self._track is not None:
@@ -390,7 +420,6 @@ class VideoWriter:
 
     def _open(self) -> None:
         import av
-        from av.video.reformatter import VideoReformatter
 
         self.claim()
         assert self._claim is not None
@@ -401,25 +430,10 @@ class VideoWriter:
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
         context.time_base = Fraction(1, self.fps)
-        context.color_range = _LIMITED
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        self._reformatter = VideoReformatter()
+        set_colours(context)
+        self._converter = FrameConverter()
         self._track = None if self._sound is None else Soundtrack(container, self._sound)
         self._stream, self._container = stream, container
-
-    def _frame(self, image: np.ndarray) -> VideoFrame:
-        import av
-
-        frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(image, "rgb24"),
-            format="yuv420p",
-            dst_colorspace=_BT709,
-            src_color_range=_FULL,
-            dst_color_range=_LIMITED,
-        )
-        frame.pts = self.frames_written
-        frame.time_base = Fraction(1, self.fps)
-        return frame
 
     def _mux_picture(self, packets: Iterable[Packet]) -> None:
         for packet in packets:

@@ -25,6 +25,7 @@ LAYERS = (
         "noise_schedule",
         "request",
         "task_graph",
+        "timeline",
         "charts",
         "spool",
         "files",
@@ -48,6 +49,7 @@ LAYERS = (
         "doctor",
         "recorder",
         "hardware_cache",
+        "inputs",
         "conditioning_cache",
         "mini/judge",
         "mini/exam",
@@ -55,6 +57,7 @@ LAYERS = (
         "mini/evaluate",
     },
     {"pipeline"},
+    {"live"},
     {
         "cli",
         "bench/command",

@@ -104,7 +104,10 @@ def test_the_voice_is_small_and_speaks_for_a_few_seconds():
 
 
 def test_assets_travel_with_the_package(metadata):
-    assert metadata["tool"]["setuptools"]["package-data"] == {"liveavatar.mini": ["assets/*", "model/**/*"]}
+    assert metadata["tool"]["setuptools"]["package-data"] == {
+        "liveavatar.mini": ["assets/*", "model/**/*"],
+        "liveavatar.live": ["page/*"],
+    }
     assert (ASSETS.parent / "__init__.py").is_file(), "without it the assets are not installed"
 
 

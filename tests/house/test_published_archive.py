@@ -20,6 +20,7 @@ PUBLISHED = {
     "SECURITY.md",
     "__init__.py",
     "docs",
+    "examples",
     "liveavatar",
     "locales",
     "nodes",

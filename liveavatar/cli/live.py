@@ -1,0 +1,124 @@
+"""Talk live: serve a page that hears a microphone or typed words and shows the talking portrait."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import secrets
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import LiveAvatarError, RequestError
+from ..request import DEFAULT_PROMPT, check_request
+from .demo import ASSETS
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
+from .parser import whole_number
+from .terminal import REFUSED, say, say_error
+
+if TYPE_CHECKING:
+    from ..live.server import LiveServer
+
+PORT = 8030
+_UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync", "engine": "local"}
+"""Options of videos that a live talk does not have, with what they are where they were not given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `live`."""
+    parser.add_argument("--image", metavar="P", help="the portrait (default: this project's own)")
+    parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help="what the video shows, in words")
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=whole_number(PORT), default=PORT, metavar="N", help=f"0: any (default: {PORT})")
+    parser.add_argument("--token", metavar="T", help="clients have to know it; beyond this machine one is drawn")
+    parser.add_argument(
+        "--origin", action="append", default=[], metavar="URL", help="another page that may connect; may be repeated"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    add_request_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    request = request_of(arguments)
+    check_placement_options(arguments)
+    check_request(request)
+    _check(arguments)
+    from ..live.server import LiveServer
+    from ..media.image import read_image
+    from ..pipeline import LiveAvatarPipeline
+
+    local = _is_local(arguments.host)
+    token = arguments.token if arguments.token is not None else "" if local else secrets.token_urlsafe(16)
+    try:
+        image = read_image(Path(arguments.image or ASSETS / "portrait.png"))
+        pipeline = LiveAvatarPipeline.from_pretrained(
+            arguments.model, placement=placement_of(arguments), **parts_of(arguments)
+        )
+        pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
+        server = LiveServer(pipeline, image, dataclasses.replace(request, seconds=None), token, tuple(arguments.origin))
+        asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
+    except LiveAvatarError as error:
+        say_error(error)
+        return REFUSED
+    return 0
+
+
+async def _serve(server: LiveServer, host: str, port: int, open_page: bool) -> None:
+    from aiohttp import web
+
+    runner = web.AppRunner(server.application())
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise RequestError(
+                f"Port {port} of {host} cannot be used ({error.strerror or error}).", "Choose another: --port 0."
+            ) from error
+        url = f"http://{_shown_host(host)}:{runner.addresses[0][1]}/"
+        url += f"#token={server.token}" if server.token else ""
+        say([f"page    {url}", "Ctrl-C ends it."])
+        if open_page:
+            await asyncio.to_thread(webbrowser.open, url)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be served, before anything is loaded.
+
+    Raises:
+        RequestError: an option that nobody would heed, a port that does not exist, or aiohttp is not installed.
+    """
+    for name, default in _UNHEEDED.items():
+        if getattr(arguments, name) != default:
+            raise RequestError(f"--{name} is not for live talk.", "Leave it out.")
+    if not 0 <= arguments.port <= 65_535:
+        raise RequestError(f"--port {arguments.port} is not possible.", "Use 0 to 65535; 0 takes a free one.")
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError as error:
+        raise RequestError(
+            f"Live talk needs the package aiohttp, which this Python ({sys.executable}) lacks.",
+            "Install it (ComfyUI has it, and so has .venv after `make setup`).",
+        ) from error
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _shown_host(host: str) -> str:
+    return "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host

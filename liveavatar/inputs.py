@@ -1,0 +1,98 @@
+"""What the front door is given: a request by its fields, devices, LoRAs, paths, and the files of a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import LiveAvatarError, LoRAError, PlanError, RequestError, shown
+from .media.audio import AudioClip
+from .media.audio_file import read_audio
+from .media.image import check_image, read_image
+from .placement import devices_named
+from .request import Request
+from .weights.lora import ExtraLoRA
+
+
+def request_with(request: Request, options: dict[str, Any]) -> Request:
+    """A request with other values in some of its fields.
+
+    Raises:
+        RequestError: it is none, or has no such field.
+    """
+    if not isinstance(request, Request):
+        raise RequestError(f"The request is {shown(request)}.", "Give a Request, or its fields by name.")
+    known = [field.name for field in dataclasses.fields(Request)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise RequestError(
+                f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
+            )
+    return dataclasses.replace(request, **options)
+
+
+def devices_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Devices by name, from a text or a sequence.
+
+    Raises:
+        PlanError: they are neither.
+    """
+    if isinstance(given, str):
+        return devices_named(given)
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        return tuple(given)
+    raise PlanError(f"The devices {shown(given)} are not understood.", "Give their names: ['cuda:0', 'cuda:1'].")
+
+
+def extra_lora_of(given: object) -> ExtraLoRA:
+    """A further LoRA, given as a path or with its strength.
+
+    Raises:
+        LoRAError: it is neither.
+    """
+    if isinstance(given, ExtraLoRA):
+        return given
+    file, strength = given if isinstance(given, tuple) and len(given) == 2 else (given, 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise LoRAError(f"The strength {shown(strength)} of a LoRA is no number.", "Give 1, for example.")
+    return ExtraLoRA(Path(path_given(file, "The LoRA", LoRAError)), float(strength))
+
+
+def path_given(given: object, what: str, kind: type[LiveAvatarError]) -> str:
+    """The path of something that is read.
+
+    Raises:
+        LiveAvatarError: of that kind; it is no path.
+    """
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        return path
+    raise kind(f"{what} of type {type(given).__name__} is no path.", "Give a text or a pathlib.Path.")
+
+
+def read_inputs(
+    image: str | os.PathLike[str] | np.ndarray,
+    audio: str | os.PathLike[str] | AudioClip,
+    seconds: float | None = None,
+    notes: list[str] | None = None,
+) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
+    """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
+
+    Args:
+        image, audio: files, or what is decoded already.
+        seconds: of the audio that are used; None: all.
+        notes: a sentence is added for everything of the image that is left out or altered.
+
+    Raises:
+        ImageError, AudioError: what cannot be read or used.
+    """
+    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
+    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
+    return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

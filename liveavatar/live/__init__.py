@@ -1,0 +1,1 @@
+"""Live talk: sound goes in while it is spoken, pictures come out."""

@@ -1,0 +1,123 @@
+"""One talk: a live session whose blocks are encoded for whoever watches, and who may come back after a cut."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ..errors import RequestError
+from ..media.fragments import FragmentEncoder
+from .audio_feed import OUTPUT_RATE
+from .session import LiveBlock, LiveSession
+
+PENDING_BYTES = 4 << 20
+"""Encoded video that waits for a slow viewer; more is left out, whole blocks at a time."""
+Send = Callable[[bytes], None]
+"""Takes a piece of video; called in the talk's own thread."""
+
+
+class Talk:
+    """Reads a session and hands its video to one viewer at a time.
+
+    A viewer that comes later, or comes back, gets a stream of its own that begins with its header. Without a viewer the
+    avatar goes on talking, and nothing is encoded.
+
+    Args:
+        session: belongs to the talk from now on.
+        on_end: called in the talk's thread when the session has ended, with what ended it or None.
+        record: called with every block; slower than real time it delays the avatar.
+    """
+
+    def __init__(
+        self,
+        session: LiveSession,
+        on_end: Callable[[BaseException | None], None],
+        record: Callable[[LiveBlock], None] | None = None,
+    ):
+        self.session, self.token = session, secrets.token_urlsafe(16)
+        self._on_end, self._record = on_end, record
+        self._changed = threading.Lock()
+        self._send: Send | None = None
+        self._encoder: FragmentEncoder | None = None
+        self._going = threading.Event()
+        self._going.set()
+        self.skipped_blocks = 0
+        """That were left out because the viewer was too slow."""
+        self.pending: Callable[[], int] = lambda: 0
+        """Bytes that wait for the viewer."""
+        self.last_heard = time.monotonic()
+        """When the client last asked for anything, for whoever ends idle talks."""
+        self._thread = threading.Thread(target=self._run, name="liveavatar-talk", daemon=True)
+        self._thread.start()
+
+    def watch(self, send: Send | None, pending: Callable[[], int] = lambda: 0) -> None:
+        """Send the video to this viewer from the next block on, in place of the one before; None: to nobody."""
+        with self._changed:
+            self._send, self.pending = send, pending
+            self._encoder = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a viewer."""
+        return self._send is not None
+
+    def push(self, samples: np.ndarray, rate: int) -> None:
+        """Add sound; a paused talk takes none.
+
+        Raises:
+            RequestError: as `LiveSession.push`, or it is paused.
+        """
+        if not self._going.is_set():
+            raise RequestError("The talk is paused.", "Resume it first.")
+        self.session.push(samples, rate)
+
+    def pause(self) -> None:
+        """Stand still."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._going.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether it stands still."""
+        return not self._going.is_set()
+
+    def close(self) -> None:
+        """End the talk and its session. May be called again."""
+        self._going.set()
+        self.session.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for block in self.session.blocks():
+                if self._record is not None:
+                    self._record(block)
+                self._show(block)
+                self._going.wait()
+        except BaseException as caught:
+            error = caught
+        self.session.close()
+        self._on_end(error)
+
+    def _show(self, block: LiveBlock) -> None:
+        with self._changed:
+            send = self._send
+            if send is None:
+                return
+            if self.pending() > PENDING_BYTES:
+                self.skipped_blocks += 1
+                self._encoder = None  # what comes after a gap begins with a header and a key frame of its own
+                return
+            if self._encoder is None:
+                height, width = block.images.shape[1:3]
+                self._encoder = FragmentEncoder(width, height, OUTPUT_RATE)
+            send(self._encoder.encode(block.images, block.audio))

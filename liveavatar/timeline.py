@@ -1,0 +1,138 @@
+"""What changes while a video goes on: values that hold from a block on, and prompts by time as people write them."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from .config import BLOCK_FRAMES, FPS
+from .errors import RequestError, shown
+
+T = TypeVar("T")
+U = TypeVar("U")
+MAX_PROMPTS = 1000
+"""Of one timeline; each takes room for its features until its block is over."""
+
+
+class Timeline(Generic[T]):
+    """Values that take the place of the first one, each from a block on. It may grow while it is read in other threads.
+
+    Versions count them: 0 is what holds before the first change, which the timeline itself does not know.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        """Blocks from which the values hold, ascending."""
+        self._values: list[T | None] = []
+        self._forgotten = 0
+
+    def add(self, block: int, value: T) -> None:
+        """Let a value hold from a block on; one that begins at the same block takes the other's place.
+
+        Raises:
+            ValueError: a later change is known already.
+        """
+        if self.starts and block < self.starts[-1]:
+            raise ValueError(f"A change at block {block} after one at block {self.starts[-1]}.")
+        if self.starts and block == self.starts[-1]:
+            self._values[-1] = value
+            return
+        self._values.append(value)  # first, so that whoever sees the start finds the value
+        self.starts.append(block)
+
+    def version(self, block: int) -> int:
+        """How many changes there were up to and including a block."""
+        return bisect.bisect_right(self.starts, block)
+
+    def value(self, version: int) -> T:
+        """The value of a version, from 1 on.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        value = self._values[version - 1]
+        if value is None:
+            raise ValueError(f"Version {version} is forgotten.")
+        return value
+
+    def forget(self, block: int) -> None:
+        """Let go of the values that hold at no block from this one on; it is not asked for them again."""
+        for version in range(self._forgotten + 1, self.version(block)):
+            self._values[version - 1] = None
+            self._forgotten = version
+
+    def map(self, function: Callable[[T], U]) -> Timeline[U]:
+        """The same changes, of other values: each is made when it is asked for, and made again when asked again."""
+        return _MappedTimeline(self, function)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[tuple[int, T]]:
+        """Blocks and values that are not forgotten."""
+        kept = zip(list(self.starts), self._values, strict=False)
+        return ((start, value) for start, value in kept if value is not None)
+
+
+class _MappedTimeline(Timeline[U], Generic[T, U]):
+    """See `Timeline.map`; it grows with the other."""
+
+    def __init__(self, source: Timeline[T], function: Callable[[T], U]):
+        self.starts, self._source, self._function = source.starts, source, function
+
+    def add(self, block: int, value: U) -> None:
+        raise TypeError("Changes are added to the timeline that this one is made of.")
+
+    def value(self, version: int) -> U:
+        return self._function(self._source.value(version))
+
+    def __iter__(self) -> Iterator[tuple[int, U]]:
+        return ((start, self._function(value)) for start, value in self._source)
+
+
+def parse_prompts(text: str) -> tuple[tuple[float, str], ...]:
+    """Prompts by time: one a line, "seconds: prompt" or "minutes:seconds: prompt".
+
+    Empty lines, and lines that begin with #, are passed over. A change takes effect at the block (0.48 s) its time lies
+    in.
+
+    Returns:
+        Seconds and prompts, ascending.
+
+    Raises:
+        RequestError: a line that is not understood, names a time twice or an earlier one than the line before it.
+    """
+    found: list[tuple[float, str]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        seconds, prompt = _prompt_of(line, number)
+        if found and block_at(seconds) <= block_at(found[-1][0]):
+            raise RequestError(
+                f"Line {number} of the timeline begins at {seconds:g} s, the one before it at {found[-1][0]:g} s.",
+                f"Write the lines in the order of time, at least {BLOCK_FRAMES / FPS} s (a block) apart.",
+            )
+        found.append((seconds, prompt))
+    if len(found) > MAX_PROMPTS:
+        raise RequestError(f"The timeline has {len(found)} prompts.", f"The most are {MAX_PROMPTS}.")
+    return tuple(found)
+
+
+_LINE = re.compile(r"\s*(?:(\d{1,4}):)?(\d{1,6}(?:\.\d{1,6})?)\s*s?\s*:\s*(\S.*?)\s*")
+
+
+def _prompt_of(line: str, number: int) -> tuple[float, str]:
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise RequestError(
+            f"Line {number} of the timeline is not understood: {shown(line.strip())}.",
+            'Write "seconds: prompt", such as "12.5: She laughs.", or "1:02.5: She laughs." for minutes and seconds.',
+        )
+    return 60 * int(match[1] or 0) + float(match[2]), match[3]
+
+
+def block_at(seconds: float) -> int:
+    """The block that a time lies in."""
+    return int(seconds * FPS / BLOCK_FRAMES + 1e-9)

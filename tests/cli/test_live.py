@@ -1,0 +1,72 @@
+"""`live` refuses what it cannot serve before anything is loaded, and serves its page until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from liveavatar.cli import main
+
+PROJECT = Path(__file__).parents[2]
+pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--seconds", "3"], "--seconds is not for live talk"),
+        (["--engine", "ray"], "--engine is not for live talk"),
+        (["--port", "70000"], "0 to 65535"),
+        (["--size", "1x1"], "too small"),
+        (["--image", "/nowhere.png"], "nowhere.png"),
+        (["--model", "/nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["live", "--port", "0", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["live", "--model", "untrained", "--port", str(port)]) == 2
+    assert f"Port {port}" in capsys.readouterr().err
+
+
+def served(*options: str) -> tuple[str, str, int]:
+    """The page's address, its text, and the exit code after Ctrl-C."""
+    command = [sys.executable, "-m", "liveavatar", "live", "--model", "untrained", "--port", "0", *options]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().split()[1]
+            with contextlib.closing(urllib.request.urlopen(address, timeout=30)) as page:
+                text = page.read().decode()
+            process.send_signal(signal.SIGINT)
+            return address, text, process.wait(60)
+        finally:
+            process.kill()
+
+
+def test_the_page_is_served_until_ctrl_c() -> None:
+    address, text, code = served()
+    assert address.startswith("http://127.0.0.1:")
+    assert "token" not in address
+    assert "live.js" in text
+    assert code in (0, 130)
+
+
+def test_beyond_this_machine_a_token_is_drawn() -> None:
+    address, _, _ = served("--host", "0.0.0.0")
+    assert len(address.partition("#token=")[2]) > 16

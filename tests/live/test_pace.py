@@ -1,0 +1,134 @@
+"""Blocks begin on a grid of 0.48 s; speech begins inside them, and is not torn by sound that comes a little late."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveavatar.live import audio_feed
+from liveavatar.live.audio_feed import BLOCK_SAMPLES, AudioFeed, BlockAudio
+from liveavatar.live.pace import Pace
+
+RATE = 16_000
+AHEAD = 2560
+
+
+class Clock:
+    """Time that a test turns on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ramp(start: int, count: int) -> np.ndarray:
+    """Samples that tell their number."""
+    return (np.arange(start, start + count) % 1000 / 1000 + 0.001).astype(np.float32)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(audio_feed.time, "monotonic", clock)
+    return clock
+
+
+def played(feed: AudioFeed, clock: Clock, arrivals: list[tuple[float, np.ndarray]], seconds: float) -> list[BlockAudio]:
+    """What blocks hear, by a clock of 10 ms, when sound arrives at these times."""
+    pace, blocks, start = Pace(feed, 0.16, clock=clock), [], clock.now
+    waiting = list(arrivals)
+    while clock.now < start + seconds:
+        while waiting and waiting[0][0] <= clock.now - start + 1e-9:
+            feed.push(waiting.pop(0)[1], RATE)
+        audio = pace.next_audio(wait=False)
+        if isinstance(audio, BlockAudio):
+            blocks.append(audio)
+        clock.now += 0.01
+    return blocks
+
+
+def test_silence_keeps_the_pace(clock: Clock) -> None:
+    blocks = played(AudioFeed(), clock, [], 4.8)
+    assert len(blocks) == 10
+    assert all(b.spoken == 0 and not b.heard.any() for b in blocks)
+
+
+@given(offset=st.floats(0, 2), jitter=st.lists(st.floats(0, 0.05), min_size=5, max_size=5))
+def test_a_microphone_is_heard_whole_and_without_gaps(offset: float, jitter: list[float]) -> None:
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio_feed.time, "monotonic", clock)
+        count, piece = 32_000, 320
+        times = [(offset + (i + piece) / RATE + jitter[i // piece % 5], i) for i in range(0, count, piece)]
+        arrivals = [(max(t for t, _ in times[: n + 1]), ramp(i, piece)) for n, (_, i) in enumerate(times)]
+        blocks = played(AudioFeed(), clock, arrivals, offset + 4.5)
+    heard = np.concatenate([b.heard for b in blocks])
+    spoken = np.flatnonzero(np.abs(heard) > 1e-6)
+    first = spoken[0]
+    got = heard[first : first + count - 2000]
+    best = min(np.abs(got[500:] - ramp(shift, len(got))[500:]).mean() for shift in range(-3, 4))
+    assert best < 0.05, "speech has a gap"
+    began = first / RATE
+    assert began < offset + 0.48 + 0.16 + 0.48 + 0.1
+
+
+def test_speech_that_came_faster_than_it_is_spoken_waits_for_its_time(clock: Clock) -> None:
+    blocks = played(AudioFeed(), clock, [(0.0, ramp(0, 48_000))], 2.4)
+    assert len(blocks) == 5
+    assert all(b.spoken == BLOCK_SAMPLES for b in blocks)
+
+
+def test_a_pause_in_speech_becomes_silence(clock: Clock) -> None:
+    arrivals = [(0.0, ramp(0, 16_000)), (3.0, ramp(0, 16_000))]
+    blocks = played(AudioFeed(), clock, arrivals, 5.0)
+    assert 9 <= len(blocks) <= 11
+    assert sum(b.spoken for b in blocks) == pytest.approx(32_000, abs=400)
+    assert any(not b.spoken for b in blocks)
+
+
+def test_a_block_that_begins_late_is_told(clock: Clock) -> None:
+    pace = Pace(AudioFeed(), 0.16, clock=clock)
+    for seconds, late in ((0.0, False), (0.5, False), (1.5, True), (0.48, False), (0.8, True)):
+        clock.now += seconds
+        while not isinstance(pace.next_audio(wait=False), BlockAudio):
+            clock.now += 0.01
+        assert pace.is_late == late
+    assert pace.late_blocks == 2
+
+
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=10), st.integers(0, AHEAD))
+def test_without_a_clock_the_same_sound_gives_the_same_blocks(pieces: list[int], ahead: int) -> None:
+    sound = ramp(0, sum(pieces))
+    filled, fed = AudioFeed(), AudioFeed()
+    filled.push(sound, RATE)
+    filled.end()
+    expected = list(_all(Pace(filled, ahead / RATE, real_time=False)))
+    pace, found = Pace(fed, ahead / RATE, real_time=False), []
+    for start, count in zip(np.cumsum([0, *pieces[:-1]]), pieces, strict=True):
+        fed.push(sound[start : start + count], RATE)
+        while isinstance(audio := pace.next_audio(wait=False), BlockAudio):
+            found.append(audio)
+    fed.end()
+    found += _all(pace)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.heard, other.heard)
+        assert np.array_equal(one.ahead, other.ahead)
+
+
+def test_a_stopped_pace_begins_no_more_blocks(clock: Clock) -> None:
+    pace = Pace(AudioFeed(), clock=clock)
+    pace.stop()
+    assert pace.next_audio(wait=True) == "never"
+
+
+def _all(pace: Pace) -> list[BlockAudio]:
+    found = []
+    while isinstance(audio := pace.next_audio(wait=False), BlockAudio):
+        found.append(audio)
+    assert audio == "never"
+    return found

@@ -1,0 +1,271 @@
+"""The server keeps its contract with clients that speak, leave, come back, flood it or talk nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from live.conftest import REQUEST
+
+from liveavatar import LiveAvatarPipeline
+from liveavatar.live import server as live_server
+from liveavatar.live.server import LiveServer
+
+aiohttp = pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
+web = pytest.importorskip("aiohttp.web")
+HELLO = {"type": "hello", "version": 1}
+SOUND = (3000 * np.sin(np.arange(16_000) / 20)).astype("<i2").tobytes()
+
+
+class Client:
+    """A client that keeps what it is told."""
+
+    def __init__(self, socket: Any):
+        self.socket, self.video, self.told = socket, b"", []
+
+    async def send(self, *messages: dict[str, Any]) -> None:
+        for message in messages:
+            await self.socket.send_str(json.dumps(message))
+
+    async def until(self, kind: str, seconds: float = 60.0) -> dict[str, Any]:
+        """The next message of a type; everything before it is kept."""
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await self.socket.receive()
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    self.video += message.data
+                elif message.type == aiohttp.WSMsgType.TEXT:
+                    self.told.append(found := json.loads(message.data))
+                    if found["type"] == kind:
+                        return found
+                else:
+                    raise ConnectionError(f"closed while waiting for {kind}: {self.told[-3:]}")
+
+    async def frames(self, count: int) -> None:
+        """Wait until so many frames have come."""
+        while self.seen < count:
+            await self.until("stats")
+
+    @property
+    def seen(self) -> int:
+        if not self.video:
+            return 0
+        with av.open(io.BytesIO(self.video)) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    pipeline: LiveAvatarPipeline, image: np.ndarray, **options: Any
+) -> AsyncIterator[tuple[LiveServer, str]]:
+    server = LiveServer(pipeline, image, REQUEST, **options)
+    runner = web.AppRunner(server.application())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield server, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+    assert server.talk is None or not server.talk._thread.is_alive()
+
+
+Scenario = Callable[[LiveServer, str, "aiohttp.ClientSession"], Awaitable[None]]
+
+
+@pytest.fixture
+def play(pipeline: LiveAvatarPipeline, image: np.ndarray) -> Callable[..., None]:
+    """Plays a scenario against a server of its own."""
+
+    def run(scenario: Scenario, **options: Any) -> None:
+        async def whole() -> None:
+            async with serving(pipeline, image, **options) as (server, url), aiohttp.ClientSession() as http:
+                await scenario(server, url, http)
+
+        asyncio.run(whole())
+
+    return run
+
+
+async def greeted(http: Any, url: str, **hello: Any) -> Client:
+    client = Client(await http.ws_connect(f"{url}/live"))
+    await client.send(HELLO | hello)
+    await client.until("ready")
+    return client
+
+
+def test_what_is_said_comes_back_as_video(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await client.send({"type": "start", "prompt": "A person laughs."})
+        started = await client.until("started")
+        assert (started["width"], started["height"]) == (64, 64)
+        await client.send({"type": "audio", "rate": 16_000, "encoding": "s16le"})
+        await client.socket.send_bytes(SOUND)
+        await client.send({"type": "end_of_speech"})
+        await client.frames(36)
+        with av.open(io.BytesIO(client.video)) as container:
+            sound = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert np.abs(sound).max() > 0.05
+        stats = client.told[-1]
+        assert stats["block"] >= 3
+        assert stats["lag_ms"] > 640
+        await client.send({"type": "bye"})
+
+    play(scenario)
+
+
+def test_pages_and_nothing_else_are_served(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        for name in ("", "live.js", "player.js", "words.js", "microphone.js", "live.css"):
+            async with http.get(f"{url}/{name}") as answer:
+                assert answer.status == 200
+                assert await answer.text()
+        for name in ("server.py", "%2e%2e/server.py", "..%2fserver.py", "etc/passwd"):
+            async with http.get(f"{url}/{name}") as answer:
+                assert answer.status == 404
+
+    play(scenario)
+
+
+def test_a_wrong_token_an_older_version_and_a_foreign_page_are_refused(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = Client(await http.ws_connect(f"{url}/live"))
+        await client.send(HELLO | {"token": "wrong"})
+        assert "token" in (await client.until("error"))["what"]
+        with pytest.raises(ConnectionError):
+            await client.until("ready")
+        client = Client(await http.ws_connect(f"{url}/live"))
+        await client.send({"type": "start"})
+        assert "hello" in (await client.until("error"))["what"]
+        await client.send({"type": "hello", "version": 99})
+        assert "version 1" in (await client.until("error"))["nearest"]
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await http.ws_connect(f"{url}/live", origin="https://elsewhere.example")
+        assert caught.value.status == 403
+        async with http.ws_connect(f"{url}/live", origin=url):
+            pass
+        await greeted(http, url, token="right")
+
+    play(scenario, token="right")
+
+
+def test_nonsense_is_answered_and_the_talk_goes_on(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await client.socket.send_bytes(SOUND)
+        assert "format" in (await client.until("error"))["what"]
+        await client.send({"type": "interrupt"})
+        assert "no talk" in (await client.until("error"))["what"]
+        await client.send({"type": "start", "size": "1x1"})
+        assert (await client.until("error"))["code"] == "SizeError"
+        await client.send({"type": "start", "portrait": "AAAA"})
+        assert (await client.until("error"))["code"] == "ImageError"
+        await client.send({"type": "start"})
+        await client.until("started")
+        for text in ("{", "[]", '{"type": "dance"}', '{"type": "say"}'):
+            await client.socket.send_str(text)
+            await client.until("error")
+        await client.send({"type": "audio", "rate": 16_000, "encoding": "s16le"})
+        for _ in range(40):
+            await client.socket.send_bytes(SOUND)
+        assert "wait already" in (await client.until("error"))["what"]
+        await client.send({"type": "interrupt"}, {"type": "prompt", "text": "A person is sad."})
+        await client.frames(24)
+
+    play(scenario)
+
+
+def test_a_client_that_comes_back_goes_on(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await client.send({"type": "start"})
+        resume = (await client.until("started"))["resume"]
+        await client.frames(12)
+        talk = server.talk
+        await client.socket.close()
+        again = Client(await http.ws_connect(f"{url}/live"))
+        await again.send(HELLO | {"resume": resume})
+        assert (await again.until("ready"))["resumed"]
+        await again.until("started")
+        await again.frames(12)
+        assert server.talk is talk
+        await again.send({"type": "bye"})
+
+    play(scenario)
+
+
+def test_a_client_that_does_not_come_back_makes_room(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_server, "RESUME_SECONDS", 0.2)
+
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        first, second = await greeted(http, url), await greeted(http, url)
+        await first.send({"type": "start"})
+        await first.until("started")
+        await second.send({"type": "start"})
+        assert (await second.until("waiting"))["ahead"] == 1
+        await first.socket.close()
+        await second.until("started")
+        await second.frames(12)
+
+    play(scenario)
+
+
+def test_a_client_that_leaves_while_it_waits_or_loads_leaves_nothing(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        loading, waiting, last = [await greeted(http, url) for _ in range(3)]
+        await loading.send({"type": "start"})
+        await waiting.send({"type": "start"})
+        await asyncio.sleep(0.05)
+        await loading.socket.close()
+        await waiting.socket.close()
+        await last.send({"type": "start"})
+        await last.until("started")
+        await last.send({"type": "bye"})
+        with contextlib.suppress(ConnectionError):
+            await last.until("bye")
+
+    play(scenario)
+
+
+def test_pause_stands_still_and_resume_goes_on(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await client.send({"type": "start"})
+        await client.until("started")
+        await client.frames(12)
+        await client.send({"type": "pause"})
+        while (await client.until("stats"))["state"] != "paused":
+            pass
+        await client.until("stats")
+        before = (await client.until("stats"))["block"]
+        assert (await client.until("stats"))["block"] == before
+        await client.send({"type": "resume"})
+        while (await client.until("stats"))["block"] <= before:
+            pass
+
+    play(scenario)
+
+
+def test_an_unused_talk_ends(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await client.send({"type": "start"})
+        await client.until("started")
+        with pytest.raises(ConnectionError):
+            await client.until("never")
+        for _ in range(100):
+            if server.talk is None:
+                break
+            await asyncio.sleep(0.1)
+        assert server.talk is None
+
+    play(scenario, idle_seconds=0.5)
