@@ -8,14 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
-from .compiler import check_compiler
+from .compiler import check_compiler, missing_requirements
 from .config import ModelConfig, TinyConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
 from .gpus import gpu_count
 from .planner import (
+    COMPILE_SECONDS,
     CUDA_CONTEXT_BYTES,
     GIB,
     Hardware,
@@ -24,6 +25,7 @@ from .planner import (
     Preference,
     apply_plan_size,
     choose_plan,
+    compiling_saves,
     make_plan,
 )
 from .planner.disk import TemporaryBytes
@@ -49,7 +51,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "host_ram": (*_AMOUNT, type(None)),
     "vae_tiles": (*_TEXT, type(None)),
     "processes": _SWITCH,
-    "compile": _SWITCH,
+    "compile": (*_SWITCH, *_TEXT),
+    "attention": _TEXT,
 }
 """Of the fields of a `Placement`; those of its devices and its storage are looked at one by one."""
 _WORDS: Mapping[type, str] = {
@@ -89,6 +92,8 @@ class Placement:
         vae_tiles: "RxC", rows and columns of tiles in which the VAE works; None: whole, or as it is chosen.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
+            "auto": where a plan is chosen for GPUs that can, and the video is so long that it probably pays.
+        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
 
     Raises:
         PlanError: a value is of another type, or a word that is not known. Whether it is possible, the plan says.
@@ -107,7 +112,8 @@ class Placement:
     host_ram: float | None = None
     vae_tiles: str | None = None
     processes: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.devices, tuple) or not all(isinstance(name, str) for name in self.devices):
@@ -121,6 +127,8 @@ class Placement:
                 raise PlanError(f"{name} = {shown(value)} is of type {type(value).__name__}.", f"Give {wanted}.")
         if self.prefer not in get_args(Preference):
             raise PlanError(f"The preference {shown(self.prefer)} is not known.", "Use quality or speed.")
+        if self.compile not in (True, False, "auto"):
+            raise PlanError(f"compile = {shown(self.compile)} is not known.", "Use True, False or auto.")
         for name, words in _STORAGE_WORDS.items() if self.storage else ():
             value = getattr(self.storage, name)
             if not any(type(value) is type(word) and value == word for word in words):
@@ -173,8 +181,11 @@ class Placement:
 
         Raises:
             PlanError: naming those that are.
-            ModelError: naming what is missing.
+            ModelError: naming what is missing: of a compiler, or the package of an attention backend.
         """
+        from .model.attention_backends import check_attention
+
+        check_attention(self.attention)
         refuse_multi_gpu_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
         for device in self.devices:
@@ -186,7 +197,7 @@ class Placement:
                     )
             elif device not in there:
                 raise PlanError(f"There is no device {device!r} here.", f"There are {', '.join(there)}.")
-        if self.compile:
+        if self.compile is True:
             names = map(DeviceName.parse, self.devices or default_devices())
             check_compiler(name.device for name in names if name.machine is None)
 
@@ -262,11 +273,14 @@ class Placement:
                 threads=self.resolved_threads,
                 processes=self.processes,
                 vae_tiles=self.tiles,
-                compiled=self.compile,
+                compiled=self.compile is True,
                 tiny=tiny,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
-            return dataclasses.replace(chosen, cap=self.cap)
+            if self.compile == "auto" and not _lacks_compiler(available):
+                compiled = dataclasses.replace(options, compiled=True)
+                chosen = _sooner(resolved, chosen, choose_plan(resolved, config, available, compiled, model=model))
+            return dataclasses.replace(chosen, cap=self.cap, attention=self.attention)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
@@ -348,7 +362,26 @@ class Placement:
                 f"leaves {format_bytes(self.cap)} to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
-        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile)
+        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile is True, attention=self.attention)
+
+
+def _lacks_compiler(hardware: Hardware) -> bool:
+    """Whether nothing can be compiled for GPUs that are here; of others it is taken for granted that it can."""
+    return hardware.source != "asked" and bool(missing_requirements("cuda"))
+
+
+def _sooner(resolved: ResolvedRequest, eager: Plan, compiled: Plan) -> Plan:
+    """Of two plans of one video the one by which it is probably sooner ready, compiling included; with a note."""
+    if eager.forecast is None or compiled.forecast is None:
+        return eager
+    saved = compiling_saves(eager.forecast, compiled.forecast, apply_plan_size(resolved, eager).blocks)
+    if saved <= 0:
+        return eager
+    note = (
+        f"layers are compiled: that takes about {COMPILE_SECONDS:.0f} s once, and the video is probably ready "
+        f"{saved:.0f} s sooner, all in all"
+    )
+    return dataclasses.replace(compiled, notes=(*compiled.notes, note))
 
 
 def _float8_notes(plan: Plan) -> Iterator[str]:

@@ -159,9 +159,9 @@ class Stage:
         self.net, self.conditioning, self.device, self.dtype, self.ops = net, conditioning, device, dtype, ops
         config = net.config
         self.grid = RopeGrid(conditioning.rows, conditioning.columns, config.head_dim, device)
-        self.timestep_embedding = TimestepEmbedding(
-            _own(conditioning.time.head.to(device)), _own(conditioning.time.layers.to(device))
-        )
+        self.head_time = _own(conditioning.time.head.to(device))
+        self.modulation = net.modulation(_own(conditioning.time.layers.to(device))).unbind(1)
+        """Of each step, and of t = 0: what modulates the layers [layers, 6, dim]"""
         self.text_kv: dict[int, list[TextKV]] = {}
         """By version of the prompt; at most two are kept."""
         self._text_kv_of(0)
@@ -202,9 +202,7 @@ class Stage:
             tokens = self.net.embed_sink(inputs.latent, to_device_async(motion, self.device))
         recorders = [SinkRecorder(self.grid.tokens) for _ in self.net.slice.layers]
         rope = self.grid.reference() + self._motion_rope
-        tokens = self.net.run_layers(
-            tokens, self.timestep_embedding.layers[-1], rope, text_kv, recorders, None, self.ops
-        )
+        tokens = self.net.run_layers(tokens, self.modulation[-1], rope, text_kv, recorders, None, self.ops)
         self.sinks[task.version] = [m.sink for m in recorders if m.sink is not None]
         return StageInput(inputs.latent, tokens)
 
@@ -214,12 +212,12 @@ class Stage:
         tokens = self.net.embed_block(inputs.latent) if inputs.tokens is None else inputs.tokens
         audio = self.conditioning.audio(task.block).to(self.device)
         audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
-        rope, time = self.grid.block(task.block), self.timestep_embedding.layers[step]
+        rope = self.grid.block(task.block)
         text_kv = self._text_kv_of(self.conditioning.changes.prompts.version(task.block))
-        tokens = self.net.run_layers(tokens, time, rope, text_kv, caches, audio, self.ops)
+        tokens = self.net.run_layers(tokens, self.modulation[step], rope, text_kv, caches, audio, self.ops)
         if not self.net.slice.head:
             return StageInput(inputs.latent, tokens)
-        velocity = self.net.velocity(tokens, self.timestep_embedding.head[step], self.grid.rows, self.grid.columns)
+        velocity = self.net.velocity(tokens, self.head_time[step], self.grid.rows, self.grid.columns)
         return StageInput(self.conditioning.schedule.euler(step, inputs.latent, velocity))
 
     def _block_caches(self, task: Denoise) -> Sequence[KVCache]:

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.engine.backend import LocalBackend
+from ..liveavatar.errors import PlanError
 from ..liveavatar.placement import Placement
-from ..liveavatar.storage import StorageConfig
+from ..liveavatar.storage import ATTENTION_BACKENDS, StorageConfig
 from .host import named_devices
 from .schema import CATEGORY, BackendSocket, advanced, supported
 from .words import refused_in_widgets
@@ -120,6 +121,7 @@ class Backend(io.ComfyNode):
         kv_offload: bool = False,
         offload_text_kv: bool = False,
         offload_layers: int = 0,
+        attention: str = "auto",
     ) -> io.NodeOutput:
         """The backend; nothing is loaded."""
         kept = StorageConfig(weights, kv_dtype, kv_offload, offload_text_kv, offload_layers)
@@ -136,8 +138,13 @@ class Backend(io.ComfyNode):
             host_ram=host_ram or None,
             vae_tiles=None if vae_tiles.strip() in ("", "auto") else vae_tiles,
             compile=compile,
+            attention=attention,
         )
         if engine == WORKERS:
+            if attention == "comfyui":
+                raise PlanError(
+                    "Worker processes do not know which attention ComfyUI has chosen.", "Set attention to auto or sdpa."
+                )
             from ..liveavatar.distributed import RayBackend, check_workflow_address
 
             where = address.strip() or "local"
@@ -228,4 +235,12 @@ def _storage_inputs() -> list[Any]:
             tooltip="Used where storage is by hand. Layers of each stage in host memory, copied one ahead.",
         ),
     ]
-    return [advanced(given) for given in (*chosen, *by_hand)]
+    attention = io.Combo.Input(
+        "attention",
+        options=list(ATTENTION_BACKENDS),
+        default="auto",
+        optional=True,
+        tooltip="What self-attention is done with. auto and comfyui: as this server was started (for example with "
+        "--use-sage-attention). Every kernel is tried on its card first; one that is wrong there is not used.",
+    )
+    return [advanced(given) for given in (*chosen, *by_hand, attention)]

@@ -17,6 +17,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.cli_args import args
 from comfy_api.v0_0_2 import InputImpl, io, ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
@@ -27,6 +28,7 @@ from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
+from ..liveavatar.model.attention_backends import set_host_kernel
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
 from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
@@ -51,6 +53,24 @@ def default_device() -> str:
     """ComfyUI's own device, where this library knows it, else the CPU."""
     own = mm.get_torch_device()
     return str(own) if own.type == "cuda" else "cpu"
+
+
+_ATTENTION_CHOICES = ("use_sage_attention", "use_flash_attention", "use_ck_attention")
+"""Of ComfyUI's own options, those by which its user chooses a faster attention."""
+
+
+def share_attention() -> None:
+    """Let the library attend with what ComfyUI does, where it is asked to or the user has chosen it at the start."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        from comfy.ldm.modules.attention import optimized_attention
+
+        return optimized_attention(q, k, v, heads=q.shape[1], skip_reshape=True, skip_output_reshape=True)
+
+    set_host_kernel(attend, any(getattr(args, name, False) for name in _ATTENTION_CHOICES))
+
+
+share_attention()
 
 
 def device_memory(name: str) -> int | None:

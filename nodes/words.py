@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from ..liveavatar.errors import LiveAvatarError
 
 _WIDGETS = {
-    **{f"--{name}": name for name in ("size", "steps", "stages", "devices", "weights", "lora", "vae", "compile")},
+    **{
+        f"--{name}": name
+        for name in ("size", "steps", "stages", "devices", "weights", "lora", "vae", "compile", "attention")
+    },
     **{f"--{name}": name.replace("-", "_") for name in ("kv-dtype", "kv-offload", "offload-text-kv", "offload-layers")},
     **{f"--{name}": name.replace("-", "_") for name in ("vram-cap", "host-ram", "allow-smaller", "vae-tiles")},
     **{f"--{name}": name.replace("-", "_") for name in ("text-encoder", "audio-encoder")},

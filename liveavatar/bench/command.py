@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from . import command_frames, command_model, command_pipeline, command_suite
+from . import command_frames, command_model, command_network, command_pipeline, command_suite
 
-BENCHES = {"frames": command_frames, "pipeline": command_pipeline, "model": command_model, "suite": command_suite}
+BENCHES = {
+    "frames": command_frames,
+    "pipeline": command_pipeline,
+    "model": command_model,
+    "network": command_network,
+    "suite": command_suite,
+}
 """Like commands: each adds its options and runs."""
 
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 
 from ..config import WINDOW_BLOCKS
+from ..model.attention import KeyValue
 from ..model.kv_cache import SinkKV
 from ..model.layer import EAGER, KVCache, LayerOps
 from ..model.rope import Rope
@@ -48,13 +49,16 @@ class NaiveKVCache:
     sink: SinkKV
     reference: Rope
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue, KeyValue]:
         """Remember, rotate everything, put it side by side."""
         self.blocks.append((k, v))
         keys = _turned(torch.cat([old for old, _ in self.blocks]), self.window)
         reference = _turned(self.sink.reference_k, self.reference)
         values = torch.cat([old for _, old in self.blocks])
-        return torch.cat((keys, reference, self.sink.motion_k)), torch.cat((values, self.sink.v))
+        return (keys, values), (torch.cat((reference, self.sink.motion_k)), self.sink.v)
+
+    def release(self) -> None:
+        """Nothing to do."""
 
 
 class NaiveStage(Stage):

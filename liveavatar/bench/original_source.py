@@ -126,7 +126,7 @@ def _import(package: str, compiled: bool) -> OriginalSource:
 
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **ignored: Any) -> torch.Tensor:
     """[batch, tokens, heads, head_dim] each, and back; lengths say nothing where no row is padded."""
-    return attention(q, k, v).unflatten(-1, q.shape[-2:])
+    return attention(q, [(k, v)]).unflatten(-1, q.shape[-2:])
 
 
 def _cannot_import(checkout: Path, package: str, error: Exception) -> ModelError:

@@ -117,7 +117,10 @@ class WatchedEngine(LocalEngine):
             "KV cache": MemoryUse(near, far),
             "slots": MemoryUse(slots),
             "sink": MemoryUse(_bytes(t for sink in sinks for t in vars(sink).values())),
-            "text": MemoryUse(_bytes(t for kv in text_kv for t in vars(kv).values())),
+            "text": MemoryUse(
+                _bytes(t for kv in text_kv for t in vars(kv).values())
+                + _bytes(t for stage in self.stages for t in stage.modulation)
+            ),
         }
 
     def _stages(self, job: VideoTask) -> list[Stage]:

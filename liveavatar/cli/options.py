@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
-from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..storage import ATTENTION_BACKENDS, PLAIN, KVDtype, StorageConfig, WeightFormat
 from .parser import number, whole_number
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _LONGEST_DISTANCE = 9
 """Digits; Python refuses to read some thousand of them."""
 ENGINES = ("local", "ray")
 PREFERENCES = ("quality", "speed")
+_COMPILE: Mapping[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
 STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightFormat), "kv_dtype": get_args(KVDtype)}
 """What the fields of a storage may be that are given in words."""
 
@@ -70,8 +71,19 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compile",
-        action="store_true",
-        help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster",
+        nargs="?",
+        const="on",
+        default="off",
+        metavar="|".join(_COMPILE),
+        help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster "
+        "(alone: on); auto: on GPUs that can, where the video is so long that it probably pays",
+    )
+    parser.add_argument(
+        "--attention",
+        default="auto",
+        metavar="|".join(ATTENTION_BACKENDS[:-1]),
+        help="what self-attention is done with: PyTorch's own kernels (auto, sdpa), or those of a package that is "
+        "installed; each is tried on its device first",
     )
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
@@ -215,7 +227,8 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         host_ram=arguments.host_ram,
         vae_tiles=arguments.vae_tiles,
         processes=arguments.engine == "ray",
-        compile=arguments.compile,
+        compile=_COMPILE[arguments.compile],
+        attention=arguments.attention,
     )
 
 
@@ -228,6 +241,12 @@ def check_placement_options(arguments: argparse.Namespace) -> None:
     check_engine(arguments.engine)
     if arguments.prefer not in PREFERENCES:
         raise RequestError(f"The preference {arguments.prefer!r} is not known.", f"Use {_one_of(PREFERENCES)}.")
+    if arguments.compile not in _COMPILE:
+        raise RequestError(f"--compile {shown(arguments.compile)} is not known.", f"Use {_one_of(tuple(_COMPILE))}.")
+    if arguments.attention not in ATTENTION_BACKENDS:
+        raise RequestError(
+            f"The attention {arguments.attention!r} is not known.", f"Use {_one_of(ATTENTION_BACKENDS[:-1])}."
+        )
     storage_of(arguments)
 
 

@@ -37,6 +37,7 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 def plan_lines(plan: Plan) -> list[str]:
     """Which stage runs where, how it is kept, the bytes per device, and an estimate of the speed."""
     worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
+    worked += f", attention {plan.attention}" if plan.attention != "auto" else ""
     lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.partition}, {worked}"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):

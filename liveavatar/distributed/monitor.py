@@ -160,6 +160,7 @@ class RunMonitor:
                 reference=_own(material.reference),
                 motion=_own(material.motion),
                 compiler=compiler.COMPILER if self._plan.compiled else "",
+                attention=self._plan.attention,
             )
             begun[stage] = worker.call("begin", spec, conditions)
         # Workers accept blocks and requests for events only once the run has begun.

@@ -176,6 +176,7 @@ class RunSpec:
         distance: of the sink.
         reference, motion: latents of the image, [16, 1, h, w] and [16, 19, h, w].
         compiler: what layers were compiled with; "" where they work as they are written.
+        attention: backend of self-attention.
     """
 
     run: int
@@ -193,6 +194,7 @@ class RunSpec:
     reference: torch.Tensor
     motion: torch.Tensor
     compiler: str
+    attention: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ..components import Components
 from ..config import SPATIAL_STRIDE
 from ..engine.compile import CompiledLayers
 from ..engine.local import ModelCache
+from ..model.attention import AttentionKernel
+from ..model.attention_backends import choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, TimestepEmbedding
 from ..offload.host_weights import HostWeightCache, remove_unused
@@ -152,11 +154,12 @@ class StageWorker(BaseWorker):
         self._models.release()
         remove_shared_folder(self._log)
 
-    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, form: int) -> None:
+    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, attention: str, form: int) -> None:
         """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task."""
         spec = self._loaded_spec
         with torch.inference_mode(), cpu_threads(spec.threads):
-            self._compiled(size, compiler, clip_blocks).warm_up(self._net(), form, getattr(torch, spec.dtype))
+            compiled, dtype = self._compiled(size, compiler, clip_blocks), getattr(torch, spec.dtype)
+            compiled.warm_up(self._net(), form, dtype, self._attention(attention))
         _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
@@ -262,9 +265,16 @@ class StageWorker(BaseWorker):
 
     def _ops(self, spec: RunSpec) -> LayerOps:
         height, width = (n * SPATIAL_STRIDE for n in spec.size)
-        if not spec.compiler:
-            return EAGER
-        return self._compiled((width, height), spec.compiler, spec.clip_blocks).ops
+        ops = self._compiled((width, height), spec.compiler, spec.clip_blocks).ops if spec.compiler else EAGER
+        return ops.attending(self._attention(spec.attention))
+
+    def _attention(self, name: str) -> AttentionKernel:
+        """A kernel of self-attention that is right on this worker's device."""
+        spec, head_dim = self._loaded_spec, self._net().config.head_dim
+        chosen = choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
+        if chosen.notice:
+            _log.warning("%s", chosen.notice)
+        return chosen.kernel
 
     def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> CompiledLayers:
         spec = self._loaded_spec

@@ -307,7 +307,8 @@ class WorkerHandle:
         load_spec: of a stage: the weights it holds.
         loaded_bytes: bytes of weights by device.
         shared_bytes: bytes among them in host memory that other workers of its machine can share, by the memory's name.
-        compiled: for which width and height, by which compiler, for how many blocks of a clip.
+        compiled: for which width and height, by which compiler, for how many blocks of a clip, with which
+            attention.
         pending_stop: reference of the answer to `stop`, while it is pending.
     """
 
@@ -321,7 +322,7 @@ class WorkerHandle:
     load_spec: LoadSpec | None = None
     loaded_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     shared_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
-    compiled: set[tuple[tuple[int, int], str, int]] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[tuple[int, int], str, int, str]] = dataclasses.field(default_factory=set)
     pending_stop: Any = None
 
     @classmethod
@@ -453,6 +454,6 @@ def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:
     return not plan.compiled or all(_wanted(plan) in worker.compiled for worker in workers)
 
 
-def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int]:
-    """What layers are compiled for: the size of the image, the compiler, and the blocks of a clip."""
-    return plan.size, compiler.COMPILER, plan.clip_blocks
+def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int, str]:
+    """What layers are compiled for: the size of the image, the compiler, the blocks of a clip, and the attention."""
+    return plan.size, compiler.COMPILER, plan.clip_blocks, plan.attention

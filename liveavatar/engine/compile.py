@@ -21,6 +21,7 @@ import torch
 from ..compiler import compile_error
 from ..config import BLOCK_LATENTS, SPATIAL_STRIDE
 from ..errors import LiveAvatarError
+from ..model.attention import AttentionKernel
 from ..model.kv_cache import BlockCache, RollingKVCache, SinkKV, SinkRecorder, Window
 from ..model.layer import EAGER, AudioTokens, KVCache, LayerOps, TextKV
 from ..model.quantize import supports_fp8_matmul
@@ -68,36 +69,40 @@ class CompiledLayers:
             )
         except (ImportError, RuntimeError) as error:
             raise compile_error(_reason(error)) from error
-        self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[int]] = weakref.WeakKeyDictionary()
+        self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[tuple[int, str]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
-    def is_compiled_for(self, net: CausalS2VTransformer) -> bool:
-        """Whether a network can work without anything being compiled for it."""
-        return len(self._compiled.get(net, ())) == self.forms or not net.slice.layers
+    def is_compiled_for(self, net: CausalS2VTransformer, kernel: AttentionKernel) -> bool:
+        """Whether a network can work with a kernel of self-attention without anything being compiled for it."""
+        forms = [form for form, name in self._compiled.get(net, ()) if name == kernel.name]
+        return len(forms) == self.forms or not net.slice.layers
 
-    def warm_up(self, net: CausalS2VTransformer, shape: int, dtype: torch.dtype) -> None:
+    def warm_up(self, net: CausalS2VTransformer, shape: int, dtype: torch.dtype, kernel: AttentionKernel) -> None:
         """Run all layers of a network once on made-up data, in one form; what is new is compiled.
 
         Args:
             net: whose layers.
             shape: 0 to `forms` - 1.
             dtype: of the tokens.
+            kernel: of self-attention.
 
         Raises:
             ModelError: it cannot be compiled here.
         """
-        if shape in (known := self._compiled.setdefault(net, set())) or not net.slice.layers:
+        if (shape, kernel.name) in (known := self._compiled.setdefault(net, set())) or not net.slice.layers:
             return
         try:
             grid = RopeGrid(self.rows, self.columns, net.config.head_dim, self.device)
             with _room_for(self.forms):
-                _run_once(net, grid, shape, dtype, self.ops, self.window_blocks)
+                _run_once(net, grid, shape, dtype, self.ops.attending(kernel), self.window_blocks)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except (LiveAvatarError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # compilers raise errors of many kinds, and start programs that do
             raise compile_error(_reason(error)) from error
-        known.add(shape)
+        known.add((shape, kernel.name))
 
 
 def _room_for(forms: int) -> AbstractContextManager[Any]:
@@ -138,13 +143,13 @@ def _run_once(
 
     layers = len(net.slice.layers)
     text_kv = [TextKV(heads(config.text_len), heads(config.text_len))] * layers
-    time = torch.zeros(6, config.dim, device=device)
+    modulation = torch.zeros(layers, 6, config.dim, device=device)
     rope = grid.reference() + grid.motion()
     sink_tokens = len(rope.cos)
     caches: list[KVCache]
     if not shape:
         caches = [SinkRecorder(frame) for _ in range(layers)]
-        net.run_layers(zeros(sink_tokens, config.dim), time, rope, text_kv, caches, None, ops)
+        net.run_layers(zeros(sink_tokens, config.dim), modulation, rope, text_kv, caches, None, ops)
         return
     block = shape - 1
     kv_cache = RollingKVCache.empty(frame, config.num_heads, config.head_dim, dtype, device, window_blocks)
@@ -155,13 +160,15 @@ def _run_once(
         zeros(1, BLOCK_LATENTS, config.dim), zeros(1, BLOCK_LATENTS, config.num_audio_token + 1, config.dim)
     )
     tokens = zeros(BLOCK_LATENTS * frame, config.dim)
-    net.run_layers(tokens, time, grid.block(block), text_kv, caches, audio, ops)
+    net.run_layers(tokens, modulation, grid.block(block), text_kv, caches, audio, ops)
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, which shares no compiled graphs with any other."""
     assert isinstance(function, types.FunctionType)
-    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
+    )
 
 
 def _reason(error: Exception) -> str:

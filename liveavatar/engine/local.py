@@ -24,6 +24,7 @@ from ..events import (
     ignore,
     notice_event,
 )
+from ..model.attention_backends import ChosenAttention, choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
 from ..noise_schedule import NoiseSchedule
@@ -243,7 +244,7 @@ class LocalEngine:
             callback: called with the progress, with notices between the forms that are compiled, and with what it took.
 
         Raises:
-            ModelError: the layers cannot be compiled here.
+            ModelError: the layers cannot be compiled here, or the attention that was asked for is not installed.
         """
         for stage in self.plan.stages:
             limit_device_memory(stage.device, self.plan.cap)
@@ -257,6 +258,9 @@ class LocalEngine:
         with watched_reads(on_read):
             for where in self._slices():
                 self._network(*where)
+        for notice in dict.fromkeys(self._attention(stage).notice for stage in self.plan.stages):
+            if notice:
+                callback(notice_event(notice))
         if self.plan.compiled and (uncompiled := self._uncompiled()):
             self._compile(uncompiled, callback)
 
@@ -266,13 +270,16 @@ class LocalEngine:
             for form in range(self._compiled(stage).forms):
                 callback(notice_event(compiling_notice()))
                 with self._inference():
-                    self._compiled(stage).warm_up(self._network_of(stage), form, self._dtype)
+                    kernel = self._attention(stage).kernel
+                    self._compiled(stage).warm_up(self._network_of(stage), form, self._dtype, kernel)
         callback(notice_event(compiled_notice(time.perf_counter() - begun)))
 
     def _uncompiled(self) -> list[StagePlan]:
         """Stages whose layers nothing was compiled for yet."""
         return [
-            stage for stage in self.plan.stages if not self._compiled(stage).is_compiled_for(self._network_of(stage))
+            stage
+            for stage in self.plan.stages
+            if not self._compiled(stage).is_compiled_for(self._network_of(stage), self._attention(stage).kernel)
         ]
 
     def _compiled(self, stage: StagePlan) -> CompiledLayers:
@@ -344,7 +351,13 @@ class LocalEngine:
 
     def _ops(self, stage: StagePlan) -> LayerOps:
         """How the layers of a stage do what they do."""
-        return self._compiled(stage).ops if self.plan.compiled else EAGER
+        ops = self._compiled(stage).ops if self.plan.compiled else EAGER
+        return ops.attending(self._attention(stage).kernel)
+
+    def _attention(self, stage: StagePlan) -> ChosenAttention:
+        """What a stage attends with; tried on its device when it is asked for first."""
+        head_dim = self.components.config.head_dim
+        return choose_attention(self.plan.attention, torch.device(stage.device), self._dtype, head_dim)
 
     def _conditioning(self, job: VideoTask) -> StageConditioning:
         embedders, resolved, changes = self._embedders(), job.resolved, job.conditioning.changes

@@ -1,19 +1,20 @@
 """The KV cache of a layer: a rolling window of recent blocks per step, and the sink.
 
 Both kinds of cache answer the same question of a self-attention layer: given the keys and values of the tokens now
-passing, what do they attend to? A noise pass writes into the KV cache and sees the window and the sink; a prefill fills
-the sink and sees only itself.
+passing, what do they attend to? A noise pass writes into the KV cache and sees the window and the sink, each where it
+lies; a prefill fills the sink and sees only itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from ..config import BLOCK_LATENTS, WINDOW_BLOCKS
+from .attention import KeyValue
 from .rope import Rope, apply_rope
 
 
@@ -59,25 +60,20 @@ class KVCacheLayer(Protocol):
     def prefetch(self, window: Window) -> None:
         """A hint that the layer will soon work on a block: begin to get what is far away."""
 
-    def update(
-        self,
-        window: Window,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sink_k: Sequence[torch.Tensor],
-        sink_v: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep a block's own rows, then list all it attends to.
+    def update(self, window: Window, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
+        """Keep a block's own rows, then show its window.
 
         Args:
             window: of the block.
             k, v: its keys (rotated) and values [block tokens, heads, head_dim].
-            sink_k, sink_v: what it attends to besides the window.
 
         Returns:
-            Keys and values: the rows of the window in the order of the KV cache, then what is there besides; new
-            tensors.
+            The rows of the window in the order of the KV cache; no copies where it is kept as it is attended to, so
+            they are to be read until `release`.
         """
+
+    def release(self) -> None:
+        """The layer has attended to what `update` showed it, or was given to the device to do so."""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All it keeps from one block to the next; written into, they restore it."""
@@ -111,17 +107,13 @@ class RollingKVCache:
     def prefetch(self, window: Window) -> None:
         """Nothing to do: the rows are there."""
 
-    def update(
-        self,
-        window: Window,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sink_k: Sequence[torch.Tensor],
-        sink_v: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, window: Window, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
         """As `KVCacheLayer.update`."""
         self.k[window.own], self.v[window.own] = k, v
-        return torch.cat((self.k[: window.valid], *sink_k)), torch.cat((self.v[: window.valid], *sink_v))
+        return self.k[: window.valid], self.v[: window.valid]
+
+    def release(self) -> None:
+        """Nothing to do: nobody else uses its memory."""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """k and v."""
@@ -160,10 +152,15 @@ class BlockCache:
     reference: Rope
     apply_rope: Callable[[torch.Tensor, Rope], torch.Tensor] = apply_rope
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the block's own keys and values, then list all it attends to."""
-        sink_k = self.apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k
-        return self.kv_cache.update(self.window, self.apply_rope(k, rope), v, sink_k, (self.sink.v,))
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue, KeyValue]:
+        """Store the block's own keys and values, then list all it attends to: its window, and the sink."""
+        window = self.kv_cache.update(self.window, self.apply_rope(k, rope), v)
+        sink_k = torch.cat((self.apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k))
+        return window, (sink_k, self.sink.v)
+
+    def release(self) -> None:
+        """As `KVCacheLayer.release`."""
+        self.kv_cache.release()
 
 
 @dataclasses.dataclass
@@ -178,9 +175,12 @@ class SinkRecorder:
     reference_tokens: int
     sink: SinkKV | None = None
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue]:
         """Keep the sink; the tokens attend to themselves only."""
         rotated = apply_rope(k, rope)
         n = self.reference_tokens
         self.sink = SinkKV(k[:n].clone(), rotated[n:].clone(), v.clone())
-        return rotated, v
+        return ((rotated, v),)
+
+    def release(self) -> None:
+        """Nothing to do: nothing of it is used again."""

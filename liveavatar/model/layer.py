@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 
 from ..config import BLOCK_LATENTS, ModelConfig
 from ..utils import to_device_async
-from .attention import Attention, layer_norm
+from .attention import Attention, AttentionKernel, KeyValue
+from .pointwise import add_to, gated_sum, modulated, modulated_norm
 from .rope import Rope, apply_rope
 
 _INJECTOR_EPS = 1e-5
@@ -22,7 +24,9 @@ _INJECTOR_EPS = 1e-5
 class KVCache(Protocol):
     """The KV cache of one layer as self-attention uses it (see kv_cache.py)."""
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> Sequence[KeyValue]: ...
+
+    def release(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,72 +78,74 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        time: torch.Tensor,
+        modulation: torch.Tensor,
         rope: Rope,
         text: TextKV,
         kv_cache: KVCache,
         ops: LayerOps | None = None,
     ) -> torch.Tensor:
-        """x [tokens, dim], time [6, dim] float32 -> [tokens, dim]; `ops` says how, by default as it is written."""
+        """x [tokens, dim], modulation [6, dim] (see `modulation_of`) -> [tokens, dim]; `ops` says how, by default as it
+        is written."""
         ops = ops or EAGER
-        q, k, v = ops.pre_attention(self, x, time, rope)
-        keys, values = kv_cache.update(k, v, rope)
+        q, k, v = ops.pre_attention(self, x, modulation, rope)
+        kv = kv_cache.update(k, v, rope)
         del k, v
-        return ops.post_attention(self, x, time, q, keys, values, text)
+        x = ops.post_attention(self, x, modulation, q, kv, text)
+        kv_cache.release()
+        return x
 
     def pre_attention(
-        self, x: torch.Tensor, time: torch.Tensor, rope: Rope
+        self, x: torch.Tensor, modulation: torch.Tensor, rope: Rope
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Before the KV cache: queries (rotated), keys (not rotated) and values [tokens, heads, head_dim]."""
-        shift, scale = self._modulation(time)[:2]
-        normed = layer_norm(x, self.eps).to(x.dtype).float()
-        x_norm = (normed * (1 + scale) + shift).to(x.dtype)
-        k, v = self.self_attn.keys_values(x_norm)
-        return apply_rope(self.self_attn.queries(x_norm), rope), k, v
+        shift, scale = modulation[0], modulation[1]
+        q, k, v = self.self_attn.queries_keys_values(modulated_norm(x, shift, scale, self.eps))
+        return apply_rope(q, rope), k, v
 
     def post_attention(
         self,
         x: torch.Tensor,
-        time: torch.Tensor,
+        modulation: torch.Tensor,
         q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        kv: Sequence[KeyValue],
         text: TextKV,
+        kernel: AttentionKernel | None = None,
     ) -> torch.Tensor:
         """After the KV cache: attention, cross-attention to the prompt, feed-forward.
 
         Args:
-            x, time: as in `forward`.
+            x, modulation: as in `forward`.
             q: from `pre_attention`.
-            keys, values: all that is attended to [keys, heads, head_dim].
+            kv: all that is attended to, in parts [keys, heads, head_dim].
             text: of the prompt.
+            kernel: of self-attention.
         """
         dtype = x.dtype
-        gate, shift_ffn, scale_ffn, gate_ffn = self._modulation(time)[2:]
-        attn_out = self.self_attn.output(q, keys, values)
-        residual = x.float() + attn_out.float() * gate
-        residual = residual + self.cross_attend(residual.to(dtype), text).float()
-        normed = layer_norm(residual, self.eps)
-        ffn_out = self.ffn((normed * (1 + scale_ffn) + shift_ffn).to(dtype))
-        return (residual + ffn_out.float() * gate_ffn).to(dtype)
+        gate, shift_ffn, scale_ffn, gate_ffn = modulation[2:].unbind()
+        residual = gated_sum(x, self.self_attn.output(q, kv, kernel), gate, torch.float32)
+        residual = add_to(residual, self.cross_attend(residual.to(dtype), text))
+        x_norm = F.layer_norm(residual, residual.shape[-1:], scale_ffn, shift_ffn, self.eps).to(dtype)
+        return gated_sum(residual, self.ffn(x_norm), gate_ffn, dtype)
+
+    def modulation_of(self, time: torch.Tensor) -> torch.Tensor:
+        """Embedded timesteps [..., 6, dim] -> [..., 6, dim] float32 where they are: shift, 1 + scale and gate of
+        attention, then of the feed-forward."""
+        modulation = self.modulation[0].to(time.device).float() + time
+        modulation[..., 1::3, :] += 1
+        return modulation
 
     def text_kv(self, text: torch.Tensor) -> TextKV:
         """Keys and values of the embedded prompt [text_len, dim]."""
-        return TextKV(*self.cross_attn.keys_values(text))
+        k, v = self.cross_attn.keys_values(text)
+        return TextKV(k, v.contiguous())  # not a view of what made both, which would stay with it
 
     @property
     def text_kv_modules(self) -> tuple[nn.Module, ...]:
         """The modules that `text_kv` needs and nothing else does."""
-        return self.cross_attn.k, self.cross_attn.v, self.cross_attn.norm_k
-
-    def _modulation(self, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Shift, scale and gate of attention, then of the feed-forward: each [dim]."""
-        return (self.modulation[0].float() + time).unbind(0)
+        return self.cross_attn.key_value_modules
 
     def cross_attend(self, x: torch.Tensor, text: TextKV) -> torch.Tensor:
-        norm = self.norm3
-        normed = F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
-        return self.cross_attn.output(self.cross_attn.queries(normed), text.k, text.v)
+        return self.cross_attn.output(self.cross_attn.queries(self.norm3(x)), ((text.k, text.v),))
 
 
 class AudioAdaLN(nn.Module):
@@ -152,7 +158,8 @@ class AudioAdaLN(nn.Module):
     def forward(self, x: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
         """x [3, S, dim], frame [actors, 3, dim] -> [actors, 3, S, dim]; shift comes before scale."""
         shift, scale = self.linear(F.silu(frame)).unsqueeze(2).chunk(2, -1)
-        return (layer_norm(x, _INJECTOR_EPS) * (1 + scale) + shift).to(x.dtype)
+        normed = F.layer_norm(x.float(), x.shape[-1:], eps=_INJECTOR_EPS)
+        return modulated(normed, shift, 1 + scale, x.dtype)
 
 
 class AudioInjector(nn.Module):
@@ -186,10 +193,10 @@ def inject_audio(attend: Attention, norm: AudioAdaLN, x: torch.Tensor, audio: Au
         rearrange(t, "actors f n heads d -> (actors f) n heads d")
         for t in (attend.queries(norm(frames, audio.frame)), *attend.keys_values(audio.tokens))
     )
-    audio_out = rearrange(attend.output(q, k, v), "(actors f) s dim -> actors (f s) dim", f=BLOCK_LATENTS)
+    audio_out = rearrange(attend.output(q, ((k, v),)), "(actors f) s dim -> actors (f s) dim", f=BLOCK_LATENTS)
     if audio.mask is not None:
         audio_out = audio_out * audio.mask.to(audio_out.dtype)
-    return x + audio_out.sum(0)
+    return x + (audio_out[0] if len(audio_out) == 1 else audio_out.sum(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +213,10 @@ class LayerOps:
     post_attention: Callable[..., torch.Tensor]
     inject_audio: Callable[..., torch.Tensor]
     apply_rope: Callable[[torch.Tensor, Rope], torch.Tensor]
+
+    def attending(self, kernel: AttentionKernel) -> LayerOps:
+        """The same with a kernel of self-attention."""
+        return dataclasses.replace(self, post_attention=functools.partial(self.post_attention, kernel=kernel))
 
 
 EAGER = LayerOps(Layer.pre_attention, Layer.post_attention, inject_audio, apply_rope)

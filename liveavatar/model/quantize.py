@@ -11,15 +11,15 @@ trial waits, and `quantize_weight` has it done at loading, on the device the wei
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import ModelError
 from ..storage import FP8_CAPABILITY, WeightFormat
+from .fused import FusedRows, linear
 
 KEPT_IN_WORKING_DTYPE = (
     "text_embedding",
@@ -55,11 +55,10 @@ def replace_linears(net: nn.Module, weights: WeightFormat) -> None:
         return
     kind = _LINEAR_CLASSES[weights]
     found = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear) and is_quantized(path)]
-    for path, linear in found:
-        parent, _, name = path.rpartition(".")
-        with linear.weight.device:
-            place = kind(linear.in_features, linear.out_features, linear.bias is not None)
-        setattr(net.get_submodule(parent), name, place)
+    for path, plain in found:
+        with plain.weight.device:
+            place = kind.like(plain)
+        _replace(net, path, place)
 
 
 def quantize_rows_fp8(x: torch.Tensor) -> QuantizedWeight:
@@ -98,16 +97,21 @@ def quantize_linears(net: nn.Module, weights: WeightFormat) -> None:
     """
     if weights == "plain":
         return
-    for path, linear in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
+    for path, plain in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
         if not is_quantized(path):
             continue
-        parent, _, name = path.rpartition(".")
         with torch.device("meta"):
-            quantized_names = _LINEAR_CLASSES[weights](linear.in_features, linear.out_features, linear.bias is not None)
-        for slot, tensor in quantized_names.quantize_weight(linear.weight.detach()).items():
-            quantized_names._parameters[slot] = nn.Parameter(tensor, requires_grad=False)
-        quantized_names.bias = linear.bias
-        setattr(net.get_submodule(parent), name, quantized_names.eval())
+            quantized = _LINEAR_CLASSES[weights].like(plain)
+        parts = plain.weight.detach().chunk(len(quantized.fused_from) or 1)
+        for slot, tensor in quantized.quantize_parts(parts).items():
+            quantized._parameters[slot] = nn.Parameter(tensor, requires_grad=False)
+        quantized.bias = plain.bias
+        _replace(net, path, quantized.eval())
+
+
+def _replace(net: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, module)
 
 
 def supports_fp8_matmul(device: torch.device, by_row: bool, aligned: bool = True) -> bool:
@@ -146,12 +150,12 @@ def check_fp8_matmul(device: torch.device, by_row: bool) -> None:
         )
 
 
-class EightBitLinear(nn.Module):
+class EightBitLinear(FusedRows):
     """A Linear whose matrix is weight * weight_scale; multiplied in the working dtype.
 
     Attributes:
         weight: eight-bit [out_features, in_features].
-        weight_scale: float32, one per row [out_features, 1] or one for all [].
+        weight_scale: float32, one per row [out_features, 1], or one for all [], or one per part [parts].
         bias: [out_features] in the working dtype, or None.
     """
 
@@ -160,13 +164,26 @@ class EightBitLinear(nn.Module):
     stored: ClassVar[torch.dtype] = torch.int8
     by_row: ClassVar[bool] = True
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, fused_from: tuple[str, ...] = ()):
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        scales = torch.empty((out_features, 1) if self.by_row else ())
+        self.in_features, self.out_features, self.fused_from = in_features, out_features, fused_from
+        scales = torch.empty((out_features, 1) if self.by_row else (len(fused_from),) if fused_from else ())
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=self.stored), requires_grad=False)
         self.weight_scale = nn.Parameter(scales, requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+
+    @classmethod
+    def like(cls, linear: nn.Linear) -> Self:
+        """In the place of a plain layer; without values."""
+        fused_from = linear.fused_from if isinstance(linear, FusedRows) else ()
+        return cls(linear.in_features, linear.out_features, linear.bias is not None, fused_from)
+
+    def quantize_parts(self, weights: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What stays of the weight, given in as many parts as it is fused from, one at a time; each by itself."""
+        made = [self.quantize_weight(weight) for weight in weights]
+        if not self.fused_from:
+            return made[0]
+        return {slot: torch.cat([torch.atleast_1d(part[slot]) for part in made]) for slot in self.quantized_names}
 
     def quantize_weight(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """What stays of a weight [out_features, in_features] of any floating dtype, on its device.
@@ -179,11 +196,18 @@ class EightBitLinear(nn.Module):
 
     def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix in a floating dtype, rounded once."""
-        return self.weight.to(dtype).mul_(self.weight_scale)
+        return self.weight.to(dtype).mul_(self._row_scales())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] in the working dtype -> [..., out_features]"""
-        return F.linear(x, self.unpacked(x.dtype), self.bias)
+        return linear(x, self.unpacked(x.dtype), self.bias)
+
+    def _row_scales(self) -> torch.Tensor:
+        """What the rows of the matrix are multiplied with."""
+        if self.by_row or not self.fused_from:
+            return self.weight_scale
+        rows = self.out_features // len(self.fused_from)
+        return self.weight_scale.repeat_interleave(rows, output_size=self.out_features).unsqueeze(1)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.stored}"
@@ -228,11 +252,13 @@ class TensorFloat8Linear(Float8Linear):
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         scale = fp8_tensor_scale(x)
         inputs = cast_fp8(x, scale), 1 / scale
-        if self.bias is None or self.bias.dtype == torch.bfloat16:
-            return _multiply(*inputs, self.weight, self.weight_scale, self.bias)
-        # A bias of another dtype is added before the product is rounded, too.
-        wide = _multiply(*inputs, self.weight, self.weight_scale, None, torch.float32)
-        return (wide + self.bias).to(torch.bfloat16)
+        if not self.fused_from:
+            return _tensor_product(*inputs, self.weight, self.weight_scale, self.bias)
+        # Kernels take one scale for a matrix: each part has its own, and its own product.
+        parts = len(self.fused_from)
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        weights = zip(self.weight.chunk(parts), self.weight_scale.unbind(), biases, strict=True)
+        return torch.cat([_tensor_product(*inputs, weight, scale, bias) for weight, scale, bias in weights], -1)
 
 
 _LINEAR_CLASSES: dict[WeightFormat, type[EightBitLinear]] = {
@@ -272,6 +298,20 @@ def _multiply(
     return torch._scaled_mm(
         x.contiguous(), weight.t(), x_scale, weight_scale.t(), bias=bias, out_dtype=out, use_fast_accum=True
     )
+
+
+def _tensor_product(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """As `_multiply`, to bfloat16; a bias of another dtype is added before the product is rounded, too."""
+    if bias is None or bias.dtype == torch.bfloat16:
+        return _multiply(x, x_scale, weight, weight_scale, bias)
+    wide = _multiply(x, x_scale, weight, weight_scale, None, torch.float32)
+    return (wide + bias).to(torch.bfloat16)
 
 
 def _float8_trial(device: torch.device, by_row: bool, width: int) -> str:

@@ -8,6 +8,7 @@ float64 for the few time ids a task needs, so no table runs out and no position 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,11 @@ class Rope:
     cos: torch.Tensor
     sin: torch.Tensor
 
+    @functools.cached_property
+    def turns(self) -> torch.Tensor:
+        """The same as complex numbers, for every head: [tokens, 1, head_dim / 2]"""
+        return torch.complex(self.cos, self.sin).unsqueeze(1)
+
     def __add__(self, other: Rope) -> Rope:
         """The tokens of both, one after the other."""
         return Rope(torch.cat((self.cos, other.cos)), torch.cat((self.sin, other.sin)))
@@ -44,8 +50,15 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 
 
 def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Turn the pairs of x [tokens, heads, head_dim]; computed in float32, returned in x's dtype."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Turn the pairs of x [tokens, heads, head_dim]; computed in float32, returned in x's dtype.
+
+    The product of complex numbers is one pass; compilers, which do not know those, make one of the same written out.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if not torch.compiler.is_compiling():
+        turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * rope.turns)
+        return turned.flatten(-2).to(x.dtype)
+    even, odd = pairs.unbind(-1)
     cos, sin = rope.cos.unsqueeze(1), rope.sin.unsqueeze(1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
 

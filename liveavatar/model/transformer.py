@@ -13,9 +13,11 @@ from torch import nn
 from ..config import MOTION_LATENTS, ModelConfig
 from ..storage import WeightFormat
 from ..utils import to_device_async, without_memory
-from .attention import layer_norm
+from .attention import Attention
 from .audio_encoder import CausalAudioEncoder
+from .fused import untrained_linears
 from .layer import EAGER, AudioInjector, AudioTokens, KVCache, Layer, LayerOps, TextKV
+from .pointwise import layer_norm, modulated
 from .quantize import replace_linears
 from .rope import Rope
 
@@ -118,7 +120,7 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """x [tokens, dim], time [dim] -> [tokens, 4 * out_dim]"""
         shift, scale = (self.modulation[0].float() + time).unbind(0)
-        normed = layer_norm(x, self.eps).to(x.dtype).float() * (1 + scale) + shift
+        normed = modulated(layer_norm(x, self.eps), shift, 1 + scale, torch.float32)
         return F.linear(normed, self.head.weight.float(), self.head.bias.float())
 
 
@@ -208,10 +210,14 @@ class CausalS2VTransformer(nn.Module):
         lead = self.text_layers_on_device or self.layers_on_device
         return [layer.text_kv(text) for layer in lead(self.numbered_layers())]
 
+    def modulation(self, time: torch.Tensor) -> torch.Tensor:
+        """Embedded timesteps [..., 6, dim] -> what modulates the owned layers then [layers, ..., 6, dim] float32."""
+        return torch.stack([layer.modulation_of(time) for _, layer in self.numbered_layers()])
+
     def run_layers(
         self,
         x: torch.Tensor,
-        time: torch.Tensor,
+        modulation: torch.Tensor,
         rope: Rope,
         text: Sequence[TextKV],
         kv_caches: Sequence[KVCache],
@@ -222,15 +228,16 @@ class CausalS2VTransformer(nn.Module):
 
         Args:
             x: [tokens, dim]
-            time: [6, dim] float32
+            modulation: of the timestep, one per owned layer [layers, 6, dim] float32
             rope: of the tokens
             text, kv_caches: one per owned layer
             audio: tokens of the block; None for the sink, which has none
             ops: how layers do what they do
         """
         layers = self.layers_on_device(self.numbered_layers())
-        for number, layer, words, kv_cache in zip(self.slice.layers, layers, text, kv_caches, strict=True):
-            x = layer(x, time, rope, words, kv_cache, ops)
+        inputs = zip(self.slice.layers, layers, modulation, text, kv_caches, strict=True)
+        for number, layer, its_modulation, words, kv_cache in inputs:
+            x = layer(x, its_modulation, rope, words, kv_cache, ops)
             if audio is not None:
                 x = self.audio_injector(number, x, audio, ops)
         return x
@@ -249,9 +256,20 @@ class CausalS2VTransformer(nn.Module):
 def empty_transformer(
     config: ModelConfig, model_slice: ModelSlice, weights: WeightFormat = "plain"
 ) -> CausalS2VTransformer:
-    """A part without memory, on the meta device, with its large matrices in a format: ready to be filled."""
+    """A part without memory, on the meta device, with its large matrices in a format: ready to be filled.
+
+    Projections of the same input are fused (see fused.py).
+    """
     with without_memory():
         net = CausalS2VTransformer(config, model_slice)
+    untrained_linears(net.blocks)
+    untrained_linears(net.audio_injector)
+    for _, layer in net.numbered_layers():
+        layer.self_attn.fuse("qkv")
+        layer.cross_attn.fuse("kv")
+    for injector in net.audio_injector.injector.values():
+        assert isinstance(injector, Attention)
+        injector.fuse("kv")
     replace_linears(net, weights)
     return net
 

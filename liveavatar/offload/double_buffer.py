@@ -18,13 +18,13 @@ class Slot(Generic[T]):
 
     Attributes:
         buffer: the room.
-        free: when the computation, and what is copied out of it, have done with it.
+        free: when the computation, and what is copied out of it, have done with it: all of these are past.
         holds: the key of what is in it, or on its way; None where that is of no use.
         arrived: when that is there.
     """
 
     buffer: T
-    free: StreamEvent
+    free: tuple[StreamEvent, ...]
     holds: Hashable = None
     arrived: StreamEvent = None
 
@@ -51,7 +51,7 @@ class DoubleBuffer(Generic[T]):
 
     def allocate(self, buffers: Iterable[T]) -> None:
         """Add slots."""
-        self._order.extend(Slot(buffer, self.streams.record_event()) for buffer in buffers)
+        self._order.extend(Slot(buffer, (self.streams.record_event(),)) for buffer in buffers)
 
     def clear(self) -> None:
         """Give the slots back."""
@@ -66,6 +66,11 @@ class DoubleBuffer(Generic[T]):
         """The slot to be filled next: the one that was computed with longest ago."""
         return self._order[0]
 
+    @property
+    def latest(self) -> Slot[T]:
+        """The slot that was computed with last."""
+        return self._order[-1]
+
     def fill(self, key: Hashable, pairs: TensorPairs, *after: StreamEvent) -> Slot[T]:
         """Begin to copy to the device into `next_slot`; what it held is lost.
 
@@ -76,7 +81,7 @@ class DoubleBuffer(Generic[T]):
         """
         slot = self.next_slot
         slot.holds = None
-        slot.arrived = self.streams.h2d(pairs, slot.free, *after)
+        slot.arrived = self.streams.h2d(pairs, *slot.free, *after)
         slot.holds = key
         return slot
 

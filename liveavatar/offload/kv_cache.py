@@ -7,10 +7,11 @@ so the two ways of saving combine: what is copied are the tensors the format kee
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
+from ..model.attention import KeyValue
 from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
 from ..model.quantize import quantize_rows_fp8
 from ..storage import NUM_SLOTS, KVDtype, StorageConfig
@@ -43,31 +44,23 @@ class Fp8KVCache:
     def prefetch(self, window: Window) -> None:
         """Nothing to do: the rows are there."""
 
-    def update(
-        self,
-        window: Window,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sink_k: Sequence[torch.Tensor],
-        sink_v: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RollingKVCache.update`."""
-        keys = _updated(self.k, self.k_scale, window, k, sink_k)
-        return keys, _updated(self.v, self.v_scale, window, v, sink_v)
+    def update(self, window: Window, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
+        """As `KVCacheLayer.update`; new tensors."""
+        return _updated(self.k, self.k_scale, window, k), _updated(self.v, self.v_scale, window, v)
+
+    def release(self) -> None:
+        """Nothing to do: what was attended to are copies."""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """k, v and their scales."""
         return self.k, self.v, self.k_scale, self.v_scale
 
 
-def _updated(
-    rows: torch.Tensor, scales: torch.Tensor, window: Window, new: torch.Tensor, sink: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    attended = new.new_empty((window.valid + sum(map(len, sink)), *new.shape[1:]))
+def _updated(rows: torch.Tensor, scales: torch.Tensor, window: Window, new: torch.Tensor) -> torch.Tensor:
+    attended = new.new_empty((window.valid, *new.shape[1:]))
     for earlier in window.earlier:
         attended[earlier].copy_(rows[earlier]).mul_(scales[earlier])
     attended[window.own] = new
-    torch.cat(tuple(sink), out=attended[window.valid :])
     rows[window.own], scales[window.own] = quantize_rows_fp8(new)
     return attended
 
@@ -130,22 +123,19 @@ class OffloadedKVCache:
         """Begin to copy the rows of earlier blocks into a slot; what was fetched before and not used is forgotten."""
         self.double_buffer.prefetch(self, window)
 
-    def update(
-        self,
-        window: Window,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sink_k: Sequence[torch.Tensor],
-        sink_v: Sequence[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RollingKVCache.update`, in a slot; only the new rows are copied back."""
+    def update(self, window: Window, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
+        """As `KVCacheLayer.update`, in a slot; only the new rows are copied back."""
         slot = self.double_buffer.acquire(self, window)
         if self.next_layer is not None:
             self.double_buffer.prefetch(self.next_layer, window)
         self.double_buffer.streams.wait_event(slot.arrived)
-        attended = slot.buffer.update(window, k, v, sink_k, sink_v)
-        self.double_buffer.release(slot, self, window)
+        attended = slot.buffer.update(window, k, v)
+        self.double_buffer.store(slot, self, window)
         return attended
+
+    def release(self) -> None:
+        """The slot is free once the device has done what it was given until now."""
+        self.double_buffer.release()
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Those that are kept on the host, once every copy from and to them is done: this waits."""
@@ -186,12 +176,17 @@ class KVDoubleBuffer:
         slot.holds = None  # the rows of its own block are about to change
         return slot
 
-    def release(self, slot: KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
-        """Copy the new rows out; the slot is free once that and the computation are done."""
+    def store(self, slot: KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
+        """Copy the new rows out, beside what is computed with them."""
         own = window.own
         pairs = zip(offloaded.host_cache.tensors(), slot.buffer.tensors(), strict=True)
-        stored = self.streams.d2h([(to[own], of[own]) for to, of in pairs], self.streams.record_event())
-        slot.free = offloaded.stored = stored
+        offloaded.stored = self.streams.d2h([(to[own], of[own]) for to, of in pairs], self.streams.record_event())
+        slot.free = (offloaded.stored,)
+
+    def release(self) -> None:
+        """The slot that was computed with is free once that is done, too."""
+        slot = self.slots.latest
+        slot.free = (*slot.free, self.streams.record_event())
 
 
 @dataclasses.dataclass(frozen=True)

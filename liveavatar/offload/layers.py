@@ -127,7 +127,7 @@ class LayerPrefetcher:
             yield
         finally:
             module.assign_host_views()
-            slot.free = self.streams.record_event()
+            slot.free = (self.streams.record_event(),)
 
     def prefetch_layer(self, number: int) -> Slot[_PackedRoom]:
         """The slot that holds a layer, or is being filled with it from now on."""

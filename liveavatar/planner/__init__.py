@@ -17,7 +17,7 @@ from .memory import (
     layer_parameters,
     workspace_bytes,
 )
-from .pace import Forecast
+from .pace import COMPILE_SECONDS, Forecast, compiling_saves
 from .plan import (
     LEAST_SNAPSHOT_BLOCKS,
     MAX_THREADS,
@@ -33,6 +33,7 @@ from .plan import (
 from .search import FIDELITY_LEVELS, FidelityLevel, PlanOptions, Preference, level_of, next_level_down
 
 __all__ = [
+    "COMPILE_SECONDS",
     "CUDA_CONTEXT_BYTES",
     "DTYPE_BYTES",
     "FIDELITY_LEVELS",
@@ -52,6 +53,7 @@ __all__ = [
     "StagePlan",
     "apply_plan_size",
     "choose_plan",
+    "compiling_saves",
     "embed_parameters",
     "embedder_parameters",
     "head_parameters",

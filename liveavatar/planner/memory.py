@@ -73,6 +73,7 @@ class LayerSizes:
         self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
         self.text = kv_bytes("plain", config.text_len)
+        self._modulation = 6 * config.dim * 4
         self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
         self._text_kv_workspace = _text_kv_workspace_bytes(config, size, s)
 
@@ -94,6 +95,10 @@ class LayerSizes:
     def kv_cache_resident_bytes(self, layers: int, steps: int) -> MemoryUse:
         """Of so many layers and steps."""
         return kv_cache_resident_bytes(self._storage, self._kv_cache, layers, steps)
+
+    def conditions(self, layers: int, steps: int) -> int:
+        """Of the prompt, and of what modulates the layers in each step and in the prefill."""
+        return layers * (self.text + (steps + 1) * self._modulation)
 
     def workspace(self, layers: int, steps: int) -> int:
         """What work needs besides, at most.
@@ -255,14 +260,16 @@ def workspace_bytes(
 ) -> int:
     """What one task needs besides weights and memories, at most.
 
-    The keys and values of one layer side by side, the residual stream and its float32 copies, the widest activation
-    (the feed-forward or q, k and v), and the largest matrix once more where it is stored in another form.
+    The keys of the sink, and the window of one layer where it is stored in another form; the residual stream and its
+    float32 copies, the widest activation (the feed-forward or q, k and v), and the largest matrix once more where it is
+    stored in another form.
     """
     tokens = BLOCK_LATENTS * frame_tokens
-    keys = int((window_blocks * BLOCK_LATENTS + SINK_FRAMES) * frame_tokens)
+    window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
+    keys = int(SINK_FRAMES * frame_tokens) + window
     widest = max(config.ffn_dim, 4 * config.dim)
     matrix = 0 if storage.weights == "plain" else config.ffn_dim * config.dim * size
-    return 2 * keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
+    return keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
 
 
 def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageConfig) -> int:
@@ -436,7 +443,7 @@ PUBLISHED_AUX = AuxModels(
     vae=126_892_531,
     decode_state=151_328,
     decode_flops=2.163e9,
-    decode_bytes=7.12e6,
+    decode_bytes=6.19e6,
     text=5_680_910_336,
     audio=315_438_720,
     encode_work=238_800,
@@ -447,7 +454,7 @@ _SMALL = {
         vae=2_050_595,
         decode_state=16_288,
         decode_flops=3.43e7,
-        decode_bytes=1.55e6,
+        decode_bytes=1.34e6,
         text=131_648,
         audio=215_136,
         encode_work=32_600,
@@ -456,7 +463,7 @@ _SMALL = {
         vae=188_211,
         decode_state=6_528,
         decode_flops=5.19e6,
-        decode_bytes=6.3e5,
+        decode_bytes=5.48e5,
         text=64_944,
         audio=189_472,
         encode_work=16_100,

@@ -21,6 +21,8 @@ _TASK_SECONDS = 0.002
 """To launch a task, assumed."""
 _LAUNCH_SECONDS = 5e-6
 """Of the host for one operation, assumed; the device computes meanwhile what was launched before."""
+COMPILE_SECONDS = 90.0
+"""To compile the layers for one size, assumed: it was a minute or more where it was seen."""
 _VAE_SHARE = 0.43
 """Of the speed of matrices that the VAE's convolutions reach, assumed."""
 
@@ -32,33 +34,45 @@ class LayerTraffic:
     Attributes:
         layer, injector: bytes that are read and written per number of a block's tokens.
         launches, injector_launches: operations, products and attention among them.
-        window: numbers that are read and written per number of the keys that a block sees.
+        window: numbers that are read and written per number of the keys of earlier blocks, which lie in the KV cache.
     """
 
     layer: float
     injector: float
     launches: int
     injector_launches: int
-    window: float = 4.0
+    window: float = 0.0
 
 
-EAGER = LayerTraffic(438, 86, 131, 32)
-"""Counted: 7.73 GB in a layer of the 14B model at 704x384, 9.13 with an injector. Most are casts to float32 and back,
-products and sums with the modulation, norms; the window and the sink are put side by side."""
-EAGER_EIGHT_BITS = LayerTraffic(564, 112, 179, 62)
-"""Counted: 9.78 and 11.60 GB; inputs are rounded to fp8 for every product. Of int8, whose weights are widened for each,
-it is within a tenth."""
-COMPILED = LayerTraffic(79, 20, 30, 10)
-"""Estimated from the passes that are left: norm and modulation, norm and rotation, gate and sum are one each."""
-COMPILED_EIGHT_BITS = LayerTraffic(107, 26, 45, 15)
+EAGER = LayerTraffic(171, 40, 59, 26)
+"""Counted: 2.78 GB in a layer of the 14B model at 704x384, 3.43 with an injector. Most are norms, products and sums
+with the modulation, rotations and casts. The window is read by attention where it lies."""
+EAGER_EIGHT_BITS = LayerTraffic(277, 66, 105, 55)
+"""Counted: 4.40 and 5.48 GB, with one scale per tensor 4.60 and 5.67; inputs are rounded to fp8 for every product. Of
+int8, whose weights are widened for each, it is within a tenth there, and half of what small videos take."""
+COMPILED = LayerTraffic(88, 20, 30, 10)
+"""Estimated from the passes that are left: norm and modulation, norm and rotation, gate and sum, and the joining of
+attention to window and sink are one each."""
+COMPILED_EIGHT_BITS = LayerTraffic(116, 26, 45, 15)
 """Estimated likewise, with a pass that finds the scale of a product's input and one that rounds it."""
+FP8_KV_CACHE = LayerTraffic(31, 0, 20, 0, window=7)
+"""Counted, in addition where the KV cache is in fp8: a block's rows are rounded, those of earlier ones are widened."""
 
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
     """Of layers that are stored in one way."""
     if storage.weights == "plain":
-        return COMPILED if compiled else EAGER
-    return COMPILED_EIGHT_BITS if compiled else EAGER_EIGHT_BITS
+        network = COMPILED if compiled else EAGER
+    else:
+        network = COMPILED_EIGHT_BITS if compiled else EAGER_EIGHT_BITS
+    if storage.kv_dtype == "plain":
+        return network
+    return dataclasses.replace(
+        network,
+        layer=network.layer + FP8_KV_CACHE.layer,
+        launches=network.launches + FP8_KV_CACHE.launches,
+        window=FP8_KV_CACHE.window,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +142,7 @@ def layer_work(
     """
     injects = layer in config.audio_inject_layers
     block = BLOCK_LATENTS * frame_tokens * config.dim
-    window = traffic.window * size * _keys_seen(frame_tokens, window_blocks) * config.dim
+    window = traffic.window * size * (window_blocks - 1) * block
     return Work(
         *layer_tflop(config, frame_tokens, layer, window_blocks),
         moved=block * (traffic.layer + injects * traffic.injector) + window,
@@ -203,3 +217,12 @@ class Forecast:
     def fps(self) -> float:
         """Frames per second in the full pipeline."""
         return BLOCK_FRAMES / self.seconds_per_block
+
+    def seconds(self, blocks: int) -> float:
+        """Of the work on so many blocks."""
+        return self.first_frames_seconds + (blocks - 1) * self.seconds_per_block
+
+
+def compiling_saves(eager: Forecast, compiled: Forecast, blocks: int) -> float:
+    """Seconds by which so many blocks are probably sooner ready if the layers are compiled first; below 0: later."""
+    return eager.seconds(blocks) - compiled.seconds(blocks) - COMPILE_SECONDS

@@ -88,7 +88,7 @@ class StagePlan:
             layers take the two slots that they pass through.
         kv_cache: keys and values of its steps.
         sink: keys and values of the sink, twice, because two versions overlap at the refresh.
-        text: keys and values of the prompt.
+        text: keys and values of the prompt, and what modulates the layers.
         workspace: what one task needs besides (an upper estimate).
         storage: how all of that is kept.
         offload_slots: keys and values that lie on the host pass through these.
@@ -148,6 +148,7 @@ class Plan:
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
         compiled: whether layers are compiled before the first block.
         clip_blocks: blocks of a clip, and of every KV cache.
+        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
     """
 
     model: str
@@ -171,6 +172,7 @@ class Plan:
     compiled: bool = False
     clip_blocks: int = CLIP_BLOCKS
     tiny_decoder: bool = False
+    attention: str = "auto"
 
     @property
     def _owners(self) -> list[StagePlan]:
@@ -377,7 +379,7 @@ def stage_plan(
         weights=weights.device,
         kv_cache=0 if away else kv_caches.device,
         sink=sizes.sink * count,
-        text=sizes.text * count,
+        text=sizes.conditions(count, len(steps)),
         workspace=sizes.workspace(count, len(steps)),
         storage=storage,
         offload_slots=kv_caches.device if away else 0,

@@ -259,7 +259,8 @@ class CostTable:
         sizes, count = self._sizes, len(layers)
         weights = sizes.weights_resident_bytes(layers, self._level.storage)
         kv_caches = sizes.kv_cache_resident_bytes(count, steps)
-        return weights.device + kv_caches.device + count * (sizes.sink + sizes.text) + sizes.workspace(count, steps)
+        conditions = count * sizes.sink + sizes.conditions(count, steps)
+        return weights.device + kv_caches.device + conditions + sizes.workspace(count, steps)
 
     def fewest_offloaded(self, layers: int, need: int) -> int | None:
         """The fewest offloaded of so many layers that free `need` bytes, their slots paid for; None where none does."""

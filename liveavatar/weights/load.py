@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,15 +45,30 @@ class WeightQuantizer(Protocol):
 
     quantized_names: tuple[str, ...]
 
-    def quantize_weight(self, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """The weight as the source has it, on the module's device -> each of `quantized_names`."""
+    def quantize_parts(self, weights: Iterable[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The weight as the source has it, on the module's device -> each of `quantized_names`.
+
+        It comes in parts of its rows, one at a time, where the module is fused from several (see `FusedModule`).
+        """
+
+
+@runtime_checkable
+class FusedModule(Protocol):
+    """A module whose tensors hold the rows of several modules of the source (see `liveavatar.model.fused`).
+
+    Attributes:
+        fused_from: names of those modules, beside it; empty where it is one of the source's itself.
+    """
+
+    fused_from: tuple[str, ...]
 
 
 def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: TensorDevice) -> None:
     """Give a module built under `torch.device("meta")` its tensors, in place, one at a time.
 
     Exactly what the module owns is read; names are those of its state dict, and a tensor it knows under several names
-    is read once, from the first name the source has. Afterwards everything is real, on `device`, in `dtype` (whole
+    is read once, from the first name the source has. One that is fused from several is read part by part (see
+    `FusedModule`). Afterwards everything is real, on `device`, in `dtype` (whole
     numbers keep theirs), needs no gradient, and the module is in evaluation mode. What modules pack (see
     `WeightQuantizer`) is packed on `device`, tensor by tensor. Peak host memory is what stays plus the tensor in hand.
     What is for the meta
@@ -73,13 +88,11 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
     for owner in module.modules():
         packed: Mapping[str, torch.Tensor] = {}
         if isinstance(owner, WeightQuantizer):
-            key = chosen[owner.get_parameter("weight")]
-            if (there := _place(key, device)).type == "meta":
+            keys = chosen[owner.get_parameter("weight")]
+            if (there := _place(keys[0], device)).type == "meta":
                 packed = {name: getattr(owner, name).detach() for name in owner.quantized_names}
             else:
-                weight = source.read(key).detach().to(there)
-                _check_values(weight, key, source, there)
-                packed = owner.quantize_weight(weight)
+                packed = owner.quantize_parts(_checked(source, keys, there))
                 progress.count(owner.get_parameter("weight"), sum(part.nbytes for part in packed.values()))
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
@@ -99,15 +112,15 @@ class _ReadProgress:
     """How much of a module is there; tells who watches (see `watched_reads`).
 
     Args:
-        chosen: the module's tensors, and their names.
+        chosen: the module's tensors, and their names in the source.
         device: those for the meta device are not read.
     """
 
-    def __init__(self, chosen: Mapping[torch.Tensor, str], device: TensorDevice):
+    def __init__(self, chosen: Mapping[torch.Tensor, tuple[str, ...]], device: TensorDevice):
         self._on_read, self._done = _on_read.get(), 0
         self._sizes: dict[torch.Tensor, int] = {}
         if self._on_read is not None:
-            self._sizes = {t: t.numel() for t, key in chosen.items() if _place(key, device).type != "meta"}
+            self._sizes = {t: t.numel() for t, keys in chosen.items() if _place(keys[0], device).type != "meta"}
         self._total = max(1, sum(self._sizes.values()))
 
     def count(self, tensor: torch.Tensor, nbytes: int) -> None:
@@ -117,27 +130,45 @@ class _ReadProgress:
             self._on_read(nbytes, self._done / self._total)
 
 
-def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, str]:
+def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, tuple[str, ...]]:
     """Make sure, without reading a tensor, that `fill` would find everything in its shape.
 
     Returns:
-        Each tensor of the module -> the name under which the source has it.
+        Each tensor of the module -> the name under which the source has it, or the names of the parts of its rows.
 
     Raises:
         MissingFilesError, ModelError: as `fill`.
     """
-    names = _names(module)
+    fused, names = _fused_names(module), _names(module)
     _refuse_computed_buffers(module, names)
     keys = source.keys()
-    chosen = {tensor: next((n for n in ns if n in keys), "") for tensor, ns in names.items()}
-    refuse_missing([names[t][0] for t, n in chosen.items() if not n], source)
-    for tensor, key in chosen.items():
-        refuse_another_shape(key, tuple(tensor.shape), source)
+    chosen = fused | {tensor: (next((n for n in ns if n in keys), ns[0]),) for tensor, ns in names.items()}
+    refuse_missing([key for ns in chosen.values() for key in ns if key not in keys], source)
+    for tensor, parts in chosen.items():
+        needed = (tensor.shape[0] // len(parts), *tensor.shape[1:]) if tensor in fused else tuple(tensor.shape)
+        for key in parts:
+            refuse_another_shape(key, needed, source)
     return chosen
 
 
+def _fused_names(module: nn.Module) -> dict[torch.Tensor, tuple[str, ...]]:
+    """Each tensor whose rows are several of a source's -> the names of those."""
+    names: dict[torch.Tensor, tuple[str, ...]] = {}
+    for path, owner in module.named_modules():
+        parts = owner.fused_from if isinstance(owner, FusedModule) else ()
+        beside = path[: path.rfind(".") + 1]
+        for slot in ("weight", "bias") if parts else ():
+            if (tensor := owner._parameters.get(slot)) is not None:
+                names[tensor] = tuple(f"{beside}{part}.{slot}" for part in parts)
+    return names
+
+
 def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
-    """Each tensor a source must have (tensors hash by identity) -> its names in the state dict, the shortest first."""
+    """Each other tensor a source must have (they hash by identity) -> its names in the state dict, the shortest first.
+
+    What a state dict shows of a fused tensor are new views: they are no tensors of the module's.
+    """
+    owned = {*module.parameters(), *module.buffers()} - _fused_names(module).keys()
     made = {
         owner.get_parameter(slot)
         for owner in module.modules()
@@ -147,7 +178,7 @@ def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
     }
     names: dict[torch.Tensor, list[str]] = {}
     for key, tensor in module.state_dict(keep_vars=True).items():
-        if tensor not in made:
+        if tensor in owned and tensor not in made:
             names.setdefault(tensor, []).append(key)
     return {t: sorted(ns, key=lambda n: (len(n), n)) for t, ns in names.items()}
 
@@ -158,17 +189,33 @@ def _refuse_computed_buffers(module: nn.Module, names: dict[torch.Tensor, list[s
         raise ModelError(f"{type(module).__name__} computes {computed[0]} itself and cannot be built without memory.")
 
 
-def _read(source: TensorSource, key: str, old: torch.Tensor, dtype: DType, device: TensorDevice) -> torch.Tensor:
+def _read(
+    source: TensorSource, keys: tuple[str, ...], old: torch.Tensor, dtype: DType, device: TensorDevice
+) -> torch.Tensor:
     """A copy of one tensor where it is wanted, never the file's own memory; a parameter where `old` is one."""
-    there = _place(key, device)
+    there = _place(keys[0], device)
     if there.type == "meta":
         return old
-    value = source.read(key)
-    wanted = dtype if isinstance(dtype, torch.dtype) else dtype(key)
+    wanted = dtype if isinstance(dtype, torch.dtype) else dtype(keys[0])
+    if len(keys) > 1:
+        kept = torch.empty(old.shape, dtype=wanted, device=there)
+        for key, rows in zip(keys, kept.chunk(len(keys)), strict=True):
+            value = source.read(key).detach()
+            _check_values(rows.copy_(value) if value.is_floating_point() else value, key, source, there)
+        return nn.Parameter(kept, requires_grad=False)
+    value = source.read(keys[0])
     kept = value.detach().to(device=there, dtype=wanted if value.is_floating_point() else value.dtype, copy=True)
     if old.is_floating_point():
-        _check_values(kept, key, source, there)
+        _check_values(kept, keys[0], source, there)
     return nn.Parameter(kept, requires_grad=False) if isinstance(old, nn.Parameter) else kept
+
+
+def _checked(source: TensorSource, keys: Iterable[str], there: torch.device) -> Iterator[torch.Tensor]:
+    """Tensors of the source, one at a time."""
+    for key in keys:
+        tensor = source.read(key).detach().to(there)
+        _check_values(tensor, key, source, there)
+        yield tensor
 
 
 def _check_values(tensor: torch.Tensor, key: str, source: TensorSource, there: torch.device) -> None:

@@ -20,6 +20,7 @@ from liveavatar.encoders.audio import hidden_states
 from liveavatar.encoders.text import encode_text
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
 from liveavatar.mini.seeded import SeededSource
+from liveavatar.model.fused import checkpoint_paths
 from liveavatar.model.quantize import EightBitLinear
 from liveavatar.model.transformer import ModelSlice
 from liveavatar.vae.decoding import DecodeState, decode_block
@@ -82,14 +83,16 @@ def test_a_format_is_made_of_the_same_numbers_part_by_part(components, weights):
     plain = whole(components)
     stored = torch.float32 if components.name == "untrained" else torch.bfloat16
     last = components.config.num_layers - 1
-    for part in (ModelSlice(range(last, last + 1), head=True), ModelSlice(range(0), embed=True, embedders=True)):
-        net = components.transformer(part, "cpu", torch.float32, weights)
+    for model_slice in (ModelSlice(range(last, last + 1), head=True), ModelSlice(range(0), embed=True, embedders=True)):
+        net = components.transformer(model_slice, "cpu", torch.float32, weights)
         changed = {path: m for path, m in net.named_modules() if isinstance(m, EightBitLinear)}
-        assert len(changed) == (15 if part.layers else 0)
+        parts = [part for path, module in changed.items() for part in checkpoint_paths(path, module)]
+        assert len(parts) == (15 if model_slice.layers else 0)
         for path, module in changed.items():
-            for slot, tensor in module.quantize_weight(plain.get_submodule(path).weight.to(stored)).items():
+            weights_of_parts = plain.get_submodule(path).weight.to(stored).chunk(len(module.fused_from) or 1)
+            for slot, tensor in module.quantize_parts(weights_of_parts).items():
                 assert torch.equal(tensor.float(), getattr(module, slot).float())
-        others = {k: v for k, v in net.state_dict().items() if k.rpartition(".")[0] not in changed}
+        others = {k: v for k, v in net.state_dict().items() if k.rpartition(".")[0] not in parts}
         assert others and all(torch.equal(plain.state_dict()[k], v) for k, v in others.items())
 
 

@@ -9,8 +9,10 @@ from liveavatar.config import ModelConfig
 from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkKV, SinkRecorder, Window
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.rope import RopeGrid
-from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
+from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.request import SinkDistance
+from liveavatar.weights.load import fill
+from liveavatar.weights.source import DictSource
 
 PER_BLOCK = 3
 AUDIO_PER_BLOCK = 12
@@ -24,9 +26,9 @@ def config_of(values: dict, weights: Case) -> ModelConfig:
 def load_network(weights: Case, values: dict, replaced: dict[str, torch.Tensor] | None = None) -> CausalS2VTransformer:
     """The whole network with a case's weights, some of them replaced."""
     config = config_of(values, weights)
-    net = CausalS2VTransformer(config, ModelSlice.whole(config))
-    net.load_state_dict({**weights.state_dict(), **(replaced or {})}, strict=True)
-    return net.eval().requires_grad_(False)
+    net = empty_transformer(config, ModelSlice.whole(config))
+    fill(net, DictSource({**weights.state_dict(), **(replaced or {})}), dtype=torch.float32, device="cpu")
+    return net
 
 
 class Rollout:
@@ -62,7 +64,7 @@ class Rollout:
         rope = self.grid.reference() + self.grid.motion()
         memories = [SinkRecorder(self.grid.tokens) for _ in range(self.config.num_layers)]
         x = self.net.embed_sink(reference[0], motion[0])
-        self.net.run_layers(x, self.time.layers[-1], rope, self.text, memories, None)
+        self.net.run_layers(x, self.net.modulation(self.time.layers[-1]), rope, self.text, memories, None)
         self.sinks = [m.sink for m in memories]
         return self.sinks
 
@@ -90,7 +92,7 @@ class Rollout:
         pose = self.case["in.cond_states"][0, :, source * PER_BLOCK : (source + 1) * PER_BLOCK]
         x = self.net.run_layers(
             self.net.embed_block(latent, pose),
-            self.time.layers[step],
+            self.net.modulation(self.time.layers[step]),
             self.grid.block(block),
             self.text,
             self.memories(block, step, distance),

@@ -7,6 +7,7 @@ import torch
 from golden.cases import Case, cases, folders
 
 from liveavatar.config import WAN2_2_S2V_14B
+from liveavatar.model.fused import checkpoint_paths
 from liveavatar.model.quantize import EightBitLinear, TensorFloat8Linear, cast_fp8, fp8_tensor_scale, is_quantized
 from liveavatar.model.transformer import ModelSlice, empty_transformer
 from liveavatar.storage import WeightFormat
@@ -67,8 +68,9 @@ def test_formats_change_the_layers_of_the_14b_model_that_the_original_changes(
     listed: dict, weights: WeightFormat
 ) -> None:
     net = empty_transformer(WAN2_2_S2V_14B, ModelSlice.whole(WAN2_2_S2V_14B), weights)
-    changed = [path for path, module in net.named_modules() if isinstance(module, EightBitLinear)]
+    eight_bit = [(path, module) for path, module in net.named_modules() if isinstance(module, EightBitLinear)]
+    changed = [part for path, module in eight_bit for part in checkpoint_paths(path, module)]
     plain = [path for path, module in net.named_modules() if isinstance(module, torch.nn.Linear)]
     assert len(changed) == 460 and sorted(changed) == sorted(listed["quantised"])
     assert sorted(plain) == sorted(listed["kept"])
-    assert all(map(is_quantized, changed)) and not any(map(is_quantized, plain))
+    assert all(is_quantized(path) for path, _ in eight_bit) and not any(map(is_quantized, plain))

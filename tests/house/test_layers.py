@@ -63,6 +63,7 @@ LAYERS = (
         "bench/command",
         "bench/command_frames",
         "bench/command_model",
+        "bench/command_network",
         "bench/command_pipeline",
         "bench/command_suite",
         "doctor/command",

@@ -31,7 +31,7 @@ def block_inputs(net: CausalS2VTransformer, block: int, rows: int = 4, columns: 
     sinks = [SinkRecorder(grid.tokens) for _ in net.slice.layers]
     net.run_layers(
         net.embed_sink(latents[:, :1], latents[:, 1:]),
-        time.layers[1],
+        net.modulation(time.layers[1]),
         grid.reference() + grid.motion(),
         text,
         sinks,
@@ -43,7 +43,7 @@ def block_inputs(net: CausalS2VTransformer, block: int, rows: int = 4, columns: 
     memories = [BlockCache(RollingKVCache.empty(*shape), window, m.sink, reference) for m in sinks]
     audio = net.embed_audio(torch.randn(1, config.audio_layers, config.audio_dim, 12, generator=generator))
     x = net.embed_block(latents[:, :3])
-    return x, time.layers[0], grid.block(block), text, memories, audio
+    return x, net.modulation(time.layers[0]), grid.block(block), text, memories, audio
 
 
 @given(st.integers(1, 5), st.data())
@@ -64,15 +64,15 @@ def test_the_keys_of_any_slices_add_up_to_the_checkpoint(layers: int, data: st.D
 def test_slices_compute_what_the_whole_computes() -> None:
     config = tiny_config(4)
     net = network(config)
-    x, time, rope, text, memories, audio = block_inputs(net, 2)
-    expected = net.run_layers(x, time, rope, text, memories, audio)
+    x, modulation, rope, text, memories, audio = block_inputs(net, 2)
+    expected = net.run_layers(x, modulation, rope, text, memories, audio)
     for cut in range(5):
         y = x
         for layers in (range(cut), range(cut, 4)):
             piece = CausalS2VTransformer(config, ModelSlice(layers)).requires_grad_(False)
             piece.load_state_dict({k: net.state_dict()[k] for k in piece.state_dict()})
             own = slice(layers.start, layers.stop)
-            y = piece.run_layers(y, time, rope, text[own], memories[own], audio)
+            y = piece.run_layers(y, modulation[own], rope, text[own], memories[own], audio)
         assert torch.equal(y, expected), cut
 
 

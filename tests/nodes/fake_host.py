@@ -113,6 +113,7 @@ class Host:
     def _modules(self) -> dict[str, ModuleType]:
         return {
             "comfy": _module("comfy"),
+            "comfy.cli_args": _module("comfy.cli_args", args=SimpleNamespace()),
             "comfy.utils": _module("comfy.utils", ProgressBar=lambda total, **_: ProgressBar(self, total)),
             "comfy.model_patcher": _module("comfy.model_patcher", ModelPatcher=ModelPatcher),
             "comfy.model_management": _module(

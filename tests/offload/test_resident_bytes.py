@@ -73,7 +73,9 @@ def test_the_peak_changes_as_the_arithmetic_says(
     driven, peak = measured(components, storage)
     saved = rings_held(PLAIN).device - rings_held(storage).device
     layers, plain_layers = layers_held(storage), layers_held(PLAIN).device
-    expected = plain_peak - saved - (plain_layers - layers.device)
+    widened = rings_held(PLAIN).device // (CONFIG.num_layers * EFFECTIVE.steps) * (storage.kv_dtype == "fp8")
+    """The window of the layer that works, in the working dtype."""
+    expected = plain_peak - saved - (plain_layers - layers.device) + widened
     print(f"{peak / expected - 1:+.2%}")
     assert abs(peak - expected) < 0.03 * expected
     loaded = 4 * sum(p.numel() for net in (driven.stages[0].net, CONDITIONING) for p in net.parameters())

@@ -9,7 +9,7 @@ from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.model.kv_cache import BlockCache, RollingKVCache, SinkKV, Window
 from liveavatar.model.layer import AudioTokens, TextKV
 from liveavatar.model.rope import Rope
-from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice
+from liveavatar.model.transformer import ModelSlice, empty_transformer
 from liveavatar.planner import workspace_bytes
 from liveavatar.planner.memory import PUBLISHED_AUX
 from liveavatar.request import Request, resolve
@@ -27,15 +27,15 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 44), (16, 24), (44, 80)])
 def test_a_task_fits_into_its_workspace(rows, columns, monkeypatch):
-    monkeypatch.setattr(attention, "attention", lambda q, k, v: torch.empty_like(q).flatten(-2))
+    monkeypatch.setattr(attention, "attention", lambda q, kv, kernel=None: torch.empty_like(q).flatten(-2))
     tokens, heads, width = rows * columns, BIG.num_heads, BIG.head_dim
     with torch.device("meta"):
-        net = CausalS2VTransformer(BIG, ModelSlice(range(1), embed=True, head=True)).to(torch.bfloat16)
+        net = empty_transformer(BIG, ModelSlice(range(1), embed=True, head=True)).to(torch.bfloat16)
         kv_cache = RollingKVCache.empty(tokens, heads, width, torch.bfloat16, torch.device("meta"))
     sink = SinkKV(*(empty(n, heads, width) for n in (tokens, tokens * 3 // 2, tokens * 5 // 2)))
     turns = [Rope(*(empty(n, width // 2, dtype=torch.float32) for _ in range(2))) for n in (3 * tokens, tokens)]
     memory = BlockCache(kv_cache, Window.of(9, tokens), sink, turns[1])
-    text, time = TextKV(empty(512, heads, width), empty(512, heads, width)), empty(6, BIG.dim, dtype=torch.float32)
+    text, time = TextKV(empty(512, heads, width), empty(512, heads, width)), empty(1, 6, BIG.dim, dtype=torch.float32)
     audio, latent = AudioTokens(empty(1, 3, BIG.dim), empty(1, 3, 5, BIG.dim)), empty(16, 3, 2 * rows, 2 * columns)
     held = [kv_cache.k, kv_cache.v, *vars(sink).values(), text.k, text.v, time, *net.parameters()]
     held += [part for turn in turns for part in (turn.cos, turn.sin)]

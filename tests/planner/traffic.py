@@ -2,79 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from liveavatar.bench.tracked import MemoryTraffic
 from liveavatar.config import ModelConfig
+from liveavatar.model.attention import AttentionKernel, KeyValue
 from liveavatar.model.layer import AudioTokens
 from liveavatar.model.transformer import ModelSlice, TimestepEmbedding, empty_transformer
 from liveavatar.noise_schedule import NoiseSchedule
 from liveavatar.request import SinkDistance
 from liveavatar.stage import Stage, StageConditioning, StageInput
-from liveavatar.storage import WeightFormat
+from liveavatar.storage import PLAIN, StorageConfig
 from liveavatar.task_graph import Denoise, Prefill
 
-_COMPUTES = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "convolution", "scaled_dot", "flash", "mkldnn_convolution")
-"""Operations that are bound by what they compute, by the beginnings of their names."""
-_FREE = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "detach", "alias", "lift_fresh", "_local_scalar")
-"""Those that move nothing."""
 
-
-@dataclasses.dataclass
-class Traffic(TorchDispatchMode):
-    """What is done while it is active.
-
-    Attributes:
-        ops: operations that would be launched.
-        nbytes: that all of them read and write but those which compute; of what is broadcast, once.
-    """
-
-    ops: int = 0
-    nbytes: int = 0
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        name = function._schema.name.partition("::")[2]
-        if not function.is_view and not name.startswith(_FREE):
-            self.ops += 1
-            if not name.startswith(_COMPUTES):
-                touched = [t for t in tree_iter((args, kwargs, made)) if isinstance(t, torch.Tensor)]
-                self.nbytes += sum(map(_held, touched))
-        return made
-
-
-def _held(t: torch.Tensor) -> int:
-    """Bytes of the numbers that a tensor shows, each once."""
-    return t.element_size() * math.prod(n for n, stride in zip(t.shape, t.stride(), strict=True) if stride)
-
-
-def traffic_of(work: Callable[[], object]) -> Traffic:
+def traffic_of(work: Callable[[], object]) -> MemoryTraffic:
     """What some work does on a device that has a kernel of its own for attention, and one for products in fp8.
 
     Without memory there is neither: the one would be taken apart, the other refused.
     """
-    counted = Traffic()
+    counted = MemoryTraffic()
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> torch.Tensor:
-        counted.ops += 1
-        return q.new_empty(*q.shape[:-1], v.shape[-1])
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
+        counted.operations += 1
+        return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+    kernel = AttentionKernel("counted", lambda q, k, v: attend(q, k, v)[0], attend)
 
     def multiply(a: torch.Tensor, b: torch.Tensor, *_: object, out_dtype: torch.dtype, **__: object) -> torch.Tensor:
-        counted.ops += 1
+        counted.operations += 1
         return a.new_empty(a.shape[0], b.shape[1], dtype=out_dtype)
 
     with (
-        mock.patch("torch.nn.functional.scaled_dot_product_attention", attend),
+        mock.patch("liveavatar.model.attention.default_kernel", lambda _: kernel),
         mock.patch("torch._scaled_mm", multiply),
         mock.patch("liveavatar.model.quantize.supports_fp8_matmul", lambda *_: True),
         torch.no_grad(),
@@ -85,10 +48,23 @@ def traffic_of(work: Callable[[], object]) -> Traffic:
 
 
 def layer_traffic(
-    config: ModelConfig, layer: int, rows: int, columns: int, dtype: torch.dtype, weights: WeightFormat = "plain"
-) -> Traffic:
-    """Of one layer with its injector, if it has one, at a block with a full window."""
-    net = empty_transformer(config, ModelSlice(range(layer, layer + 1)), weights).to(dtype)
+    config: ModelConfig, layer: int, rows: int, columns: int, dtype: torch.dtype, storage: StorageConfig = PLAIN
+) -> tuple[int, int]:
+    """Bytes and operations of one layer with its injector, if it has one, at a block with a full window.
+
+    That is what two layers do more than the first: each task makes some tables besides.
+    """
+    both, first = (
+        task_traffic(config, range(layer - 1, end), rows, columns, dtype, storage) for end in (layer + 1, layer)
+    )
+    return both.total - first.total, both.operations - first.operations
+
+
+def task_traffic(
+    config: ModelConfig, layers: range, rows: int, columns: int, dtype: torch.dtype, storage: StorageConfig
+) -> MemoryTraffic:
+    """Of one task in some layers."""
+    net = empty_transformer(config, ModelSlice(layers), storage.weights).to(dtype)
     tokens, meta = rows * columns, torch.device("meta")
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -108,7 +84,7 @@ def layer_traffic(
         audio=lambda block: audio,
     )
     with torch.no_grad():
-        stage = Stage(net, range(1), conditioning, meta, dtype)
+        stage = Stage(net, range(1), conditioning, meta, dtype, storage)
         latent = empty(16, 3, 2 * rows, 2 * columns)
         for version in (0, 1):
             sink = StageInput(latent[:, :1], empty(5 * tokens // 2, config.dim))

@@ -174,7 +174,8 @@ class Halves(nn.Module):
         self.weight, self.rest = (nn.Parameter(torch.empty(2, 3)) for _ in range(2))
         self.bias = nn.Parameter(torch.empty(2))
 
-    def quantize_weight(self, weight):
+    def quantize_parts(self, weights):
+        (weight,) = weights
         return {"weight": weight.floor(), "rest": weight - weight.floor()}
 
 

@@ -11,14 +11,13 @@ import dataclasses
 import torch
 
 from ...config import WINDOW_BLOCKS
+from ...model.attention import KeyValue
 from ...model.kv_cache import SinkKV, SinkRecorder
 from ...model.layer import AudioTokens, TextKV
 from ...model.rope import Rope, RopeGrid, apply_rope
 from ...model.transformer import CausalS2VTransformer, TimestepEmbedding
 from ...request import SinkDistance
 from ...task_graph import sink_version
-
-KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass
@@ -34,12 +33,15 @@ class TrainingKVCache:
     sink: SinkKV
     reference: Rope
 
-    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> KeyValue:
+    def update(self, k: torch.Tensor, v: torch.Tensor, rope: Rope) -> tuple[KeyValue]:
         """Remember the block's own keys and values, then list all it attends to."""
         self.past.append((apply_rope(k, rope), v))
         del self.past[:-WINDOW_BLOCKS]
         keys = [k for k, _ in self.past] + [apply_rope(self.sink.reference_k, self.reference), self.sink.motion_k]
-        return torch.cat(keys), torch.cat([v for _, v in self.past] + [self.sink.v])
+        return ((torch.cat(keys), torch.cat([v for _, v in self.past] + [self.sink.v])),)
+
+    def release(self) -> None:
+        """Nothing to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Rollout:
         memories = [TrainingKVCache(p, s, reference) for p, s in zip(past, sinks, strict=True)]
         tokens = self.net.run_layers(
             self.net.embed_block(noisy),
-            self.time.layers[step],
+            self.net.modulation(self.time.layers[step]),
             self.grid.block(block),
             self.text,
             memories,
@@ -144,6 +146,6 @@ class Rollout:
             memories = [SinkRecorder(self.grid.tokens) for _ in self.net.slice.layers]
             rope = self.grid.reference() + self.grid.motion()
             tokens = self.net.embed_sink(reference, self.scene.motion)
-            self.net.run_layers(tokens, self.time.layers[-1], rope, self.text, memories, None)
+            self.net.run_layers(tokens, self.net.modulation(self.time.layers[-1]), rope, self.text, memories, None)
             self._sinks[version] = [m.sink for m in memories if m.sink is not None]
         return self._sinks[version]
