@@ -112,9 +112,9 @@ class LoadModel(io.ComfyNode):
         """Whether everything that is named is here, said before anything runs; what comes over a link is not known."""
         if model is None:
             return True
-        parts = (lora, text_encoder, audio_encoder, vae)
         linked = core_vae is not _UNLINKED
-        return paths.model_fault(model, *(part or paths.AUTOMATIC for part in parts), vae_linked=linked)
+        own_lora, text, audio, own_vae = (part or paths.AUTOMATIC for part in (lora, text_encoder, audio_encoder, vae))
+        return paths.model_fault(model, own_lora, text, audio, own_vae, linked)
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:

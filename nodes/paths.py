@@ -108,7 +108,7 @@ def open_model(
         given["vae"] = vae_path
     place = _model_place(model)
     with opening_files_once():
-        items = inspect_model(place, **given).items
+        items = inspect_model(place, extra_loras=(), **given).items
         lacking = {item.name.replace(" ", "_").lower() for item in items if not item.usable}
         found = {part: path for part in lacking & (set(chosen) - set(given)) if (path := _likely(part))}
         return FolderComponents(find_model(place, extra_loras=extra_loras, **given, **found), name=model)
