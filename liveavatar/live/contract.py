@@ -1,13 +1,12 @@
 """What client and server of a live session say to each other: JSON text both ways, sound up and video down as binary.
 
-Client to server: `hello` first, then `start`; binary messages are sound in the format of the latest `audio` message.
+Client to server: `hello` first, then `start`; binary messages are sound in the format of the latest `audio` message,
+but for the one after `portrait`, which is the file of a picture.
 Server to client: `ready`, `started`, `stats` every second, `error` and `bye`; binary messages are a fragmented MP4.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import difflib
 import json
@@ -18,10 +17,12 @@ import numpy as np
 from ..errors import LiveAvatarError, RequestError, shown
 
 VERSION = 1
-MAX_TEXT = 12 << 20
-"""Letters of a JSON message; a portrait in it is the largest thing."""
+MAX_TEXT = 1 << 16
+"""Letters of a JSON message."""
 MAX_SOUND = 4 << 20
-"""Bytes of a binary message."""
+"""Bytes of sound in a binary message."""
+MAX_PICTURE = 12 << 20
+"""Bytes of a picture."""
 MAX_SAID = 2000
 """Letters of a text that is to be said."""
 Encoding = Literal["s16le", "f32le"]
@@ -46,7 +47,6 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "hello": {"version": Field(int, True), "token": Field(str), "resume": Field(str)},
     "start": {
         "prompt": Field(str),
-        "portrait": Field(str),
         "seed": Field(int),
         "size": Field(str),
         "steps": Field(int),
@@ -55,14 +55,14 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "audio": {"rate": Field(int, True), "encoding": Field(str, True, ("s16le", "f32le"))},
     "say": {"text": Field(str, True), "voice": Field(str)},
     "prompt": {"text": Field(str, True)},
-    "portrait": {"data": Field(str, True)},
+    "portrait": {},
     "end_of_speech": {},
     "interrupt": {},
     "pause": {},
     "resume": {},
     "bye": {},
 }
-"""Messages of a client, with their fields besides "type". Pictures are files in base64."""
+"""Messages of a client, with their fields besides "type"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,20 +138,6 @@ def samples_of(data: bytes, encoding: Encoding) -> np.ndarray:
             f"{len(data)} bytes are no whole samples of {encoding}.", f"A sample has {dtype.itemsize} bytes."
         )
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
-
-
-def picture_of(data: str) -> bytes:
-    """The file of a picture in base64, with or without the front of a data URL.
-
-    Raises:
-        RequestError: not base64.
-    """
-    if data.startswith("data:"):
-        data = data.partition(",")[2]
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError("The portrait is no base64.", "Send the bytes of a PNG or JPEG file in base64.") from error
 
 
 def error_message(error: LiveAvatarError) -> dict[str, str]:

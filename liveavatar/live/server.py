@@ -24,7 +24,7 @@ from ..pipeline import LiveAvatarPipeline
 from ..request import Request
 from . import voices
 from .audio_feed import OUTPUT_RATE
-from .contract import MAX_SAID, MAX_SOUND, MAX_TEXT, VERSION, Message, error_message, parse, picture_of, samples_of
+from .contract import MAX_PICTURE, MAX_SAID, VERSION, Message, error_message, parse, samples_of
 from .pace import LOOKAHEAD_SECONDS
 from .session import LiveSession
 from .talk import Talk
@@ -45,7 +45,7 @@ _FILES = {
     "microphone.js": "text/javascript",
     "live.css": "text/css",
 }
-_SLOW = {"start", "say", "prompt", "portrait"}
+_SLOW = {"start", "say", "prompt"}
 """Messages whose work takes long."""
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class LiveServer:
 
         if not self._may_connect(request):
             raise web.HTTPForbidden(text="This page may not talk to the live server: --origin allows another.")
-        socket = web.WebSocketResponse(max_msg_size=max(MAX_TEXT, MAX_SOUND), heartbeat=10.0)
+        socket = web.WebSocketResponse(max_msg_size=MAX_PICTURE, heartbeat=10.0)
         await socket.prepare(request)
         await Connection(self, socket).serve()
         return socket
@@ -153,7 +153,9 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._out: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self._out_bytes = 0
-        self._greeted = self._leaving = False
+        self._greeted = self._leaving = self._picture_follows = False
+        self._portrait: np.ndarray | None = None
+        """Of the talk to come."""
         self._format: tuple[int, Any] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._slow: set[asyncio.Task[None]] = set()
@@ -168,7 +170,7 @@ class Connection:
                 if message.type == WSMsgType.TEXT:
                     await self._read(message.data)
                 elif message.type == WSMsgType.BINARY:
-                    await self._answer(self._heard(message.data))
+                    await self._answer(self._took(message.data))
                 if self._leaving:
                     break
         finally:
@@ -210,7 +212,21 @@ class Connection:
             self._talk.last_heard = time.monotonic()
         await getattr(self, f"_on_{message.type}")(**message.fields)
 
-    async def _heard(self, data: bytes) -> None:
+    async def _took(self, data: bytes) -> None:
+        """A binary message: a picture where one was announced, else sound."""
+        if self._picture_follows:
+            self._picture_follows = False
+            await self._use_portrait(await asyncio.to_thread(_picture, data))
+        else:
+            self._hear(data)
+
+    async def _use_portrait(self, picture: np.ndarray) -> None:
+        if self._talk is None:
+            self._portrait = picture
+        else:
+            await asyncio.to_thread(self._talk.session.set_portrait, picture)
+
+    def _hear(self, data: bytes) -> None:
         if self._format is None:
             raise RequestError("The format of the sound is not known.", "Send an audio message with its rate first.")
         rate, encoding = self._format
@@ -246,11 +262,11 @@ class Connection:
                 self.server.watcher.say_ended(None)  # the same talk in another tab
             self._watch(talk)
 
-    async def _on_start(self, portrait: str = "", lookahead: float = LOOKAHEAD_SECONDS, **options: Any) -> None:
+    async def _on_start(self, lookahead: float = LOOKAHEAD_SECONDS, **options: Any) -> None:
         if self._talk is not None:
             raise RequestError("The talk has begun already.", "Send bye to end it.")
         server, loop = self.server, self._loop
-        picture = await asyncio.to_thread(_picture, portrait) if portrait else server.image
+        picture = server.image if self._portrait is None else self._portrait
         await self._take_turn()
         opening = asyncio.ensure_future(asyncio.to_thread(self._open_session, picture, lookahead, options))
         try:
@@ -276,9 +292,8 @@ class Connection:
     async def _on_prompt(self, text: str) -> None:
         await asyncio.to_thread(self._open_talk().session.set_prompt, text)
 
-    async def _on_portrait(self, data: str) -> None:
-        talk = self._open_talk()
-        await asyncio.to_thread(lambda: talk.session.set_portrait(_picture(data)))
+    async def _on_portrait(self) -> None:
+        self._picture_follows = True
 
     async def _on_end_of_speech(self) -> None:
         self._open_talk().session.end_of_speech()
@@ -414,9 +429,8 @@ def _answer(name: str) -> web.Response:
     return web.Response(text=text, content_type=_FILES[name], headers=headers)
 
 
-def _picture(data: str) -> np.ndarray:
+def _picture(content: bytes) -> np.ndarray:
     """A picture that a client sent; the file it is read from is private and gone at once."""
-    content = picture_of(data)
     with tempfile.NamedTemporaryFile(prefix="liveavatar-portrait-", suffix=".image") as file:
         file.write(content)
         file.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -52,7 +53,7 @@ def _rounded(dtype: torch.dtype, function: Callable[..., torch.Tensor], *operand
     """The result of a pointwise function in a dtype, computed in the operands' widest dtype: one pass."""
     if is_traced(*operands):
         return function(*operands).to(dtype)
-    shape = torch.broadcast_shapes(*(operand.shape for operand in operands))
+    shape = np.broadcast_shapes(*(operand.shape for operand in operands))  # PyTorch's imports its compiler
     out = torch.empty(shape, dtype=dtype, device=operands[0].device)
     return function(*operands, out=out)
 

@@ -100,7 +100,7 @@ LINES = [
     (["generate", "--image", "a.png", "--audio", "a.wav", "--size", "704", "384"], "384", "needs quotes"),
     (["generate", "--image"], "--image", "expected one argument"),
     (["generat"], "'generat'", "Did you mean generate?"),
-    (["fly"], "'fly'", "generate, plan, inspect, demo, doctor, bench, workers"),
+    (["fly"], "'fly'", "generate, plan, inspect, demo, live, doctor, bench, workers"),
     ([], "COMMAND", "--help"),
     (["plan", "--seconds=-inf"], "-inf", "0.025"),
     (["plan", "--model", "wan2.2-s2v-14b", "--stages", "1x41"], "40 layers", "1x40"),

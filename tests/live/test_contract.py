@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.errors import RequestError
-from liveavatar.live.contract import MESSAGES, Message, error_message, parse, picture_of, samples_of
+from liveavatar.live.contract import MESSAGES, Message, error_message, parse, samples_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -37,7 +36,7 @@ def test_a_message_is_what_was_sent() -> None:
         ('{"type": "say", "text": "a", "loud": 1}', "no field 'loud'. It has text, voice"),
         ('{"type": "audio", "rate": true, "encoding": "s16le"}', "audio.rate is True"),
         ('{"type": "audio", "rate": 8000, "encoding": "mp3"}', "Use s16le or f32le"),
-        ("[" * 100_000, "no JSON"),
+        pytest.param("[" * 60_000, "no JSON", id="nested"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, said: str) -> None:
@@ -69,10 +68,3 @@ def test_sound_of_both_encodings() -> None:
     assert np.array_equal(samples_of(floats.tobytes(), "f32le"), floats)
     with pytest.raises(RequestError, match="no whole samples"):
         samples_of(b"abc", "s16le")
-
-
-def test_pictures_come_as_base64_or_data_urls() -> None:
-    data = base64.b64encode(b"\x89PNG").decode()
-    assert picture_of(data) == picture_of(f"data:image/png;base64,{data}") == b"\x89PNG"
-    with pytest.raises(RequestError, match="no base64"):
-        picture_of("not base64!")

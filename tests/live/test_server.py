@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,6 +22,7 @@ from liveavatar.live.server import LiveServer
 aiohttp = pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
 web = pytest.importorskip("aiohttp.web")
 HELLO = {"type": "hello", "version": 1}
+PICTURE = (Path(__file__).parents[2] / "liveavatar" / "mini" / "assets" / "portrait.png").read_bytes()
 SOUND = (3000 * np.sin(np.arange(16_000) / 20)).astype("<i2").tobytes()
 
 
@@ -103,6 +105,8 @@ async def greeted(http: Any, url: str, **hello: Any) -> Client:
 def test_what_is_said_comes_back_as_video(play: Callable[..., None]) -> None:
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
         client = await greeted(http, url)
+        await client.send({"type": "portrait"})
+        await client.socket.send_bytes(PICTURE)
         await client.send({"type": "start", "prompt": "A person laughs."})
         started = await client.until("started")
         assert (started["width"], started["height"]) == (64, 64)
@@ -165,7 +169,8 @@ def test_nonsense_is_answered_and_the_talk_goes_on(play: Callable[..., None]) ->
         assert "no talk" in (await client.until("error"))["what"]
         await client.send({"type": "start", "size": "1x1"})
         assert (await client.until("error"))["code"] == "SizeError"
-        await client.send({"type": "start", "portrait": "AAAA"})
+        await client.send({"type": "portrait"})
+        await client.socket.send_bytes(b"no picture")
         assert (await client.until("error"))["code"] == "ImageError"
         await client.send({"type": "start"})
         await client.until("started")

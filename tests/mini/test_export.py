@@ -15,7 +15,7 @@ from liveavatar.mini.training.recipe import Recipe
 from liveavatar.mini.training.rollout import Scene
 from liveavatar.mini.training.scenes import SceneFolder
 from liveavatar.noise_schedule import NoiseSchedule
-from liveavatar.weights.lora import lora_targets, open_lora
+from liveavatar.weights.lora import LoRASource, lora_targets, open_lora
 from liveavatar.weights.source import SafetensorsSource
 
 SMALL = Recipe(
@@ -56,7 +56,8 @@ def test_the_loader_merges_the_folder_back(tmp_path) -> None:
     size = write_network(SMALL, tmp_path, trained, early)
     config = ModelConfig.from_file(tmp_path / "config.json")
     assert config == SMALL.network
-    source = open_lora(SafetensorsSource(tmp_path), tmp_path / "liveavatar.safetensors", lora_targets(config))
+    base = SafetensorsSource(tmp_path)
+    source = LoRASource(base, [open_lora(base, tmp_path / "liveavatar.safetensors", lora_targets(config))])
     for key, value in trained.items():
         assert torch.allclose(source.read(key).float(), value, atol=0.02, rtol=0.02), key
     assert size < 4 * sum(v.numel() for v in trained.values())

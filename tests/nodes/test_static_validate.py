@@ -14,6 +14,8 @@ from fake_comfy import PROJECT
 from tools import workflow_kinds
 
 WORKFLOWS = sorted((PROJECT / "workflows").rglob("*.json"))
+WORDS = {"none", "full", "tiny"}
+"""Choices of lists of files that are no files, besides "automatic"."""
 TYPES = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
 
 
@@ -53,7 +55,7 @@ def ours(name: str, node: frozen.Node, given: dict[str, set[str]]) -> dict:
         options = {key: slot[key] for key in ("default", "control_after_generate") if key in slot}
         if slot["type"] == "COMBO":
             known = slot["options"]
-            files = given.get(f"{name}.{slot['id']}", set()) if len({*known} - {"none"}) == 1 else set()
+            files = given.get(f"{name}.{slot['id']}", set()) if len({*known} - WORDS) == 1 else set()
             options["options"] = [*known, *sorted(files - set(known))]
         inputs["optional" if slot.get("optional") else "required"][slot["id"]] = [slot["type"], options]
     return info(name, inputs, [(output["name"], output["type"]) for output in node["outputs"]])

@@ -68,7 +68,7 @@ def test_every_memory_takes_what_is_planned(components: TinyComponents, storage:
     sinks: list[int] = []
     driven.run(lambda task: sinks.append(sink_bytes(stage)))
     assert max(sinks) == plan.sink
-    text = (part for text in stage.text_kv for part in (text.k, text.v))
+    text = (part for text in stage.text_kv[0] for part in (text.k, text.v))
     assert nbytes((*text, *stage.modulation)) == plan.text
     caches = [cache for step in stage.kv_caches.values() for cache in step]
     kept = nbytes(t for cache in caches for t in cache.tensors())

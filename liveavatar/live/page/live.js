@@ -6,7 +6,7 @@ const VERSION = 1;
 const MOST_BEHIND = 4; // seconds of speech that wait; a microphone says no more where the avatar is too slow for it
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
-let socket, player, resume = "", talking = false, starting = false, paused = false, microphone = null, portrait = "", retries = 0, queued = 0;
+let socket, player, resume = "", talking = false, starting = false, paused = false, microphone = null, portrait = null, retries = 0, queued = 0;
 
 function send(type, fields = {}) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type, ...fields }));
@@ -139,12 +139,9 @@ async function pushFile(file) {
   context.close();
 }
 
-function dataOf(file) {
-  return new Promise((done) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.readAsDataURL(file);
-  });
+function sendPortrait() {
+  send("portrait");
+  socket.send(portrait);
 }
 
 function begin() {
@@ -153,7 +150,8 @@ function begin() {
   show();
   $("download").hidden = true;
   say(words.loading);
-  send("start", { ...(prompt && { prompt }), ...(portrait && { portrait }) });
+  if (portrait) sendPortrait();
+  send("start", prompt ? { prompt } : {});
 }
 
 function wire() {
@@ -170,7 +168,7 @@ function wire() {
   $("pause").onclick = () => { paused = !paused; send(paused ? "pause" : "resume"); show(); };
   $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us" }); $("say").value = ""; };
   $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (talking && $("prompt").value.trim()) send("prompt", { text: $("prompt").value }); };
-  $("portrait").onchange = async ({ target }) => { portrait = await dataOf(target.files[0]); if (talking) send("portrait", { data: portrait }); };
+  $("portrait").onchange = async ({ target }) => { portrait = await target.files[0].arrayBuffer(); if (talking) sendPortrait(); };
   $("sound").onchange = ({ target }) => pushFile(target.files[0]);
   connect();
   show();
