@@ -88,6 +88,10 @@ def test_every_part_is_measured_without_the_libraries_of_videos(rehearsed):
     ]
 
 
+def agrees(figure: Figure, decibels: float) -> bool:
+    return figure.note == "equal to the bit" or figure.value > decibels
+
+
 def test_figures_agree_with_each_other_and_with_the_plan(rehearsed):
     report = rehearsed[0]
     found = {(part.name, figure.name): figure for part in report.parts for figure in part.figures}
@@ -96,9 +100,8 @@ def test_figures_agree_with_each_other_and_with_the_plan(rehearsed):
     stays = [figure.ratio for (_, name), figure in found.items() if name == "memory, what stays"]
     assert len(stays) == 7 and all(0.97 < ratio < 1.03 for ratio in stays)
     for part in ("bf16, compiled", "fp8, compiled"):
-        agreement = found[part, "latents against layers as written"]
-        assert agreement.note == "equal to the bit" or agreement.value > 60
-    assert found["VAE", "frames against those as written"].value > 80
+        assert agrees(found[part, "latents against layers as written"], 60)
+    assert agrees(found["VAE", "frames against those as written"], 80)
     assert found["parity", "bfloat16 against float32"].value > 30
     assert found["attention kernels", DEFAULT].value > 0
     assert found["fp8", "fp8 matrices are multiplied"].note == "as they are"
