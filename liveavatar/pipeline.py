@@ -210,16 +210,17 @@ class LiveAvatarPipeline:
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
-        check_request(request)
-        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
-        return self._planned(resolve(request, image_size, samples, rate, (*notes, *cut)))
+        notes = (*notes, *self._checked(request))
+        return self._planned(resolve(request, image_size, samples, rate, notes))
 
     def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make where nobody knows how long the sound will be; as `plan`."""
+        return self._planned(resolve_open(request, image_size, self._checked(request)))
+
+    def _checked(self, request: Request) -> tuple[str, ...]:
+        """What is to be told of the prompt of a request that can be made."""
         check_request(request)
-        cut = prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
-        resolved, plan = self._planned(resolve_open(request, image_size))
-        return dataclasses.replace(resolved, notes=(*cut, *resolved.notes)), plan
+        return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device

@@ -336,18 +336,17 @@ def resolve(
     return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
-def resolve_open(request: Request, image_size: tuple[int, int]) -> ResolvedRequest:
+def resolve_open(request: Request, image_size: tuple[int, int], notes: Sequence[str] = ()) -> ResolvedRequest:
     """Understand a request for a video whose length nobody knows yet: frames, blocks, seconds and samples are 0.
 
     Args:
-        request, image_size: as in `resolve`.
+        request, image_size, notes: as in `resolve`.
 
     Raises:
         RequestError: as `resolve`.
     """
-    one_second = resolve(dataclasses.replace(request, seconds=None), image_size, FPS, FPS)
-    notes = tuple(note for note in one_second.notes if "blocks make" not in note)
-    return dataclasses.replace(one_second, frames=0, blocks=0, seconds=0.0, samples=0, notes=notes)
+    block = resolve(dataclasses.replace(request, seconds=None), image_size, BLOCK_FRAMES, FPS, notes)
+    return dataclasses.replace(block, frames=0, blocks=0, seconds=0.0, samples=0)
 
 
 def check_request(request: Request) -> None:

@@ -115,8 +115,9 @@ def sink_version(block: int, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence
 
 
 BlockGate = Callable[[int, bool], bool | None]
-"""Lets blocks in whose number is not known beforehand: called with a block, in order, and whether to wait. True: it may
-begin; False: the block before it was the last; None, only without waiting: not known yet."""
+"""Lets blocks in whose number is not known beforehand: called with a block, in order, and whether to wait. True: it
+begins, and is not asked for again; False: the block before it was the last; None, only without waiting: not known
+yet."""
 
 
 def task_count(

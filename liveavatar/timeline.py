@@ -1,19 +1,13 @@
-"""What changes while a video goes on: values that hold from a block on, and prompts by time as people write them."""
+"""What changes while a video goes on: values that hold from a block on."""
 
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from .config import BLOCK_FRAMES, FPS
-from .errors import RequestError, shown
-
 T = TypeVar("T")
 U = TypeVar("U")
-MAX_PROMPTS = 1000
-"""Of one timeline; each takes room for its features until its block is over."""
 
 
 class Timeline(Generic[T]):
@@ -90,49 +84,3 @@ class _MappedTimeline(Timeline[U], Generic[T, U]):
 
     def __iter__(self) -> Iterator[tuple[int, U]]:
         return ((start, self._function(value)) for start, value in self._source)
-
-
-def parse_prompts(text: str) -> tuple[tuple[float, str], ...]:
-    """Prompts by time: one a line, "seconds: prompt" or "minutes:seconds: prompt".
-
-    Empty lines, and lines that begin with #, are passed over. A change takes effect at the block (0.48 s) its time lies
-    in.
-
-    Returns:
-        Seconds and prompts, ascending.
-
-    Raises:
-        RequestError: a line that is not understood, names a time twice or an earlier one than the line before it.
-    """
-    found: list[tuple[float, str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        seconds, prompt = _prompt_of(line, number)
-        if found and block_at(seconds) <= block_at(found[-1][0]):
-            raise RequestError(
-                f"Line {number} of the timeline begins at {seconds:g} s, the one before it at {found[-1][0]:g} s.",
-                f"Write the lines in the order of time, at least {BLOCK_FRAMES / FPS} s (a block) apart.",
-            )
-        found.append((seconds, prompt))
-    if len(found) > MAX_PROMPTS:
-        raise RequestError(f"The timeline has {len(found)} prompts.", f"The most are {MAX_PROMPTS}.")
-    return tuple(found)
-
-
-_LINE = re.compile(r"\s*(?:(\d{1,4}):)?(\d{1,6}(?:\.\d{1,6})?)\s*s?\s*:\s*(\S.*?)\s*")
-
-
-def _prompt_of(line: str, number: int) -> tuple[float, str]:
-    match = _LINE.fullmatch(line)
-    if not match:
-        raise RequestError(
-            f"Line {number} of the timeline is not understood: {shown(line.strip())}.",
-            'Write "seconds: prompt", such as "12.5: She laughs.", or "1:02.5: She laughs." for minutes and seconds.',
-        )
-    return 60 * int(match[1] or 0) + float(match[2]), match[3]
-
-
-def block_at(seconds: float) -> int:
-    """The block that a time lies in."""
-    return int(seconds * FPS / BLOCK_FRAMES + 1e-9)

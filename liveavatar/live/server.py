@@ -431,7 +431,7 @@ def _answer(name: str) -> web.Response:
 
 def _picture(content: bytes) -> np.ndarray:
     """A picture that a client sent; the file it is read from is private and gone at once."""
-    with tempfile.NamedTemporaryFile(prefix="liveavatar-portrait-", suffix=".image") as file:
-        file.write(content)
-        file.flush()
-        return read_image(file.name)
+    with tempfile.TemporaryDirectory(prefix="liveavatar-portrait-") as folder:  # private to this user
+        file = Path(folder) / "portrait"
+        file.write_bytes(content)
+        return read_image(file)

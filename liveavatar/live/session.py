@@ -167,7 +167,6 @@ class LiveSession:
         self._callback = callback
         self._taken: deque[tuple[BlockAudio, float]] = deque()
         """Sound and time of the blocks that are being made."""
-        self._let_in_blocks = 0
         self._made: queue.Queue[LiveBlock | None] = queue.Queue(_WAITING_BLOCKS)
         self._closing = threading.Event()
         self._error: BaseException | None = None
@@ -317,8 +316,6 @@ class LiveSession:
 
     def _let_in(self, block: int, wait: bool) -> bool | None:
         """The gate of the engine (see `task_graph.BlockGate`), in whichever thread runs its tasks."""
-        if block < self._let_in_blocks:
-            return True
         audio = self._pace.next_audio(wait)
         if audio == "later":
             return None
@@ -330,7 +327,6 @@ class LiveSession:
             self._features.hear(audio)
         self._apply_changes(block)
         self._taken.append((audio, begun))
-        self._let_in_blocks += 1
         return True
 
     def _apply_changes(self, block: int) -> None:

@@ -22,29 +22,10 @@ _NEAREST = "Download the text encoder again, or give the tokenizer folder google
 _FETCH_FOLDER = "Fetch the published folder again."
 
 
-class JsonTokenizer:
-    """Text to tokens by a folder's `tokenizer.json`; called as `SentencePieceTokenizer` is.
+class _Tokenizer:
+    """Text to tokens, called as tokenizers of transformers are, for the one use this library has."""
 
-    Args:
-        folder: of the tokenizer; its `tokenizer_config.json` names the padding.
-
-    Raises:
-        ModelError: damaged, or without padding.
-    """
-
-    def __init__(self, folder: Path):
-        from tokenizers import Tokenizer
-
-        settings = read_settings(folder / "tokenizer_config.json")
-        pad = settings.get("pad_token")
-        self._pad = str(pad.get("content") if isinstance(pad, dict) else pad)
-        try:
-            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._pad_id = self._tokenizer.token_to_id(self._pad)
-        except Exception as e:  # what damaged files make its parser raise has no common base
-            raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
-        if self._pad_id is None:
-            raise ModelError(f"The tokenizer in {folder} has no token {self._pad!r:.40} to pad with.", _FETCH_FOLDER)
+    _pad_id = _PAD
 
     def __call__(
         self,
@@ -57,31 +38,60 @@ class JsonTokenizer:
         return_tensors: str = "pt",
     ) -> dict[str, torch.Tensor]:
         """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
-        _check_call(padding, truncation, add_special_tokens, return_tensors)
+        if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
+            raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
         import torch
 
-        self._tokenizer.enable_truncation(max_length)
-        self._tokenizer.enable_padding(length=max_length, pad_id=self._pad_id, pad_token=self._pad)
-        made = self._tokenizer.encode_batch(list(texts))
-        return {
-            "input_ids": torch.tensor([one.ids for one in made]),
-            "attention_mask": torch.tensor([one.attention_mask for one in made]),
-        }
+        ids = torch.full((len(texts), max_length), self._pad_id)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            tokens = self._tokens(text, max_length)
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _tokens(self, text: str, most: int) -> list[int]:
+        """At most so many tokens, the end mark last."""
+        raise NotImplementedError
+
+
+class JsonTokenizer(_Tokenizer):
+    """Text to tokens by a folder's `tokenizer.json`.
+
+    Args:
+        folder: of the tokenizer; its `tokenizer_config.json` names the padding.
+
+    Raises:
+        ModelError: damaged, or without padding.
+    """
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer
+
+        settings = read_settings(folder / "tokenizer_config.json")
+        named = settings.get("pad_token")
+        pad = str(named.get("content") if isinstance(named, dict) else named)
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            pad_id = self._tokenizer.token_to_id(pad)
+        except Exception as e:  # what damaged files make its parser raise has no common base
+            raise ModelError(f"The tokenizer in {folder} is damaged ({reason(e)}).", _FETCH_FOLDER) from e
+        if pad_id is None:
+            raise ModelError(f"The tokenizer in {folder} has no token {pad!r:.40} to pad with.", _FETCH_FOLDER)
+        self._pad_id = pad_id
+        self._tokenizer.no_padding()
+
+    def _tokens(self, text: str, most: int) -> list[int]:
+        self._tokenizer.enable_truncation(most)
+        return list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text that tokens stand for."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
 
-def _check_call(padding: str, truncation: bool, add_special_tokens: bool, return_tensors: str) -> None:
-    if (padding, truncation, add_special_tokens, return_tensors) != ("max_length", True, True, "pt"):
-        raise TypeError("this tokenizer only makes padded and truncated tensors with the end mark")
-
-
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_Tokenizer):
     """Text to tokens as the model was trained: sentencepiece, then the end mark; a text holds no special words.
-
-    It is called as tokenizers of transformers are, for the one use this library has.
 
     Args:
         model: a serialised sentencepiece model.
@@ -107,27 +117,8 @@ class SentencePieceTokenizer:
                 _NEAREST,
             )
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        *,
-        max_length: int,
-        padding: str = "max_length",
-        truncation: bool = True,
-        add_special_tokens: bool = True,
-        return_tensors: str = "pt",
-    ) -> dict[str, torch.Tensor]:
-        """Texts -> "input_ids" and "attention_mask", int64 [texts, max_length]; what is too long loses its end."""
-        _check_call(padding, truncation, add_special_tokens, return_tensors)
-        import torch
-
-        ids = torch.full((len(texts), max_length), _PAD)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            tokens = [*self._pieces.encode(text)[: max_length - 1], _END]
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+    def _tokens(self, text: str, most: int) -> list[int]:
+        return [*self._pieces.encode(text)[: most - 1], _END]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text that tokens stand for, without padding and end mark."""

@@ -79,16 +79,6 @@ def test_snapshot_resumes_where_it_was_taken(vae):
     assert kept.nbytes == state.nbytes > 0
 
 
-def test_decoder_without_first_chunk_argument_gives_the_same(vae, monkeypatch):
-    clip = noise(3, seed=7)
-    expected = decode_block(vae, DecodeState.empty(vae), clip)
-    forward = vae.decoder.forward
-    monkeypatch.setattr(
-        vae.decoder, "forward", lambda x, feat_cache=None, feat_idx=None: forward(x, feat_cache, feat_idx)
-    )
-    assert torch.equal(decode_block(vae, DecodeState.empty(vae), clip), expected)
-
-
 @pytest.mark.parametrize("frames", [1, 5, 9])
 def test_encode_is_bit_equal_to_diffusers_and_leaves_no_state(vae, theirs, frames):
     pixels = torch.rand(1, 3, frames, 32, 24, generator=torch.Generator().manual_seed(frames)) * 2 - 1

@@ -194,7 +194,7 @@ const STYLE = `
 .liveavatar .live:not([title=""]) { cursor: pointer; }
 .liveavatar .live > * { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .liveavatar [hidden] { display: none !important; }
-.lg-node:has(.liveavatar .live:not([hidden])) [data-testid^="video-preview"] { display: none; }
+.lg-node:has(.liveavatar .live:not([hidden])) :is(.video-preview, [data-testid^="video-preview"]) { display: none; }
 .liveavatar .bar { position: relative; flex: none; height: 8px; border-radius: 4px; overflow: hidden;
   background: color-mix(in srgb, var(--input-text, #ddd) 18%, transparent); transition: height .6s, opacity .6s; }
 .liveavatar .bar > * { position: absolute; top: 0; bottom: 0; left: 0; }
