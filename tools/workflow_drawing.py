@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,11 @@ class Drawing:
         return nodes
 
     def workflow(self) -> dict[str, Any]:
-        """The graph as the browser saves it."""
+        """The graph as the browser saves it, but without an id: each copy that is opened gets one of its own there, and
+        shows no results of another."""
         note = self._note(self.first)
         scale, offset = view(self.layout.boxes.values())
         return {
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"live-avatar/{self.graph.name}")),
             "revision": 0,
             "last_node_id": max(self.ids.values()),
             "last_link_id": self.first + len(self.links),

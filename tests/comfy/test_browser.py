@@ -174,6 +174,9 @@ def test_the_old_video_is_hidden_while_a_run_shows_its_frames(look: Look) -> Non
         look.wait_for_end()
         look.focus("LiveAvatarGenerate")
         assert look.play()
+    look.open("quickstart")
+    assert _lines(look) == ["Progress appears here while it runs."]
+    assert look.page.evaluate("() => look.shown(look.videos()).length") == 0, "another copy's video"
     assert look.ours == []
 
 
