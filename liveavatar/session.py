@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from .request import ResolvedRequest, SinkDistance
 from .stage import Changes
 from .streams import Decoder, FrameStream, LatentStream
 from .task_graph import BlockGate
+from .weights.source import TensorSource
+from .weights.writing import LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +57,37 @@ class VideoTask:
         conditioning: of what.
         distance: where the reference stands at each block.
         gate: lets blocks in whose number is not known beforehand; None: there are as many as was resolved.
+        start: what the blocks before the first one have left (see `stage_state`); the reference in the conditioning is
+            the first latent frame of block 0 then. None: there are none before.
+        keep_state: whether the engine keeps what the blocks leave, for `Engine.take_state`.
+        stop: once it is set, no further block is begun; those that have begun are finished.
     """
 
     resolved: ResolvedRequest
     conditioning: Conditioning
     distance: SinkDistance
     gate: BlockGate | None = None
+    start: TensorSource | None = None
+    keep_state: bool = False
+    stop: threading.Event | None = None
 
     @property
     def blocks(self) -> int | None:
-        """How many there are; None where that is not known."""
-        return self.resolved.blocks if self.gate is None else None
+        """The number of the last block and one; None where that is not known."""
+        return self.resolved.first_block + self.resolved.blocks if self.gate is None else None
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineState:
+    """What a run has left in the stages.
+
+    Attributes:
+        block: the number of the next block.
+        tensors: of all stages (see `stage_state`), read from them when they are written.
+    """
+
+    block: int
+    tensors: Mapping[str, LazyTensor]
 
 
 class Engine(Protocol):
@@ -92,6 +115,11 @@ class Engine(Protocol):
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
+        ...
+
+    def take_state(self) -> EngineState | None:
+        """What the latest run has left, where its job wanted that and every block that had begun was finished. The
+        engine keeps it no longer."""
         ...
 
     def release(self) -> None:

@@ -40,8 +40,9 @@ LAYERS = (
     {"weights"},
     {"model", "vae", "encoders"},
     {"streams", "media", "receipt", "offload"},
-    {"planner", "placement", "stage", "components", "mini"},
+    {"planner", "placement", "stage", "stage_state", "components", "mini"},
     {"session"},
+    {"video_state"},
     {"codec"},
     {"engine", "distributed"},
     {
