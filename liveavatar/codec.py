@@ -21,7 +21,7 @@ import torch
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
+from .encoders.audio import AudioEncoder, AudioFeatures, ShiftedFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
 from .events import (
     ENCODING_AUDIO,
@@ -42,12 +42,14 @@ from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, o
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
+from .stage import Changes
 from .streams import Decoder, refuse_nan, to_bytes
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
+from .video_state import VideoState
 from .weights.load import watched_reads
 
 if TYPE_CHECKING:
@@ -357,8 +359,7 @@ def encode_conditioning(
         context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
     own = features is None
     if features is None:
-        used = mono_16k(audio.limited(resolved.samples / audio.rate))
-        features = encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
+        features = _encode_used(encoders, request, resolved, audio, callback)
     try:
         pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
         reference, motion = encoders.encode_image(pixels, callback, tiles)
@@ -367,3 +368,46 @@ def encode_conditioning(
             features.close()
         raise
     return Conditioning(reference, motion, context, features)
+
+
+def continued_conditioning(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    state: VideoState,
+    audio: AudioClip,
+    callback: Callback = ignore,
+    *,
+    context: torch.Tensor | None = None,
+    features: AudioFeatures | None = None,
+) -> Conditioning:
+    """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
+    prompt as long as it is not given another one."""
+    changes, first_block = Changes(), state.info.block
+    for start in state.info.portraits:
+        changes.portraits.skip(start)
+    before = state.read("prompt")
+    if state.info.prompt_start:
+        changes.prompts.add(state.info.prompt_start, before)
+    if context is None and resolved.prompt != state.info.prompt:
+        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
+    if context is not None and not torch.equal(context, before):
+        changes.prompts.add(first_block, context)
+    if features is None:
+        features = _encode_used(encoders, request, resolved, audio, callback)
+    return Conditioning(
+        state.read("first_frame"),
+        state.read("motion"),
+        state.read("first_prompt"),
+        ShiftedFeatures(features, first_block),
+        changes,
+        state.read("latents"),
+    )
+
+
+def _encode_used(
+    encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
+) -> AudioFeatures:
+    """Features of the part of the audio that is used."""
+    used = mono_16k(audio.limited(resolved.samples / audio.rate))
+    return encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)

@@ -57,6 +57,7 @@ LAYERS = (
         "mini/showing",
         "mini/evaluate",
     },
+    {"continuation"},
     {"pipeline"},
     {"live"},
     {

@@ -1,0 +1,251 @@
+"""Continuing a video: what it may go on from, what is planned then, and what a finished one leaves in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .config import ModelConfig
+from .errors import Cancelled, OutputError, PlanError, StateError, shown
+from .events import Callback, ignore
+from .planner import Plan
+from .recorder import VideoRecorder, VideoSpec
+from .request import Request, ResolvedRequest
+from .session import Session
+from .utils import format_bytes
+from .video_state import (
+    StateSource,
+    VideoState,
+    check_network,
+    check_state_output,
+    info_of,
+    state_bytes,
+    write_state,
+)
+from .weights.writing import LazyTensor
+
+ContinueFrom = str | os.PathLike[str] | StateSource
+"""What a video goes on from: the file of a state, or `VideoJob.left` of a video that will leave one."""
+
+
+def state_source(given: ContinueFrom | None) -> StateSource | None:
+    """The state that was given.
+
+    Raises:
+        StateError: it is none.
+    """
+    if given is None or isinstance(given, VideoState | VideoLeft):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return VideoState(given)
+    raise StateError(f"{shown(given)} is no state to go on from.", "Give its file, or `left` of a video's job.")
+
+
+class StateStore:
+    """The state of one video: written once, at its end, and there for whoever continues it.
+
+    Args:
+        spec: of the video.
+        network: fingerprint of its network.
+    """
+
+    def __init__(self, spec: VideoSpec, network: str):
+        self.spec, self.network = spec, network
+        self.state: VideoState | None = None
+        """None before it is written."""
+
+    def write(self, session: Session, path: Path | None = None) -> None:
+        """Write what the latest run has left, where that has not been done.
+
+        Args:
+            session: of the run.
+            path: where to; None: a temporary file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self.state is None:
+            self.state = write_left(session, self.spec, self.network, path or _temporary_file(self))
+        elif path is not None:
+            self.state = _copied(self.state, path)
+
+    @contextlib.contextmanager
+    def saving(self, recorder: VideoRecorder, session: Session, path: Path | None) -> Iterator[None]:
+        """Writes what the video leaves that is made inside; where it is cancelled, only to a file that was named."""
+        stopped = None
+        try:
+            yield
+        except Cancelled as error:
+            stopped = error
+        if path is not None or stopped is None:
+            with recorder.timed("save state"):
+                self.write(session, path)
+            recorder.state = path if self.state is not None else None
+        if stopped is not None:
+            self.state = None  # the next run begins at its first block again
+            raise stopped
+
+
+class VideoLeft:
+    """What a video will leave, known before it is made (see `StateSource`).
+
+    Args:
+        spec: of the video.
+        store: of its state; None: it is not kept.
+        session: opens its session.
+
+    Raises:
+        StateError: it is not kept.
+    """
+
+    name = "the video before"
+
+    def __init__(self, spec: VideoSpec, store: StateStore | None, session: Callable[[Callback], Session]):
+        if store is None:
+            raise StateError("The video before does not keep what a continuation needs.", "Set keep_state there.")
+        e = spec.resolved
+        self.info = info_of(e, spec.request.sink_distance, spec.plan, store.network, e.first_block + e.blocks)
+        self._store, self._session = store, session
+
+    def check(self, config: ModelConfig, network: str, model: str) -> None:
+        """See `StateSource`."""
+        check_network(self.info, network, model, self.name.capitalize())
+
+    def open(self, callback: Callback = ignore) -> VideoState:
+        """See `StateSource`."""
+        if self._store.state is None:
+            session = self._session(callback)
+            for _ in session.latents:
+                pass
+            self._store.write(session)
+        if self._store.state is None:
+            raise StateError("What the video before has left is gone.", "Make it again, and save its state.")
+        return self._store.state
+
+
+def refuse_workers(processes: bool, request: Request, start: StateSource | None) -> None:
+    """Make sure that nothing is asked of worker processes that they cannot do.
+
+    Raises:
+        PlanError: it is.
+    """
+    if processes and (start is not None or request.keep_state):
+        raise PlanError(
+            "Worker processes can neither continue a video nor keep what that needs yet.",
+            "Run it in this process (engine local), on the same devices.",
+        )
+
+
+def with_state(
+    resolved: ResolvedRequest, plan: Plan, config: ModelConfig, asked: Request, start: StateSource | None
+) -> ResolvedRequest:
+    """What will really be made where a video goes on from another one, or shall be continued itself.
+
+    Args:
+        resolved, plan: as for a video of its own.
+        config: of the network.
+        asked: the request as it came.
+        start: the video before.
+
+    Raises:
+        PlanError: it fits in a smaller size only.
+    """
+    notes = resolved.notes
+    if start is not None:
+        info = start.info
+        if (resolved.width, resolved.height) != (info.width, info.height):
+            raise PlanError(
+                f"A video of {info.width}x{info.height} does not fit here, and it goes on in that size only.",
+                "Let its KV cache or layers lie in host memory, or use more devices.",
+            )
+        notes = (*notes, *info.notes(asked, plan, start.name))
+        resolved = dataclasses.replace(resolved, first_block=info.block)
+    if asked.keep_state:
+        size = format_bytes(state_bytes(config, resolved, plan))
+        notes = (*notes, f"its state, from which it can be continued, will take {size}")
+    return dataclasses.replace(resolved, notes=notes)
+
+
+def check_state_path(spec: VideoSpec, config: ModelConfig, state: str | os.PathLike[str] | None) -> Path | None:
+    """Where the state of a video goes, checked before anything is loaded; None where it is not asked for.
+
+    Raises:
+        StateError: the video does not keep it.
+        OutputError: see `check_state_output`.
+    """
+    if state is None:
+        return None
+    if not spec.request.keep_state:
+        raise StateError("A state is saved only of a video that keeps it.", "Ask for it: Request(keep_state=True).")
+    return check_state_output(state, state_bytes(config, spec.resolved, spec.plan))
+
+
+def write_left(session: Session, spec: VideoSpec, network: str, path: Path) -> VideoState | None:
+    """Write what a session's latest run has left; None where there is nothing, or it was written before.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    left = session.take_state()
+    if left is None:
+        return None
+    given = session.job.conditioning
+    prompts = given.changes.prompts
+    version = prompts.version(left.block - 1)
+    tensors = {
+        "first_prompt": LazyTensor.of(given.prompt),
+        "prompt": LazyTensor.of(prompts.value(version) if version else given.prompt),
+    }
+    info = info_of(
+        spec.resolved,
+        session.job.distance,
+        spec.plan,
+        network,
+        left.block,
+        prompts.starts[version - 1] if version else 0,
+        tuple(start for start in given.changes.portraits.starts if start < left.block),
+    )
+    write_state(path, info, {**tensors, **left.tensors})
+    return VideoState(path)
+
+
+def _copied(state: VideoState, path: Path) -> VideoState:
+    """A state in another file, too.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    held = {name: _lazy(state, name) for name in sorted(state.tensors.keys())}
+    write_state(path, state.info, held)
+    return VideoState(path)
+
+
+def _temporary_file(owner: object) -> Path:
+    """A file for a state that lives as long as its owner.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="liveavatar-state-")
+    except OSError as error:
+        raise OutputError(
+            f"No folder for a state can be made in {tempfile.gettempdir()} ({error.strerror or error}).",
+            "Point the environment variable TMPDIR at another folder.",
+        ) from error
+    weakref.finalize(owner, shutil.rmtree, folder, True)
+    return Path(folder) / "state.safetensors"
+
+
+def _lazy(state: VideoState, name: str) -> LazyTensor:
+    import torch
+
+    meta = state.tensors
+    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+    return LazyTensor(meta.shape(name), kinds[meta.dtype(name)], lambda: meta.read(name))
