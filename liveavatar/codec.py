@@ -20,7 +20,7 @@ import torch
 
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
-from .config import BLOCK_FRAMES, MOTION_FRAMES
+from .config import BLOCK_FRAMES, MOTION_FRAMES, VAE_WARMUP_LATENTS
 from .encoders.audio import AudioEncoder, AudioFeatures, ShiftedFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
 from .events import (
@@ -37,7 +37,7 @@ from .events import (
     share_event,
 )
 from .media.audio import AudioClip, mono_16k
-from .media.image import fit_image, to_pixels
+from .media.image import fit_image, to_clip, to_pixels
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
@@ -117,6 +117,11 @@ class Encoders(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """An image [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
         for 73 frames [16, 19, h, w]; encoded in so many tiles."""
+        ...
+
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """The last frames of a video [1, 3, 73, H, W] in [-1, 1] as latents on the CPU [16, 19, h, w]; as
+        `encode_image`."""
         ...
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
@@ -200,6 +205,12 @@ class LocalEncoders:
             motion = encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
         callback(share_event(ENCODING_IMAGE, 1.0))
         return reference, motion
+
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """See `Encoders`."""
+        vae = self.vae
+        with self.exec_config.active(), heartbeat(vae.encoder, callback, share_event(ENCODING_IMAGE, 1.0)):
+            return encode_tiles(vae, pixels, tiles)[0].cpu()
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
@@ -342,6 +353,7 @@ def encode_conditioning(
     *,
     context: torch.Tensor | None = None,
     features: AudioFeatures | None = None,
+    tail: np.ndarray | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
@@ -354,6 +366,7 @@ def encode_conditioning(
         tiles: see `Plan.vae_tiles`.
         context: the prompt's features, where they are there already.
         features: of the audio, likewise.
+        tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
     """
     if context is None:
         context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
@@ -363,11 +376,14 @@ def encode_conditioning(
     try:
         pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
         reference, motion = encoders.encode_image(pixels, callback, tiles)
+        if tail is not None:
+            motion = encoders.encode_motion(to_clip(tail), callback, tiles)
     except BaseException:
         if own:
             features.close()
         raise
-    return Conditioning(reference, motion, context, features)
+    before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
+    return Conditioning(reference, motion, context, features, before=before)
 
 
 def continued_conditioning(

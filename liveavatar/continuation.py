@@ -7,17 +7,24 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .config import ModelConfig
-from .errors import Cancelled, OutputError, PlanError, StateError, shown
+import numpy as np
+import torch
+
+from .codec import Encoders, continued_conditioning, encode_conditioning
+from .config import FPS, MOTION_FRAMES, SIZE_MULTIPLE, ModelConfig
+from .encoders.audio import AudioFeatures
+from .errors import Cancelled, OutputError, PlanError, SizeError, StateError, shown
 from .events import Callback, ignore
+from .media.last_frames import VIDEO_SUFFIXES, read_last_frames
 from .planner import Plan
 from .recorder import VideoRecorder, VideoSpec
 from .request import Request, ResolvedRequest
-from .session import Session
+from .session import Session, VideoTask
 from .utils import format_bytes
 from .video_state import (
     StateSource,
@@ -30,21 +37,79 @@ from .video_state import (
 )
 from .weights.writing import LazyTensor
 
-ContinueFrom = str | os.PathLike[str] | StateSource
-"""What a video goes on from: the file of a state, or `VideoJob.left` of a video that will leave one."""
+_SAME_FPS = 0.01
 
 
-def state_source(given: ContinueFrom | None) -> StateSource | None:
-    """The state that was given.
+class VideoTail:
+    """The end of a video in a file, from which another one goes on approximately.
+
+    What the network remembered of the video is not in its file. So the new one begins anew, at its first block, but its
+    motion is that of the last frames in place of a portrait that stands still, and its decoder has seen them.
+
+    Args:
+        path: of the video.
 
     Raises:
-        StateError: it is none.
+        StateError: it cannot be read.
     """
-    if given is None or isinstance(given, VideoState | VideoLeft):
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path, found = Path(path), read_last_frames(path, MOTION_FRAMES)
+        missing = MOTION_FRAMES - len(found.frames)
+        self.frames = np.concatenate((np.repeat(found.frames[:1], missing, 0), found.frames))
+        """uint8 [73, H, W, 3]; what came before the first frame of a shorter one stands still."""
+        self.first, self.size, self.fps = found.first, found.size, found.fps
+
+    def check(self, resolved: ResolvedRequest) -> None:
+        """Make sure that a video is of the same size.
+
+        Raises:
+            SizeError: it is not.
+        """
+        (width, height), new = self.size, (resolved.width, resolved.height)
+        if self.size != new:
+            usable = width % SIZE_MULTIPLE == height % SIZE_MULTIPLE == 0
+            raise SizeError(
+                f"{self.path} is {width}x{height}, and what goes on from it would be {new[0]}x{new[1]}.",
+                f"Use --size {width}x{height}, and a picture of that shape or none."
+                if usable
+                else f"Give a video whose width and height are multiples of {SIZE_MULTIPLE}.",
+            )
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be told of a video that goes on from it."""
+        told = [
+            f"it goes on from the last {MOTION_FRAMES} frames of {self.path.name}, approximately: what the network "
+            "remembered of that video is not in its file (--save-state keeps it)"
+        ]
+        if abs(self.fps - FPS) > _SAME_FPS:
+            told.append(f"{self.path.name} has {self.fps:.4g} frames per second, and they are taken for {FPS}")
+        return tuple(told)
+
+
+Start = StateSource | VideoTail
+"""What a video goes on from."""
+ContinueFrom = str | os.PathLike[str] | Start
+"""The same, or its file: a state, or an MP4."""
+
+
+def start_of(given: ContinueFrom | None) -> Start | None:
+    """What was given to go on from.
+
+    Raises:
+        StateError: nothing of that kind.
+    """
+    if given is None or isinstance(given, VideoState | VideoLeft | VideoTail):
         return given
-    if isinstance(given, str | os.PathLike):
-        return VideoState(given)
-    raise StateError(f"{shown(given)} is no state to go on from.", "Give its file, or `left` of a video's job.")
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        return VideoTail(path) if Path(path).suffix.lower() in VIDEO_SUFFIXES else VideoState(path)
+    raise StateError(f"{shown(given)} is nothing to go on from.", "Give the file of a state, or an MP4.")
+
+
+def size_of(start: Start) -> str:
+    """The size of the video before, as it is asked for."""
+    width, height = start.size if isinstance(start, VideoTail) else (start.info.width, start.info.height)
+    return f"{width}x{height}"
 
 
 class StateStore:
@@ -129,21 +194,21 @@ class VideoLeft:
         return self._store.state
 
 
-def refuse_workers(processes: bool, request: Request, start: StateSource | None) -> None:
+def refuse_workers(processes: bool, request: Request, start: Start | None) -> None:
     """Make sure that nothing is asked of worker processes that they cannot do.
 
     Raises:
         PlanError: it is.
     """
-    if processes and (start is not None or request.keep_state):
+    if processes and (request.keep_state or not isinstance(start, VideoTail | None)):
         raise PlanError(
-            "Worker processes can neither continue a video nor keep what that needs yet.",
+            "Worker processes can neither go on from a state nor keep one yet.",
             "Run it in this process (engine local), on the same devices.",
         )
 
 
 def with_state(
-    resolved: ResolvedRequest, plan: Plan, config: ModelConfig, asked: Request, start: StateSource | None
+    resolved: ResolvedRequest, plan: Plan, config: ModelConfig, asked: Request, start: Start | None
 ) -> ResolvedRequest:
     """What will really be made where a video goes on from another one, or shall be continued itself.
 
@@ -155,9 +220,13 @@ def with_state(
 
     Raises:
         PlanError: it fits in a smaller size only.
+        SizeError: it has another size than the video before.
     """
     notes = resolved.notes
-    if start is not None:
+    if isinstance(start, VideoTail):
+        start.check(resolved)
+        notes = (*notes, *start.notes())
+    elif start is not None:
         info = start.info
         if (resolved.width, resolved.height) != (info.width, info.height):
             raise PlanError(
@@ -170,6 +239,55 @@ def with_state(
         size = format_bytes(state_bytes(config, resolved, plan))
         notes = (*notes, f"its state, from which it can be continued, will take {size}")
     return dataclasses.replace(resolved, notes=notes)
+
+
+def video_task(
+    encoders: Encoders,
+    spec: VideoSpec,
+    start: Start | None,
+    callback: Callback = ignore,
+    *,
+    context: torch.Tensor | None = None,
+    features: AudioFeatures | None = None,
+) -> VideoTask:
+    """What is made of a spec, with everything encoded.
+
+    Args:
+        encoders: of the model.
+        spec: of the video.
+        start: what it goes on from, which is made now where it is not there yet.
+        callback: called with the progress; what it raises ends the work.
+        context, features: of prompt and audio, where they are encoded already.
+    """
+    state = None if isinstance(start, VideoTail | None) else start.open(callback)
+    encoders.load_vae(callback)
+    if state is not None:
+        conditioning = continued_conditioning(
+            encoders, spec.request, spec.resolved, state, spec.audio, callback, context=context, features=features
+        )
+    else:
+        assert spec.image is not None
+        conditioning = encode_conditioning(
+            encoders,
+            spec.request,
+            spec.resolved,
+            spec.image,
+            spec.audio,
+            callback,
+            spec.plan.vae_tiles,
+            context=context,
+            features=features,
+            tail=start.frames if isinstance(start, VideoTail) else None,
+        )
+    keep = spec.request.keep_state
+    return VideoTask(
+        spec.resolved,
+        conditioning,
+        spec.request.sink_distance if state is None else state.info.sink_distance,
+        start=None if state is None else state.tensors,
+        keep_state=keep,
+        stop=threading.Event() if keep else None,
+    )
 
 
 def check_state_path(spec: VideoSpec, config: ModelConfig, state: str | os.PathLike[str] | None) -> Path | None:
@@ -244,8 +362,6 @@ def _temporary_file(owner: object) -> Path:
 
 
 def _lazy(state: VideoState, name: str) -> LazyTensor:
-    import torch
-
     meta = state.tensors
     kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
     return LazyTensor(meta.shape(name), kinds[meta.dtype(name)], lambda: meta.read(name))

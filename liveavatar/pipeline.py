@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, continued_conditioning, encode_conditioning, vae_decoder
+from .codec import Encoders, ExecConfig, vae_decoder
 from .components import Components, files_of, network_fingerprint, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .continuation import (
     ContinueFrom,
+    Start,
     StateStore,
     VideoLeft,
+    VideoTail,
     check_state_path,
     refuse_workers,
-    state_source,
+    start_of,
+    video_task,
     with_state,
 )
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
@@ -56,9 +58,9 @@ from .request import (
     resolve_open,
     sample_count,
 )
-from .session import OpenDecoder, Session, VideoTask
+from .session import OpenDecoder, Session
 from .streams import FrameStream
-from .video_state import StateSource, VideoState
+from .video_state import VideoState
 from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
@@ -166,7 +168,8 @@ class LiveAvatarPipeline:
             audio: a file, or an `AudioClip`.
             prompt: what the video shows; None: that of the request.
             request: what to make; by default `Request()`.
-            continue_from: what another video has left: the file that `VideoJob.save` wrote, or its job.
+            continue_from: what another video has left: the file of a state, or `VideoJob.left`; or an MP4, from whose
+                last frames it goes on approximately.
             options: fields of `Request` in place of the request's: size, steps, seed, seconds...
 
         Raises:
@@ -175,7 +178,7 @@ class LiveAvatarPipeline:
         if prompt is not None:
             options["prompt"] = prompt
         request = request_with(Request() if request is None else request, options)
-        start = state_source(continue_from)
+        start = start_of(continue_from)
         return VideoJob(self, self.describe(image, audio, request, start), start=start)
 
     def describe(
@@ -183,7 +186,7 @@ class LiveAvatarPipeline:
         image: str | os.PathLike[str] | np.ndarray | None,
         audio: str | os.PathLike[str] | AudioClip,
         request: Request,
-        start: StateSource | None = None,
+        start: Start | None = None,
     ) -> VideoSpec:
         """Read the inputs, and say what a request would really make of them (`resolved`) and where (`plan`).
 
@@ -199,11 +202,13 @@ class LiveAvatarPipeline:
         prompt_to_encode(request.prompt)
         notes: list[str] = []
         if image is None and start is None:
-            raise ImageError("No portrait was given.", "Give a picture, or a state to go on from.")
+            raise ImageError("No portrait was given.", "Give a picture, or a video to go on from.")
+        if image is None and isinstance(start, VideoTail):
+            image = start.first
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = None if pixels is None else (pixels.shape[1], pixels.shape[0])
         resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start)
-        inputs += (*files_of(self.components), *([start.path] if isinstance(start, VideoState) else ()))
+        inputs += (*files_of(self.components), *([start.path] if isinstance(start, VideoState | VideoTail) else ()))
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
 
     @property
@@ -238,12 +243,12 @@ class LiveAvatarPipeline:
         image_size: tuple[int, int] | None,
         audio: AudioClip,
         notes: Sequence[str],
-        start: StateSource | None,
+        start: Start | None,
     ) -> tuple[ResolvedRequest, Plan]:
         """As `plan`, also of a video that goes on from what another one left; its image may be left out."""
         refuse_workers(self.placement.processes, request, start)
         asked = request
-        if start is not None:
+        if not isinstance(start, VideoTail | None):
             check_request(request)
             start.check(self.config, self.network, self.components.name)
             request = start.info.request_for(request, image_size)
@@ -365,7 +370,7 @@ class LiveAvatarPipeline:
                 f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
-        size, samples, start = (image.shape[1], image.shape[0]), audio.audio, state_source(continue_from)
+        size, samples, start = (image.shape[1], image.shape[0]), audio.audio, start_of(continue_from)
         resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start)
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
@@ -416,7 +421,7 @@ class VideoJob:
         spec: VideoSpec,
         audio: AudioInput | None = None,
         context: torch.Tensor | None = None,
-        start: StateSource | None = None,
+        start: Start | None = None,
     ):
         """What was encoded already is given; the rest is encoded when the video is first watched."""
         self.pipeline, self.spec, self.audio, self.context, self._start = pipeline, spec, audio, context, start
@@ -440,31 +445,11 @@ class VideoJob:
         if not self.complete:
             self.pipeline.make_room(p.plan)
         if self._session is None:
-            self._session = Session(
-                self.pipeline.backend.engine(self.pipeline.components, p.plan), self._task(callback)
-            )
+            features = None if self.audio is None else self.audio.features
+            encoders = self.pipeline.encoders(p.plan)
+            task = video_task(encoders, p, self._start, callback, context=self.context, features=features)
+            self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
-
-    def _task(self, callback: Callback) -> VideoTask:
-        """What is made, with everything encoded."""
-        p, state = self.spec, None if self._start is None else self._start.open(callback)
-        encoders = self.pipeline.encoders(p.plan)
-        encoders.load_vae(callback)
-        context, features = self.context, None if self.audio is None else self.audio.features
-        if state is not None:
-            conditioning = continued_conditioning(
-                encoders, p.request, p.resolved, state, p.audio, callback, context=context, features=features
-            )
-        else:
-            assert p.image is not None
-            place = callback, p.plan.vae_tiles
-            conditioning = encode_conditioning(
-                encoders, p.request, p.resolved, p.image, p.audio, *place, context=context, features=features
-            )
-        distance = p.request.sink_distance if state is None else state.info.sink_distance
-        keep, stop = p.request.keep_state, threading.Event() if p.request.keep_state else None
-        start = None if state is None else state.tensors
-        return VideoTask(p.resolved, conditioning, distance, start=start, keep_state=keep, stop=stop)
 
     def frames(self, callback: Callback = ignore) -> FrameStream:
         """The video, block by block as it is made: images uint8 [3, n, H, W]; every consumer decodes anew.

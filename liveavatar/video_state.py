@@ -315,7 +315,7 @@ class VideoState:
         return {
             "first_frame": (CHANNELS, 1, height, width),
             "motion": (CHANNELS, MOTION_LATENTS, height, width),
-            "latents": (CHANNELS, BLOCK_LATENTS * min(self.info.block, CONTEXT_LATENTS), height, width),
+            "latents": (CHANNELS, -1, height, width),
             "prompt": (-1, config.text_dim),
             "first_prompt": (-1, config.text_dim),
         }

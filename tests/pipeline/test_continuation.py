@@ -13,11 +13,13 @@ from pipeline.test_pipeline import Heard, picture, sound
 from safetensors.torch import load_file, save_file
 
 from liveavatar.codec import encode_conditioning
-from liveavatar.components import open_components
+from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import Cancelled, ImageError, OutputError, PlanError, RequestError, SizeError, StateError
 from liveavatar.media.audio import AudioClip
+from liveavatar.media.audio_file import read_audio
+from liveavatar.media.last_frames import read_last_frames
 from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.placement import Placement
 from liveavatar.request import Request
@@ -234,7 +236,7 @@ def edit_header(**fields: object):
         (edit_header(width="wide"), "header"),
         (edit_header(block=0), "header"),
         (edit_header(sink_distance=3), "header"),
-        (edit_header(block=10**5), "has another latents"),
+        (edit_header(block=2), "has another kv.0.0.k"),
     ],
 )
 def test_a_damaged_state_is_refused(pipeline, first, tmp_path, change, words):
@@ -250,5 +252,53 @@ def test_files_that_are_no_states(pipeline, first, tmp_path):
     for name in ("cut", "text", "missing"):
         with pytest.raises(StateError):
             pipeline(None, sound(SECOND), request=Request(size="64x64"), continue_from=tmp_path / name)
-    with pytest.raises(StateError, match="no state to go on from"):
+    with pytest.raises(StateError, match="nothing to go on from"):
         pipeline(None, sound(SECOND), request=Request(size="64x64"), continue_from=7)
+
+
+@pytest.fixture(scope="module")
+def talk(pipeline: LiveAvatarPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 23 frames."""
+    path = tmp_path_factory.mktemp("talk") / "a.mp4"
+    pipeline(picture(), sound(SECOND), request=dataclasses.replace(REQUEST, keep_state=False)).save(path)
+    return path
+
+
+def test_a_video_goes_on_approximately_from_the_last_frames_of_an_mp4(pipeline, talk, tmp_path):
+    job = pipeline(None, sound(SECOND), request=REQUEST, continue_from=talk)
+    assert job.spec.resolved.first_block == 0
+    assert any("approximately" in note and "a.mp4" in note for note in job.spec.resolved.notes)
+    receipt = job.save(tmp_path / "b.mp4", state=tmp_path / "b.state")
+    assert receipt.probed.frames == 24
+    conditioning = job.session().job.conditioning
+    assert conditioning.before.shape[1] == 12 and not torch.equal(conditioning.motion[:, -1], conditioning.motion[:, 5])
+    on = pipeline(None, sound(SECOND), request=Request(size="64x64"), continue_from=tmp_path / "b.state")
+    assert on.spec.resolved.first_block == 2 and frames_of(on).shape[1] == 23
+
+
+@pytest.mark.slow
+def test_the_first_frame_is_nearer_to_the_last_one_than_that_of_a_new_video(pipeline, tmp_path):
+    assets, request = MINI_FOLDER.parent / "assets", Request(size="128x128", steps=2, seed=5)
+    image, voice = assets / "portrait.png", read_audio(assets / "voice.wav")
+    begin, rest = (
+        AudioClip(voice.samples[part], voice.rate, "voice") for part in (slice(31_000), slice(31_000, 36_000))
+    )
+    pipeline(image, begin, request=request).save(tmp_path / "a.mp4")
+    last = torch.from_numpy(read_last_frames(tmp_path / "a.mp4", 1).frames[0]).permute(2, 0, 1).float()
+    on, new = (
+        frames_of(pipeline(image, rest, request=request, continue_from=start))[:, 0].float()
+        for start in (tmp_path / "a.mp4", None)
+    )
+    assert (on - last).abs().mean() < 0.8 * (new - last).abs().mean()
+
+
+def test_a_video_of_another_size_is_refused(pipeline, talk):
+    with pytest.raises(SizeError, match="is 64x64, and what goes on from it would be 128x64"):
+        pipeline(np.zeros((64, 128, 3), np.uint8), sound(SECOND), request=Request(size="128x64"), continue_from=talk)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", b"\0\0\0 ftypisom" + bytes(100)], ids=["empty", "text", "cut"])
+def test_what_is_no_video_is_refused(pipeline, tmp_path, content):
+    (tmp_path / "x.mp4").write_bytes(content)
+    with pytest.raises(StateError, match="video"):
+        pipeline(None, sound(SECOND), request=REQUEST, continue_from=tmp_path / "x.mp4")
