@@ -31,6 +31,7 @@ from .video_state import (
     VideoState,
     check_network,
     check_state_output,
+    check_state_room,
     info_of,
     state_bytes,
     write_state,
@@ -138,7 +139,7 @@ class StateStore:
         if self.state is None:
             self.state = write_left(session, self.spec, self.network, path or _temporary_file(self))
         elif path is not None:
-            self.state = _copied(self.state, path)
+            self.state = self.state.copied(path)
 
     @contextlib.contextmanager
     def saving(self, recorder: VideoRecorder, session: Session, path: Path | None) -> Iterator[None]:
@@ -186,9 +187,13 @@ class VideoLeft:
         """See `StateSource`."""
         if self._store.state is None:
             session = self._session(callback)
-            for _ in session.latents:
-                pass
-            self._store.write(session)
+            session.callback = callback
+            try:
+                for _ in session.latents:
+                    pass
+                self._store.write(session)
+            finally:
+                session.callback = ignore
         if self._store.state is None:
             raise StateError("What the video before has left is gone.", "Make it again, and save its state.")
         return self._store.state
@@ -236,7 +241,7 @@ def with_state(
         notes = (*notes, *info.notes(asked, plan, start.name))
         resolved = dataclasses.replace(resolved, first_block=info.block)
     if asked.keep_state:
-        size = format_bytes(state_bytes(config, resolved, plan))
+        size = format_bytes(state_bytes(config, resolved, plan), ".3g")
         notes = (*notes, f"its state, from which it can be continued, will take {size}")
     return dataclasses.replace(resolved, notes=notes)
 
@@ -291,17 +296,21 @@ def video_task(
 
 
 def check_state_path(spec: VideoSpec, config: ModelConfig, state: str | os.PathLike[str] | None) -> Path | None:
-    """Where the state of a video goes, checked before anything is loaded; None where it is not asked for.
+    """Where the state of a video goes, checked before anything is loaded; None: nowhere, or to a temporary file.
 
     Raises:
         StateError: the video does not keep it.
         OutputError: see `check_state_output`.
     """
-    if state is None:
-        return None
     if not spec.request.keep_state:
+        if state is None:
+            return None
         raise StateError("A state is saved only of a video that keeps it.", "Ask for it: Request(keep_state=True).")
-    return check_state_output(state, state_bytes(config, spec.resolved, spec.plan))
+    nbytes = state_bytes(config, spec.resolved, spec.plan)
+    if state is not None:
+        return check_state_output(state, nbytes)
+    check_state_room(Path(tempfile.gettempdir()), nbytes)
+    return None
 
 
 def write_left(session: Session, spec: VideoSpec, network: str, path: Path) -> VideoState | None:
@@ -333,17 +342,6 @@ def write_left(session: Session, spec: VideoSpec, network: str, path: Path) -> V
     return VideoState(path)
 
 
-def _copied(state: VideoState, path: Path) -> VideoState:
-    """A state in another file, too.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    held = {name: _lazy(state, name) for name in sorted(state.tensors.keys())}
-    write_state(path, state.info, held)
-    return VideoState(path)
-
-
 def _temporary_file(owner: object) -> Path:
     """A file for a state that lives as long as its owner.
 
@@ -359,9 +357,3 @@ def _temporary_file(owner: object) -> Path:
         ) from error
     weakref.finalize(owner, shutil.rmtree, folder, True)
     return Path(folder) / "state.safetensors"
-
-
-def _lazy(state: VideoState, name: str) -> LazyTensor:
-    meta = state.tensors
-    kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
-    return LazyTensor(meta.shape(name), kinds[meta.dtype(name)], lambda: meta.read(name))

@@ -12,6 +12,7 @@ The header says what it belongs to (`StateInfo`). Partition and place of the KV 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from .config import (
     SPATIAL_STRIDE,
     ModelConfig,
 )
-from .errors import LiveAvatarError, ModelError, OutputError, RequestError, SizeError, StateError
+from .errors import LiveAvatarError, OutputError, RequestError, SizeError, StateError
 from .events import Callback, ignore
 from .files import OutputClaim, path_of, refusal, replacement, target_of
 from .planner import Plan
@@ -282,6 +283,24 @@ class VideoState:
         """See `StateSource`; it is there."""
         return self
 
+    def copied(self, path: Path) -> VideoState:
+        """The same state in another file, too.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+        held = self.tensors
+        write_state(
+            path,
+            self.info,
+            {
+                name: LazyTensor(held.shape(name), kinds[held.dtype(name)], functools.partial(held.read, name))
+                for name in sorted(held.keys())
+            },
+        )
+        return VideoState(path)
+
     def check(self, config: ModelConfig, network: str, model: str) -> None:
         """See `StateSource`."""
         check_network(self.info, network, model, f"The state {self.path}")
@@ -365,6 +384,29 @@ def state_bytes(config: ModelConfig, resolved: ResolvedRequest, plan: Plan) -> i
     return kv + sink + 4 * CHANNELS * latents * math.prod(e.latent_size)
 
 
+def is_state(path: Path) -> bool:
+    """Whether a file is the state of a video, by its header."""
+    try:
+        VideoState(path)
+    except LiveAvatarError:
+        return False
+    return True
+
+
+def check_state_room(folder: Path, nbytes: int) -> None:
+    """Make sure that a folder has room for a state.
+
+    Raises:
+        OutputError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OutputError(
+            f"The state takes {format_bytes(nbytes)}, and {folder} has {format_bytes(free)} free.",
+            "Free some space, choose another disk, or keep the KV cache in fp8 (--kv-dtype fp8), half of it.",
+        )
+
+
 def check_state_output(path: str | os.PathLike[str], nbytes: int) -> Path:
     """Make sure that a state can be written, before anything is loaded.
 
@@ -377,12 +419,7 @@ def check_state_output(path: str | os.PathLike[str], nbytes: int) -> Path:
     """
     place = path_of(path, "The state")
     with _claimed(place) as claim:
-        free = shutil.disk_usage(claim.target.parent).free
-    if free < nbytes:
-        raise OutputError(
-            f"The state takes {format_bytes(nbytes)}, and {place.absolute().parent} has {format_bytes(free)} free.",
-            "Free some space, write it to another disk, or keep the KV cache in fp8 (--kv-dtype fp8), half of it.",
-        )
+        check_state_room(claim.target.parent, nbytes)
     return place
 
 
@@ -403,11 +440,6 @@ def write_state(path: Path, info: StateInfo, tensors: Mapping[str, LazyTensor]) 
 
 def _claimed(path: Path) -> OutputClaim:
     target = target_of(path, "The state")
-    if target.exists() and target.stat().st_size:
-        try:
-            VideoState(target)
-        except (StateError, ModelError) as error:
-            raise OutputError(
-                f"{path} is there already, and is no state of a video.", "Choose another name."
-            ) from error
+    if target.exists() and target.stat().st_size and not is_state(target):
+        raise OutputError(f"{path} is there already, and is no state of a video.", "Choose another name.")
     return OutputClaim(path, "The state")
