@@ -402,7 +402,7 @@ def continued_conditioning(
     changes, first_block = Changes(), state.info.block
     for start in state.info.portraits:
         changes.portraits.skip(start)
-    before = state.read("prompt")
+    before = state.read("prompt").clone()
     if state.info.prompt_start:
         changes.prompts.add(state.info.prompt_start, before)
     if context is None and resolved.prompt != state.info.prompt:
@@ -412,12 +412,12 @@ def continued_conditioning(
     if features is None:
         features = _encode_used(encoders, request, resolved, audio, callback)
     return Conditioning(
-        state.read("first_frame"),
-        state.read("motion"),
-        state.read("first_prompt"),
+        state.read("first_frame").clone(),
+        state.read("motion").clone(),
+        state.read("first_prompt").clone(),
         ShiftedFeatures(features, first_block),
         changes,
-        state.read("latents"),
+        state.read("latents").clone(),
     )
 
 

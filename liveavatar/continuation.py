@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from .config import FPS, MOTION_FRAMES, SIZE_MULTIPLE, ModelConfig
 from .encoders.audio import AudioFeatures
 from .errors import Cancelled, OutputError, PlanError, SizeError, StateError, shown
 from .events import Callback, ignore
+from .files import first_same, path_of
 from .media.last_frames import VIDEO_SUFFIXES, read_last_frames
 from .planner import Plan
 from .recorder import VideoRecorder, VideoSpec
@@ -149,13 +150,19 @@ class StateStore:
             yield
         except Cancelled as error:
             stopped = error
+        except BaseException:
+            session.take_state()  # it would hold its KV caches as long as the session
+            raise
         if path is not None or stopped is None:
             with recorder.timed("save state"):
                 self.write(session, path)
             recorder.state = path if self.state is not None else None
         if stopped is not None:
+            session.take_state()
             self.state = None  # the next run begins at its first block again
             raise stopped
+        if self.state is None:
+            raise _gone()
 
 
 class VideoLeft:
@@ -195,8 +202,12 @@ class VideoLeft:
             finally:
                 session.callback = ignore
         if self._store.state is None:
-            raise StateError("What the video before has left is gone.", "Make it again, and save its state.")
+            raise _gone()
         return self._store.state
+
+
+def _gone() -> StateError:
+    return StateError("What the video has left is gone.", "Make it again.")
 
 
 def refuse_workers(processes: bool, request: Request, start: Start | None) -> None:
@@ -289,18 +300,26 @@ def video_task(
         spec.resolved,
         conditioning,
         spec.request.sink_distance if state is None else state.info.sink_distance,
-        start=None if state is None else state.tensors,
+        start=state,
         keep_state=keep,
         stop=threading.Event() if keep else None,
     )
 
 
-def check_state_path(spec: VideoSpec, config: ModelConfig, state: str | os.PathLike[str] | None) -> Path | None:
+def check_state_path(
+    spec: VideoSpec, config: ModelConfig, state: str | os.PathLike[str] | None, outputs: Iterable[Path] = ()
+) -> Path | None:
     """Where the state of a video goes, checked before anything is loaded; None: nowhere, or to a temporary file.
+
+    Args:
+        spec: of the video.
+        config: of the network.
+        state: as it was given.
+        outputs: what else is written.
 
     Raises:
         StateError: the video does not keep it.
-        OutputError: see `check_state_output`.
+        OutputError: see `check_state_output`; or it is one of the other outputs.
     """
     if not spec.request.keep_state:
         if state is None:
@@ -308,6 +327,8 @@ def check_state_path(spec: VideoSpec, config: ModelConfig, state: str | os.PathL
         raise StateError("A state is saved only of a video that keeps it.", "Ask for it: Request(keep_state=True).")
     nbytes = state_bytes(config, spec.resolved, spec.plan)
     if state is not None:
+        if first_same(path_of(state, "The state"), outputs):
+            raise OutputError(f"The state {state} is another output of this video, too.", "Choose another name.")
         return check_state_output(state, nbytes)
     check_state_room(Path(tempfile.gettempdir()), nbytes)
     return None

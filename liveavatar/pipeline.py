@@ -523,7 +523,7 @@ class VideoJob:
                 f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
             )
         self._check_room()
-        store, state_path = self._store, check_state_path(self.spec, self.config, state)
+        store, state_path = self._store, check_state_path(self.spec, self.config, state, (Path(out), place))
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():

@@ -158,7 +158,7 @@ class VideoRecorder:
                     with WriterThread(self._writer) as writing:
                         for pixels in frames:
                             rgb = to_rgb24(pixels)
-                            with contextlib.nullcontext() if self._stop else self._interrupts.held():
+                            with self._interrupts.held() if self._stop is None else contextlib.nullcontext():
                                 writing.write(rgb)
                             self._frames = writing.frames
                             self.on_event(dataclasses.replace(self._reached(), images=rgb))

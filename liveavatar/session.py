@@ -26,10 +26,10 @@ from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
 from .request import ResolvedRequest, SinkDistance
 from .stage import Changes
+from .stage_state import SavedTensors
 from .streams import Decoder, FrameStream, LatentStream
 from .task_graph import BlockGate
 from .vae.decoding import CONTEXT_LATENTS
-from .weights.source import TensorSource
 from .weights.writing import LazyTensor
 
 
@@ -74,7 +74,7 @@ class VideoTask:
     conditioning: Conditioning
     distance: SinkDistance
     gate: BlockGate | None = None
-    start: TensorSource | None = None
+    start: SavedTensors | None = None
     keep_state: bool = False
     stop: threading.Event | None = None
 

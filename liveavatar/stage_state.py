@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
@@ -17,12 +18,19 @@ from .offload.kv_cache import as_kv_format
 from .stage import Stage
 from .storage import KVDtype
 from .task_graph import sink_version
-from .weights.source import TensorSource
 from .weights.writing import LazyTensor
 
 KV_KINDS = ("k", "v", "k_scale", "v_scale")
 """The tensors of a KV cache; one that is not in fp8 has the first two."""
 SINK_KINDS = ("k", "v")
+
+
+class SavedTensors(Protocol):
+    """Tensors by name, read one by one; what was read may be a view of a file."""
+
+    def keys(self) -> frozenset[str]: ...
+
+    def read(self, key: str) -> torch.Tensor: ...
 
 
 def kv_name(step: int, layer: int, kind: str) -> str:
@@ -72,7 +80,7 @@ def stage_state(stage: Stage, boundary: int) -> dict[str, LazyTensor]:
     return state
 
 
-def restore_stage(stage: Stage, boundary: int, saved: TensorSource) -> None:
+def restore_stage(stage: Stage, boundary: int, saved: SavedTensors) -> None:
     """Give a new stage what those before it held at a boundary, whatever the partition and the format of their KV
     caches was."""
     window, held = _window(stage, boundary), saved.keys()

@@ -260,6 +260,7 @@ class VideoState:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = check_input_file(path, "state", StateError)
+        self._identity = _identity(self.path)
         try:
             self.tensors = SafetensorsSource(self.path)
             metadata = self.tensors.metadata()
@@ -295,7 +296,7 @@ class VideoState:
             path,
             self.info,
             {
-                name: LazyTensor(held.shape(name), kinds[held.dtype(name)], functools.partial(held.read, name))
+                name: LazyTensor(held.shape(name), kinds[held.dtype(name)], functools.partial(self.read, name))
                 for name in sorted(held.keys())
             },
         )
@@ -317,16 +318,23 @@ class VideoState:
                 "Write it again, from the video.",
             )
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor, in memory of its own.
+    def keys(self) -> frozenset[str]:
+        """Names of its tensors."""
+        return self.tensors.keys()
+
+    def read(self, key: str) -> torch.Tensor:
+        """A tensor, as a view of the file.
 
         Raises:
-            ModelError: the file cannot be read.
+            StateError: the file was replaced since its header was read, for example by the state of a later block.
+            ModelError: it cannot be read.
         """
-        return self.tensors.read(name).clone()
+        if _identity(self.path) != self._identity:
+            raise StateError(f"The state {self.path} was replaced meanwhile.", "Continue from it anew.")
+        return self.tensors.read(key)
 
     def _is_fp8(self, name: str) -> bool:
-        return name in self.tensors.keys() and self.tensors.dtype(name) == "F8_E4M3"  # noqa: SIM118
+        return name in self.keys() and self.tensors.dtype(name) == "F8_E4M3"
 
     def _own_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Of what is no part of a stage; -1 is any number from 1 on."""
@@ -338,6 +346,15 @@ class VideoState:
             "prompt": (-1, config.text_dim),
             "first_prompt": (-1, config.text_dim),
         }
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Changes when a file is replaced or written to."""
+    try:
+        there = path.stat()
+    except OSError:
+        return None
+    return there.st_ino, there.st_size, there.st_mtime_ns
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -34,7 +34,7 @@ from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
 from ..session import EngineState, VideoTask, cpu_threads
 from ..stage import Changes, InitialInputs, Stage, StageConditioning, StageInput
-from ..stage_state import restore_stage, stage_state
+from ..stage_state import SavedTensors, restore_stage, stage_state
 from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
 from ..task_graph import (
     BlockGate,
@@ -49,7 +49,6 @@ from ..task_graph import (
     task_count,
 )
 from ..weights.load import TensorDevice, watched_reads
-from ..weights.source import TensorSource
 from ..weights.writing import LazyTensor
 from .compile import CompiledLayers, compiled_notice, compiling_notice
 from .prefetch import PrefetchThread, all_on_accelerators
@@ -493,7 +492,7 @@ class _LocalRun:
         parts = (stage_state(stage, boundary) for stage in self.stages)
         return {name: tensor for part in parts for name, tensor in part.items()}
 
-    def _restore(self, saved: TensorSource, boundary: int) -> None:
+    def _restore(self, saved: SavedTensors, boundary: int) -> None:
         for stage in self.stages:
             restore_stage(stage, boundary, saved)
         if boundary <= self.clip_blocks:  # the sink is renewed again, if it was, from what block 0 left

@@ -139,6 +139,22 @@ def test_nothing_else_is_replaced_by_a_state(pipeline, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_state_is_no_other_output(pipeline, tmp_path):
+    job = pipeline(picture(), sound(SECOND), request=REQUEST)
+    for name in ("a.mp4", "a.json"):
+        with pytest.raises(OutputError, match="another output"):
+            job.save(tmp_path / "a.mp4", state=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_that_is_replaced_meanwhile_is_not_mixed_up(pipeline, first, tmp_path):
+    copied = VideoState(first).copied(tmp_path / "s")
+    job = pipeline(None, sound(SECOND), request=REQUEST, continue_from=copied)
+    VideoState(first).copied(tmp_path / "s")
+    with pytest.raises(StateError, match="replaced meanwhile"):
+        frames_of(job)
+
+
 def test_a_video_that_is_not_there_yet_is_made_for_the_one_after_it(pipeline, first):
     one = pipeline(picture(), sound(FIRST), request=REQUEST)
     two = pipeline(picture(), sound(SECOND), request=REQUEST, continue_from=one.left)
