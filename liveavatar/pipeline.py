@@ -531,7 +531,8 @@ class VideoJob:
                 session = self.session(recorder.on_event)
             try:
                 with contextlib.nullcontext() if store is None else store.saving(recorder, session, state_path):
-                    recorder.write(session, session.frames_through(self._decoder_factory(vae)))
+                    stop = None if state_path is None else session.job.stop
+                    recorder.write(session, session.frames_through(self._decoder_factory(vae)), stop)
             except BaseException:
                 session.latents.cancel()  # or a paused run would hold its KV caches as long as the video job
                 raise

@@ -87,7 +87,7 @@ class VideoRecorder:
         self._latest: Event | None = None
         self._frames = 0
         self._stop: threading.Event | None = None
-        """Set by a wish to cancel, where the blocks that have begun are to be finished first."""
+        """See `write`."""
         self.state: Path | None = None
         """Where the state of the video was written."""
         self._writer = self._new_writer()
@@ -136,12 +136,14 @@ class VideoRecorder:
             self._writer.claim()
             yield
 
-    def write(self, session: Session, frames: FrameStream) -> None:
+    def write(self, session: Session, frames: FrameStream, stop: threading.Event | None = None) -> None:
         """Write the video to its end.
 
         Args:
             session: makes the latents; its callback becomes `on_event`.
             frames: decoded from them.
+            stop: set by a wish to cancel, where the blocks that have begun are to be finished first; None: the wish
+                ends the work at once.
         """
         session.callback = self.on_event
         with self._writer:
@@ -152,13 +154,13 @@ class VideoRecorder:
                         session.engine.load(self.on_event)
                 self._generating_since = time.monotonic()
                 with self.timed("generate"):
-                    if session.job.stop is not None:
-                        self._stop = session.job.stop
+                    if stop is not None:
+                        self._stop = stop
                         self._interrupts.hold()
                     with WriterThread(self._writer) as writing:
                         for pixels in frames:
                             rgb = to_rgb24(pixels)
-                            with self._interrupts.held() if self._stop is None else contextlib.nullcontext():
+                            with self._interrupts.held() if stop is None else contextlib.nullcontext():
                                 writing.write(rgb)
                             self._frames = writing.frames
                             self.on_event(dataclasses.replace(self._reached(), images=rgb))

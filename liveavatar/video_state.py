@@ -129,7 +129,7 @@ class StateInfo:
             if given not in (mine, getattr(standard, name)):
                 raise RequestError(
                     f"The video that is to be continued has {_value(mine)} {_WORDS[name]}, not {_value(given)}.",
-                    "Leave that out: it is as in the video before.",
+                    f"Use {_value(mine)}, as in the video before.",
                 )
         prompt = self.prompt if request.prompt == DEFAULT_PROMPT else request.prompt
         inherited = {name: getattr(self, name) for name in _INHERITED}
@@ -337,12 +337,12 @@ class VideoState:
         return name in self.keys() and self.tensors.dtype(name) == "F8_E4M3"
 
     def _own_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-        """Of what is no part of a stage; -1 is any number from 1 on."""
+        """Of what is no part of a stage; -n is any multiple of n."""
         height, width = self.info.height // SPATIAL_STRIDE, self.info.width // SPATIAL_STRIDE
         return {
             "first_frame": (CHANNELS, 1, height, width),
             "motion": (CHANNELS, MOTION_LATENTS, height, width),
-            "latents": (CHANNELS, -1, height, width),
+            "latents": (CHANNELS, -BLOCK_LATENTS, height, width),
             "prompt": (-1, config.text_dim),
             "first_prompt": (-1, config.text_dim),
         }
@@ -358,7 +358,8 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(n == w or (w < 0 < n) for n, w in zip(shape, wanted, strict=True))
+    both = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(n == w or (w < 0 < n and n % w == 0) for n, w in both)
 
 
 def _info(saved: Any) -> StateInfo:

@@ -115,6 +115,13 @@ def test_a_cancelled_video_is_continued_where_its_file_ends(pipeline, tmp_path):
     assert torch.equal(rest, whole[:, 12 * info.block :])
 
 
+def test_without_a_file_for_the_state_a_video_is_cancelled_at_once(pipeline, tmp_path):
+    job, heard = pipeline(picture(), sound(FIRST), request=REQUEST), Heard(break_after=5)
+    with pytest.raises(Cancelled):
+        job.save(tmp_path / "a.mp4", callback=heard)
+    assert heard.tasks == 5 and not job.complete
+
+
 def test_the_size_of_a_state_is_told_before(pipeline, first):
     job = pipeline(picture(), sound(FIRST), request=REQUEST)
     expected = state_bytes(pipeline.config, job.spec.resolved, job.spec.plan)
@@ -246,6 +253,7 @@ def edit_header(**fields: object):
     [
         (lambda tensors, metadata: tensors.pop("kv.1.0.v"), "lacks kv.1.0.v"),
         (lambda tensors, metadata: tensors.update(motion=torch.zeros(16, 3, 8, 8)), "has another motion"),
+        (lambda tensors, metadata: tensors.update(latents=torch.zeros(16, 7, 8, 8)), "has another latents"),
         (lambda tensors, metadata: metadata.update(format="another"), "no state"),
         (lambda tensors, metadata: metadata.pop("state"), "header"),
         (edit_header(steps=10**9), "header"),
