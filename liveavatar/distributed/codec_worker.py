@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..codec import ExecConfig, LocalEncoders
-from ..encoders.audio import AudioFeatures, Tail
+from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
 from ..errors import Cancelled
 from ..events import Event
 from ..spool import Spool
@@ -42,12 +42,14 @@ class CodecWorker(BaseWorker):
         self._codec: LocalEncoders | None = None
         self._decoders: dict[int, Decoder] = {}
         self._audio: dict[int, _AudioJob] = {}
+        self._audio_encoders: dict[int, AudioEncoder] = {}
 
     def open(self, model: ModelSpec, exec_config: ExecConfig) -> None:
         """Open a model for the calls that follow; nothing is loaded yet."""
         with self._alone:
             if self._opened != (model, exec_config):
                 self._decoders.clear()
+                self._audio_encoders.clear()
                 self._codec = LocalEncoders(model.open(), exec_config)
                 self._opened = (model, exec_config)
 
@@ -102,6 +104,23 @@ class CodecWorker(BaseWorker):
         audio = self._audio.pop(number, None)
         if audio is not None:
             audio.stopped = True
+
+    # -- audio encoders, by number --
+
+    def open_audio_encoder(self, number: int) -> tuple[int, int]:
+        """Load an audio encoder; the layers and channels of its states."""
+        encoder = self._audio_encoders[number] = self._compute(lambda codec: codec.audio_encoder())
+        return encoder.layers, encoder.channels
+
+    def audio_states(self, number: int, samples: np.ndarray, first: int, stop: int) -> list[torch.Tensor]:
+        """Rows `first` to `stop` of what an audio encoder makes of samples; see `AudioEncoder.states`."""
+        encoder = self._audio_encoders[number]
+        with self._alone, self._the_codec.exec_config.active():
+            return [state.float().cpu() for state in encoder.states(samples, slice(first, stop))]
+
+    def close_audio_encoder(self, number: int) -> None:
+        """Let an audio encoder go."""
+        self._audio_encoders.pop(number, None)
 
     # -- decoders, by number --
 
