@@ -154,10 +154,10 @@ class RunMonitor:
     def _limit(self, block: int) -> int:
         """How many blocks may have begun while the caller waits for `block`.
 
-        As many as there are stages are at work at once; two more may wait for the caller, and one where it is live.
+        As many blocks as there are stages are at work at once, and one is begun as another ends; one more may wait for
+        the caller. With one less, grids of stages fall short of their pace where the number of blocks is open.
         """
-        ahead = self._plan.partition.stages + (1 if self._source.is_open else 2)
-        limit = min(block, self._next) + ahead
+        limit = min(block, self._next) + self._plan.partition.stages + 2
         return limit if self._source.total is None else min(limit, self._source.total)
 
     def _wait(self, block: int, callback: Callback) -> None:

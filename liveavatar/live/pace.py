@@ -43,6 +43,7 @@ class Pace:
         self._clock = clock
         self._stopped = threading.Event()
         self._due: float | None = None
+        self._due_lock = threading.Lock()  # blocks may begin in another thread than they are handed out
         self._in_speech = False
         self.late_blocks = 0
         """Blocks that began more than half a block after their time."""
@@ -56,8 +57,9 @@ class Pace:
 
     def hold(self, seconds: float) -> None:
         """Let all that follows be due so much later: nobody has read what was made."""
-        if self._due is not None:
-            self._due += seconds
+        with self._due_lock:
+            if self._due is not None:
+                self._due += seconds
 
     def next_audio(self, wait: bool) -> BlockAudio | Literal["later", "never"]:
         """The sound of the next block; "later" where it would have to be waited for, "never" after the last one.
@@ -104,11 +106,12 @@ class Pace:
         audio = self.feed.take(self.ahead, silence)
         self._in_speech = audio.silence + audio.spoken == BLOCK_SAMPLES and audio.spoken > 0
         now = self._clock()
-        due = now if self._due is None else self._due
+        with self._due_lock:
+            due = now if self._due is None else self._due
+            caught_up = not audio.spoken and now - due >= BLOCK_SECONDS  # in silence there is nothing to catch up with
+            self._due = (now if caught_up else due) + BLOCK_SECONDS
         self._was_late = self.real_time and self._is_late(due)
         self.late_blocks += self._was_late
-        caught_up = not audio.spoken and now - due >= BLOCK_SECONDS  # in silence there is nothing to catch up with
-        self._due = (now if caught_up else due) + BLOCK_SECONDS
         return audio
 
     def _is_late(self, due: float) -> bool:

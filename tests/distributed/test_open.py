@@ -143,7 +143,7 @@ def test_blocks_begin_no_further_ahead_than_they_are_read(backend: RayBackend, v
     running = video.engine(backend, "1x2").run(feed.job)
     for read in range(4):
         next(running)
-        assert len(feed.asked) <= read + 2 + 1
+        assert len(feed.asked) <= read + 2 + 2
     before = backend.worker_pids
     running.close()
     assert video.is_made_by(backend, "1x2") and backend.worker_pids == before
@@ -229,3 +229,17 @@ def test_a_worker_that_is_lost_in_silence_is_replaced_before_anybody_speaks(
             os.kill(backend.worker_pids[1], signal.SIGKILL)
     assert torch.equal(torch.cat(blocks, 1), long_video.expected)
     assert len(told) == 1 and told[0].endswith("going on from block 6.")
+
+
+@pytest.mark.slow
+def test_a_long_talk_does_not_grow(backend: RayBackend) -> None:
+    blocks, held, files = 160, list[list[int]](), list[int]()
+    video = Video(blocks, steps=1)
+    video.job = with_changes(video.job, {b: b for b in range(5, blocks, 7)}, {b: b for b in range(8, blocks, 20)})
+    for done, _ in enumerate(video.engine(backend, "1x2", 8).run(_all_at_once(video).job), 1):
+        if done % 40 == 0:
+            held.append([worker.host_bytes for worker in backend.status().workers])
+            files.append(sum(1 for folder in folders() for _ in folder.rglob("*.safetensors")))
+    for before, after in zip(held[0], held[-1], strict=True):
+        assert after - before < 8e6
+    assert max(files) <= 2 * 3 * 2, "of two stages, two snapshots and one that is being written, two files each"
