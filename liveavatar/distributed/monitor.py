@@ -186,9 +186,9 @@ class RunMonitor:
         schedule, first = NoiseSchedule.flow_matching(resolved.steps), self._beginning.first
         prompt = self._source.prompt_before(first)
         conditions = self._workers[0].call("embed", _own(prompt), [*schedule.timesteps, 0.0])
-        portraits = () if self._source.is_open else tuple(b for b in self._source.portraits if b >= first)
         # Handed on only when it is there, so that a worker is never kept waiting by another.
         self._pool.gather(self._plan, {0: conditions}, self._pool.limits.deadline, "embed the prompt")
+        portraits = () if self._source.is_open else tuple(b for b in self._source.portraits if b >= first)
         begun = {}
         for stage, worker in enumerate(self._workers):
             spec = RunSpec(

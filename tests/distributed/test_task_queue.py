@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,17 @@ from liveavatar.model.layer import AudioTokens
 from liveavatar.noise_schedule import NoiseSchedule
 from liveavatar.request import SinkDistance
 from liveavatar.stage import Portrait, StageInput
-from liveavatar.task_graph import Denoise, Partition, Prefill, Task, followers, sink_version
+from liveavatar.task_graph import (
+    Denoise,
+    Partition,
+    Prefill,
+    StageSpeed,
+    Task,
+    ends_block,
+    followers,
+    simulate,
+    sink_version,
+)
 
 NOTHING = torch.zeros(16, 1, 2, 2)
 
@@ -167,3 +178,52 @@ def test_a_known_number_of_blocks_runs_in_the_paced_order() -> None:
         ran.append(task)
     assert ran == [Prefill(0, 0, 0), Denoise(0, 0, 0), Prefill(2, 0, 0), Denoise(1, 0, 0)]
     assert queue.finished
+
+
+class Simulation:
+    """Blocks that wait to be let in, on stages whose tasks take as long as they have layers.
+
+    So many blocks more than there are stages may be under way.
+    """
+
+    def __init__(self, cut: Partition, more: int):
+        self.cut, self.most, self.clock = cut, cut.stages + more, 0.0
+        self.stages, self.busy = queues(cut, None, 4), dict[int, tuple[float, Task]]()
+        self.allowed, self.ends = 0, list[float]()
+
+    def period(self, blocks: int) -> float:
+        """Time from one block to the next in the full pipeline."""
+        while len(self.ends) < blocks:
+            self.begin()
+            times = [end for end, _ in self.busy.values()]
+            times += [self.clock + s for q in self.stages if (s := q.seconds_to_begin(self.clock)) is not None]
+            self.clock = min(times)
+            for stage in [n for n, (end, _) in self.busy.items() if end <= self.clock]:
+                self.end(stage, self.busy.pop(stage)[1])
+        full = self.ends[blocks // 2 : -2 * self.most]
+        return (full[-1] - full[0]) / (len(full) - 1)
+
+    def begin(self) -> None:
+        for block in range(self.allowed, len(self.ends) + self.most):
+            for queue in self.stages:
+                queue.allow(block, block_input(block, set(), set()))
+            self.allowed = block + 1
+        for stage, queue in enumerate(self.stages):
+            if stage not in self.busy and (task := queue.next_ready(self.clock)) is not None:
+                queue.take(task, self.clock)
+                self.busy[stage] = self.clock + len(self.cut.layer_shards[task.shard]), task
+
+    def end(self, stage: int, task: Task) -> None:
+        left = StageInput(NOTHING)
+        for follower in followers(self.cut, None, task, 4, ()):
+            self.stages[self.cut.stage_of(follower)].receive(follower, left.for_follower(task, follower))
+        self.stages[stage].add_ended(task, len(self.cut.layer_shards[task.shard]))
+        if ends_block(self.cut, task):
+            self.ends.append(self.clock)
+
+
+@pytest.mark.parametrize("stages", ["1x1", "1x2", "1x3", "1x4", "1x5", "2x1", "4x1", "2x2", "2x3", "2x4", "4x2"])
+def test_an_open_number_of_blocks_comes_at_the_pace_of_the_busiest_stage(stages: str) -> None:
+    cut = Partition.parse(stages, 4, 40)
+    even = simulate(cut, 8, StageSpeed.even(cut, 40.0))
+    assert Simulation(cut, 2).period(64) == pytest.approx(even.bound, rel=0.03)
