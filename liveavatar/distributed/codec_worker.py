@@ -28,8 +28,8 @@ _log = logging.getLogger("liveavatar.worker")
 class CodecWorker(BaseWorker):
     """Encoders and VAE of one model at a time, and the decoders that are open.
 
-    Methods are called from several threads of Ray. Whatever computes does so alone; `audio_progress` and `close_audio`
-    answer meanwhile.
+    Methods are called from several threads of Ray. Whatever computes does so alone, but for a prompt or an image that
+    is encoded: a live talk goes on meanwhile. `audio_progress` and `close_audio` answer at any time.
 
     Args:
         log: the file that its output goes to.
@@ -37,7 +37,7 @@ class CodecWorker(BaseWorker):
 
     def __init__(self, log: str) -> None:
         super().__init__(log)
-        self._alone = threading.Lock()
+        self._alone, self._encoding = threading.Lock(), threading.Lock()
         self._opened: tuple[ModelSpec, ExecConfig] | None = None
         self._codec: LocalEncoders | None = None
         self._decoders: dict[int, Decoder] = {}
@@ -55,7 +55,8 @@ class CodecWorker(BaseWorker):
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """See `Encoders.encode_prompt`."""
-        return self._compute(lambda codec: codec.encode_prompt(prompt))
+        with self._encoding:
+            return self._the_codec.encode_prompt(prompt)
 
     def load_vae(self) -> int:
         """Have the VAE; its bytes."""
@@ -65,7 +66,9 @@ class CodecWorker(BaseWorker):
 
     def encode_image(self, pixels: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.encode_image`."""
-        return self._compute(lambda codec: codec.encode_image(pixels, tiles=tiles))
+        self._compute(lambda codec: codec.load_vae())
+        with self._encoding:
+            return self._the_codec.encode_image(pixels, tiles=tiles)
 
     def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.latent_scale`."""

@@ -22,8 +22,8 @@ class Pace:
 
     In real time, blocks begin every 0.48 s. Speech begins inside a block, so that with its look-ahead it is there; a
     block in which nobody speaks is silent. Speech that had to wait is caught up with: its blocks begin at once until
-    they are in time again. Otherwise blocks begin as soon as their sound and its look-ahead are there,
-    and nothing is filled in but behind an utterance: the same sound gives the same blocks, however it was pushed.
+    they are in time again. Otherwise blocks begin as soon as their sound and its look-ahead are there, and nothing is
+    filled in but behind an utterance: the same sound gives the same blocks, however it was pushed.
 
     Args:
         feed: where sound comes from.
@@ -108,8 +108,8 @@ class Pace:
         now = self._clock()
         with self._due_lock:
             due = now if self._due is None else self._due
-            caught_up = not audio.spoken and now - due >= BLOCK_SECONDS  # in silence there is nothing to catch up with
-            self._due = (now if caught_up else due) + BLOCK_SECONDS
+            starts_anew = not audio.spoken and now - due >= BLOCK_SECONDS  # silence has nothing to catch up with
+            self._due = (now if starts_anew else due) + BLOCK_SECONDS
         self._was_late = self.real_time and self._is_late(due)
         self.late_blocks += self._was_late
         return audio
