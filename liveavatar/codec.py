@@ -12,7 +12,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -42,7 +43,9 @@ from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, o
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
+from .stage import Changes, Portrait
 from .streams import Decoder, refuse_nan, to_bytes
+from .timeline import Timeline
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
@@ -55,7 +58,11 @@ if TYPE_CHECKING:
     from .vae.decoding import LatentDecoder
 
 _LOADED = 0.9
-"""What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""
+"""What loading the text encoder is of its phase: it has billions of numbers and reads a few prompts."""
+
+Contexts = Mapping[str, torch.Tensor]
+"""Features of prompts [n, text_dim], by their text."""
+NO_CONTEXTS: Contexts = MappingProxyType({})
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -92,8 +99,8 @@ class Encoders(Protocol):
     Callbacks are called with the progress, at least at the beginning; what they raise ends the work.
     """
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
-        """Prompt features [n, text_dim] on the CPU; the text encoder comes and goes."""
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
+        """Features [n, text_dim] of each prompt, on the CPU; the text encoder comes and goes once for all of them."""
         ...
 
     def encode_audio(
@@ -147,18 +154,21 @@ class LocalEncoders:
         self._vae: AutoencoderKLWan | None = None
         self._decoder: LatentDecoder | None = None
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
         """See `Encoders`."""
         callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
             with _loading(callback, ENCODING_PROMPT, _LOADED):
                 model, tokenizer = self.components.text_encoder(*where)
-            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)):
-                context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
+            contexts, length = [], self.components.config.text_len
+            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)) as send:
+                for number, prompt in enumerate(prompts):
+                    send(share_event(ENCODING_PROMPT, _LOADED + (1 - _LOADED) * number / len(prompts)))
+                    contexts.append(encode_text(model, tokenizer, prompt, length).cpu())
             gone = weakref.ref(model)
             del model
         self._release_encoder(gone)
-        return context
+        return contexts
 
     def encode_audio(
         self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
@@ -339,7 +349,9 @@ def encode_conditioning(
     tiles: Tiles = WHOLE,
     *,
     context: torch.Tensor | None = None,
+    contexts: Contexts = NO_CONTEXTS,
     features: AudioFeatures | None = None,
+    portraits: Sequence[tuple[int, np.ndarray]] = (),
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
@@ -350,20 +362,47 @@ def encode_conditioning(
         audio: at any rate; only what `resolved` uses is encoded.
         callback: called with the progress; what it raises ends the work.
         tiles: see `Plan.vae_tiles`.
-        context: the prompt's features, where they are there already.
+        context: features of the request's prompt, where they are there already.
+        contexts: of prompts of its timeline, likewise.
         features: of the audio, likewise.
+        portraits: images that take the place of the first one, with the blocks they begin at.
     """
-    if context is None:
-        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
+    known = context if resolved.prompt == request.prompt else None
+    first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
     own = features is None
     if features is None:
         used = mono_16k(audio.limited(resolved.samples / audio.rate))
         features = encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
+    changes = Changes(prompts)
     try:
-        pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
-        reference, motion = encoders.encode_image(pixels, callback, tiles)
+        encoded = []
+        for pixels in (image, *(changed for _, changed in portraits)):
+            fitted = to_pixels(fit_image(pixels, resolved.width, resolved.height, request.fit))
+            encoded.append(encoders.encode_image(fitted, callback, tiles))
     except BaseException:
         if own:
             features.close()
         raise
-    return Conditioning(reference, motion, context, features)
+    for (block, _), latents in zip(portraits, encoded[1:], strict=True):
+        changes.portraits.add(block, Portrait(*latents))
+    return Conditioning(*encoded[0], first, features, changes)
+
+
+def _encode_prompts(
+    encoders: Encoders,
+    resolved: ResolvedRequest,
+    context: torch.Tensor | None,
+    contexts: Contexts,
+    callback: Callback,
+) -> tuple[torch.Tensor, Timeline[torch.Tensor]]:
+    """Features of the first prompt, and of those that take its place; the text encoder is loaded at most once."""
+    texts = [text for _, text in resolved.prompt_changes]
+    if context is None:
+        texts.insert(0, prompt_to_encode(resolved.prompt))
+    found, unknown = dict(contexts), [text for text in dict.fromkeys(texts) if text not in contexts]
+    if unknown:
+        found.update(zip(unknown, encoders.encode_prompts(unknown, callback), strict=True))
+    prompts: Timeline[torch.Tensor] = Timeline()
+    for block, text in resolved.prompt_changes:
+        prompts.add(block, found[text])
+    return found[texts[0]] if context is None else context, prompts

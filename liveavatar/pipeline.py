@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
+from .codec import NO_CONTEXTS, Contexts, Encoders, ExecConfig, encode_conditioning, vae_decoder
 from .components import Components, files_of, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
@@ -26,7 +26,7 @@ from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .inputs import devices_of, extra_lora_of, path_given, read_inputs, request_with
+from .inputs import devices_of, extra_lora_of, path_given, read_inputs, read_portraits, request_with
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
 from .placement import Placement
@@ -181,11 +181,13 @@ class LiveAvatarPipeline:
         check_request(request)
         prompt_to_encode(request.prompt)
         notes: list[str] = []
+        portraits = read_portraits(request.timeline, notes)
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = pixels.shape[1], pixels.shape[0]
         resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)))
-        inputs += files_of(self.components)
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
+        inputs += (*portraits, *files_of(self.components))
+        changed = tuple((block, portraits[file]) for block, file in resolved.portrait_changes)
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed)
 
     @property
     def config(self) -> ModelConfig:
@@ -218,9 +220,11 @@ class LiveAvatarPipeline:
         return self._planned(resolve_open(request, image_size, self._checked(request)))
 
     def _checked(self, request: Request) -> tuple[str, ...]:
-        """What is to be told of the prompt of a request that can be made."""
+        """What is to be told of the prompts of a request that can be made."""
         check_request(request)
-        return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        prompts = dict.fromkeys([request.prompt, *(change.prompt for change in request.timeline)])
+        notes = (prompt_notes(self.components.tokenizer, prompt, self.config.text_len) for prompt in prompts)
+        return tuple(note for found in notes for note in found)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
@@ -252,7 +256,11 @@ class LiveAvatarPipeline:
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
-        return self.encoders().encode_prompt(prompt, callback)
+        return self.encode_prompts([prompt], callback)[0]
+
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
+        """The features of several prompts, with the text encoder loaded once."""
+        return self.encoders().encode_prompts(prompts, callback)
 
     def encode_audio(
         self,
@@ -300,6 +308,7 @@ class LiveAvatarPipeline:
         audio: AudioInput,
         context: torch.Tensor,
         notes: Sequence[str] = (),
+        contexts: Contexts = NO_CONTEXTS,
     ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
@@ -309,16 +318,15 @@ class LiveAvatarPipeline:
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
             notes: what is to be told of image and prompt, a sentence each.
+            contexts: of prompts of the request's timeline, by their text; the others are encoded when the video is
+                made.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
         check_image(image)
-        if context.ndim != 2 or context.shape[1] != self.config.text_dim:
-            raise RequestError(
-                f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
-                "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
-            )
+        for found in (context, *contexts.values()):
+            self._check_context(found)
         size, samples = (image.shape[1], image.shape[0]), audio.audio
         resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
         if audio.features.blocks < resolved.blocks:
@@ -327,8 +335,9 @@ class LiveAvatarPipeline:
                 "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
-        return VideoJob(self, spec, audio, context)
+        files = files_of(self.components)
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files)
+        return VideoJob(self, spec, audio, context, contexts)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
         """Who encodes and decodes; where there is no plan yet, at the place that plans will have."""
@@ -347,6 +356,13 @@ class LiveAvatarPipeline:
         """Give back all memory; the next video loads and encodes again."""
         self.release_weights()
         self._conditioning.clear()
+
+    def _check_context(self, context: torch.Tensor) -> None:
+        if context.ndim != 2 or context.shape[1] != self.config.text_dim:
+            raise RequestError(
+                f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
+                "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
+            )
 
     def _check_audio_encoder(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
@@ -370,9 +386,11 @@ class VideoJob:
         spec: VideoSpec,
         audio: AudioInput | None = None,
         context: torch.Tensor | None = None,
+        contexts: Contexts = NO_CONTEXTS,
     ):
         """What was encoded already is given; the rest is encoded when the video is first watched."""
         self.pipeline, self.spec, self.audio, self.context = pipeline, spec, audio, context
+        self.contexts = contexts
         self._session: Session | None = None
 
     @property
@@ -403,7 +421,9 @@ class VideoJob:
                 callback,
                 p.plan.vae_tiles,
                 context=self.context,
+                contexts=self.contexts,
                 features=None if self.audio is None else self.audio.features,
+                portraits=p.portraits,
             )
             task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)

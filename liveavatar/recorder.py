@@ -50,6 +50,7 @@ class VideoSpec:
         image: uint8 [H, W, 3].
         audio: as read.
         inputs: the files they and the model are read from, which no output may replace.
+        portraits: images that take the place of the first one, with the blocks they begin at.
     """
 
     components: Components
@@ -59,6 +60,7 @@ class VideoSpec:
     image: np.ndarray
     audio: AudioClip
     inputs: tuple[Path, ...] = ()
+    portraits: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 class VideoRecorder:

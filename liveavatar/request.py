@@ -7,7 +7,8 @@ import math
 import numbers
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, TypeGuard
 
 from .config import (
@@ -23,6 +24,7 @@ from .config import (
     SPATIAL_STRIDE,
 )
 from .errors import AudioError, RequestError, SizeError, shown
+from .timed_changes import BlockChanges, TimedChange, changes_by_block, check_timeline
 
 _MASK64 = (1 << 64) - 1
 
@@ -208,6 +210,7 @@ class Request:
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
             clip, a block attends to the last `clip_blocks` blocks including itself, and after the first clip the sink
             is renewed from the first generated latent frame. The model was trained with 4.
+        timeline: prompts and portraits that take the place of the first ones, by time; see `parse_timeline`.
     """
 
     size: str = "704x384"
@@ -220,6 +223,7 @@ class Request:
     lead: Lead = "sync"
     sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
     clip_blocks: int = CLIP_BLOCKS
+    timeline: tuple[TimedChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +233,14 @@ class VideoShape:
     Attributes:
         width, height: pixels.
         steps, clip_blocks: as in `Request`.
+        prompt_changes: whether another prompt is read on the way.
     """
 
     width: int
     height: int
     steps: int
     clip_blocks: int = CLIP_BLOCKS
+    prompt_changes: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -261,6 +267,8 @@ class ResolvedRequest:
         samples: of sound that are used, at the audio's own rate.
         notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
+        prompt_changes, portrait_changes: `(block, what)`: prompts, and files of portraits, that take the place of the
+            first ones.
     """
 
     width: int
@@ -275,11 +283,13 @@ class ResolvedRequest:
     samples: int
     notes: tuple[str, ...]
     clip_blocks: int = CLIP_BLOCKS
+    prompt_changes: tuple[tuple[int, str], ...] = ()
+    portrait_changes: tuple[tuple[int, Path], ...] = ()
 
     @property
     def shape(self) -> VideoShape:
         """What a plan depends on."""
-        return VideoShape(self.width, self.height, self.steps, self.clip_blocks)
+        return VideoShape(self.width, self.height, self.steps, self.clip_blocks, bool(self.prompt_changes))
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -317,22 +327,25 @@ def resolve(
     used = sample_count(request, samples, rate)
     frames = frame_count(used, rate)
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
-    seed = secrets.randbits(63) if request.seed == -1 else request.seed
+    blocks = -(-(frames + drop) // BLOCK_FRAMES)
+    changes = changes_by_block(request.timeline, blocks, drop)
     resolved = ResolvedRequest(
         width=width,
         height=height,
         frames=frames,
-        blocks=-(-(frames + drop) // BLOCK_FRAMES),
+        blocks=blocks,
         drop=drop,
         steps=request.steps,
-        seed=seed,
-        prompt=request.prompt,
+        seed=secrets.randbits(63) if request.seed == -1 else request.seed,
+        prompt=request.prompt if changes.first_prompt is None else changes.first_prompt,
         seconds=used / rate,
         samples=used,
         notes=(),
         clip_blocks=request.clip_blocks,
+        prompt_changes=changes.prompts,
+        portrait_changes=changes.images,
     )
-    differences = _notes(request, resolved, asked, image_size, samples / rate)
+    differences = [*_notes(request, resolved, asked, image_size, samples / rate), *_timeline_notes(request, changes)]
     return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
@@ -340,12 +353,12 @@ def resolve_open(request: Request, image_size: tuple[int, int], notes: Sequence[
     """Understand a request for a video whose length nobody knows yet: frames, blocks, seconds and samples are 0.
 
     Args:
-        request, image_size, notes: as in `resolve`.
+        request, image_size, notes: as in `resolve`; `seconds` and `timeline` are not looked at.
 
     Raises:
         RequestError: as `resolve`.
     """
-    block = resolve(dataclasses.replace(request, seconds=None), image_size, BLOCK_FRAMES, FPS, notes)
+    block = resolve(dataclasses.replace(request, seconds=None, timeline=()), image_size, BLOCK_FRAMES, FPS, notes)
     return dataclasses.replace(block, frames=0, blocks=0, seconds=0.0, samples=0)
 
 
@@ -378,8 +391,10 @@ def check_request(request: Request) -> None:
         raise RequestError(
             f"The sink distance is {shown(request.sink_distance)}.", "Give a SinkDistance, or leave it out."
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
-        raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
+    check_timeline(request.timeline)
+    for prompt in (request.prompt, *(change.prompt for change in request.timeline)):
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt or ""):  # what Python makes of undecodable bytes
+            raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if not isinstance(given, str) or given not in choices:
@@ -458,6 +473,12 @@ def sample_count(request: Request, samples: int, rate: int) -> int:
             f"Give at least {least} s; anything under one block of 0.48 s is filled up with {filling}.",
         )
     return used
+
+
+def _timeline_notes(request: Request, changes: BlockChanges) -> Iterator[str]:
+    if changes.first_prompt is not None and request.prompt not in (None, DEFAULT_PROMPT, changes.first_prompt):
+        yield "the prompt at 0 s of the timeline takes the place of the other one"
+    yield from changes.notes
 
 
 _TOLD_CUT = 0.1

@@ -51,9 +51,9 @@ class CodecWorker(BaseWorker):
                 self._codec = LocalEncoders(model.open(), exec_config)
                 self._opened = (model, exec_config)
 
-    def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """See `Encoders.encode_prompt`."""
-        return self._compute(lambda codec: codec.encode_prompt(prompt))
+    def encode_prompts(self, prompts: tuple[str, ...]) -> list[torch.Tensor]:
+        """See `Encoders.encode_prompts`."""
+        return self._compute(lambda codec: codec.encode_prompts(prompts))
 
     def load_vae(self) -> int:
         """Have the VAE; its bytes."""

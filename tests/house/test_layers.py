@@ -26,6 +26,7 @@ LAYERS = (
         "request",
         "task_graph",
         "timeline",
+        "timed_changes",
         "charts",
         "spool",
         "files",
