@@ -106,8 +106,9 @@ class Sampler(io.ComfyNode):
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
-        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
+        timeline, contexts = convert.timeline_of(positive)
+        request = Request(size, prompt, steps, seed, fit=fit, sink_distance=distance, timeline=timeline)
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))
+            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes, contexts))
