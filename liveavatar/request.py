@@ -182,6 +182,8 @@ Tail = Literal["silence", "zeros"]
 Lead = Literal["sync", "original"]
 
 MAX_STEPS = 100
+LONG_AUDIO_SECONDS = 600.0
+"""Audio up to this long is encoded before block 0, and its features are kept: a new seed encodes nothing again."""
 MIN_SOUND_SECONDS = 0.025
 _ENDLESS = 1e9
 """Seconds above which a length is a mistake."""
@@ -233,14 +235,18 @@ class VideoShape:
     Attributes:
         width, height: pixels.
         steps, clip_blocks: as in `Request`.
-        prompt_changes: whether another prompt is read on the way.
+        changes_prompt: whether another prompt may be read on the way.
+        keeps_audio_encoder: whether the audio encoder works while blocks are made.
+        live: whether blocks are to be made at the pace of speech, and soon.
     """
 
     width: int
     height: int
     steps: int
     clip_blocks: int = CLIP_BLOCKS
-    prompt_changes: bool = False
+    changes_prompt: bool = False
+    keeps_audio_encoder: bool = False
+    live: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -289,7 +295,25 @@ class ResolvedRequest:
     @property
     def shape(self) -> VideoShape:
         """What a plan depends on."""
-        return VideoShape(self.width, self.height, self.steps, self.clip_blocks, bool(self.prompt_changes))
+        return VideoShape(
+            self.width,
+            self.height,
+            self.steps,
+            self.clip_blocks,
+            changes_prompt=self.is_open or bool(self.prompt_changes),
+            keeps_audio_encoder=self.is_open or self.long_audio,
+            live=self.is_open,
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody knows its length: it is spoken live."""
+        return self.blocks == 0
+
+    @property
+    def long_audio(self) -> bool:
+        """Whether its audio is encoded window by window, while blocks are made."""
+        return self.seconds > LONG_AUDIO_SECONDS
 
     @property
     def latent_size(self) -> tuple[int, int]:

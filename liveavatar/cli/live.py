@@ -18,6 +18,7 @@ from ..request import DEFAULT_PROMPT, check_request
 from .demo import ASSETS
 from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import whole_number
+from .tables import live_lines, note_lines, resolved_lines
 from .terminal import REFUSED, say, say_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     _check(arguments)
+    from ..live.pace import LOOKAHEAD_SECONDS
     from ..live.server import LiveServer
     from ..media.image import read_image
     from ..pipeline import LiveAvatarPipeline
@@ -59,8 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         pipeline = LiveAvatarPipeline.from_pretrained(
             arguments.model, placement=placement_of(arguments), **parts_of(arguments)
         )
-        pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
+        resolved, plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # the impossible is refused now
+        say([*resolved_lines(resolved), *live_lines(plan.live, LOOKAHEAD_SECONDS), *note_lines(plan.notes)])
         server = LiveServer(pipeline, image, dataclasses.replace(request, seconds=None), token, tuple(arguments.origin))
+        if plan.live is not None:
+            server.latency_ms = 1000 * plan.live.latency(LOOKAHEAD_SECONDS)
         asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
     except LiveAvatarError as error:
         say_error(error)
