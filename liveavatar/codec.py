@@ -22,7 +22,15 @@ import torch
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
+from .encoders.audio import (
+    AudioEncoder,
+    AudioFeatures,
+    BlockFeatures,
+    Tail,
+    WindowedAudioFeatures,
+    as_audio_encoder,
+    encode_audio,
+)
 from .encoders.text import encode_text
 from .events import (
     ENCODING_AUDIO,
@@ -350,7 +358,7 @@ def encode_conditioning(
     *,
     context: torch.Tensor | None = None,
     contexts: Contexts = NO_CONTEXTS,
-    features: AudioFeatures | None = None,
+    features: BlockFeatures | None = None,
     portraits: Sequence[tuple[int, np.ndarray]] = (),
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
@@ -359,7 +367,8 @@ def encode_conditioning(
         encoders: of the model.
         request, resolved: what was asked, and what that means.
         image: uint8 [H, W, 3].
-        audio: at any rate; only what `resolved` uses is encoded.
+        audio: at any rate; only what `resolved` uses is encoded, all of it now or, where it is long, window by window
+            while blocks are made.
         callback: called with the progress; what it raises ends the work.
         tiles: see `Plan.vae_tiles`.
         context: features of the request's prompt, where they are there already.
@@ -371,8 +380,13 @@ def encode_conditioning(
     first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
     own = features is None
     if features is None:
-        used = mono_16k(audio.limited(resolved.samples / audio.rate))
-        features = encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
+        used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
+        if resolved.long_audio:
+            callback(share_event(ENCODING_AUDIO, 0.0))
+            features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
+            callback(share_event(ENCODING_AUDIO, 1.0))
+        else:
+            features = encoders.encode_audio(used, frames, request.tail, callback)
     changes = Changes(prompts)
     try:
         encoded = []

@@ -39,6 +39,7 @@ from .request import (
     ResolvedRequest,
     check_request,
     frame_count,
+    is_long_audio,
     prompt_to_encode,
     resolve,
     resolve_open,
@@ -62,12 +63,12 @@ class AudioInput:
 
     Attributes:
         audio: what is put into the video, all of it.
-        features: of every block of it.
+        features: of every block of it; None of long audio, which is encoded while its video is made.
         notes: what is to be told of it, a sentence each.
     """
 
     audio: AudioClip
-    features: AudioFeatures
+    features: AudioFeatures | None
     notes: tuple[str, ...] = ()
 
 
@@ -269,7 +270,7 @@ class LiveAvatarPipeline:
         callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,
     ) -> AudioInput:
-        """Encode (the first seconds of) audio; the audio encoder comes and goes.
+        """Encode (the first seconds of) audio; the audio encoder comes and goes. Long audio waits for its video.
 
         Args:
             audio: at any rate.
@@ -281,6 +282,8 @@ class LiveAvatarPipeline:
             AudioError: too short; the audio encoder is another one than the network was trained with.
         """
         used, blocks = _used_audio(audio, seconds)
+        if audio_encoder is None and is_long_audio(len(used.samples), used.rate):
+            return AudioInput(used, None, audio_notes(used))
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
             features = self.encoders().encode_audio(samples, frames, "silence", callback)
@@ -329,12 +332,13 @@ class LiveAvatarPipeline:
             self._check_context(found)
         size, samples = (image.shape[1], image.shape[0]), audio.audio
         resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
-        if audio.features.blocks < resolved.blocks:
-            raise AudioError(
-                f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
-                "Encode all of the audio that the video uses.",
-            )
-        self._check_audio_encoder(audio.features.layers, audio.features.channels)
+        if (features := audio.features) is not None:
+            if features.blocks < resolved.blocks:
+                raise AudioError(
+                    f"The voice was listened to for {features.blocks} blocks; the video has {resolved.blocks}.",
+                    "Encode all of the audio that the video uses.",
+                )
+            self._check_audio_encoder(features.layers, features.channels)
         files = files_of(self.components)
         spec = VideoSpec(self.components, request, resolved, plan, image, samples, files)
         return VideoJob(self, spec, audio, context, contexts)
@@ -523,7 +527,7 @@ class VideoJob:
         """
         if self._session is None:
             needed = TemporaryBytes.of(self.spec.resolved, self.config)
-            encoded = self.audio is not None
+            encoded = self.audio is not None and self.audio.features is not None
             (dataclasses.replace(needed, features=0, audio=0) if encoded else needed).check()
 
     def _decoder_factory(self, vae: AutoencoderKLWan | None) -> OpenDecoder:

@@ -313,7 +313,7 @@ class ResolvedRequest:
     @property
     def long_audio(self) -> bool:
         """Whether its audio is encoded window by window, while blocks are made."""
-        return self.seconds > LONG_AUDIO_SECONDS
+        return is_long_audio(self.seconds, 1)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -475,6 +475,11 @@ def _check_clip(blocks: int) -> None:
         )
 
 
+def is_long_audio(samples: float, rate: int) -> bool:
+    """Whether so much audio is encoded window by window, while blocks are made."""
+    return samples / rate > LONG_AUDIO_SECONDS
+
+
 def frame_count(samples: int, rate: int) -> int:
     """Video frames that cover so much sound, at least 1."""
     return max(1, math.ceil(samples * FPS / rate))
@@ -549,6 +554,11 @@ def _notes(
         notes.append(
             f"clips of {request.clip_blocks * BLOCK_FRAMES} frames; the model was trained with clips of "
             f"{CLIP_BLOCKS * BLOCK_FRAMES}, and other lengths change how far back a block attends"
+        )
+    if resolved.long_audio:
+        notes.append(
+            f"the sound is longer than {LONG_AUDIO_SECONDS / 60:g} minutes: it is encoded window by window, while the "
+            "video is made"
         )
     if request.seed == -1:
         notes.append(f"seed {resolved.seed} was drawn")
