@@ -380,13 +380,7 @@ def encode_conditioning(
     first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
     own = features is None
     if features is None:
-        used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
-        if resolved.long_audio:
-            callback(share_event(ENCODING_AUDIO, 0.0))
-            features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
-            callback(share_event(ENCODING_AUDIO, 1.0))
-        else:
-            features = encoders.encode_audio(used, frames, request.tail, callback)
+        features = _encode_used(encoders, request, resolved, audio, callback)
     changes = Changes(prompts)
     try:
         encoded = []
@@ -400,6 +394,19 @@ def encode_conditioning(
     for (block, _), latents in zip(portraits, encoded[1:], strict=True):
         changes.portraits.add(block, Portrait(*latents))
     return Conditioning(*encoded[0], first, features, changes)
+
+
+def _encode_used(
+    encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
+) -> BlockFeatures:
+    """Features of the part of the audio that is used; of long audio they are made when a block is asked for."""
+    used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
+    if not resolved.long_audio:
+        return encoders.encode_audio(used, frames, request.tail, callback)
+    callback(share_event(ENCODING_AUDIO, 0.0))
+    features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
+    callback(share_event(ENCODING_AUDIO, 1.0))
+    return features
 
 
 def _encode_prompts(
