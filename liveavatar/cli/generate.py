@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import (
-    add_request_arguments,
-    add_timeline_argument,
-    check_placement_options,
-    parts_of,
-    placement_of,
-    request_of,
-)
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import whole_number
 from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
@@ -39,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, metavar="P", help="the portrait, any picture file")
     parser.add_argument("--audio", required=True, metavar="W", help="the voice, any sound file")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help="what the video shows, in words")
-    add_timeline_argument(parser)
     default = OUTPUT / "avatar.mp4"
     parser.add_argument(
         "--out", default=str(default), metavar="FILE.mp4", help=f"the video; replaces an older one (default: {default})"

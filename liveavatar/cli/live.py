@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..live.server import LiveServer
 
 PORT = 8030
-_UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync", "engine": "local"}
+_UNHEEDED = {"seconds": None, "timeline": None, "tail": "silence", "lead": "sync", "engine": "local"}
 """Options of videos that a live talk does not have, with what they are where they were not given."""
 
 

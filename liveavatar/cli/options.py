@@ -47,6 +47,11 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=number(10), metavar="N", help="stop after so much sound (default: all of it)")
     parser.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help='prompts and portraits by time, a line each: "12.5: She laughs.", "1:05: image: other.png"',
+    )
+    parser.add_argument(
         "--stages",
         default="auto",
         metavar="SxP",
@@ -88,15 +93,6 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
-
-
-def add_timeline_argument(parser: argparse.ArgumentParser) -> None:
-    """What changes on the way."""
-    parser.add_argument(
-        "--timeline",
-        metavar="FILE",
-        help='prompts and portraits by time, a line each: "12.5: She laughs.", "1:05: image: other.png"',
-    )
 
 
 def add_part_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +169,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         lead=arguments.lead,
         sink_distance=_distance(arguments.sink_distance),
         clip_blocks=clip_blocks_of(arguments.clip_frames),
-        timeline=read_timeline(arguments.timeline) if getattr(arguments, "timeline", None) else (),
+        timeline=read_timeline(arguments.timeline) if arguments.timeline else (),
     )
 
 

@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingFilesError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import (
-    add_request_arguments,
-    add_timeline_argument,
-    check_placement_options,
-    parts_of,
-    placement_of,
-    request_of,
-)
+from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import number
 from .tables import live_lines, note_lines, plan_lines, resolved_lines, simulation_lines
 
@@ -62,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.png", help="stages over time, of the simulation; with --gpus alone: memory per card"
     )
-    add_timeline_argument(parser)
     add_request_arguments(parser)
     devices = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
     devices.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
