@@ -53,23 +53,19 @@ def choose_live_plan(
         PlanError: nothing fits; it names what is too large and the nearest that fits.
     """
     check_options(resolved, options)
-    smaller = list(smaller_sizes(resolved))
-    tried = [resolved, *(smaller if options.allow_smaller else ())]
-    found = [(one, best) for one in tried if (best := live_candidate(one.shape, config, hardware, options))]
-    if not found:
-        raise infeasible(resolved, config, hardware, options, model, smaller)
-    made, (candidate, live) = next((pair for pair in found if pair[1][1].holds), found[0])
+    tried = [resolved, *(smaller_sizes(resolved) if options.allow_smaller else ())]
+    for find in (_holding, _fastest):
+        found = ((one, best) for one in tried if (best := find(one.shape, config, hardware, options)))
+        made, best = next(found, (resolved, None))
+        if best is not None:
+            break
+    else:
+        raise infeasible(resolved, config, hardware, options, model, smaller_sizes(resolved))
+    candidate, live = best
     if not live.holds:
         offers = _offers(made, config, hardware, options)
         live = dataclasses.replace(live, nearest=tuple(itertools.islice(offers, _OFFERS)))
     return dataclasses.replace(candidate_plan(candidate, made, config, hardware, options, model=model), live=live)
-
-
-def live_candidate(
-    video: VideoShape, config: ModelConfig, hardware: Hardware, options: PlanOptions
-) -> tuple[Candidate, LiveForecast] | None:
-    """The candidate of `choose_live_plan` for one size, and how it will go; None: nothing fits."""
-    return _holding(video, config, hardware, options) or _fastest(video, config, hardware, options)
 
 
 @functools.lru_cache(maxsize=256)
