@@ -394,7 +394,7 @@ class Simulation:
         period: mean seconds between two blocks in the full pipeline; the bound where the video is too short to tell.
         bound: the least period possible: the busiest stage's seconds per block.
         latency: longest time from a block's start to its end; where blocks become known one by one, from when it was
-            known, in the full pipeline.
+            known, over the second half of the blocks.
         busy: share of the time in which each stage works.
         most_open: blocks that were under way at once.
         starts: every task, in order.
@@ -459,7 +459,7 @@ def simulate(
         first_block=ends[0],
         period=_steady_gap(ends, partition.stages) or bound,
         bound=bound,
-        latency=_latency(began, ended, period, partition.stages),
+        latency=_latency(began, ended, period),
         busy=tuple(seconds / max(ends) for seconds in load),
         most_open=_most_open(began, ended),
         starts=starts,
@@ -513,12 +513,12 @@ def _steady_gap(ends: Sequence[float], stages: int) -> float | None:
     return (full[-1] - full[0]) / (len(full) - 1) if len(full) > 1 else None
 
 
-def _latency(began: dict[int, float], ended: dict[int, float], period: float, stages: int) -> float:
+def _latency(began: dict[int, float], ended: dict[int, float], period: float) -> float:
     """See `Simulation.latency`."""
     if not period:
         return max(ended[b] - began[b] for b in began)
     waits = [ended[b] - began[0] - b * period for b in sorted(began)]
-    return max(steady(waits, stages) or waits)
+    return max(waits[len(waits) // 2 :])
 
 
 def _most_open(began: dict[int, float], ended: dict[int, float]) -> int:
