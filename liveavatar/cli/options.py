@@ -47,11 +47,6 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=number(10), metavar="N", help="stop after so much sound (default: all of it)")
     parser.add_argument(
-        "--timeline",
-        metavar="FILE",
-        help='prompts and portraits by time, a line each: "12.5: She laughs.", "1:05: image: other.png"',
-    )
-    parser.add_argument(
         "--stages",
         default="auto",
         metavar="SxP",
@@ -91,8 +86,18 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="what self-attention is done with: PyTorch's own kernels (auto, sdpa), or those of a package that is "
         "installed; each is tried on its device first",
     )
+    _add_timeline_argument(parser)
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
+
+
+def _add_timeline_argument(parser: argparse.ArgumentParser) -> None:
+    """What changes on the way."""
+    parser.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help='prompts and portraits by time, a line each: "12.5: She laughs.", "1:05: image: other.png"',
+    )
 
 
 def add_part_arguments(parser: argparse.ArgumentParser) -> None:
