@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 
     from .task_graph import Simulation
 
-_COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#e15759", "#9c755f", "#bab0ac")
+_COLOURS = (
+    "#4e79a7",
+    "#f28e2b",
+    "#59a14f",
+    "#b07aa1",
+    "#76b7b2",
+    "#edc948",
+    "#e15759",
+    "#9c755f",
+    "#ff9da7",
+    "#bab0ac",
+)
 _SINK = "#555555"
 _ROW, _LABEL, _MARGIN, _FOOT, _TOTAL = 30, 64, 10, 22, 80
 

@@ -12,7 +12,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,7 +22,16 @@ import torch
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES, VAE_WARMUP_LATENTS
-from .encoders.audio import AudioEncoder, AudioFeatures, ShiftedFeatures, Tail, as_audio_encoder, encode_audio
+from .encoders.audio import (
+    AudioEncoder,
+    AudioFeatures,
+    BlockFeatures,
+    ShiftedFeatures,
+    Tail,
+    WindowedAudioFeatures,
+    as_audio_encoder,
+    encode_audio,
+)
 from .encoders.text import encode_text
 from .events import (
     ENCODING_AUDIO,
@@ -42,8 +52,9 @@ from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, o
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
-from .stage import Changes
+from .stage import Changes, Portrait
 from .streams import Decoder, refuse_nan, to_bytes
+from .timeline import Timeline
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
@@ -57,7 +68,13 @@ if TYPE_CHECKING:
     from .vae.decoding import LatentDecoder
 
 _LOADED = 0.9
-"""What loading the text encoder is of its phase: it has billions of numbers and reads one prompt."""
+"""What loading the text encoder is of its phase: it has billions of numbers and reads a few prompts."""
+
+Contexts = Mapping[str, torch.Tensor]
+"""Features of prompts [n, text_dim], by their text."""
+NO_CONTEXTS: Contexts = MappingProxyType({})
+Portraits = Sequence[tuple[int, np.ndarray]]
+"""Images uint8 [H, W, 3] that take the place of the first one, with the blocks they begin at."""
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -94,8 +111,8 @@ class Encoders(Protocol):
     Callbacks are called with the progress, at least at the beginning; what they raise ends the work.
     """
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
-        """Prompt features [n, text_dim] on the CPU; the text encoder comes and goes."""
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
+        """Features [n, text_dim] of each prompt, on the CPU; the text encoder comes and goes once for all of them."""
         ...
 
     def encode_audio(
@@ -154,18 +171,21 @@ class LocalEncoders:
         self._vae: AutoencoderKLWan | None = None
         self._decoder: LatentDecoder | None = None
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
         """See `Encoders`."""
         callback(share_event(ENCODING_PROMPT, 0.0))
         with self.exec_config.active() as where:
             with _loading(callback, ENCODING_PROMPT, _LOADED):
                 model, tokenizer = self.components.text_encoder(*where)
-            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)):
-                context = encode_text(model, tokenizer, prompt, self.components.config.text_len).cpu()
+            contexts, length = [], self.components.config.text_len
+            with heartbeat(model, callback, share_event(ENCODING_PROMPT, _LOADED)) as send:
+                for number, prompt in enumerate(prompts):
+                    send(share_event(ENCODING_PROMPT, _LOADED + (1 - _LOADED) * number / len(prompts)))
+                    contexts.append(encode_text(model, tokenizer, prompt, length).cpu())
             gone = weakref.ref(model)
             del model
         self._release_encoder(gone)
-        return context
+        return contexts
 
     def encode_audio(
         self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore
@@ -352,7 +372,9 @@ def encode_conditioning(
     tiles: Tiles = WHOLE,
     *,
     context: torch.Tensor | None = None,
-    features: AudioFeatures | None = None,
+    contexts: Contexts = NO_CONTEXTS,
+    features: BlockFeatures | None = None,
+    portraits: Portraits = (),
     tail: np.ndarray | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
@@ -361,29 +383,35 @@ def encode_conditioning(
         encoders: of the model.
         request, resolved: what was asked, and what that means.
         image: uint8 [H, W, 3].
-        audio: at any rate; only what `resolved` uses is encoded.
+        audio: at any rate; only what `resolved` uses is encoded, all of it now or, where it is long, window by window
+            while blocks are made.
         callback: called with the progress; what it raises ends the work.
         tiles: see `Plan.vae_tiles`.
-        context: the prompt's features, where they are there already.
+        context: features of the request's prompt, where they are there already.
+        contexts: of prompts of its timeline, likewise.
         features: of the audio, likewise.
+        portraits: images that take the place of the first one, with the blocks they begin at.
         tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
     """
-    if context is None:
-        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
+    known = context if resolved.prompt == request.prompt else None
+    first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
     own = features is None
     if features is None:
         features = _encode_used(encoders, request, resolved, audio, callback)
+    changes = Changes(prompts)
     try:
-        pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
-        reference, motion = encoders.encode_image(pixels, callback, tiles)
+        images = (image, *(changed for _, changed in portraits))
+        (reference, motion), *encoded = _encode_images(encoders, request, resolved, images, callback, tiles)
         if tail is not None:
             motion = encoders.encode_motion(to_clip(tail), callback, tiles)
     except BaseException:
         if own:
             features.close()
         raise
+    for (block, _), latents in zip(portraits, encoded, strict=True):
+        changes.portraits.add(block, Portrait(*latents))
     before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
-    return Conditioning(reference, motion, context, features, before=before)
+    return Conditioning(reference, motion, first, features, changes, before)
 
 
 def continued_conditioning(
@@ -393,22 +421,33 @@ def continued_conditioning(
     state: VideoState,
     audio: AudioClip,
     callback: Callback = ignore,
+    tiles: Tiles = WHOLE,
     *,
     context: torch.Tensor | None = None,
-    features: AudioFeatures | None = None,
+    contexts: Contexts = NO_CONTEXTS,
+    features: BlockFeatures | None = None,
+    portraits: Portraits = (),
 ) -> Conditioning:
     """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
-    prompt as long as it is not given another one."""
+    prompt as long as it is not given another one. Changes of its own are counted from its own first block."""
     changes, first_block = Changes(), state.info.block
     for start in state.info.portraits:
         changes.portraits.skip(start)
     before = state.read("prompt").clone()
     if state.info.prompt_start:
         changes.prompts.add(state.info.prompt_start, before)
-    if context is None and resolved.prompt != state.info.prompt:
-        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
-    if context is not None and not torch.equal(context, before):
-        changes.prompts.add(first_block, context)
+    known = contexts.get(resolved.prompt or "")
+    if known is None:
+        known = before if context is None and resolved.prompt == state.info.prompt else context
+    first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
+    if not torch.equal(first, before):
+        changes.prompts.add(first_block, first)
+    for block, features_of_prompt in prompts:
+        changes.prompts.add(first_block + block, features_of_prompt)
+    images = [image for _, image in portraits]
+    encoded = _encode_images(encoders, request, resolved, images, callback, tiles)
+    for (block, _), latents in zip(portraits, encoded, strict=True):
+        changes.portraits.add(first_block + block, Portrait(*latents))
     if features is None:
         features = _encode_used(encoders, request, resolved, audio, callback)
     return Conditioning(
@@ -421,9 +460,47 @@ def continued_conditioning(
     )
 
 
+def _encode_images(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    images: Sequence[np.ndarray],
+    callback: Callback,
+    tiles: Tiles,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Reference and motion latents of portraits, uint8 [H, W, 3] each."""
+    fitted = (to_pixels(fit_image(image, resolved.width, resolved.height, request.fit)) for image in images)
+    return [encoders.encode_image(pixels, callback, tiles) for pixels in fitted]
+
+
 def _encode_used(
     encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
-) -> AudioFeatures:
-    """Features of the part of the audio that is used."""
-    used = mono_16k(audio.limited(resolved.samples / audio.rate))
-    return encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
+) -> BlockFeatures:
+    """Features of the part of the audio that is used; of long audio they are made when a block is asked for."""
+    used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
+    if not resolved.long_audio:
+        return encoders.encode_audio(used, frames, request.tail, callback)
+    callback(share_event(ENCODING_AUDIO, 0.0))
+    features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
+    callback(share_event(ENCODING_AUDIO, 1.0))
+    return features
+
+
+def _encode_prompts(
+    encoders: Encoders,
+    resolved: ResolvedRequest,
+    context: torch.Tensor | None,
+    contexts: Contexts,
+    callback: Callback,
+) -> tuple[torch.Tensor, Timeline[torch.Tensor]]:
+    """Features of the first prompt, and of those that take its place; the text encoder is loaded at most once."""
+    texts = [text for _, text in resolved.prompt_changes]
+    if context is None:
+        texts.insert(0, prompt_to_encode(resolved.prompt))
+    found, unknown = dict(contexts), [text for text in dict.fromkeys(texts) if text not in contexts]
+    if unknown:
+        found.update(zip(unknown, encoders.encode_prompts(unknown, callback), strict=True))
+    prompts: Timeline[torch.Tensor] = Timeline()
+    for block, text in resolved.prompt_changes:
+        prompts.add(block, found[text])
+    return found[texts[0]] if context is None else context, prompts

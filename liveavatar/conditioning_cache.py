@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -17,9 +17,9 @@ from .spool import Rows
 from .streams import Decoder
 from .vae.tile_grid import WHOLE, Tiles
 
-PROMPTS, AUDIOS, IMAGES = 16, 2, 4
-"""How many are kept. A prompt takes up to 8 MB; audio features up to 32 MB of memory, beyond that a temporary file; the
-latents of an image 5 MB at 704x384."""
+PROMPTS, AUDIOS, IMAGES = 64, 2, 8
+"""How many are kept. A prompt takes up to 8 MB, one of 30 words half a MB; audio features up to 32 MB of memory, beyond
+that a temporary file; the latents of an image 5 MB at 704x384."""
 _PIECE = 1 << 20
 
 T = TypeVar("T")
@@ -81,15 +81,17 @@ class CachedEncoders:
     def __init__(self, encoders: Encoders, exec_config: ExecConfig, cache: ConditioningCache):
         self.encoders, self.exec_config, self.cache = encoders, exec_config, cache
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
-        """See `Encoders`."""
-        key = (self._place, prompt)
-        found = self.cache.prompts.get(key)
-        if found is None:
-            found = self.encoders.encode_prompt(prompt, callback)
-            self.cache.prompts.put(key, found)
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
+        """See `Encoders`; those that are not known are encoded together."""
+        known = {prompt: self.cache.prompts.get((self._place, prompt)) for prompt in prompts}
+        found = {prompt: context for prompt, context in known.items() if context is not None}
+        unknown = [prompt for prompt in known if prompt not in found]
+        if unknown:
+            found |= zip(unknown, self.encoders.encode_prompts(unknown, callback), strict=True)
+        for prompt in known:
+            self.cache.prompts.put((self._place, prompt), found[prompt])
         callback(share_event(ENCODING_PROMPT, 1.0))
-        return found
+        return [found[prompt] for prompt in prompts]
 
     def encode_audio(
         self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore

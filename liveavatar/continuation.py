@@ -11,13 +11,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 
-from .codec import Encoders, continued_conditioning, encode_conditioning
+from .codec import NO_CONTEXTS, Contexts, Encoders, Portraits, continued_conditioning, encode_conditioning
 from .config import FPS, MOTION_FRAMES, SIZE_MULTIPLE, ModelConfig
-from .encoders.audio import AudioFeatures
+from .encoders.audio import BlockFeatures
 from .errors import Cancelled, OutputError, PlanError, SizeError, StateError, shown
 from .events import Callback, ignore
 from .files import first_same, path_of
@@ -264,7 +265,8 @@ def video_task(
     callback: Callback = ignore,
     *,
     context: torch.Tensor | None = None,
-    features: AudioFeatures | None = None,
+    contexts: Contexts = NO_CONTEXTS,
+    features: BlockFeatures | None = None,
 ) -> VideoTask:
     """What is made of a spec, with everything encoded.
 
@@ -273,27 +275,20 @@ def video_task(
         spec: of the video.
         start: what it goes on from, which is made now where it is not there yet.
         callback: called with the progress; what it raises ends the work.
-        context, features: of prompt and audio, where they are encoded already.
+        context, contexts, features: of prompt, prompts of the timeline and audio, where they are encoded already.
     """
     state = None if isinstance(start, VideoTail | None) else start.open(callback)
     encoders.load_vae(callback)
+    s, known = spec, _Known(context=context, contexts=contexts, features=features, portraits=spec.portraits)
     if state is not None:
         conditioning = continued_conditioning(
-            encoders, spec.request, spec.resolved, state, spec.audio, callback, context=context, features=features
+            encoders, s.request, s.resolved, state, s.audio, callback, s.plan.vae_tiles, **known
         )
     else:
-        assert spec.image is not None
+        assert s.image is not None
+        tail = start.frames if isinstance(start, VideoTail) else None
         conditioning = encode_conditioning(
-            encoders,
-            spec.request,
-            spec.resolved,
-            spec.image,
-            spec.audio,
-            callback,
-            spec.plan.vae_tiles,
-            context=context,
-            features=features,
-            tail=start.frames if isinstance(start, VideoTail) else None,
+            encoders, s.request, s.resolved, s.image, s.audio, callback, s.plan.vae_tiles, tail=tail, **known
         )
     keep = spec.request.keep_state
     return VideoTask(
@@ -304,6 +299,15 @@ def video_task(
         keep_state=keep,
         stop=threading.Event() if keep else None,
     )
+
+
+class _Known(TypedDict):
+    """What both ways of conditioning are given alike."""
+
+    context: torch.Tensor | None
+    contexts: Contexts
+    features: BlockFeatures | None
+    portraits: Portraits
 
 
 def check_state_path(

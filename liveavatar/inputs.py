@@ -17,6 +17,7 @@ from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .placement import devices_named
 from .request import Request
+from .timed_changes import TimedChange
 from .weights.lora import ExtraLoRA
 
 
@@ -74,6 +75,20 @@ def path_given(given: object, what: str, kind: type[LiveAvatarError]) -> str:
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return path
     raise kind(f"{what} of type {type(given).__name__} is no path.", "Give a text or a pathlib.Path.")
+
+
+def read_portraits(timeline: Sequence[TimedChange], notes: list[str] | None = None) -> dict[Path, np.ndarray]:
+    """The portraits of a timeline, uint8 [H, W, 3], by their files.
+
+    Args:
+        timeline: of a request.
+        notes: as of `read_inputs`.
+
+    Raises:
+        ImageError: one cannot be read or used.
+    """
+    files = dict.fromkeys(change.image for change in timeline if change.image is not None)
+    return {file: read_image(file, notes) for file in files}
 
 
 def read_inputs(

@@ -1,4 +1,4 @@
-"""The front door: `LiveAvatarPipeline`, one model on one backend, and `VideoJob`, a video made while it is read.
+"""The front door: `LiveAvatarPipeline`, one model on one backend.
 
 What a graph of nodes does in steps (encode the prompt, encode the audio, sample, decode) happens here step by step, and
 every result can be kept and used again.
@@ -6,84 +6,60 @@ every result can be kept and used again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, vae_decoder
+from .codec import NO_CONTEXTS, Contexts, Encoders, ExecConfig
 from .components import Components, files_of, network_fingerprint, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .continuation import (
     ContinueFrom,
     Start,
-    StateStore,
-    VideoLeft,
     VideoTail,
-    check_state_path,
     refuse_workers,
     start_of,
-    video_task,
     with_state,
 )
-from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
+from .encoders.audio import AudioEncoder, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, ImageError, ModelError, RequestError, shown
-from .events import Callback, Event, ignore
+from .errors import AudioError, ImageError, ModelError, RequestError
+from .events import Callback, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .inputs import devices_of, extra_lora_of, path_given, read_inputs, request_with
+from .inputs import devices_of, extra_lora_of, path_given, read_inputs, read_portraits, request_with
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
 from .placement import Placement
 from .planner import Hardware, Plan
-from .planner.disk import TemporaryBytes
-from .receipt import Receipt
-from .recorder import VideoRecorder, VideoSpec, check_outputs
+from .recorder import VideoSpec
 from .request import (
     Request,
     ResolvedRequest,
     check_request,
     frame_count,
+    is_long_audio,
     prompt_to_encode,
     resolve,
     resolve_open,
     sample_count,
 )
-from .session import OpenDecoder, Session
-from .streams import FrameStream
+from .video_job import AudioInput, VideoJob
 from .video_state import VideoState
 from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
-    from .vae.autoencoder import AutoencoderKLWan
+    pass
 
 
 GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
 """A further LoRA: its file, alone or with its strength."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AudioInput:
-    """Encoded audio, with the clip it was made of.
-
-    Attributes:
-        audio: what is put into the video, all of it.
-        features: of every block of it.
-        notes: what is to be told of it, a sentence each.
-    """
-
-    audio: AudioClip
-    features: AudioFeatures
-    notes: tuple[str, ...] = ()
 
 
 class LiveAvatarPipeline:
@@ -205,11 +181,14 @@ class LiveAvatarPipeline:
             raise ImageError("No portrait was given.", "Give a picture, or a video to go on from.")
         if image is None and isinstance(start, VideoTail):
             image = start.first
+        portraits = read_portraits(request.timeline, notes)
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = None if pixels is None else (pixels.shape[1], pixels.shape[0])
         resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start)
-        inputs += (*files_of(self.components), *([start.path] if isinstance(start, VideoState | VideoTail) else ()))
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
+        inputs += (*portraits, *files_of(self.components))
+        inputs += (start.path,) if isinstance(start, VideoState | VideoTail) else ()
+        changed = tuple((block, portraits[file]) for block, file in resolved.portrait_changes)
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed)
 
     @property
     def config(self) -> ModelConfig:
@@ -267,9 +246,11 @@ class LiveAvatarPipeline:
         return self._planned(resolve_open(request, image_size, self._checked(request)))
 
     def _checked(self, request: Request) -> tuple[str, ...]:
-        """What is to be told of the prompt of a request that can be made."""
+        """What is to be told of the prompts of a request that can be made."""
         check_request(request)
-        return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+        prompts = dict.fromkeys([request.prompt, *(change.prompt for change in request.timeline)])
+        notes = (prompt_notes(self.components.tokenizer, prompt, self.config.text_len) for prompt in prompts)
+        return tuple(note for found in notes for note in found)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
@@ -301,7 +282,11 @@ class LiveAvatarPipeline:
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
         """Prompt features [n, text_dim]; the text encoder comes and goes. A known prompt is not encoded again."""
-        return self.encoders().encode_prompt(prompt, callback)
+        return self.encode_prompts([prompt], callback)[0]
+
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
+        """The features of several prompts, with the text encoder loaded once."""
+        return self.encoders().encode_prompts(prompts, callback)
 
     def encode_audio(
         self,
@@ -310,7 +295,7 @@ class LiveAvatarPipeline:
         callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,
     ) -> AudioInput:
-        """Encode (the first seconds of) audio; the audio encoder comes and goes.
+        """Encode (the first seconds of) audio; the audio encoder comes and goes. Long audio waits for its video.
 
         Args:
             audio: at any rate.
@@ -322,6 +307,8 @@ class LiveAvatarPipeline:
             AudioError: too short; the audio encoder is another one than the network was trained with.
         """
         used, blocks = _used_audio(audio, seconds)
+        if audio_encoder is None and is_long_audio(len(used.samples), used.rate):
+            return AudioInput(used, None, audio_notes(used))
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
             features = self.encoders().encode_audio(samples, frames, "silence", callback)
@@ -350,6 +337,7 @@ class LiveAvatarPipeline:
         context: torch.Tensor,
         notes: Sequence[str] = (),
         continue_from: ContinueFrom | None = None,
+        contexts: Contexts = NO_CONTEXTS,
     ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
@@ -360,26 +348,27 @@ class LiveAvatarPipeline:
             context: from `encode_prompt` [n, text_dim].
             notes: what is to be told of image and prompt, a sentence each.
             continue_from: as in `__call__`; the image only says what size is meant then.
+            contexts: of prompts of the request's timeline, by their text; the others are encoded when the video is
+                made.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
         check_image(image)
-        if context.ndim != 2 or context.shape[1] != self.config.text_dim:
-            raise RequestError(
-                f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
-                "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
-            )
+        for found in (context, *contexts.values()):
+            self._check_context(found)
         size, samples, start = (image.shape[1], image.shape[0]), audio.audio, start_of(continue_from)
         resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start)
-        if audio.features.blocks < resolved.blocks:
-            raise AudioError(
-                f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
-                "Encode all of the audio that the video uses.",
-            )
-        self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
-        return VideoJob(self, spec, audio, context, start)
+        if (features := audio.features) is not None:
+            if features.blocks < resolved.blocks:
+                raise AudioError(
+                    f"The voice was listened to for {features.blocks} blocks; the video has {resolved.blocks}.",
+                    "Encode all of the audio that the video uses.",
+                )
+            self._check_audio_encoder(features.layers, features.channels)
+        files = files_of(self.components)
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files)
+        return VideoJob(self, spec, audio, context, contexts, start)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
         """Who encodes and decodes; where there is no plan yet, at the place that plans will have."""
@@ -399,6 +388,13 @@ class LiveAvatarPipeline:
         self.release_weights()
         self._conditioning.clear()
 
+    def _check_context(self, context: torch.Tensor) -> None:
+        if context.ndim != 2 or context.shape[1] != self.config.text_dim:
+            raise RequestError(
+                f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
+                "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
+            )
+
     def _check_audio_encoder(self, layers: int, channels: int) -> None:
         if (layers, channels) != (self.config.audio_layers, self.config.audio_dim):
             raise AudioError(
@@ -406,176 +402,6 @@ class LiveAvatarPipeline:
                 f"{self.config.audio_layers} of {self.config.audio_dim}.",
                 "Use the model's own audio encoder, or the wav2vec2 it was trained with.",
             )
-
-
-class VideoJob:
-    """One video of a pipeline: made while it is watched the first time, replayed after that.
-
-    Its finished latents lie in a temporary file as long as the video job lives. A video job that was broken off begins
-    again at block 0 and gives the same video.
-    """
-
-    def __init__(
-        self,
-        pipeline: LiveAvatarPipeline,
-        spec: VideoSpec,
-        audio: AudioInput | None = None,
-        context: torch.Tensor | None = None,
-        start: Start | None = None,
-    ):
-        """What was encoded already is given; the rest is encoded when the video is first watched."""
-        self.pipeline, self.spec, self.audio, self.context, self._start = pipeline, spec, audio, context, start
-        self._session: Session | None = None
-        self._store = StateStore(spec, pipeline.network) if spec.request.keep_state else None
-
-    @property
-    def config(self) -> ModelConfig:
-        """Dimensions of the network."""
-        return self.pipeline.config
-
-    @property
-    def complete(self) -> bool:
-        """Whether all latents are made, so that a run only replays them."""
-        return self._session is not None and self._session.latents.produced == self._session.latents.blocks
-
-    def session(self, callback: Callback = ignore) -> Session:
-        """The session, with everything encoded; made at the first call."""
-        p = self.spec
-        self._check_room()
-        if not self.complete:
-            self.pipeline.make_room(p.plan)
-        if self._session is None:
-            features = None if self.audio is None else self.audio.features
-            encoders = self.pipeline.encoders(p.plan)
-            task = video_task(encoders, p, self._start, callback, context=self.context, features=features)
-            self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
-        return self._session
-
-    def frames(self, callback: Callback = ignore) -> FrameStream:
-        """The video, block by block as it is made: images uint8 [3, n, H, W]; every consumer decodes anew.
-
-        Args:
-            callback: called with every event, also while the frames are read.
-        """
-        session = self.session(callback)
-        session.callback = callback
-        return session.frames_through(self._decoder_factory(None))
-
-    def close(self) -> None:
-        """Stop the work and remove what was kept of it; the weights stay with the pipeline."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-    def latents(self, callback: Callback = ignore) -> torch.Tensor:
-        """All latents at once, without the VAE's normalisation, as core keeps them: [1, 16, 3 blocks, h, w] float32.
-
-        Args:
-            callback: called with every event; may raise `Cancelled`.
-        """
-        session = self.session(callback)
-
-        def on_event(event: Event) -> None:
-            if event.notice:
-                event = dataclasses.replace(event, done=session.latents.produced, total=session.latents.blocks)
-            callback(event)
-
-        session.callback = on_event
-        try:
-            latents = torch.cat(list(session.latents), 1)[None]
-            if self._store is not None:
-                self._store.write(session)
-        finally:
-            session.callback = ignore
-        mean, inverse_std = self.pipeline.encoders(self.spec.plan).latent_scale()
-        return latents.float() / inverse_std + mean
-
-    def save(
-        self,
-        out: str | os.PathLike[str],
-        receipt: str | os.PathLike[str] | None = None,
-        callback: Callback = ignore,
-        vae: AutoencoderKLWan | None = None,
-        state: str | os.PathLike[str] | None = None,
-    ) -> Receipt:
-        """Make the video, or replay it, and write its receipt beside it.
-
-        Args:
-            out: the MP4; it grows while frames are made, plays at any moment, and is an ordinary MP4 at the end.
-            receipt: the JSON; by default the video's name with `.json`. "-" is the standard output.
-            callback: called with every event; may raise `Cancelled`.
-            vae: decodes instead of the model's own.
-            state: a file for what a continuation needs (see `Request.keep_state`). It is written when the video is
-                complete; and where it is cancelled, after the blocks that had begun then.
-
-        Returns:
-            The receipt as written, with status "complete".
-
-        Raises:
-            OutputError: see `check_outputs` and `TemporaryBytes.check`, called before anything is loaded; or a disk
-                that fills up meanwhile.
-            Cancelled: on Ctrl-C or from the callback; the file is playable and the receipt says so.
-            LiveAvatarError: anything else that stopped the run; the receipt says so.
-        """
-        place = check_outputs(out, receipt, self.spec.inputs)
-        if not callable(callback):
-            raise RequestError(
-                f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
-            )
-        self._check_room()
-        store, state_path = self._store, check_state_path(self.spec, self.config, state, (Path(out), place))
-        recorder = VideoRecorder(self.spec, Path(out), place, callback)
-        replayed = self.complete
-        with recorder.recording():
-            with recorder.timed("prepare"):
-                session = self.session(recorder.on_event)
-            try:
-                with contextlib.nullcontext() if store is None else store.saving(recorder, session, state_path):
-                    stop = None if state_path is None else session.job.stop
-                    recorder.write(session, session.frames_through(self._decoder_factory(vae)), stop)
-            except BaseException:
-                session.latents.cancel()  # or a paused run would hold its KV caches as long as the video job
-                raise
-            finally:
-                session.callback = ignore
-                if not self.pipeline.placement.keep_loaded:
-                    self.pipeline.release_weights()
-        if not replayed:
-            e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
-            self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
-        return recorder.receipt
-
-    @property
-    def left(self) -> VideoLeft:
-        """What the video will leave, for one that continues it; the video is made then, where it was not yet.
-
-        Raises:
-            StateError: it does not keep that (see `Request.keep_state`).
-        """
-        return VideoLeft(self.spec, self._store, self.session)
-
-    def _check_room(self) -> None:
-        """Make sure, before the work begins, that the temporary folder can hold what is kept there.
-
-        Raises:
-            OutputError: it cannot.
-        """
-        if self._session is None:
-            needed = TemporaryBytes.of(self.spec.resolved, self.config)
-            encoded = self.audio is not None
-            (dataclasses.replace(needed, features=0, audio=0) if encoded else needed).check()
-
-    def _decoder_factory(self, vae: AutoencoderKLWan | None) -> OpenDecoder:
-        plan = self.spec.plan
-        if vae is None:
-            encoders = self.pipeline.encoders(plan)
-            return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
-        return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
-
-
-def receipt_text(receipt: Path) -> str:
-    """A receipt as it was written."""
-    return json.dumps(json.loads(receipt.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
 
 
 def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:

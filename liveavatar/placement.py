@@ -24,6 +24,7 @@ from .planner import (
     PlanOptions,
     Preference,
     apply_plan_size,
+    choose_live_plan,
     choose_plan,
     compiling_saves,
     make_plan,
@@ -276,10 +277,11 @@ class Placement:
                 compiled=self.compile is True,
                 tiny=tiny,
             )
-            chosen = choose_plan(resolved, config, available, options, model=model)
+            choose = choose_live_plan if resolved.is_open else choose_plan
+            chosen = choose(resolved, config, available, options, model=model)
             if self.compile == "auto" and not _lacks_compiler(available):
                 compiled = dataclasses.replace(options, compiled=True)
-                chosen = _sooner(resolved, chosen, choose_plan(resolved, config, available, compiled, model=model))
+                chosen = _sooner(resolved, chosen, choose(resolved, config, available, compiled, model=model))
             return dataclasses.replace(chosen, cap=self.cap, attention=self.attention)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
@@ -371,7 +373,10 @@ def _lacks_compiler(hardware: Hardware) -> bool:
 
 
 def _sooner(resolved: ResolvedRequest, eager: Plan, compiled: Plan) -> Plan:
-    """Of two plans of one video the one by which it is probably sooner ready, compiling included; with a note."""
+    """Of two plans of one video the one by which it is probably sooner ready, compiling included; with a note. Of live
+    talk the one that keeps the pace of speech."""
+    if resolved.is_open:
+        return compiled if compiled.live and compiled.live.holds and eager.live and not eager.live.holds else eager
     if eager.forecast is None or compiled.forecast is None:
         return eager
     saved = compiling_saves(eager.forecast, compiled.forecast, apply_plan_size(resolved, eager).blocks)

@@ -51,6 +51,7 @@ class VideoSpec:
         image: uint8 [H, W, 3]; None where the portrait is that of the video that is continued.
         audio: as read.
         inputs: the files they and the model are read from, which no output may replace.
+        portraits: images that take the place of the first one, with the blocks they begin at.
     """
 
     components: Components
@@ -60,6 +61,7 @@ class VideoSpec:
     image: np.ndarray | None
     audio: AudioClip
     inputs: tuple[Path, ...] = ()
+    portraits: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 class VideoRecorder:

@@ -7,7 +7,8 @@ import math
 import numbers
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, TypeGuard
 
 from .config import (
@@ -23,6 +24,7 @@ from .config import (
     SPATIAL_STRIDE,
 )
 from .errors import AudioError, RequestError, SizeError, shown
+from .timed_changes import BlockChanges, TimedChange, changes_by_block, check_timeline
 
 _MASK64 = (1 << 64) - 1
 
@@ -180,6 +182,8 @@ Tail = Literal["silence", "zeros"]
 Lead = Literal["sync", "original"]
 
 MAX_STEPS = 100
+LONG_AUDIO_SECONDS = 600.0
+"""Audio up to this long is encoded before block 0, and its features are kept: a new seed encodes nothing again."""
 MIN_SOUND_SECONDS = 0.025
 _ENDLESS = 1e9
 """Seconds above which a length is a mistake."""
@@ -210,6 +214,7 @@ class Request:
             is renewed from the first generated latent frame. The model was trained with 4.
         keep_state: whether the video shall be continued: it ends with a whole block then, up to 11 frames later, and
             what that needs is kept until it is saved.
+        timeline: prompts and portraits that take the place of the first ones, by time; see `parse_timeline`.
     """
 
     size: str = "704x384"
@@ -223,6 +228,7 @@ class Request:
     sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
     clip_blocks: int = CLIP_BLOCKS
     keep_state: bool = False
+    timeline: tuple[TimedChange, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,12 +238,18 @@ class VideoShape:
     Attributes:
         width, height: pixels.
         steps, clip_blocks: as in `Request`.
+        changes_prompt: whether another prompt may be read on the way.
+        keeps_audio_encoder: whether the audio encoder works while blocks are made.
+        live: whether blocks are to be made at the pace of speech, and soon.
     """
 
     width: int
     height: int
     steps: int
     clip_blocks: int = CLIP_BLOCKS
+    changes_prompt: bool = False
+    keeps_audio_encoder: bool = False
+    live: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -265,6 +277,8 @@ class ResolvedRequest:
         notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
         first_block: the number of its first block; not 0 where it continues another video.
+        prompt_changes, portrait_changes: `(block, what)`: prompts, and files of portraits, that take the place of the
+            first ones; blocks are counted from its own first one.
     """
 
     width: int
@@ -280,16 +294,41 @@ class ResolvedRequest:
     notes: tuple[str, ...]
     clip_blocks: int = CLIP_BLOCKS
     first_block: int = 0
+    prompt_changes: tuple[tuple[int, str], ...] = ()
+    portrait_changes: tuple[tuple[int, Path], ...] = ()
 
     @property
     def shape(self) -> VideoShape:
         """What a plan depends on."""
-        return VideoShape(self.width, self.height, self.steps, self.clip_blocks)
+        return VideoShape(
+            self.width,
+            self.height,
+            self.steps,
+            self.clip_blocks,
+            changes_prompt=self.is_open or bool(self.prompt_changes),
+            keeps_audio_encoder=self.is_open or self.long_audio,
+            live=self.is_open,
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody knows its length: it is spoken live."""
+        return self.blocks == 0
+
+    @property
+    def long_audio(self) -> bool:
+        """Whether its audio is encoded window by window, while blocks are made."""
+        return is_long_audio(self.seconds, 1)
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of a latent frame."""
         return self.shape.latent_size
+
+    def prompt_before(self, block: int) -> str | None:
+        """The prompt that holds last before a block of the video; blocks count from the first of a continued one."""
+        changed = [text for start, text in self.prompt_changes if self.first_block + start < block]
+        return changed[-1] if changed else self.prompt
 
     @property
     def frame_tokens(self) -> int:
@@ -323,7 +362,7 @@ def resolve(
     frames = frame_count(used, rate)
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
     blocks = -(-(frames + drop) // BLOCK_FRAMES)
-    seed = secrets.randbits(63) if request.seed == -1 else request.seed
+    changes = changes_by_block(request.timeline, blocks, drop)
     resolved = ResolvedRequest(
         width=width,
         height=height,
@@ -331,14 +370,16 @@ def resolve(
         blocks=blocks,
         drop=drop,
         steps=request.steps,
-        seed=seed,
-        prompt=request.prompt,
+        seed=secrets.randbits(63) if request.seed == -1 else request.seed,
+        prompt=request.prompt if changes.first_prompt is None else changes.first_prompt,
         seconds=used / rate,
         samples=used,
         notes=(),
         clip_blocks=request.clip_blocks,
+        prompt_changes=changes.prompts,
+        portrait_changes=changes.images,
     )
-    differences = _notes(request, resolved, asked, image_size, samples / rate)
+    differences = [*_notes(request, resolved, asked, image_size, samples / rate), *_timeline_notes(request, changes)]
     return dataclasses.replace(resolved, notes=(*notes, *differences))
 
 
@@ -346,12 +387,12 @@ def resolve_open(request: Request, image_size: tuple[int, int], notes: Sequence[
     """Understand a request for a video whose length nobody knows yet: frames, blocks, seconds and samples are 0.
 
     Args:
-        request, image_size, notes: as in `resolve`.
+        request, image_size, notes: as in `resolve`; `seconds` and `timeline` are not looked at.
 
     Raises:
         RequestError: as `resolve`.
     """
-    block = resolve(dataclasses.replace(request, seconds=None), image_size, BLOCK_FRAMES, FPS, notes)
+    block = resolve(dataclasses.replace(request, seconds=None, timeline=()), image_size, BLOCK_FRAMES, FPS, notes)
     return dataclasses.replace(block, frames=0, blocks=0, seconds=0.0, samples=0)
 
 
@@ -388,8 +429,10 @@ def check_request(request: Request) -> None:
         raise RequestError(
             f"The sink distance is {shown(request.sink_distance)}.", "Give a SinkDistance, or leave it out."
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
-        raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
+    check_timeline(request.timeline)
+    for prompt in (request.prompt, *(change.prompt for change in request.timeline)):
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt or ""):  # what Python makes of undecodable bytes
+            raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
     for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if not isinstance(given, str) or given not in choices:
@@ -446,6 +489,11 @@ def _check_clip(blocks: int) -> None:
         )
 
 
+def is_long_audio(samples: float, rate: int) -> bool:
+    """Whether so much audio is encoded window by window, while blocks are made."""
+    return samples / rate > LONG_AUDIO_SECONDS
+
+
 def frame_count(samples: int, rate: int) -> int:
     """Video frames that cover so much sound, at least 1."""
     return max(1, math.ceil(samples * FPS / rate))
@@ -468,6 +516,12 @@ def sample_count(request: Request, samples: int, rate: int) -> int:
             f"Give at least {least} s; anything under one block of 0.48 s is filled up with {filling}.",
         )
     return used
+
+
+def _timeline_notes(request: Request, changes: BlockChanges) -> Iterator[str]:
+    if changes.first_prompt is not None and request.prompt not in (None, DEFAULT_PROMPT, changes.first_prompt):
+        yield "the prompt at 0 s of the timeline takes the place of the other one"
+    yield from changes.notes
 
 
 _TOLD_CUT = 0.1
@@ -516,6 +570,11 @@ def _notes(
         notes.append(
             f"clips of {request.clip_blocks * BLOCK_FRAMES} frames; the model was trained with clips of "
             f"{CLIP_BLOCKS * BLOCK_FRAMES}, and other lengths change how far back a block attends"
+        )
+    if resolved.long_audio:
+        notes.append(
+            f"the sound is longer than {LONG_AUDIO_SECONDS / 60:g} minutes: it is encoded window by window, while the "
+            "video is made"
         )
     if request.seed == -1:
         notes.append(f"seed {resolved.seed} was drawn")

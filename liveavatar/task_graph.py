@@ -199,6 +199,7 @@ def paced_order(
     clip_blocks: int = CLIP_BLOCKS,
     gate: BlockGate | None = None,
     portraits: Sequence[int] = (),
+    period: float = 0.0,
 ) -> Iterator[Start]:
     """The tasks of a video in the order in which they start.
 
@@ -215,9 +216,10 @@ def paced_order(
         gate: asked before a block is admitted. It is waited for only when there is nothing else to do, and what runs
             meanwhile runs in an order of its own, with the same numbers.
         portraits: blocks at which another portrait begins, ascending; known when the gate lets the block in.
+        period: virtual time from one block to the next at which they become known, as speech does; 0: all are known.
     """
     cost = cost or (lambda task: len(partition.layer_shards[task.shard]))
-    return _PacedSchedule(partition, blocks, cost, first, clip_blocks, gate or _open_gate, portraits).play()
+    return _PacedSchedule(partition, blocks, cost, first, clip_blocks, gate or _open_gate, portraits, period).play()
 
 
 def _open_gate(block: int, wait: bool) -> bool:
@@ -236,6 +238,7 @@ class _PacedSchedule:
         clip_blocks: int,
         gate: BlockGate,
         portraits: Sequence[int],
+        period: float,
     ):
         self.partition, self.cost, self.first, self.clip_blocks, self.gate = partition, cost, first, clip_blocks, gate
         self.portraits = portraits
@@ -253,7 +256,9 @@ class _PacedSchedule:
         self.admitted = self.started = first
         self.open = 0
         self.next_admission = 0.0
-        self.period = self._busiest()
+        self.busiest, self.period = self._busiest(), period
+        self.begun: float | None = None
+        """When the first block began."""
 
     def play(self) -> Iterator[Start]:
         now, finished = 0.0, self.first
@@ -307,7 +312,9 @@ class _PacedSchedule:
             del self.waiting[_owner(task, self.groups)]
             heapq.heappush(self.running, (end, _tie(task), task))
             if isinstance(task, Denoise) and task.step == task.shard == 0:
-                self.started, self.next_admission = task.block + 1, now + self.period
+                self.begun = now if self.begun is None else self.begun
+                known = self.begun + (task.block + 1 - self.first) * self.period
+                self.started, self.next_admission = task.block + 1, max(now + self.busiest, known)
             yield Start(task, stage, now, end)
 
     def _ready(self, task: Task) -> bool:
@@ -395,7 +402,8 @@ class Simulation:
         first_block: seconds until the first one is.
         period: mean seconds between two blocks in the full pipeline; the bound where the video is too short to tell.
         bound: the least period possible: the busiest stage's seconds per block.
-        latency: longest time from a block's start to its end.
+        latency: longest time from a block's start to its end; where blocks become known one by one, from when it was
+            known, over the second half of the blocks.
         busy: share of the time in which each stage works.
         most_open: blocks that were under way at once.
         starts: every task, in order.
@@ -422,7 +430,9 @@ class Simulation:
         return (self.seconds - self.first_block) / self.period - (self.blocks - 1)
 
 
-def simulate(partition: Partition, blocks: int, speed: StageSpeed, clip_blocks: int = CLIP_BLOCKS) -> Simulation:
+def simulate(
+    partition: Partition, blocks: int, speed: StageSpeed, clip_blocks: int = CLIP_BLOCKS, period: float = 0.0
+) -> Simulation:
     """Play a video of so many blocks.
 
     Args:
@@ -430,6 +440,7 @@ def simulate(partition: Partition, blocks: int, speed: StageSpeed, clip_blocks: 
         blocks: at least 1.
         speed: of the stages.
         clip_blocks: blocks of a clip.
+        period: seconds from one block to the next at which they become known, as speech does; 0: all are known.
 
     Raises:
         ValueError: no block, or not one speed per stage.
@@ -437,10 +448,14 @@ def simulate(partition: Partition, blocks: int, speed: StageSpeed, clip_blocks: 
     if blocks < 1 or len(speed.seconds_per_layer) != partition.stages:
         raise ValueError(f"{blocks} blocks and {len(speed.seconds_per_layer)} speeds for {partition.stages} stages.")
     whole, second = _in_ticks(partition, speed)
-    starts = tuple(
-        Start(s.task, s.stage, s.start / second, s.end / second)
-        for s in paced_order(partition, blocks, lambda task: whole.seconds(partition, task), clip_blocks=clip_blocks)
+    order = paced_order(
+        partition,
+        blocks,
+        lambda task: whole.seconds(partition, task),
+        clip_blocks=clip_blocks,
+        period=round(period * second),
     )
+    starts = tuple(Start(s.task, s.stage, s.start / second, s.end / second) for s in order)
     began, ended = _spans(partition, starts)
     ends = [ended[b] for b in range(blocks)]
     load = [0.0] * partition.stages
@@ -453,7 +468,7 @@ def simulate(partition: Partition, blocks: int, speed: StageSpeed, clip_blocks: 
         first_block=ends[0],
         period=_steady_gap(ends, partition.stages) or bound,
         bound=bound,
-        latency=max(ended[b] - began[b] for b in range(blocks)),
+        latency=_latency(began, ended, period),
         busy=tuple(seconds / max(ends) for seconds in load),
         most_open=_most_open(began, ended),
         starts=starts,
@@ -505,6 +520,14 @@ def _steady_gap(ends: Sequence[float], stages: int) -> float | None:
     """Mean gap between blocks in the full pipeline; None where there are too few blocks."""
     full = steady(ends, stages)
     return (full[-1] - full[0]) / (len(full) - 1) if len(full) > 1 else None
+
+
+def _latency(began: dict[int, float], ended: dict[int, float], period: float) -> float:
+    """See `Simulation.latency`."""
+    if not period:
+        return max(ended[b] - began[b] for b in began)
+    waits = [ended[b] - began[0] - b * period for b in sorted(began)]
+    return max(waits[len(waits) // 2 :])
 
 
 def _most_open(began: dict[int, float], ended: dict[int, float]) -> int:

@@ -199,7 +199,7 @@ def info_of(
         clip_blocks=e.clip_blocks,
         seed=e.seed,
         sink_distance=distance,
-        prompt=e.prompt,
+        prompt=e.prompt_before(block),
         prompt_start=prompt_start,
         portraits=portraits,
         dtype=plan.dtype,

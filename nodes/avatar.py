@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.request import Request
+from ..liveavatar.timed_changes import parse_timeline
 from . import convert, core_parts, paths
 from .host import NodeProgress, save
 from .schema import (
@@ -21,6 +22,8 @@ from .schema import (
     size_input,
     steps_input,
     supported,
+    timeline_fault,
+    timeline_input,
 )
 from .words import refused_in_widgets
 
@@ -53,6 +56,7 @@ class Avatar(io.ComfyNode):
                 ),
                 mask_input(),
                 clip_input(),
+                timeline_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
@@ -62,9 +66,10 @@ class Avatar(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: str | None = None) -> bool | str:
-        """Whether the size can be read, said before anything runs."""
-        return size_fault(size)
+    def validate_inputs(cls, size: str | None = None, timeline: str | None = None) -> bool | str:
+        """Whether size and timeline can be read, said before anything runs."""
+        fault = size_fault(size)
+        return timeline_fault(timeline) if fault is True else fault
 
     @classmethod
     def execute(
@@ -80,14 +85,16 @@ class Avatar(io.ComfyNode):
         filename_prefix: str,
         mask: Any = None,
         clip: Any = None,
+        timeline: str = "",
     ) -> io.NodeOutput:
         """The same as the modular graph."""
-        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
+        changes = parse_timeline(timeline)
+        request = Request(size, prompt, steps, seed, seconds or None, timeline=changes)
         pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
             planned = model.plan(request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate)
         with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
-            context = core_parts.read_prompt(model, prompt, clip, progress)
+            contexts = core_parts.read_prompts(model, [prompt, *convert.prompts_of(changes)], clip, progress)
             voice = model.encode_audio(used, request.seconds, progress)
-            take = model.prepare(request, pixels, voice, context, convert.image_notes(image))
+            take = model.prepare(request, pixels, voice, contexts[prompt], convert.image_notes(image), contexts)
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

@@ -11,11 +11,12 @@ import torch
 from ..liveavatar.config import ModelConfig
 from ..liveavatar.errors import AudioError, ImageError, RequestError
 from ..liveavatar.media.audio import AudioClip
+from ..liveavatar.timed_changes import TimedChange
 
 _MOST_WHITE, _LEAST_BLACK = 8.0, -0.5
 """Values beyond these are no overshoot of some filter, but of another range."""
-_PROMPT = "liveavatar_prompt"
-"""Where a CONDITIONING keeps the text of its prompt."""
+_PROMPT, _TIMELINE = "liveavatar_prompt", "liveavatar_timeline"
+"""Where a CONDITIONING keeps the text of its prompt, and what follows it."""
 
 
 def image_array(image: Any, mask: Any = None) -> np.ndarray:
@@ -161,14 +162,47 @@ def prompt_notes(positive: Any, config: ModelConfig) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def conditioning_of(prompt: str, context: torch.Tensor) -> list[list[Any]]:
-    """A prompt and its embedding [n, text_dim] -> CONDITIONING that `prompt_of` finds the prompt in.
+def conditioning_of(
+    prompt: str, contexts: Mapping[str, torch.Tensor], timeline: Sequence[TimedChange] = ()
+) -> list[list[Any]]:
+    """A prompt and those that follow -> CONDITIONING that `prompt_of` and `timeline_of` find them in.
 
     Core's nodes copy what stands beside an embedding, also where they change it: so the prompt stands there together
     with the embedding that it was encoded to.
+
+    Args:
+        prompt: the first one.
+        contexts: embeddings of all of them [n, text_dim], by their text.
+        timeline: of those that follow.
     """
-    embedding = context[None]
-    return [[embedding, {_PROMPT: (prompt, embedding)}]]
+    embedding = contexts[prompt][None]
+    beside: dict[str, Any] = {_PROMPT: (prompt, embedding)}
+    if timeline:
+        beside[_TIMELINE] = (tuple(timeline), {text: contexts[text] for text in prompts_of(timeline)})
+    return [[embedding, beside]]
+
+
+def prompts_of(timeline: Sequence[TimedChange]) -> list[str]:
+    """The prompts of a timeline."""
+    return [change.prompt for change in timeline if change.prompt is not None]
+
+
+def timeline_of(positive: Any) -> tuple[tuple[TimedChange, ...], Mapping[str, torch.Tensor]]:
+    """The prompts that follow the first one of a CONDITIONING, and their embeddings; nothing where there are none.
+
+    Raises:
+        RequestError: its embedding was changed since, and those of the prompts that follow were not.
+    """
+    beside = positive[0][1] if len(positive[0]) > 1 else {}
+    if _TIMELINE not in beside:
+        return (), {}
+    if prompt_of(positive) is None:
+        raise RequestError(
+            "The conditioning was changed behind Text Encode, but the prompts of its timeline were not.",
+            "Connect Text Encode (Live Avatar) itself, or leave its timeline empty.",
+        )
+    timeline: tuple[tuple[TimedChange, ...], Mapping[str, torch.Tensor]] = beside[_TIMELINE]
+    return timeline
 
 
 def prompt_of(positive: Any) -> str | None:

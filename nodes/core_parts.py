@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,23 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def read_prompt(model: LiveAvatarPipeline, prompt: str, clip: Any, callback: Callback) -> torch.Tensor:
-    """Features of a prompt [n, text_dim], by core's CLIP where one is connected, else by the model's own encoder.
+def read_prompts(
+    model: LiveAvatarPipeline, prompts: Sequence[str], clip: Any, callback: Callback
+) -> dict[str, torch.Tensor]:
+    """Features of prompts [n, text_dim], by core's CLIP where one is connected, else by the model's own encoder.
 
     Raises:
         RequestError: a CLIP of another type.
     """
+    texts = list(dict.fromkeys(prompts))
     if clip is None:
-        return model.encode_prompt(prompt, callback)
-    callback(share_event(ENCODING_PROMPT, 0.0))
-    context = _encode_by(clip, prompt, model.config.text_len)
+        return dict(zip(texts, model.encode_prompts(texts, callback), strict=True))
+    contexts = {}
+    for number, text in enumerate(texts):
+        callback(share_event(ENCODING_PROMPT, number / len(texts)))
+        contexts[text] = _encode_by(clip, text, model.config.text_len)
     callback(share_event(ENCODING_PROMPT, 1.0))
-    return context
+    return contexts
 
 
 def _encode_by(clip: Any, prompt: str, length: int) -> torch.Tensor:

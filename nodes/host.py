@@ -29,9 +29,10 @@ from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
 from ..liveavatar.model.attention_backends import set_host_kernel
-from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
+from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise
+from ..liveavatar.video_job import receipt_text
 from . import paths
 from .patcher import manage
 from .runs import latest_messages, register, workflow_of

@@ -29,6 +29,7 @@ PARTS = {
     "conditions": "#76b7b2",
     "slots": "#edc948",
     "VAE": "#e15759",
+    "audio encoder": "#ff9da7",
     "contexts": "#bab0ac",
 }
 """What takes memory, and its colour."""

@@ -128,11 +128,19 @@ class Sampler(io.ComfyNode):
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
+        timeline, contexts = convert.timeline_of(positive)
         request = Request(
-            size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance, keep_state=keep_state
+            size=size,
+            prompt=prompt,
+            steps=steps,
+            seed=seed,
+            fit=fit,
+            sink_distance=distance,
+            keep_state=keep_state,
+            timeline=timeline,
         )
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            job = model.prepare(request, pixels, audio, context, notes, state_of(state))
+            job = model.prepare(request, pixels, audio, context, notes, state_of(state), contexts)
             return io.NodeOutput(job, job)

@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 
 from ..liveavatar.errors import LiveAvatarError
 from ..liveavatar.request import DEFAULT_PROMPT, MAX_SEED, MAX_STEPS, parse_size
+from ..liveavatar.timed_changes import parse_timeline
 
 CATEGORY = "Live Avatar"
 
@@ -103,6 +104,29 @@ def prompt_input() -> Any:
         dynamic_prompts=True,
         tooltip="What the video shows, in words: the person, the mood, the surroundings.",
     )
+
+
+def timeline_input() -> Any:
+    """Prompts by time."""
+    return advanced(
+        io.String.Input(
+            "timeline",
+            default="",
+            multiline=True,
+            optional=True,
+            tooltip="Prompts that follow, a line each, with the time from which it holds: 12.5: She laughs. Or "
+            "1:05: ... Empty: the prompt holds to the end.",
+        )
+    )
+
+
+def timeline_fault(timeline: str | None) -> bool | str:
+    """True where a timeline can be read (or comes over a link), else what is wrong with it."""
+    try:
+        parse_timeline(timeline or "")
+    except LiveAvatarError as error:
+        return str(error)
+    return True
 
 
 def seconds_input() -> Any:

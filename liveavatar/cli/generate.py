@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
-    given = (arguments.image, arguments.audio, arguments.token_file, arguments.continue_from)
+    given = (arguments.image, arguments.audio, arguments.timeline, arguments.token_file, arguments.continue_from)
     receipt_path = check_outputs(out, arguments.receipt, filter(None, given))
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import secrets
 import sys
@@ -18,13 +19,14 @@ from .backends import add_worker_arguments, backend_of, check_worker_options
 from .demo import ASSETS
 from .options import add_request_arguments, check_placement_options, parts_of, request_of
 from .parser import whole_number
+from .tables import live_lines, note_lines, resolved_lines
 from .terminal import REFUSED, say, say_error
 
 if TYPE_CHECKING:
     from ..live.server import LiveServer
 
 PORT = 8030
-_UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync"}
+_UNHEEDED = {"seconds": None, "timeline": None, "tail": "silence", "lead": "sync"}
 """Options of videos that a live talk does not have, with what they are where they were not given."""
 
 
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_request(request)
     check_worker_options(arguments)
     _check(arguments)
+    from ..live.pace import LOOKAHEAD_SECONDS
     from ..live.server import LiveServer
     from ..media.image import read_image
     from ..pipeline import LiveAvatarPipeline
@@ -60,8 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         image = read_image(Path(arguments.image or ASSETS / "portrait.png"))
         with backend_of(arguments) as backend:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
-            pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
-            server = LiveServer(pipeline, image, request, token, tuple(arguments.origin))
+            resolved, plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # the impossible: now
+            say([*resolved_lines(resolved), *live_lines(plan.live, LOOKAHEAD_SECONDS), *note_lines(plan.notes)])
+            asked = dataclasses.replace(request, seconds=None)
+            server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin))
+            if plan.live is not None:
+                server.latency_ms = 1000 * plan.live.latency(LOOKAHEAD_SECONDS)
             asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
     except LiveAvatarError as error:
         say_error(error)

@@ -11,6 +11,7 @@ from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DIST
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
 from ..storage import ATTENTION_BACKENDS, PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..timed_changes import read_timeline
 from .parser import number, whole_number
 
 if TYPE_CHECKING:
@@ -85,8 +86,18 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         help="what self-attention is done with: PyTorch's own kernels (auto, sdpa), or those of a package that is "
         "installed; each is tried on its device first",
     )
+    _add_timeline_argument(parser)
     _add_memory_arguments(parser)
     _add_parity_arguments(parser)
+
+
+def _add_timeline_argument(parser: argparse.ArgumentParser) -> None:
+    """What changes on the way."""
+    parser.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help='prompts and portraits by time, a line each: "12.5: She laughs.", "1:05: image: other.png"',
+    )
 
 
 def add_part_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +158,11 @@ def _add_parity_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """The request that the options make."""
+    """The request that the options make.
+
+    Raises:
+        RequestError: one of them cannot be understood, or the timeline not be read.
+    """
     return Request(
         size=arguments.size or _DEFAULT_SIZES.get(arguments.model, _DEFAULT_SIZE),
         prompt=getattr(arguments, "prompt", DEFAULT_PROMPT),
@@ -159,6 +174,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         lead=arguments.lead,
         sink_distance=_distance(arguments.sink_distance),
         clip_blocks=clip_blocks_of(arguments.clip_frames),
+        timeline=read_timeline(arguments.timeline) if arguments.timeline else (),
     )
 
 

@@ -14,7 +14,7 @@ from ..errors import MissingFilesError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import number
-from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
+from .tables import live_lines, note_lines, plan_lines, resolved_lines, simulation_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..components import Components
     from ..config import ModelConfig
     from ..placement import Placement
-    from ..planner import Hardware, Plan
+    from ..planner import Hardware, LiveForecast, Plan
     from ..request import ResolvedRequest
     from ..task_graph import Simulation
 
@@ -41,11 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--simulate", action="store_true", help="play the pipeline: throughput, delay, waiting")
     parser.add_argument(
+        "--live",
+        action="store_true",
+        help="plan for live talk: whether 25 fps hold, how long a sample waits for its picture, and what would do",
+    )
+    parser.add_argument(
         "--step-seconds",
         type=number(0.5),
-        default=1.0,
         metavar="T",
-        help="of one block at one step in all layers on one device, for --simulate (default: 1, a unit)",
+        help="of one block at one step in all layers on one device: for --simulate (default: 1, a unit), and for "
+        "--live where nothing is known of the devices",
     )
     parser.add_argument(
         "--plot", metavar="FILE.png", help="stages over time, of the simulation; with --gpus alone: memory per card"
@@ -60,12 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_of(arguments)
     check_placement_options(arguments)
     check_request(request)
+    _check_live(arguments)
     from ..charts import draw_memory
+    from ..live.pace import LOOKAHEAD_SECONDS
     from ..media.audio import audio_notes
     from ..media.audio_file import read_audio
     from ..media.image import read_image
     from ..receipt import json_ready
-    from ..request import image_size_for, resolve
+    from ..request import image_size_for, resolve, resolve_open
 
     image, length, notes = None, None, list[str]()
     if arguments.image:
@@ -79,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     components, config = _model(arguments)
     notes += _prompt_notes(components, arguments.model, config, arguments.prompt)
-    resolved, plan = _plan(arguments, components, config, resolve(request, image, *length, notes))
+    asked = resolve_open(request, image, notes) if arguments.live else resolve(request, image, *length, notes)
+    resolved, plan = _plan(arguments, components, config, asked)
+    live = _live(arguments, resolved, plan) if arguments.live else None
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -89,9 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
         known["host_bytes_by_machine"] = plan.host_bytes_by_machine
         if simulation:
             known["simulation"] = dataclasses.replace(simulation, starts=())
+        if arguments.live:
+            known["live"] = _live_json(live, LOOKAHEAD_SECONDS)
         print(json.dumps(json_ready(known), indent=2, ensure_ascii=False))
     else:
-        played = simulation_lines(simulation) if simulation else []
+        played = live_lines(live, LOOKAHEAD_SECONDS) if arguments.live else []
+        played += simulation_lines(simulation) if simulation else []
         print(
             "\n".join(
                 [*resolved_lines(resolved), *plan_lines(plan), *played, *note_lines([*resolved.notes, *plan.notes])]
@@ -105,16 +117,55 @@ def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: 
     from ..charts import draw_timeline
     from ..task_graph import StageSpeed, simulate
 
-    if not _LEAST_STEP <= arguments.step_seconds <= _MOST_SECONDS:
-        raise RequestError(
-            f"A step cannot take {arguments.step_seconds} s.", "Give seconds from 1e-9 to 1e9, such as 0.5."
-        )
-    blocks = min(resolved.blocks, _MOST_SIMULATED)
-    speed = StageSpeed.even(plan.partition, arguments.step_seconds)
+    blocks = min(resolved.blocks or _MOST_SIMULATED, _MOST_SIMULATED)
+    speed = StageSpeed.even(plan.partition, 1.0 if arguments.step_seconds is None else arguments.step_seconds)
     found = simulate(plan.partition, blocks, speed, resolved.clip_blocks)
     if arguments.plot:
         _write(draw_timeline(found, until=_PLOTTED_PERIODS * found.bound + found.first_block), arguments.plot)
     return found
+
+
+def _check_live(arguments: argparse.Namespace) -> None:
+    """Refuse options that nobody would heed, and seconds that no step takes.
+
+    Raises:
+        RequestError: naming them.
+    """
+    step = arguments.step_seconds
+    if step is not None and not _LEAST_STEP <= step <= _MOST_SECONDS:
+        raise RequestError(f"A step cannot take {step} s.", "Give seconds from 1e-9 to 1e9, such as 0.5.")
+    for name in ("audio", "seconds", "timeline") if arguments.live else ():
+        if getattr(arguments, name) is not None:
+            raise RequestError(f"--{name} is not for live talk.", "Leave it out, or leave out --live.")
+
+
+def _live(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: Plan) -> LiveForecast | None:
+    """How a live talk will probably go: as the plan knows, or with the seconds of a step that were given."""
+    from ..planner import play_live
+    from ..task_graph import StageSpeed
+
+    if plan.live is not None or arguments.step_seconds is None:
+        return plan.live
+    speed = StageSpeed.even(plan.partition, arguments.step_seconds)
+    return play_live(plan.partition, speed, resolved.clip_blocks)
+
+
+def _live_json(live: LiveForecast | None, lookahead: float) -> dict[str, object] | None:
+    from ..planner import BLOCK_SECONDS
+
+    if live is None:
+        return None
+    return {
+        "holds": live.holds,
+        "fps": live.fps,
+        "latency_seconds": live.latency(lookahead),
+        "block_seconds": BLOCK_SECONDS,
+        "lookahead_seconds": lookahead,
+        "pipeline_seconds": live.pipeline_seconds,
+        "seconds_per_block": live.seconds_per_block,
+        "source": live.source,
+        "nearest": live.nearest,
+    }
 
 
 def _plan(

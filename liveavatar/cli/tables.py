@@ -6,26 +6,35 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..config import BLOCK_FRAMES, FPS
+from ..planner import BLOCK_SECONDS
 from ..utils import format_bytes
 
 if TYPE_CHECKING:
     from ..distributed.registry import Driver
-    from ..planner import Plan
+    from ..planner import LiveForecast, Plan
     from ..receipt import Receipt
     from ..request import ResolvedRequest
     from ..task_graph import Simulation
 
 _WORKER_COLUMNS = ("worker", "stage", "device", "state", "memory", "age")
 _PLAN_COLUMNS = ("stage", "device", "steps", "layers", "weights", "KV cache", "sink", "text", "slots", "work", "sum")
-_BESIDE = ("conditions", "VAE", "contexts")
+_BESIDE = ("conditions", "VAE", "audio encoder", "contexts")
 
 
 def resolved_lines(resolved: ResolvedRequest) -> list[str]:
     """What will be made."""
     e = resolved
+    if e.is_open:
+        return [
+            f"video   {e.width}x{e.height}, live, at 25 fps",
+            f"work    blocks of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
+        ]
+    changes = [(block, f"prompt: {text}") for block, text in e.prompt_changes]
+    changes += [(block, f"portrait: {file}") for block, file in e.portrait_changes]
     return [
         f"video   {e.width}x{e.height}, {counted(e.frames, 'frame')} at 25 fps, {e.seconds:.2f} s",
         f"work    {counted(e.blocks, 'block')} of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
+        *(f"change  at {(BLOCK_FRAMES * b - e.drop) / FPS:.2f} s (block {b}), {what}" for b, what in sorted(changes)),
     ]
 
 
@@ -72,6 +81,28 @@ def plan_lines(plan: Plan) -> list[str]:
         )
     lines.append(f"        (the encoders come and go before the network, {gigabytes(plan.encoders)} at most)")
     return [*lines, *_snapshot_lines(plan)]
+
+
+def live_lines(live: LiveForecast | None, lookahead: float) -> list[str]:
+    """Whether a live talk keeps the pace of speech, how long a sample waits for its picture, and what would do."""
+    least = BLOCK_SECONDS + lookahead
+    if live is None:
+        return [
+            f"live    25 fps hold where a block is made in {BLOCK_SECONDS:g} s; whether it is, is estimated of plans "
+            "that are chosen for GPUs, and measured in the talk",
+            f"delay   {least:.2f} s (a block of sound and the look-ahead), and the time that a block takes to be made",
+        ]
+    parts = f"block {BLOCK_SECONDS:g} s, look-ahead {lookahead:g} s, pipeline {live.pipeline_seconds:.2f} s"
+    made = f"a block of {BLOCK_SECONDS:g} s is made in {live.seconds_per_block:.2f} s (from {live.source} speeds)"
+    latency = f"{live.latency(lookahead):.2f} s from a sample to its picture"
+    if live.holds:
+        return [f"live    25 fps hold: {made}", f"delay   {latency}: {parts}"]
+    behind = live.seconds_per_block - BLOCK_SECONDS
+    return [
+        f"live    25 fps do not hold: {made}, which is {live.fps:.1f} fps; the picture will stand and the sound wait",
+        f"delay   {latency} at first: {parts}; {behind:.2f} s more with every block that is spoken",
+        f"nearest {'; '.join(live.nearest) or 'nothing was found that keeps the pace'}",
+    ]
 
 
 def _snapshot_lines(plan: Plan) -> list[str]:

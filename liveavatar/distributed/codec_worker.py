@@ -53,10 +53,10 @@ class CodecWorker(BaseWorker):
                 self._codec = LocalEncoders(model.open(), exec_config)
                 self._opened = (model, exec_config)
 
-    def encode_prompt(self, prompt: str) -> torch.Tensor:
-        """See `Encoders.encode_prompt`."""
+    def encode_prompts(self, prompts: tuple[str, ...]) -> list[torch.Tensor]:
+        """See `Encoders.encode_prompts`."""
         with self._encoding:
-            return self._the_codec.encode_prompt(prompt)
+            return self._the_codec.encode_prompts(prompts)
 
     def load_vae(self) -> int:
         """Have the VAE; its bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,11 @@ class RayEncoders:
         self._model, self._worker = ModelSpec.of(components), pool.codec_worker
         self._pool = pool  # its workers end with it
 
-    def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
+    def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
         """See `Encoders`."""
         heartbeat = _Heartbeat(callback, ENCODING_PROMPT)
-        context: torch.Tensor = self._call("read the prompt", heartbeat, "encode_prompt", prompt)
-        return context
+        contexts: list[torch.Tensor] = self._call("read the prompt", heartbeat, "encode_prompts", tuple(prompts))
+        return contexts
 
     def encode_audio(
         self, audio: np.ndarray | Rows, frames: int, tail: Tail, callback: Callback = ignore

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -263,6 +265,8 @@ WINDOW_FEATURES = 30 * FEATURE_RATE
 CONTEXT_FEATURES = 5 * FEATURE_RATE
 """Of a window of longer audio: the samples whose features are kept, and the context on each side."""
 
+_KEPT_WINDOWS = 2
+"""Of long audio: a block may lie on the border of two."""
 _CHUNK_FRAMES = 4 * BLOCK_FRAMES
 
 Tail = Literal["silence", "zeros"]
@@ -364,6 +368,88 @@ def encode_audio(
     features = _assemble(AudioFeatures(encoder.layers, encoder.channels, memory_bytes), parts, frames)
     callback(share_event(ENCODING_AUDIO, 1.0))
     return features
+
+
+class WindowedAudioFeatures:
+    """Features of long audio, encoded window by window when a block of them is asked for (see `BlockFeatures`).
+
+    The same numbers as those of `encode_audio`, in memory that does not grow with the audio: the latest two windows.
+    The audio encoder is there from the beginning, and leaves when the last block is handed out; where a block is asked
+    for after that, it comes again.
+
+    Args:
+        open_encoder: loads the audio encoder.
+        wave16k, frames, tail: as of `encode_audio`.
+
+    Raises:
+        AudioError: as `encode_audio`.
+    """
+
+    def __init__(
+        self,
+        open_encoder: Callable[[], AudioEncoder],
+        wave16k: np.ndarray | Rows,
+        frames: int,
+        tail: Tail = "silence",
+    ):
+        self.frames, self._work = frames, _encode_job(wave16k, frames, tail)
+        self._open_encoder, self._lock = open_encoder, threading.Lock()
+        self._encoder: AudioEncoder | None = open_encoder()
+        self.layers, self.channels = self._encoder.layers, self._encoder.channels
+        self._windows: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 12 frames."""
+        return self.frames // BLOCK_FRAMES
+
+    def block(self, b: int) -> torch.Tensor:
+        """Block b as float32 [layers, channels, 12] on the CPU.
+
+        Raises:
+            IndexError: no such block.
+        """
+        if not 0 <= b < self.blocks:
+            raise IndexError(f"block {b} of {self.blocks}")
+        work, rows = self._work, np.zeros((BLOCK_FRAMES, self.layers, self.channels), np.float32)
+        first = b * BLOCK_FRAMES
+        audible = work.indices[first : min(first + BLOCK_FRAMES, work.audible)]
+        left, weight = interpolation(work.features, work.steps, audible)
+        right = np.minimum(left + 1, work.features - 1)
+        with self._lock:
+            w = weight[:, None, None]
+            rows[: len(audible)] = (1 - w) * self._rows(left) + w * self._rows(right)
+            if b == self.blocks - 1:
+                self._forget()
+        return rearrange(torch.from_numpy(rows), "frames layers c -> layers c frames").contiguous()
+
+    def close(self) -> None:
+        """Let the audio encoder and the windows go."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._encoder = None
+        self._windows.clear()
+
+    def _rows(self, features: np.ndarray) -> np.ndarray:
+        """[n, layers, channels] of features, by their numbers."""
+        rows = np.empty((len(features), self.layers, self.channels), np.float32)
+        for number, feature in enumerate(features):
+            window, row = divmod(int(feature), WINDOW_FEATURES)
+            rows[number] = self._window(window)[row]
+        return rows
+
+    def _window(self, number: int) -> np.ndarray:
+        if number not in self._windows:
+            if self._encoder is None:
+                self._encoder = self._open_encoder()
+            start = number * WINDOW_FEATURES
+            stop = min(start + WINDOW_FEATURES, self._work.features)
+            self._windows[number] = _window(self._encoder, self._work, start, stop, None)
+            while len(self._windows) > _KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        return self._windows[number]
 
 
 def gather_frame_features(

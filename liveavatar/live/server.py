@@ -71,6 +71,8 @@ class LiveServer:
     ):
         self.pipeline, self.image, self.request, self.token, self.origins = pipeline, image, request, token, origins
         self.idle_seconds = idle_seconds
+        self.latency_ms: float | None = None
+        """From a sample of sound to its picture: as foreseen, then as measured; None: neither is known."""
         self.turn = asyncio.Lock()
         """Held from the first moment of a talk to its last."""
         self.waiting = 0
@@ -255,6 +257,7 @@ class Connection:
                 "model": self.server.pipeline.components.name,
                 "voice": voices.available(),
                 "resumed": resumed,
+                "latency_ms": None if self.server.latency_ms is None else round(self.server.latency_ms),
             }
         )
         if talk is not None and resumed:
@@ -392,6 +395,7 @@ class Connection:
             if (talk := self._talk) is None:
                 continue
             stats = talk.session.stats
+            self.server.latency_ms = stats.lag_ms or self.server.latency_ms
             self._tell(
                 {
                     "type": "stats",

@@ -161,7 +161,7 @@ class LiveSession:
         self._encoders: Encoders = pipeline.encoders(self.plan)
         self._encoders.load_vae(callback)
         self._features = RollingFeatures(self._encoders.audio_encoder(self._on_event))
-        context = self._encoders.encode_prompt(prompt_to_encode(request.prompt), callback)
+        (context,) = self._encoders.encode_prompts([prompt_to_encode(request.prompt)], callback)
         first = self._portrait(image, callback)
         self._changes, self._pending = Changes(), _Pending()
         conditioning = Conditioning(first.reference, first.motion, context, self._features, self._changes)
@@ -202,7 +202,7 @@ class LiveSession:
         text = prompt_to_encode(prompt)
         if cut := prompt_notes(self.pipeline.components.tokenizer, text, self.pipeline.config.text_len):
             raise RequestError(f"The prompt cannot be used whole: {cut[0]}.", "Write a shorter one.")
-        self._pending.prompt = self._encoders.encode_prompt(text), text
+        self._pending.prompt = self._encoders.encode_prompts([text])[0], text
 
     def set_portrait(self, image: np.ndarray) -> None:
         """Let another portrait hold from the next block on; it is fitted to the size of the first.

@@ -3,11 +3,13 @@
 All arithmetic: nothing is loaded and no device is touched. The formulas count what the network's configuration says;
 `tests/planner` holds them against real modules and buffers.
 
-`make_plan` lays stages out as asked; `choose_plan` finds the plan that changes least and fits.
+`make_plan` lays stages out as asked; `choose_plan` finds the plan that changes least and fits, `choose_live_plan` the
+one that keeps the pace of speech.
 """
 
 from .choose import apply_plan_size, choose_plan, suggest_next
 from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware
+from .live import choose_live_plan, play_live
 from .memory import (
     DTYPE_BYTES,
     embed_parameters,
@@ -17,7 +19,7 @@ from .memory import (
     layer_parameters,
     workspace_bytes,
 )
-from .pace import COMPILE_SECONDS, Forecast, compiling_saves
+from .pace import BLOCK_SECONDS, COMPILE_SECONDS, Forecast, LiveForecast, compiling_saves
 from .plan import (
     LEAST_SNAPSHOT_BLOCKS,
     MAX_THREADS,
@@ -33,6 +35,7 @@ from .plan import (
 from .search import FIDELITY_LEVELS, FidelityLevel, PlanOptions, Preference, level_of, next_level_down
 
 __all__ = [
+    "BLOCK_SECONDS",
     "COMPILE_SECONDS",
     "CUDA_CONTEXT_BYTES",
     "DTYPE_BYTES",
@@ -47,11 +50,13 @@ __all__ = [
     "FidelityLevel",
     "Forecast",
     "Hardware",
+    "LiveForecast",
     "Plan",
     "PlanOptions",
     "Preference",
     "StagePlan",
     "apply_plan_size",
+    "choose_live_plan",
     "choose_plan",
     "compiling_saves",
     "embed_parameters",
@@ -62,6 +67,7 @@ __all__ = [
     "level_of",
     "make_plan",
     "next_level_down",
+    "play_live",
     "snapshot_due",
     "snapshot_interval",
     "stage_plan",

@@ -61,11 +61,7 @@ def choose_plan(
     Raises:
         PlanError: nothing fits; it names what is too large and the nearest that fits.
     """
-    check_dtype_and_threads(options.dtype, options.threads)
-    if options.vae_tiles:
-        check_tiles(resolved, options.vae_tiles)
-    if options.prefer not in ("quality", "speed"):
-        raise PlanError(f"The preference {options.prefer!r} is not known.", "Use quality or speed.")
+    check_options(resolved, options)
     for tried in [resolved, *(smaller_sizes(resolved) if options.allow_smaller else ())]:
         best = best_candidate(tried.shape, config, hardware, options)
         if best:
@@ -73,12 +69,26 @@ def choose_plan(
     raise infeasible(resolved, config, hardware, options, model, smaller_sizes(resolved))
 
 
+def check_options(resolved: ResolvedRequest, options: PlanOptions) -> None:
+    """Refuse what no plan can have.
+
+    Raises:
+        PlanError: with the nearest that works.
+    """
+    check_dtype_and_threads(options.dtype, options.threads)
+    if options.vae_tiles:
+        check_tiles(resolved, options.vae_tiles)
+    if options.prefer not in ("quality", "speed"):
+        raise PlanError(f"The preference {options.prefer!r} is not known.", "Use quality or speed.")
+
+
 def apply_plan_size(resolved: ResolvedRequest, plan: Plan) -> ResolvedRequest:
     """What will be made by a plan: the same, or smaller where the plan is for a smaller size."""
     asked = (resolved.width, resolved.height)
     if plan.size == asked:
         return resolved
-    note = f"{asked[0]}x{asked[1]} does not fit these cards; {plan.size[0]}x{plan.size[1]} does"
+    wanted = "keeps no pace of speech on" if resolved.is_open else "does not fit"
+    note = f"{asked[0]}x{asked[1]} {wanted} these cards; {plan.size[0]}x{plan.size[1]} does"
     return dataclasses.replace(resolved, width=plan.size[0], height=plan.size[1], notes=(*resolved.notes, note))
 
 
@@ -157,6 +167,7 @@ def candidate_plan(
             column[group].device.name,
             shard.storage,
             resolved.clip_blocks,
+            resolved.shape.changes_prompt,
         )
         for group, steps in enumerate(topology.steps)
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
@@ -251,7 +262,7 @@ def _offers(
         size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
         if wanted.clip_blocks != CLIP_BLOCKS:
             size += f" --clip-frames {wanted.clip_blocks * BLOCK_FRAMES}"
-        return f"{size}{_options(hardware, devices)} ({FIDELITY_LEVELS[found[0]].name})"
+        return f"{size}{card_options(hardware, devices)} ({FIDELITY_LEVELS[found[0]].name})"
 
     def first(tried: Iterable[tuple[ResolvedRequest, Hardware]]) -> Iterator[str]:
         yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
@@ -262,8 +273,8 @@ def _offers(
     higher_caps = (hardware.with_cap(size * _GB) for size in sizes if cap and cap < size * _GB < largest)
     uncapped = [hardware.with_cap(None)] if cap else []
     count = len(hardware.devices)
-    more_cards = (_cards(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_DEVICES) + 1))
-    larger = (_cards(hardware, count, size * GIB) for size in sizes if size * GIB > largest)
+    more_cards = (cards_like(hardware, n, largest) for n in range(count + 1, min(2 * count + 7, MAX_DEVICES) + 1))
+    larger = (cards_like(hardware, count, size * GIB) for size in sizes if size * GIB > largest)
     if resolved.clip_blocks > CLIP_BLOCKS:
         yield from first([(dataclasses.replace(resolved, clip_blocks=CLIP_BLOCKS), hardware)])
     yield from first((wanted, hardware) for wanted in smaller)
@@ -274,7 +285,7 @@ def _offers(
     yield from first((resolved, devices) for devices in larger)
 
 
-def _options(asked: Hardware, devices: Hardware) -> str:
+def card_options(asked: Hardware, devices: Hardware) -> str:
     """How devices are named that stand beside those that were asked for; devices that are here need no name."""
     named = "" if devices.source == "measured" else f" --gpus {devices}"
     host = f" --host-ram {-(-devices.host // GIB)}" if devices.host != _usual_host(asked, devices) else ""
@@ -286,7 +297,7 @@ def _usual_host(asked: Hardware, devices: Hardware) -> int:
     return asked.host if devices.source == "measured" else Hardware.parse(str(devices)).host
 
 
-def _cards(hardware: Hardware, count: int, total: int) -> Hardware:
+def cards_like(hardware: Hardware, count: int, total: int) -> Hardware:
     """So many equal devices, capped alike, with no less host memory than there is or would be assumed."""
     asked = Hardware.parse(f"{count}x{total / GIB:.4g}").with_cap(hardware.cap)
     return dataclasses.replace(asked, host=max(asked.host, hardware.host))
@@ -324,6 +335,7 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
             device.name,
             dataclasses.replace(FIDELITY_LEVELS[-1].storage, offload_layers=len(layers)),
             resolved.clip_blocks,
+            resolved.shape.changes_prompt,
         )
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]

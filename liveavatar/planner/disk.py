@@ -23,7 +23,7 @@ class TemporaryBytes:
 
     Attributes:
         latents: of all blocks, until the video is let go.
-        features: of the audio, for all frames; 0 where they stay in memory.
+        features: of the audio, for all frames; 0 where they stay in memory, or the audio is long.
         audio: the 16 kHz samples that are encoded; 0 where they stay in memory. The samples of the file lie there
             already when this is known.
     """
@@ -39,7 +39,7 @@ class TemporaryBytes:
         frames = resolved.blocks * BLOCK_FRAMES
         return cls(
             latents=_FLOAT * _LATENT_CHANNELS * BLOCK_LATENTS * height * width * resolved.blocks,
-            features=_spooled(_FLOAT * config.audio_layers * config.audio_dim * frames),
+            features=0 if resolved.long_audio else _spooled(_FLOAT * config.audio_layers * config.audio_dim * frames),
             audio=_spooled(_FLOAT * round(resolved.seconds * AUDIO_SAMPLE_RATE)),
         )
 

@@ -7,6 +7,7 @@ import itertools
 import math
 
 from ..config import (
+    AUDIO_SAMPLE_RATE,
     BLOCK_FRAMES,
     BLOCK_LATENTS,
     MINI,
@@ -25,6 +26,8 @@ SINK_FRAMES = 2.5
 """Latent frames' worth of tokens in the sink: the reference, and the packed motion."""
 SINK_VERSIONS = 2
 """Versions of the sink that overlap while it is refreshed."""
+PROMPT_VERSIONS = 2
+"""Versions of the prompt that overlap where it changes."""
 _FLOAT32_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
 _FLOAT32_KEYS = 3
@@ -43,9 +46,10 @@ class LayerSizes:
         size: bytes per number of the working dtype.
         storage: how things are kept.
         window_blocks: blocks a KV cache holds: those of a clip.
+        changes_prompt: whether another prompt is read while blocks are made.
 
     Attributes:
-        sink, text: of one layer: both versions of the sink, and the prompt.
+        sink, text: of one layer: both versions of the sink, and the prompt; both versions of it where it changes.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class LayerSizes:
         size: int,
         storage: StorageConfig,
         window_blocks: int = WINDOW_BLOCKS,
+        changes_prompt: bool = False,
     ):
         def kv_bytes(form: KVDtype, tokens: int) -> int:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
@@ -72,7 +77,8 @@ class LayerSizes:
         """Of the layers before each: injectors, and the ends of the network, which are never offloaded."""
         self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
-        self.text = kv_bytes("plain", config.text_len)
+        self._changes_prompt = changes_prompt
+        self.text = (PROMPT_VERSIONS if changes_prompt else 1) * kv_bytes("plain", config.text_len)
         self._modulation = 6 * config.dim * 4
         self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
         self._text_kv_workspace = _text_kv_workspace_bytes(config, size, s)
@@ -104,9 +110,11 @@ class LayerSizes:
         """What work needs besides, at most.
 
         The prompt is read before the KV caches and the sink are there: it counts as far as it does not fit in their
-        place.
+        place. One that takes its place is read between two tasks.
         """
         text_kv = self._text_kv_workspace + text_kv_resident_bytes(self._storage, self._prompt, layers)
+        if self._changes_prompt:
+            return max(self._task, text_kv)
         return max(self._task, text_kv - self.kv_cache_resident_bytes(layers, steps).device - layers * self.sink)
 
     def transfer_bytes(self, layers: int, storage: StorageConfig) -> int:
@@ -326,6 +334,10 @@ def embedder_parameters(config: ModelConfig) -> int:
     return text + time + audio
 
 
+AUDIO_WORK = 206
+"""Numbers that the published audio encoder takes per sample of a window, counted; smaller ones take fewer."""
+LIVE_WINDOW_SECONDS, LONG_WINDOW_SECONDS = 6.5, 40.0
+"""Of audio that is encoded at once, at most: see `live.features` and `encoders.audio`."""
 _DECODE_WORK = 0.8
 """Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
@@ -405,6 +417,16 @@ class AuxModels:
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""
         return max(self.text, self.audio) * size
+
+    def audio_encoder_bytes(self, size: int, live: bool) -> int:
+        """The audio encoder with a window of audio, where it works while blocks are made.
+
+        Args:
+            size: bytes per number.
+            live: whether the window is that of one block; else the one of long audio.
+        """
+        seconds = LIVE_WINDOW_SECONDS if live else LONG_WINDOW_SECONDS
+        return (self.audio + int(AUDIO_WORK * AUDIO_SAMPLE_RATE * seconds)) * size
 
 
 _TINY_LEVELS = ((1, 1, 1), (4, 1, 2), (16, 2, 2))

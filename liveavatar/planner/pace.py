@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, FPS, WINDOW_BLOCKS, ModelConfig
 from ..storage import StorageConfig
 from .hardware import DeviceSpeed
 from .memory import SINK_FRAMES
@@ -23,6 +23,8 @@ _LAUNCH_SECONDS = 5e-6
 """Of the host for one operation, assumed; the device computes meanwhile what was launched before."""
 COMPILE_SECONDS = 90.0
 """To compile the layers for one size, assumed: it was a minute or more where it was seen."""
+_LIVE_FEATURES, _LISTEN_LAUNCHES = 282, 450
+"""Features of a live block's window of 5.64 s; operations of the audio encoder, some 17 in each of 24 layers."""
 _VAE_SHARE = 0.43
 """Of the speed of matrices that the VAE's convolutions reach, assumed."""
 
@@ -221,6 +223,48 @@ class Forecast:
     def seconds(self, blocks: int) -> float:
         """Of the work on so many blocks."""
         return self.first_frames_seconds + (blocks - 1) * self.seconds_per_block
+
+
+BLOCK_SECONDS = BLOCK_FRAMES / FPS
+"""Of speech in one block: who makes a block in less keeps pace."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveForecast:
+    """How a live talk will probably go.
+
+    Attributes:
+        seconds_per_block: that making a block takes in the full pipeline.
+        pipeline_seconds: from a block's sound to its images, where the pace of speech is kept; else of the first block.
+        source: as of `Forecast`; "given" where the speeds were.
+        nearest: options with which the pace is kept, where it is not.
+    """
+
+    seconds_per_block: float
+    pipeline_seconds: float
+    source: str
+    nearest: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether 25 frames per second are made."""
+        return self.seconds_per_block <= BLOCK_SECONDS
+
+    @property
+    def fps(self) -> float:
+        """Frames per second that could be made."""
+        return BLOCK_FRAMES / self.seconds_per_block
+
+    def latency(self, lookahead: float) -> float:
+        """Seconds from a sample of sound to its image, at most; its block is known when its last sample and the
+        look-ahead are there. Encoding and sending the video come on top."""
+        return BLOCK_SECONDS + lookahead + self.pipeline_seconds
+
+
+def listen_seconds(parameters: int, speed: DeviceSpeed) -> float:
+    """Of encoding the audio of a live block with what it knows of before; estimated from the encoder's parameters."""
+    computing = 2 * parameters * _LIVE_FEATURES / 1e12 / speed.plain
+    return computing + 2 * parameters / 1e9 / speed.memory + _LISTEN_LAUNCHES * _LAUNCH_SECONDS
 
 
 def compiling_saves(eager: Forecast, compiled: Forecast, blocks: int) -> float:

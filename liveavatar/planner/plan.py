@@ -14,7 +14,7 @@ from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
-from .pace import Forecast
+from .pace import Forecast, LiveForecast
 
 MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""
@@ -140,8 +140,10 @@ class Plan:
         tiny_decoder: whether a tiny decoder works in place of the VAE's own, which only encodes.
         vae_host: decode caches of tiles, pinned on the host of its device.
         encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
+        audio_encoder: bytes of the audio encoder beside the VAE, where it works while blocks are made; else 0.
         usable: bytes that may be used per device, where that was looked at.
         forecast: how fast it will probably be, where that was looked at.
+        live: how a live talk will probably go, where it is one and that was looked at.
         notes: what else is worth knowing, one sentence each.
         snapshot_blocks: worker processes save what they hold every so many blocks, so that the video can go on from
             there when one of them is lost; 0: never.
@@ -174,6 +176,8 @@ class Plan:
     clip_blocks: int = CLIP_BLOCKS
     tiny_decoder: bool = False
     attention: str = "auto"
+    audio_encoder: int = 0
+    live: LiveForecast | None = None
 
     @property
     def _owners(self) -> list[StagePlan]:
@@ -216,6 +220,7 @@ class Plan:
                 "workspace": sum(work) if self.processes else max(work, default=0) + waiting,
                 "conditions": self.embedders if device == first else 0,
                 "VAE": self.vae if device == self.vae_device else 0,
+                "audio encoder": self.audio_encoder if device == self.vae_device else 0,
                 "contexts": (sharers - 1) * CUDA_CONTEXT_BYTES,
             }
         return terms
@@ -303,6 +308,7 @@ def make_plan(
             devices[i % len(devices)],
             storage,
             resolved.clip_blocks,
+            resolved.shape.changes_prompt,
         )
         for i, (steps, layers) in enumerate(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
@@ -326,7 +332,7 @@ def assemble(
     tiny: TinyConfig | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
-    beside, size = aux_models(config, tiny), DTYPE_BYTES[dtype]
+    beside, size, video = aux_models(config, tiny), DTYPE_BYTES[dtype], resolved.shape
     vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,
@@ -342,6 +348,7 @@ def assemble(
         tiny_decoder=tiny is not None,
         vae_host=vae.host,
         encoders=beside.encoder_bytes(size),
+        audio_encoder=beside.audio_encoder_bytes(size, video.live) if video.keeps_audio_encoder else 0,
         snapshot_blocks=snapshot_interval(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
@@ -358,6 +365,7 @@ def stage_plan(
     device: str,
     storage: StorageConfig = PLAIN,
     window_blocks: int = WINDOW_BLOCKS,
+    changes_prompt: bool = False,
 ) -> StagePlan:
     """Bytes of one stage.
 
@@ -369,8 +377,10 @@ def stage_plan(
         device: where it runs.
         storage: how it keeps what it holds.
         window_blocks: blocks a KV cache holds: those of a clip.
+        changes_prompt: whether another prompt is read while blocks are made.
     """
-    sizes, count = LayerSizes(config, frame_tokens, size, storage, window_blocks), len(layers)
+    sizes = LayerSizes(config, frame_tokens, size, storage, window_blocks, changes_prompt)
+    count = len(layers)
     weights, kv_caches = sizes.weights_resident_bytes(layers, storage), sizes.kv_cache_resident_bytes(count, len(steps))
     away = storage.kv_offload
     return StagePlan(

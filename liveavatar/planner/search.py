@@ -225,6 +225,7 @@ class CostTable:
         level: how things are kept.
         window_blocks: blocks a KV cache holds.
         compiled: whether the layers are.
+        changes_prompt: whether another prompt is read while blocks are made.
     """
 
     def __init__(
@@ -235,8 +236,10 @@ class CostTable:
         level: FidelityLevel,
         window_blocks: int = WINDOW_BLOCKS,
         compiled: bool = False,
+        changes_prompt: bool = False,
     ):
-        self._level, self._sizes = level, LayerSizes(config, frame_tokens, size, level.storage, window_blocks)
+        self._level = level
+        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, changes_prompt)
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         traffic = layer_traffic(level.storage, compiled)
@@ -395,7 +398,8 @@ class PlanSearch:
         held = self.aux_models.vae_bytes(
             video.latent_size, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
         )
-        self.vae, self.vae_host = held.device, held.host
+        listening = self.aux_models.audio_encoder_bytes(self.size, video.live) if video.keeps_audio_encoder else 0
+        self.vae, self.vae_host = held.device + listening, held.host
         self.embedders = embedder_parameters(config) * self.size
         self.encoders = self.aux_models.encoder_bytes(self.size)
         self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
@@ -403,10 +407,11 @@ class PlanSearch:
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
 
-    def candidates(self, level: int) -> Iterator[Candidate]:
-        """One of every topology that fits on a level: the first split that does."""
+    def candidates(self, level: int, bound: float | None = None) -> Iterator[Candidate]:
+        """One of every topology that fits on a level: the first split that does, or the fastest within `bound` seconds
+        per block."""
         for topology, columns in self._arrangements:
-            if found := self._candidate(topology, columns, level, None):
+            if found := self._candidate(topology, columns, level, bound):
                 yield found
 
     def fits(self, level: int) -> bool:
@@ -528,9 +533,9 @@ class PlanSearch:
 
     def _cost_table(self, level: FidelityLevel) -> CostTable:
         if level not in self._cost_tables:
-            v = self.video
+            v, compiled = self.video, self.options.compiled
             self._cost_tables[level] = CostTable(
-                self.config, v.frame_tokens, self.size, level, v.clip_blocks, self.options.compiled
+                self.config, v.frame_tokens, self.size, level, v.clip_blocks, compiled, v.changes_prompt
             )
         return self._cost_tables[level]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -52,7 +53,9 @@ def served(*options: str) -> tuple[str, str, int]:
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
         assert process.stdout is not None
         try:
-            address = process.stdout.readline().split()[1]
+            told = list(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
+            assert any(line.startswith("delay ") for line in told), "before anything is loaded"
+            address = next(line.split()[1] for line in told if line.startswith("page "))
             with contextlib.closing(urllib.request.urlopen(address, timeout=30)) as page:
                 text = page.read().decode()
             process.send_signal(signal.SIGINT)

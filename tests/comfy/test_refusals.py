@@ -47,6 +47,16 @@ def test_the_one_node_says_the_same(client: Client, given: dict[str, Any], words
     assert all(word in said for word in words), said
 
 
+@pytest.mark.parametrize(("graph", "name"), [(graphs.modular, "text"), (graphs.one_node, "avatar")])
+@pytest.mark.parametrize(
+    ("timeline", "words"), [("5: a\nlater", "Line 2 of the timeline"), ("5: image: /etc/passwd", "command line")]
+)
+def test_a_timeline_is_refused_by_its_line(client: Client, graph: Any, name: str, timeline: str, words: str) -> None:
+    node, said = complaint(client, graphs.changed(graph(), name, timeline=timeline))
+    assert node == name
+    assert words in said, said
+
+
 def test_conditioning_of_another_width_is_refused_by_the_sampler(client: Client) -> None:
     graph = graphs.modular()
     graph["other"] = graphs.node("OddConditioning", width=77)

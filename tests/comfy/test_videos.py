@@ -35,6 +35,17 @@ def test_one_node_makes_what_the_parts_make(client: Client) -> None:
     assert None not in hashes
 
 
+def test_a_timeline_changes_both_graphs_alike_and_a_new_one_runs_again(client: Client) -> None:
+    timeline = "0.5: A person laughs.\n1: A sad person: alone"
+    modular = graphs.changed(graphs.modular(), "text", timeline=timeline)
+    one_node = graphs.changed(graphs.one_node(), "avatar", timeline=timeline)
+    told = [receipt_of(succeeded(client.run(graph))) for graph in (modular, one_node, graphs.modular())]
+    changes = [receipt["effective"]["prompt_changes"] for receipt in told]
+    assert changes == [[[1, "A person laughs."], [2, "A sad person: alone"]]] * 2 + [[]]
+    hashes = [receipt["frames_sha256"] for receipt in told]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_the_node_shows_its_video_without_save_video(client: Client) -> None:
     graph = graphs.changed(graphs.modular(), "decode", filename_prefix="shown/alone")
     del graph["save"]

@@ -119,7 +119,7 @@ def coding(backend: Any) -> dict[str, Any]:
     components = open_components("untrained")
     there = backend.codec(components, ExecConfig("studio2/cpu", "float32", 1))
     here = LocalEncoders(components, ExecConfig("cpu", "float32", 1))
-    read, expected = (codec.encode_prompt("a calm man") for codec in (there, here))
+    read, expected = (codec.encode_prompts(["a calm man"])[0] for codec in (there, here))
     return {"equal": equal(read, expected), "nodes": nodes((backend.codec_pid,))}
 
 

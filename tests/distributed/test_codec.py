@@ -43,7 +43,9 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def test_words_sound_and_picture_become_the_same_numbers(here: LocalEncoders, there: Encoders) -> None:
-    assert torch.equal(there.encode_prompt("a calm man, green wall"), here.encode_prompt("a calm man, green wall"))
+    prompts = ["a calm man, green wall", "a sad man"]
+    for read, expected in zip(there.encode_prompts(prompts), here.encode_prompts(prompts), strict=True):
+        assert torch.equal(read, expected)
     wave = np.random.default_rng(0).standard_normal(16_000 * 7).astype(np.float32)
     events: list[Event] = []
     mine, theirs = (c.encode_audio(wave, 168, "silence", events.append) for c in (here, there))
@@ -163,4 +165,4 @@ def test_a_worker_that_hangs_is_named(backend: RayBackend, there: Encoders) -> N
             decode(noise(16, 3, 8, 8))
     finally:
         backend.deadline = generous
-    assert there.encode_prompt("again").shape[1] == COMPONENTS.config.text_dim
+    assert there.encode_prompts(["again"])[0].shape[1] == COMPONENTS.config.text_dim

@@ -53,7 +53,7 @@ def test_another_process_lists_shows_and_stops_workers(backend: RayBackend) -> N
     log = asked_elsewhere("--log", pids[1])
     assert "layers 2-3 are loaded on cpu" in log and str(pids[0]) not in log
 
-    backend.codec(video.components, ExecConfig("cpu", "float32", 1)).encode_prompt("a calm man")
+    backend.codec(video.components, ExecConfig("cpu", "float32", 1)).encode_prompts(["a calm man"])
     listed: list[str] = []
     stopped: list[str] = []
 

@@ -1,6 +1,9 @@
 """Every block of the video hears its part of the sound, however short or long the sound is, in bounded memory."""
 
+import gc
 import threading
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,13 @@ from golden.encoders import wav2vec2
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from liveavatar.encoders import audio
-from liveavatar.encoders.audio import AudioFeatures, WaveformStats, encode_audio, hidden_states
+from liveavatar.encoders.audio import (
+    AudioFeatures,
+    WaveformStats,
+    WindowedAudioFeatures,
+    encode_audio,
+    hidden_states,
+)
 from liveavatar.errors import AudioError, Cancelled, ModelError
 from liveavatar.events import Event
 from liveavatar.media.audio import mono_16k
@@ -175,6 +184,71 @@ def test_memory_does_not_grow_with_the_sound() -> None:
     assert len(seen) == 21 and features.on_disk
     assert max(seen[4:]) - seen[3] < 12_000, "kB"
     features.close()
+
+
+class CountingEncoder:
+    """An audio encoder that counts its windows."""
+
+    def __init__(self, model: Wav2Vec2Model):
+        self._encoder = audio.as_audio_encoder(model)
+        self.layers, self.channels, self.windows = self._encoder.layers, self._encoder.channels, 0
+
+    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
+        self.windows += 1
+        return self._encoder.states(samples)
+
+
+@pytest.mark.parametrize("tail", ["silence", "zeros"])
+def test_long_audio_is_encoded_when_its_blocks_are_asked_for_with_the_same_numbers(
+    model: Wav2Vec2Model, tail: audio.Tail
+) -> None:
+    wave, frames = babble(95.3), 200 * 12
+    whole = encode_audio(model, wave, frames, tail=tail)
+    encoders: list[CountingEncoder] = []
+
+    def open_encoder() -> CountingEncoder:
+        encoders.append(CountingEncoder(model))
+        return encoders[-1]
+
+    windowed = WindowedAudioFeatures(open_encoder, wave, frames, tail)
+    assert (windowed.layers, windowed.channels, windowed.blocks) == (whole.layers, whole.channels, whole.blocks)
+    assert encoders[0].windows == 0
+    assert torch.equal(windowed.block(0), whole.block(0)) and encoders[0].windows == 1
+    for b in range(200):
+        assert torch.equal(windowed.block(b), whole.block(b)), b
+    assert (encoders[0].windows, len(encoders)) == (4, 1), "each window once"
+    for b in (199, 3, 124, 125):
+        assert torch.equal(windowed.block(b), whole.block(b)), b
+    windowed.close()
+    assert torch.equal(windowed.block(62), whole.block(62)), "it comes again where it is needed again"
+    with pytest.raises(IndexError):
+        windowed.block(200)
+
+
+def test_features_of_long_audio_take_memory_that_does_not_grow(model: Wav2Vec2Model) -> None:
+    taken = []
+    for minutes in (3, 9):
+        wave = np.tile(babble(60), minutes)
+        tracemalloc.start()
+        windowed = WindowedAudioFeatures(lambda: audio.as_audio_encoder(model), wave, minutes * 125 * 12)
+        for b in range(windowed.blocks):
+            windowed.block(b)
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    per_frame = 2 * 8 * 1500  # where features lie among frames
+    assert taken[1] - taken[0] < 1.5 * per_frame * 6 < 6 * 1500 * 4 * 16 * 4, taken
+
+
+def test_the_audio_encoder_leaves_with_the_last_block() -> None:
+    model = tiny()
+    gone = weakref.ref(model)
+    windowed = WindowedAudioFeatures(lambda kept=[model]: audio.as_audio_encoder(kept.pop()), babble(70), 146 * 12)
+    del model
+    windowed.block(0)
+    assert gone() is not None
+    windowed.block(145)
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_long_encoding_reports_and_can_be_cancelled(model: Wav2Vec2Model) -> None:

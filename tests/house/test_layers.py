@@ -26,6 +26,7 @@ LAYERS = (
         "request",
         "task_graph",
         "timeline",
+        "timed_changes",
         "charts",
         "spool",
         "files",
@@ -58,7 +59,7 @@ LAYERS = (
         "mini/evaluate",
     },
     {"continuation"},
-    {"pipeline"},
+    {"pipeline", "video_job"},
     {"live"},
     {
         "cli",

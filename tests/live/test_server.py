@@ -102,6 +102,18 @@ async def greeted(http: Any, url: str, **hello: Any) -> Client:
     return client
 
 
+def test_the_latency_that_is_known_is_told(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        first = await greeted(http, url)
+        assert first.told[-1]["latency_ms"] is None, "nothing is known before a talk"
+        await first.send({"type": "start"})
+        while not (await first.until("stats"))["lag_ms"]:
+            pass
+        assert (await greeted(http, url)).told[-1]["latency_ms"] >= 640, "a block of sound and the look-ahead"
+
+    play(scenario)
+
+
 def test_what_is_said_comes_back_as_video(play: Callable[..., None]) -> None:
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
         client = await greeted(http, url)

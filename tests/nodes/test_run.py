@@ -398,3 +398,36 @@ def test_plans_for_cards_that_are_not_here(nodes, model):
 def test_cards_that_are_not_understood_are_a_report(nodes, model, cards):
     out = fake_comfy.run(nodes["LiveAvatarPlan"], model=model, cards=cards, **BIG)
     assert "cannot be made" in out.args[0] and out.ui["liveavatar_plan"][0]["refused"]
+
+
+TIMELINE = "0.5: A man laughs.\n# a comment\n0:00.96: A sad man: alone"
+
+
+def test_a_timeline_makes_the_same_video_in_both_graphs_and_is_told(nodes, model, image, audio):
+    (positive,) = run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.", timeline=TIMELINE)
+    modular = decode(nodes, sample(nodes, model, image, audio, positive))
+    given = {"model": model, "image": image, "audio": audio, "prompt": "A person talks.", **SIZE, "seconds": 0.0}
+    single = fake_comfy.run(nodes["LiveAvatarGenerate"], **given, filename_prefix="clip", timeline=TIMELINE)
+    plain = fake_comfy.run(nodes["LiveAvatarGenerate"], **given, filename_prefix="clip")
+    told = [json.loads(out.args[1]) for out in (modular, single, plain)]
+    hashes = [receipt["frames_sha256"] for receipt in told]
+    assert hashes[0] == hashes[1] != hashes[2]
+    for receipt in told[:2]:
+        assert receipt["effective"]["prompt"] == "A person talks."
+        assert receipt["effective"]["prompt_changes"] == [[1, "A man laughs."], [2, "A sad man: alone"]]
+
+
+def test_a_timeline_is_refused_where_only_its_first_prompt_was_changed(nodes, model, image, audio):
+    (positive,) = run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.", timeline=TIMELINE)
+    (embedding, beside), *_ = positive
+    with pytest.raises(Exception, match="prompts of its timeline were not"):
+        sample(nodes, model, image, audio, [[embedding * 0.5, beside]])
+
+
+@pytest.mark.parametrize("name", ["LiveAvatarGenerate", "LiveAvatarTextEncode"])
+def test_a_timeline_that_cannot_be_read_is_refused_before_anything_runs(nodes, name):
+    validate = nodes[name].validate_inputs
+    assert validate(timeline=TIMELINE) is True
+    assert validate() is True
+    assert "Line 2 of the timeline" in validate(timeline="0: calm\nlaughing")
+    assert "only a timeline of the command line" in validate(timeline="1: image: /etc/passwd")

@@ -1,7 +1,7 @@
 """Prompts, audio and images that were encoded before are not encoded again, and nothing is kept for ever."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ class CountingEncoders:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
 
-    def encode_prompt(self, prompt: str, callback: Callable[[Any], None]) -> torch.Tensor:
-        self.calls["prompt"] += 1
-        return torch.full((1, 4), float(len(prompt)))
+    def encode_prompts(self, prompts: Sequence[str], callback: Callable[[Any], None]) -> list[torch.Tensor]:
+        self.calls["prompt"] += len(prompts)
+        self.calls["text encoder"] += 1
+        return [torch.full((1, 4), float(len(prompt))) for prompt in prompts]
 
     def encode_audio(self, audio: Any, frames: int, tail: str, callback: Callable[[Any], None]) -> AudioFeatures:
         self.calls["audio"] += 1
@@ -60,41 +61,41 @@ def image(value: float) -> torch.Tensor:
 def test_equal_content_is_encoded_once_and_its_phase_is_complete(asked: CountingEncoders, encoders: Any) -> None:
     events: list[Any] = []
     for _ in range(3):
-        assert torch.equal(encoders.encode_prompt("hello", events.append), torch.full((1, 4), 5.0))
+        assert torch.equal(encoders.encode_prompts(["hello"], events.append)[0], torch.full((1, 4), 5.0))
         features = encoders.encode_audio(np.full(4, 0.5, np.float32), 12, "silence", events.append)
         assert features.block(0).unique().tolist() == [0.5]
         features.close()
         encoders.encode_image(image(0.25).clone(), events.append)
-    assert asked.calls == {"prompt": 1, "audio": 1, "image": 1}
+    assert asked.calls == {"prompt": 1, "text encoder": 1, "audio": 1, "image": 1}
     assert len(events) == 9 and {event.share for event in events} == {1.0}
 
 
 def test_whatever_differs_is_encoded(asked: CountingEncoders, encoders: Any) -> None:
     other = CachedEncoders(asked, ExecConfig("cpu", "bfloat16", 1), encoders.cache)  # type: ignore[arg-type]
     for who in (encoders, other):
-        who.encode_prompt("a")
-        who.encode_prompt("b")
+        who.encode_prompts(["a"])
+        who.encode_prompts(["b"])
         for frames, tail, value in ((12, "silence", 1), (24, "silence", 1), (12, "zeros", 1), (12, "silence", 2)):
             who.encode_audio(np.full(4, value, np.float32), frames, tail)
         who.encode_image(image(1))
         who.encode_image(image(2))
-    assert asked.calls == {"prompt": 4, "audio": 8, "image": 4}
+    assert asked.calls == {"prompt": 4, "text encoder": 4, "audio": 8, "image": 4}
 
 
 def test_only_the_latest_are_kept(asked: CountingEncoders, encoders: Any) -> None:
-    for number in range(20):
-        encoders.encode_prompt(str(number) * number)
+    for number in range(PROMPTS + 4):
+        encoders.encode_prompts([str(number) * number])
         encoders.encode_audio(np.full(4, number, np.float32), 12, "silence")
         encoders.encode_image(image(number))
     before = dict(asked.calls)
-    for number in range(20 - PROMPTS, 20):
-        encoders.encode_prompt(str(number) * number)
-    for number in range(20 - AUDIOS, 20):
+    for number in range(4, PROMPTS + 4):
+        encoders.encode_prompts([str(number) * number])
+    for number in range(PROMPTS + 4 - AUDIOS, PROMPTS + 4):
         encoders.encode_audio(np.full(4, number, np.float32), 12, "silence")
-    for number in range(20 - IMAGES, 20):
+    for number in range(PROMPTS + 4 - IMAGES, PROMPTS + 4):
         encoders.encode_image(image(number))
     assert asked.calls == before
-    encoders.encode_prompt("")
+    encoders.encode_prompts([""])
     encoders.encode_audio(np.zeros(4, np.float32), 12, "silence")
     encoders.encode_image(image(0))
     assert asked.calls == {name: count + 1 for name, count in before.items()}

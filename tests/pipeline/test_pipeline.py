@@ -33,13 +33,14 @@ from liveavatar.errors import (
 )
 from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
-from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
+from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob
 from liveavatar.placement import Placement
 from liveavatar.request import Request
 from liveavatar.session import VideoTask
 from liveavatar.streams import to_rgb24
 from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
+from liveavatar.video_job import receipt_text
 
 REQUEST = Request(size="64x64", steps=2, seed=9)
 SECONDS = 1.3
@@ -380,7 +381,7 @@ def test_public_names_are_found_late():
 def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatarPipeline, tmp_path: Path) -> None:
     voice, face = sound(0.3), picture()
     for wrong in (None, 3, b"x", ["x"], object(), 10**5000):
-        with pytest.raises(ImageError, match="picture is given as"):
+        with pytest.raises(ImageError, match="picture is given as|No portrait was given"):
             pipeline(wrong, voice)
         with pytest.raises(AudioError, match="sound is given as"):
             pipeline(face, wrong)
