@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from .attention_choice import AttentionUse
 from .encoders.audio import BlockFeatures
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
@@ -92,6 +93,10 @@ class Engine(Protocol):
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
+        ...
+
+    def attention(self) -> tuple[AttentionUse, ...]:
+        """What self-attention was done with on each device in the latest run; none before one has begun."""
         ...
 
     def release(self) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.attention_choice import ATTENTION_BACKENDS
 from ..liveavatar.engine.backend import LocalBackend
 from ..liveavatar.errors import PlanError
 from ..liveavatar.placement import Placement
-from ..liveavatar.storage import ATTENTION_BACKENDS, StorageConfig
+from ..liveavatar.storage import StorageConfig
 from .host import named_devices
 from .schema import CATEGORY, BackendSocket, advanced, supported
 from .words import refused_in_widgets

@@ -7,10 +7,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ..attention_choice import ATTENTION_BACKENDS
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
-from ..storage import ATTENTION_BACKENDS, PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
 from .parser import number, whole_number
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from ..components import Components
 from ..config import SPATIAL_STRIDE
 from ..engine.compile import CompiledLayers
 from ..engine.local import ModelCache
-from ..model.attention import AttentionKernel
-from ..model.attention_backends import choose_attention
+from ..model.attention_backends import ChosenAttention, choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, TimestepEmbedding
 from ..offload.host_weights import HostWeightCache, remove_unused
@@ -32,7 +31,7 @@ from .registry import last_lines
 from .snapshots import complete_in, remove, stage_folder
 from .stage_run import StageRun
 from .topology import LinkSpec
-from .wire import Handshake, LoadSpec, ModelSpec, RunSpec, WorkerEvents, WorkerStats
+from .wire import Handshake, LoadSpec, ModelSpec, RunBegun, RunSpec, WorkerEvents, WorkerStats
 
 _NAME = "weights"
 _READ = ("transformer", "config", "lora")
@@ -159,7 +158,7 @@ class StageWorker(BaseWorker):
         spec = self._loaded_spec
         with torch.inference_mode(), cpu_threads(spec.threads):
             compiled, dtype = self._compiled(size, compiler, clip_blocks), getattr(torch, spec.dtype)
-            compiled.warm_up(self._net(), form, dtype, self._attention(attention))
+            compiled.warm_up(self._net(), form, dtype, self._attention(attention).kernel)
         _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
@@ -220,7 +219,7 @@ class StageWorker(BaseWorker):
         self.stop()
         remove(folder)
 
-    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> None:
+    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> RunBegun:
         """Start a run; it goes on by itself."""
         text, head, layers = conditioning
         incoming = [link for (_, to), link in self._links.items() if to == self._number]
@@ -228,6 +227,8 @@ class StageWorker(BaseWorker):
         _log.info("run %s: %s blocks of %sx%s", spec.run, spec.blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
         self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
+        attention = self._attention(spec.attention)
+        return RunBegun(attention.use(self._loaded_spec.device), attention.notice)
 
     def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
         """Allow a block of this run, with its embedded audio."""
@@ -266,15 +267,12 @@ class StageWorker(BaseWorker):
     def _ops(self, spec: RunSpec) -> LayerOps:
         height, width = (n * SPATIAL_STRIDE for n in spec.size)
         ops = self._compiled((width, height), spec.compiler, spec.clip_blocks).ops if spec.compiler else EAGER
-        return ops.attending(self._attention(spec.attention))
+        return ops.attending(self._attention(spec.attention).kernel)
 
-    def _attention(self, name: str) -> AttentionKernel:
-        """A kernel of self-attention that is right on this worker's device."""
+    def _attention(self, name: str) -> ChosenAttention:
+        """The kernel of self-attention, which is right on this worker's device."""
         spec, head_dim = self._loaded_spec, self._net().config.head_dim
-        chosen = choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
-        if chosen.notice:
-            _log.warning("%s", chosen.notice)
-        return chosen.kernel
+        return choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
 
     def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> CompiledLayers:
         spec = self._loaded_spec

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import compiler
+from ..attention_choice import AttentionUse
 from ..components import Components
 from ..events import (
     GENERATING,
@@ -227,6 +228,7 @@ class LocalEngine:
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self.models = models or ModelCache()
         self._timer = StageTimer(plan)
+        self._attention_uses: tuple[AttentionUse, ...] = ()
 
     @property
     def loaded(self) -> bool:
@@ -258,7 +260,9 @@ class LocalEngine:
         with watched_reads(on_read):
             for where in self._slices():
                 self._network(*where)
-        for notice in dict.fromkeys(self._attention(stage).notice for stage in self.plan.stages):
+        chosen = {stage.device: self._attention(stage) for stage in self.plan.stages}
+        self._attention_uses = tuple(kernel.use(device) for device, kernel in chosen.items())
+        for notice in dict.fromkeys(kernel.notice for kernel in chosen.values()):
             if notice:
                 callback(notice_event(notice))
         if self.plan.compiled and (uncompiled := self._uncompiled()):
@@ -299,6 +303,10 @@ class LocalEngine:
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
         return self._timer.seconds()
+
+    def attention(self) -> tuple[AttentionUse, ...]:
+        """What self-attention was done with on each device, once the weights were loaded."""
+        return self._attention_uses
 
     def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU. Notices are those of `load`.

@@ -7,7 +7,7 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 """
 
 from .choose import apply_plan_size, choose_plan, suggest_next
-from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware
+from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware, MeasuredSpeed
 from .memory import (
     DTYPE_BYTES,
     embed_parameters,
@@ -47,6 +47,7 @@ __all__ = [
     "FidelityLevel",
     "Forecast",
     "Hardware",
+    "MeasuredSpeed",
     "Plan",
     "PlanOptions",
     "Preference",

@@ -30,6 +30,7 @@ LAYERS = (
         "spool",
         "files",
         "storage",
+        "attention_choice",
         "interrupt",
         "device_names",
         "gpus",
