@@ -38,6 +38,7 @@ from .events import (
 )
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
+from .offload.pinned_memory import PinnedPool
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
@@ -145,6 +146,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
+        self._pinned = PinnedPool()
         self._decoder: LatentDecoder | None = None
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
@@ -205,7 +207,8 @@ class LocalEncoders:
             self._decoder = self._open_decoder()
         decodes_whole = tiny_config(self.components) is not None
         tiles = WHOLE if decodes_whole else tiles
-        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, callback, as_bytes=True)
+        threads = self.exec_config.threads
+        return vae_decoder(self._decoder, motion, threads, tiles, callback, self._pinned, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -221,6 +224,7 @@ class LocalEncoders:
     def release(self) -> None:
         """See `Encoders`."""
         self._vae = self._decoder = None
+        self._pinned.clear()
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -290,6 +294,7 @@ def vae_decoder(
     threads: int,
     tiles: Tiles = WHOLE,
     callback: Callback = ignore,
+    pinned: PinnedPool | None = None,
     *,
     as_bytes: bool = False,
 ) -> Decoder:
@@ -302,6 +307,7 @@ def vae_decoder(
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
         callback: called with the bare phase again and again while the VAE works; what it raises ends the work.
+        pinned: where that memory of the host is from; None: it is made for this decoder.
         as_bytes: whether frames leave the device as bytes, a quarter of what floats are.
     """
     decoder = latent_decoder(vae)
@@ -314,7 +320,8 @@ def vae_decoder(
             yield
 
     with at_work():
-        decode_tiles = open_decoder(decoder, motion[None], tiles, functools.partial(offload_slot, decoder.device))
+        slot = functools.partial(offload_slot, decoder.device, pinned)
+        decode_tiles = open_decoder(decoder, motion[None], tiles, slot)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with at_work():

@@ -22,6 +22,7 @@ from ..model.attention_backends import ChosenAttention, choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, TimestepEmbedding
 from ..offload.host_weights import HostWeightCache, remove_unused
+from ..offload.pinned_memory import PinnedPool
 from ..offload.streams import limit_device_memory
 from ..session import cpu_threads
 from ..storage import StorageConfig, embedder_storage
@@ -38,14 +39,15 @@ _READ = ("transformer", "config", "lora")
 """Files of a model that the network's weights come from."""
 
 
-def host_weight_cache(model: ModelSpec, log: Path) -> HostWeightCache:
+def host_weight_cache(model: ModelSpec, log: Path, pinned: PinnedPool) -> HostWeightCache:
     """For a worker's weights of a model, shared with the other workers on its machine.
 
     Args:
         model: as it is now: what was made of its files is not shared when they have changed.
         log: of the worker.
+        pinned: page-locked memory of the worker, for what is not shared.
     """
-    return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))))
+    return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))), pinned)
 
 
 def shared_folder(log: Path) -> Path:
@@ -134,9 +136,9 @@ class StageWorker(BaseWorker):
         """
         if spec != self._load_spec:
             self._load_spec = None
-            self._models.release()
+            self._models.unload()
         if self._opened is None or self._opened[0] != spec.model:
-            self._models = ModelCache(host_weight_cache(spec.model, self._log))
+            self._models = ModelCache(host_weight_cache(spec.model, self._log, self._models.pinned))
             self._opened = (spec.model, spec.model.open())
         self._load_spec = spec
         limit_device_memory(spec.device, spec.cap)
@@ -226,7 +228,8 @@ class StageWorker(BaseWorker):
         outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
         _log.info("run %s: %s blocks of %sx%s", spec.run, spec.blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
-        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
+        pinned = self._models.pinned
+        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing, pinned)
         attention = self._attention(spec.attention)
         return RunBegun(attention.use(self._loaded_spec.device), attention.notice)
 

@@ -31,6 +31,7 @@ from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
 from ..noise_schedule import NoiseSchedule
 from ..offload.host_weights import HostWeightCache, HostWeights
 from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
+from ..offload.pinned_memory import PinnedPool
 from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
 from ..session import VideoTask, cpu_threads
@@ -128,7 +129,7 @@ class ModelCache:
         """A part, from memory or from its files. Another model, dtype or format takes the place of the old."""
         kept = ((key[2], key[3].weights) for key in self._loaded)
         if components is not self._components or any(form != (dtype, storage.weights) for form in kept):
-            self.release()
+            self.unload()
             self._components = components
         key = _key(device, model_slice, dtype, storage)
         if key not in self._loaded:
@@ -170,6 +171,11 @@ class ModelCache:
         return self._compiled[key]
 
     @property
+    def pinned(self) -> PinnedPool:
+        """Page-locked memory of the host, for weights and KV caches of one video after the other."""
+        return self._host_weights.pinned
+
+    @property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of the loaded weights; those that live on the host count as the CPU's, once for all that share them."""
         by_device: dict[str, int] = {}
@@ -192,6 +198,11 @@ class ModelCache:
 
     def release(self) -> None:
         """Give all of it back."""
+        self.unload()
+        self.pinned.clear()
+
+    def unload(self) -> None:
+        """Give back what is loaded; memory of the host stays page-locked for what is loaded next."""
         devices = {device for device, *_ in self._loaded}
         self._loaded.clear()
         self._compiled.clear()
@@ -355,7 +366,8 @@ class LocalEngine:
     def _stage(self, planned: StagePlan, conditioning: StageConditioning) -> Stage:
         """One stage of a run."""
         there, net = torch.device(planned.device), self._network_of(planned)
-        return Stage(net, planned.steps, conditioning, there, self._dtype, planned.storage, self._ops(planned))
+        pinned = self.models.pinned
+        return Stage(net, planned.steps, conditioning, there, self._dtype, planned.storage, self._ops(planned), pinned)
 
     def _ops(self, stage: StagePlan) -> LayerOps:
         """How the layers of a stage do what they do."""
