@@ -245,6 +245,7 @@ class Placement:
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
                 nobody would heed.
+            ModelError: the attention that was asked for is not there, on devices that are.
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
