@@ -70,7 +70,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gel
     3072 wide, 96 and 384 rows, AVX-512 and AVX2), and as long where they are small. It computes GELU as it writes.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and _ONEDNN and not is_traced(x, weight):
-        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        after: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
         made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, *after)
         return made
     made = F.linear(x, weight, bias)
