@@ -39,13 +39,13 @@ _READ = ("transformer", "config", "lora")
 """Files of a model that the network's weights come from."""
 
 
-def host_weight_cache(model: ModelSpec, log: Path, pinned: PinnedPool) -> HostWeightCache:
+def host_weight_cache(model: ModelSpec, log: Path, pinned: PinnedPool | None = None) -> HostWeightCache:
     """For a worker's weights of a model, shared with the other workers on its machine.
 
     Args:
         model: as it is now: what was made of its files is not shared when they have changed.
         log: of the worker.
-        pinned: page-locked memory of the worker, for what is not shared.
+        pinned: page-locked memory of the worker, for what is not shared; None: a pool of its own.
     """
     return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))), pinned)
 
