@@ -99,7 +99,9 @@ class Backend(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, compile: str | bool | None = None) -> bool | str:
         """Whether `compile` is known; graphs of older versions have a switch there."""
-        if compile is None or _choice(compile) in COMPILE_CHOICES:  # None: it comes over a link
+        if compile is None:  # it comes over a link
+            return True
+        if isinstance(compile, str | bool) and _choice(compile) in COMPILE_CHOICES:
             return True
         return f"{compile!r} is not known. Use {', '.join(COMPILE_CHOICES)}."
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import compiler
-from ..attention_choice import AttentionUse
+from ..attention_choice import PYTORCH, AttentionUse
 from ..config import BLOCK_LATENTS, MOTION_LATENTS, ModelConfig
 from ..doctor import save_speeds
 from ..doctor.devices import accelerators
@@ -155,7 +155,8 @@ def peaks(state: SuiteState) -> Iterator[Figure]:
     for kernel in found.compute.attention:
         name = AttentionUse("", kernel.backend, kernel.kernel).name
         note = kernel.why_not or f"error {kernel.error:.1e}"
-        yield Figure(f"attention, {name}", kernel.tflops, "TFLOP/s", assumed.attention if assumed else None, note)
+        foreseen = assumed.attention if assumed and kernel.backend == PYTORCH else None
+        yield Figure(f"attention, {name}", kernel.tflops, "TFLOP/s", foreseen, note)
     for name, why in found.compute.failed.items():
         yield Figure(f"matrices, {name}", None, "TFLOP/s", expected.get(name), why)
     yield Figure("copies to the device", found.copy_gb, "GB/s", assumed.copy if assumed else None)
