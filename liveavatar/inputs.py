@@ -77,22 +77,24 @@ def path_given(given: object, what: str, kind: type[LiveAvatarError]) -> str:
 
 
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray,
+    image: str | os.PathLike[str] | np.ndarray | None,
     audio: str | os.PathLike[str] | AudioClip,
     seconds: float | None = None,
     notes: list[str] | None = None,
-) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
+) -> tuple[np.ndarray | None, AudioClip, tuple[Path, ...]]:
     """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Args:
-        image, audio: files, or what is decoded already.
+        image, audio: files, or what is decoded already; the image may be left out.
         seconds: of the audio that are used; None: all.
         notes: a sentence is added for everything of the image that is left out or altered.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    pixels = (
+        None if image is None else check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    )
     clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))

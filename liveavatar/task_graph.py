@@ -125,7 +125,7 @@ def task_count(
 ) -> int:
     """Tasks of a video from block `first` on: every block at every step in every part, and the prefills of its sink
     versions."""
-    versions = 0 if first else 1 + renews_sink(blocks, clip_blocks, portraits)
+    versions = (not first) + (first <= clip_blocks and renews_sink(blocks, clip_blocks, portraits))
     versions += sum(first <= start < blocks for start in portraits)
     prefills = versions * partition.stages
     return (blocks - first) * (partition.last_step + 1) * len(partition.layer_shards) + prefills
@@ -200,7 +200,8 @@ def paced_order(
         partition: who owns what.
         blocks: how many blocks the video has; None: as many as the gate lets in.
         cost: virtual duration of a task; by default its share of the layers.
-        first: the block to begin with: 0, or beyond the first clip, where the stages hold all that blocks before left.
+        first: the block to begin with; where it is not 0, the stages hold all that blocks before left. Within the first
+            clip the sink is then renewed at once, and the inputs of that are there.
         clip_blocks: blocks of a clip; the first block of the second clip waits for the sink that block 0 renews.
         gate: asked before a block is admitted. It is waited for only when there is nothing else to do, and what runs
             meanwhile runs in an order of its own, with the same numbers.
@@ -227,8 +228,6 @@ class _PacedSchedule:
         gate: BlockGate,
         portraits: Sequence[int],
     ):
-        if 0 < first <= clip_blocks:
-            raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {clip_blocks}.")
         self.partition, self.cost, self.first, self.clip_blocks, self.gate = partition, cost, first, clip_blocks, gate
         self.portraits = portraits
         self.total = blocks
@@ -249,8 +248,9 @@ class _PacedSchedule:
 
     def play(self) -> Iterator[Start]:
         now, finished = 0.0, self.first
-        for group in range(0 if self.first else self.groups):
-            self._wait(Prefill(0, group, 0))
+        if (version := self._first_prefill()) is not None:
+            for group in range(self.groups):
+                self._wait(Prefill(version, group, 0))
         while finished != self.total:
             if self._may_admit(now):
                 self._admit()
@@ -261,6 +261,13 @@ class _PacedSchedule:
                 now = self._next_time(now)
                 while self.running and self.running[0][0] <= now:
                     finished += self._finish(heapq.heappop(self.running)[2])
+
+    def _first_prefill(self) -> int | None:
+        """The version of the sink that is made before anything else."""
+        if not self.first:
+            return 0
+        renews = self.first <= self.clip_blocks and renews_sink(self.total, self.clip_blocks, self.portraits)
+        return 1 if renews else None
 
     def _admit(self) -> None:
         block = self.admitted

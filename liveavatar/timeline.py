@@ -36,6 +36,11 @@ class Timeline(Generic[T]):
         self._values.append(value)  # first, so that whoever sees the start finds the value
         self.starts.append(block)
 
+    def skip(self, block: int) -> None:
+        """Count a change at a block whose value nobody will ask for."""
+        self._values.append(None)
+        self.starts.append(block)
+
     def version(self, block: int) -> int:
         """How many changes there were up to and including a block."""
         return bisect.bisect_right(self.starts, block)

@@ -278,7 +278,7 @@ class NodeProgress:
         busy = None if event.stage is None else plan.stages[event.stage].device
         names = dict.fromkeys([*(s.device for s in plan.stages), plan.vae_device])
         return numbers | {
-            "block": task.block + 1 if task else 1,
+            "block": task.block - resolved.first_block + 1 if task else 1,
             "step": task.step + 1 if task else 0,
             "frames": event.frames,
             "seconds_ready": event.frames / FPS,

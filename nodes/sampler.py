@@ -14,6 +14,7 @@ from .schema import (
     AudioSocket,
     LatentsSocket,
     ModelSocket,
+    StateSocket,
     advanced,
     mask_input,
     seed_input,
@@ -22,6 +23,7 @@ from .schema import (
     steps_input,
     supported,
 )
+from .state import state_of
 from .words import refused_in_widgets
 
 
@@ -74,11 +76,29 @@ class Sampler(io.ComfyNode):
                     )
                 ),
                 mask_input(),
+                advanced(
+                    io.Boolean.Input(
+                        "keep_state",
+                        default=False,
+                        optional=True,
+                        tooltip="Keep what another Sampler needs to continue this video. It ends with a whole block "
+                        "then, up to 0.48 s after the sound.",
+                    )
+                ),
+                StateSocket.Input(
+                    "state",
+                    optional=True,
+                    tooltip="Of another Sampler whose keep_state is on, or from Load State: this video continues that "
+                    "one, with its portrait and seed, as if it had never ended.",
+                ),
             ],
             outputs=[
                 LatentsSocket.Output(
                     display_name="latents", tooltip="A stream for Streaming VAE Decode, or for Latents to LATENT."
-                )
+                ),
+                StateSocket.Output(
+                    display_name="state", tooltip="With keep_state, for a Sampler that continues it, or for Save State."
+                ),
             ],
             **supported(search_aliases=["talking head", "lip sync", "s2v", "avatar", "live avatar sampler"]),
         )
@@ -102,12 +122,17 @@ class Sampler(io.ComfyNode):
         sink: str,
         sink_distance: int,
         mask: Any = None,
+        keep_state: bool = False,
+        state: Any = None,
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
-        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
+        request = Request(
+            size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance, keep_state=keep_state
+        )
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))
+            job = model.prepare(request, pixels, audio, context, notes, state_of(state))
+            return io.NodeOutput(job, job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,9 @@ _ABOUT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `generate`."""
-    parser.add_argument("--image", required=True, metavar="P", help="the portrait, any picture file")
+    parser.add_argument(
+        "--image", metavar="P", help="the portrait, any picture file; needed unless --continue names another video"
+    )
     parser.add_argument("--audio", required=True, metavar="W", help="the voice, any sound file")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help="what the video shows, in words")
     default = OUTPUT / "avatar.mp4"
@@ -38,6 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--receipt", metavar="FILE.json", help="what was really done; - prints it (default: beside the video)"
+    )
+    parser.add_argument(
+        "--save-state",
+        metavar="FILE",
+        help="keep what --continue needs: the video ends with a whole block, and may be cancelled before",
+    )
+    parser.add_argument(
+        "--continue",
+        dest="continue_from",
+        metavar="FILE",
+        help="go on from what --save-state has written, as if that video had never ended; or, approximately, from the "
+        "last frames of an MP4",
     )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     add_request_arguments(parser)
@@ -62,10 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; 0 only when the file is complete."""
-    request = request_of(arguments)
+    request = dataclasses.replace(request_of(arguments), keep_state=arguments.save_state is not None)
     check_placement_options(arguments)
     check_request(request)
     _check_workers(arguments)
+    if arguments.image is None and arguments.continue_from is None:
+        raise RequestError("The following arguments are required: --image.", "Name a picture; see generate --help.")
+    from ..continuation import size_of, start_of
     from ..files import is_stream, path_of
     from ..pipeline import LiveAvatarPipeline
     from ..recorder import check_outputs
@@ -74,23 +92,28 @@ def run(arguments: argparse.Namespace) -> int:
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
-    inputs = [arguments.image, arguments.audio, *([arguments.token_file] if arguments.token_file else [])]
-    receipt_path = check_outputs(out, arguments.receipt, inputs)
+    given = (arguments.image, arguments.audio, arguments.token_file, arguments.continue_from)
+    receipt_path = check_outputs(out, arguments.receipt, filter(None, given))
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
         with _backend(arguments) as backend:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
-            with contextlib.closing(pipeline(arguments.image, arguments.audio, request=request)) as video:
+            start = start_of(arguments.continue_from)
+            if start is not None and arguments.size is None:
+                request = dataclasses.replace(request, size=size_of(start))
+            made = pipeline(arguments.image, arguments.audio, request=request, continue_from=start)
+            with contextlib.closing(made) as video:
                 if not quiet:
                     say(_spec_lines(video.spec, arguments.model, out))
-                receipt = video.save(out, receipt_path, progress)
+                receipt = video.save(out, receipt_path, progress, state=arguments.save_state)
     except LiveAvatarError as error:
         progress.end()
         say_error(error)
         return CANCELLED if isinstance(error, Cancelled) else BROKEN_OFF if progress.generating else REFUSED
     progress.end()
     if not quiet:
-        say([*receipt_lines(receipt), f"receipt {receipt_path}"])
+        state = [f"state   {arguments.save_state}"] if arguments.save_state else []
+        say([*receipt_lines(receipt), f"receipt {receipt_path}", *state])
     return 0
 
 

@@ -16,7 +16,7 @@ from ..errors import PlanError
 from ..events import Callback, ignore
 from ..placement import Placement
 from ..planner import Plan
-from ..session import VideoTask
+from ..session import EngineState, VideoTask
 from .cluster import LOCAL, check_address, ray_module
 from .cluster_token import checked_token
 from .encoders import RayEncoders, only_local
@@ -82,6 +82,10 @@ class RayEngine:
         """What self-attention was done with on each device in the latest run, as its workers have told."""
         return self._video.attention if self._video else ()
 
+    def take_state(self) -> EngineState | None:
+        """See `Engine`; there is none."""
+        return None
+
     def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
@@ -93,11 +97,14 @@ class RayEngine:
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
-            PlanError: its length is open, or its prompt or portrait changes.
+            PlanError: its length is open, its prompt or portrait changes, or it continues another video or shall be
+                continued.
         """
         changes = job.conditioning.changes
         if job.gate is not None or len(changes.prompts) or len(changes.portraits):
             raise only_local("A video of open length, or with changes of prompt or portrait,")
+        if job.start is not None or job.keep_state:
+            raise only_local("To continue a video, or to keep what that needs,")
         ticket = self._jobs.acquire(callback)
         try:
             self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)

@@ -65,6 +65,10 @@ class CodecWorker(BaseWorker):
         """See `Encoders.encode_image`."""
         return self._compute(lambda codec: codec.encode_image(pixels, tiles=tiles))
 
+    def encode_motion(self, pixels: torch.Tensor, tiles: Tiles) -> torch.Tensor:
+        """See `Encoders.encode_motion`."""
+        return self._compute(lambda codec: codec.encode_motion(pixels, tiles=tiles))
+
     def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.latent_scale`."""
         return self._compute(lambda codec: codec.latent_scale())

@@ -112,6 +112,13 @@ class RayEncoders:
         heartbeat.set_share(1.0)
         return reference, motion
 
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """See `Encoders`."""
+        motion: torch.Tensor = self._call(
+            "encode the video", _Heartbeat(callback, ENCODING_IMAGE), "encode_motion", pixels, tiles
+        )
+        return motion
+
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; a worker that is lost is replaced, with the same frames."""
         return _RemoteDecoder(self._worker, self.exec_config, self._open, motion.cpu().clone(), tiles, callback)

@@ -165,6 +165,27 @@ class AudioFeatures:
             self._spool.close()
 
 
+class ShiftedFeatures:
+    """Features of a video that continues another one: its blocks are counted from the other's.
+
+    Args:
+        features: of its own sound.
+        first_block: the number of its first block.
+    """
+
+    def __init__(self, features: BlockFeatures, first_block: int):
+        self._features, self._first_block = features, first_block
+        self.layers, self.channels = features.layers, features.channels
+
+    def block(self, b: int) -> torch.Tensor:
+        """See `BlockFeatures`."""
+        return self._features.block(b - self._first_block)
+
+    def close(self) -> None:
+        """See `BlockFeatures`."""
+        self._features.close()
+
+
 class AudioEncoder(Protocol):
     """A wav2vec2 model, wherever it comes from.
 

@@ -39,7 +39,8 @@ class LockedPages:
     """
 
     def __init__(self, nbytes: int, pages: mmap.mmap | None = None):
-        self.bytes = torch.frombuffer(private_pages(nbytes) if pages is None else pages, dtype=torch.uint8)
+        self.pages = private_pages(nbytes) if pages is None else pages
+        self.bytes = torch.frombuffer(self.pages, dtype=torch.uint8)
         self._registered: list[torch.device] = []
 
     def register_device(self, device: torch.device) -> None:
@@ -72,7 +73,9 @@ class PinnedBuffer:
 
     def __init__(self, nbytes: int, device: torch.device | None = None, pages: LockedPages | None = None):
         self._pages = LockedPages(nbytes) if pages is None else pages
-        self.bytes = self._pages.bytes[:nbytes]
+        self.view = memoryview(self._pages.pages)[:nbytes]
+        """Stays as long as any tensor that was allocated here."""
+        self.bytes = torch.frombuffer(self.view, dtype=torch.uint8)
         self._allocated = 0
         if device is not None:
             self.register_device(device)
@@ -108,7 +111,7 @@ class PinnedPool:
     def __init__(self) -> None:
         self.allocations = 0
         self._idle: list[LockedPages] = []
-        self._taken: weakref.WeakSet[PinnedBuffer] = weakref.WeakSet()
+        self._taken = 0
         self._epoch = 0
         """Rises when all is given back; buffers of before then are not kept."""
 
@@ -118,7 +121,8 @@ class PinnedPool:
         return sum(pages.bytes.nbytes for pages in self._idle)
 
     def take(self, nbytes: int, device: torch.device | None = None) -> PinnedBuffer:
-        """A buffer, with what others have left in it; it comes back by itself when nobody holds it any more.
+        """A buffer, with what others have left in it; it comes back by itself when neither it nor a tensor that was
+        allocated in it is held any more.
 
         Args:
             nbytes, device: see `PinnedBuffer`.
@@ -137,8 +141,8 @@ class PinnedPool:
         else:
             pages.synchronize()  # its last user may still have been copied from
         buffer = PinnedBuffer(nbytes, device, pages)
-        self._taken.add(buffer)
-        weakref.finalize(buffer, self._put_back, pages, self._epoch).atexit = False
+        self._taken += 1
+        weakref.finalize(buffer.view, self._put_back, pages, self._epoch).atexit = False
         return buffer
 
     def clear(self) -> None:
@@ -156,6 +160,7 @@ class PinnedPool:
         return None
 
     def _put_back(self, pages: LockedPages, epoch: int) -> None:
+        self._taken -= 1
         if epoch == self._epoch:
             self._idle.append(pages)
 

@@ -41,8 +41,9 @@ LAYERS = (
     {"weights"},
     {"model", "vae", "encoders"},
     {"streams", "media", "receipt", "offload"},
-    {"planner", "placement", "stage", "components", "mini"},
+    {"planner", "placement", "stage", "stage_state", "components", "mini"},
     {"session"},
+    {"video_state"},
     {"codec"},
     {"engine", "distributed"},
     {
@@ -57,6 +58,7 @@ LAYERS = (
         "mini/showing",
         "mini/evaluate",
     },
+    {"continuation"},
     {"pipeline"},
     {"live"},
     {

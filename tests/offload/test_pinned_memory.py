@@ -78,6 +78,16 @@ def test_memory_that_was_in_use_when_all_was_given_back_is_not_kept():
     assert pool.idle_bytes == 0
 
 
+def test_a_tensor_that_outlives_its_buffer_keeps_the_memory():
+    pool = PinnedPool()
+    tensor = pool.take(1000).allocate((10,), torch.float32)
+    tensor.fill_(3)
+    pool.take(1000).bytes.fill_(0)
+    assert pool.allocations == 2 and tensor.tolist() == [3.0] * 10
+    del tensor
+    assert pool.idle_bytes == 2000
+
+
 def test_memory_of_a_cycle_is_found():
     pool = PinnedPool()
     cycle: list[object] = [pool.take(1000)]
