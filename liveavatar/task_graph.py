@@ -136,6 +136,15 @@ def is_first(task: Task) -> bool:
     return task.shard == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version != 1)
 
 
+def first_prefills(
+    partition: Partition, block: int, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()
+) -> tuple[Prefill, ...]:
+    """The prefills that begin with a block: of the first image with block 0, whose prompt they attend to, and of
+    another one with the block from which it holds."""
+    versions = [0] * (block == 0) + [sink_version(block, clip_blocks, portraits)] * (block in portraits)
+    return tuple(Prefill(version, group, 0) for version in versions for group in range(len(partition.step_groups)))
+
+
 def renews_sink(blocks: int | None, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()) -> bool:
     """Whether there is (or may be: `blocks` is None) a block that attends to the second version of the sink."""
     return (blocks is None or blocks > clip_blocks) and not (portraits and portraits[0] <= clip_blocks)
@@ -248,9 +257,9 @@ class _PacedSchedule:
 
     def play(self) -> Iterator[Start]:
         now, finished = 0.0, self.first
-        if (version := self._first_prefill()) is not None:
+        if self.first and self.first <= self.clip_blocks and renews_sink(self.total, self.clip_blocks, self.portraits):
             for group in range(self.groups):
-                self._wait(Prefill(version, group, 0))
+                self._wait(Prefill(1, group, 0))
         while finished != self.total:
             if self._may_admit(now):
                 self._admit()
@@ -262,19 +271,10 @@ class _PacedSchedule:
                 while self.running and self.running[0][0] <= now:
                     finished += self._finish(heapq.heappop(self.running)[2])
 
-    def _first_prefill(self) -> int | None:
-        """The version of the sink that is made before anything else."""
-        if not self.first:
-            return 0
-        renews = self.first <= self.clip_blocks and renews_sink(self.total, self.clip_blocks, self.portraits)
-        return 1 if renews else None
-
     def _admit(self) -> None:
         block = self.admitted
-        if block in self.portraits:
-            version = sink_version(block, self.clip_blocks, self.portraits)
-            for group in range(self.groups):
-                self._wait(Prefill(version, group, 0))
+        for prefill in first_prefills(self.partition, block, self.clip_blocks, self.portraits):
+            self._wait(prefill)
         self.waiting[block] = Denoise(block, 0, 0)
         self.admitted += 1
         self.open += 1
@@ -297,7 +297,7 @@ class _PacedSchedule:
         return min(times)
 
     def _start_ready(self, now: float) -> Iterator[Start]:
-        ready = sorted((t for t in self.waiting.values() if self._ready(t)), key=_priority)
+        ready = sorted((t for t in self.waiting.values() if self._ready(t)), key=priority)
         for task in ready:
             stage = self.partition.stage_of(task)
             if stage not in self.idle:
@@ -347,7 +347,9 @@ def _owner(task: Task, groups: int) -> int:
     return task.block if isinstance(task, Denoise) else -1 - task.group - task.version * groups
 
 
-def _priority(task: Task) -> tuple[int, int, int]:
+def priority(task: Task) -> tuple[int, int, int]:
+    """Among the tasks that are ready a stage takes the one that is smallest by this: a prefill, then the earlier step,
+    then the older block."""
     return (0, task.version, task.group) if isinstance(task, Prefill) else (1, task.step, task.block)
 
 

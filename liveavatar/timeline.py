@@ -56,6 +56,24 @@ class Timeline(Generic[T]):
             raise ValueError(f"Version {version} is forgotten.")
         return value
 
+    def holding(self, block: int, first: T) -> T:
+        """The value that holds at a block; `first` before the first change.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        version = self.version(block)
+        return self.value(version) if version else first
+
+    def beginning(self, block: int) -> T | None:
+        """The value that begins to hold at a block; None where none does.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        version = self.version(block)
+        return self.value(version) if version and self.starts[version - 1] == block else None
+
     def forget(self, block: int) -> None:
         """Let go of the values that hold at no block from this one on; it is not asked for them again."""
         for version in range(self._forgotten + 1, self.version(block)):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
-from .parser import whole_number
+from .backends import add_worker_arguments, backend_of, check_worker_options
+from .options import add_request_arguments, check_placement_options, parts_of, request_of
 from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
 if TYPE_CHECKING:
-    from ..engine.backend import Backend
     from ..recorder import VideoSpec
 
 OUTPUT = Path("output")
@@ -56,23 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     add_request_arguments(parser)
-    workers = parser.add_argument_group("worker processes (with --engine ray)")
-    workers.add_argument(
-        "--restarts",
-        type=whole_number(2),
-        metavar="N",
-        help="lost worker processes that may be replaced before the video is given up (default: 2)",
-    )
-    workers.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="head of the cluster that this machine has joined, or auto; devices are named MACHINE/DEVICE then",
-    )
-    workers.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help="holds the token of the cluster, readable by you alone (default: what LIVEAVATAR_TOKEN_FILE names)",
-    )
+    add_worker_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = dataclasses.replace(request_of(arguments), keep_state=arguments.save_state is not None)
     check_placement_options(arguments)
     check_request(request)
-    _check_workers(arguments)
+    check_worker_options(arguments)
     if arguments.image is None and arguments.continue_from is None:
         raise RequestError("The following arguments are required: --image.", "Name a picture; see generate --help.")
     from ..continuation import size_of, start_of
@@ -96,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     receipt_path = check_outputs(out, arguments.receipt, filter(None, given))
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
-        with _backend(arguments) as backend:
+        with backend_of(arguments) as backend:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
             start = start_of(arguments.continue_from)
             if start is not None and arguments.size is None:
@@ -122,39 +104,3 @@ def _spec_lines(spec: VideoSpec, model: str, out: Path) -> list[str]:
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
     notes += [*spec.resolved.notes, *([_ABOUT[model]] if model in _ABOUT else []), *spec.plan.notes]
     return [*resolved_lines(spec.resolved), *plan_lines(spec.plan), *note_lines(notes)]
-
-
-def _check_workers(arguments: argparse.Namespace) -> None:
-    """Refuse options of worker processes that nobody would heed.
-
-    Raises:
-        RequestError: naming the option that is missing.
-    """
-    if arguments.restarts is not None and arguments.engine != "ray":
-        raise RequestError("--restarts is for worker processes.", "Add --engine ray, or leave it out.")
-    if arguments.restarts is not None and arguments.restarts < 0:
-        raise RequestError(f"--restarts {arguments.restarts} is not possible.", "Use 0 for never, or more.")
-    if arguments.address and arguments.engine != "ray":
-        raise RequestError(f"The address {arguments.address} is for worker processes.", "Add --engine ray.")
-    if arguments.token_file and not arguments.address:
-        raise RequestError("A token file is for the cluster at an address.", "Add --address HOST:PORT, or auto.")
-
-
-@contextlib.contextmanager
-def _backend(arguments: argparse.Namespace) -> Iterator[Backend]:
-    """Who runs the stages, for one video."""
-    if arguments.engine == "local":
-        from ..engine.backend import LocalBackend
-
-        yield LocalBackend(placement_of(arguments))
-        return
-    from ..distributed import RayBackend, read_token
-    from ..distributed.backend import RESTARTS
-
-    token = read_token(Path(arguments.token_file)) if arguments.token_file else None
-    restarts = RESTARTS if arguments.restarts is None else arguments.restarts
-    backend = RayBackend(placement_of(arguments), arguments.address or "local", restarts=restarts, token=token)
-    try:
-        yield backend
-    finally:
-        backend.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -97,23 +98,25 @@ class RayEngine:
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
-            PlanError: its length is open, its prompt or portrait changes, or it continues another video or shall be
-                continued.
+            PlanError: it continues another video, or shall be continued.
         """
-        changes = job.conditioning.changes
-        if job.gate is not None or len(changes.prompts) or len(changes.portraits):
-            raise only_local("A video of open length, or with changes of prompt or portrait,")
         if job.start is not None or job.keep_state:
             raise only_local("To continue a video, or to keep what that needs,")
         ticket = self._jobs.acquire(callback)
+        video = None
         try:
             self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)
-            for block in range(job.resolved.blocks):
+            for block in itertools.count() if job.blocks is None else range(job.blocks):
                 if not ticket.is_current:
                     raise superseded()
                 ticket.thread = threading.current_thread()
-                yield video.next_latent(block, callback)
+                latent = video.next_latent(block, callback)
+                if latent is None:
+                    break
+                yield latent
         finally:
+            if video is not None:
+                video.close()
             if ticket.is_current:
                 self.pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
                 self.pool.remove_snapshots()

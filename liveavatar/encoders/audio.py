@@ -186,6 +186,9 @@ class ShiftedFeatures:
         self._features.close()
 
 
+ALL_ROWS = slice(None)
+
+
 class AudioEncoder(Protocol):
     """A wav2vec2 model, wherever it comes from.
 
@@ -199,8 +202,9 @@ class AudioEncoder(Protocol):
     @property
     def channels(self) -> int: ...
 
-    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
-        """Normalised 16 kHz samples [n] -> `layers` tensors [feature_count(n), channels]; see `hidden_states`."""
+    def states(self, samples: np.ndarray, rows: slice = ALL_ROWS) -> list[torch.Tensor]:
+        """Normalised 16 kHz samples [n] -> these rows of `layers` tensors [feature_count(n), channels]; see
+        `hidden_states`."""
         ...
 
 
@@ -217,9 +221,9 @@ class TransformersAudioEncoder:
         self.layers: int = model.config.num_hidden_layers + 1
         self.channels: int = model.config.hidden_size
 
-    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
-        """See `hidden_states`."""
-        return hidden_states(self.model, samples)
+    def states(self, samples: np.ndarray, rows: slice = ALL_ROWS) -> list[torch.Tensor]:
+        """See `AudioEncoder`."""
+        return [state[rows] for state in hidden_states(self.model, samples)]
 
 
 def as_audio_encoder(model: Any) -> AudioEncoder:
