@@ -48,6 +48,7 @@ from .events import (
 )
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_clip, to_pixels
+from .offload.pinned_memory import PinnedPool
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
@@ -169,6 +170,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
+        self._pinned = PinnedPool()
         self._decoder: LatentDecoder | None = None
 
     def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
@@ -238,7 +240,8 @@ class LocalEncoders:
             self._decoder = self._open_decoder()
         decodes_whole = tiny_config(self.components) is not None
         tiles = WHOLE if decodes_whole else tiles
-        return vae_decoder(self._decoder, motion, self.exec_config.threads, tiles, callback, as_bytes=True)
+        threads = self.exec_config.threads
+        return vae_decoder(self._decoder, motion, threads, tiles, callback, self._pinned, as_bytes=True)
 
     def latent_scale(self) -> LatentScale:
         """See `Encoders`."""
@@ -254,6 +257,7 @@ class LocalEncoders:
     def release(self) -> None:
         """See `Encoders`."""
         self._vae = self._decoder = None
+        self._pinned.clear()
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -323,6 +327,7 @@ def vae_decoder(
     threads: int,
     tiles: Tiles = WHOLE,
     callback: Callback = ignore,
+    pinned: PinnedPool | None = None,
     *,
     as_bytes: bool = False,
 ) -> Decoder:
@@ -335,6 +340,7 @@ def vae_decoder(
         threads: CPU threads.
         tiles: rows and columns; what those of a GPU remember lies on the host while they wait for their turn.
         callback: called with the bare phase again and again while the VAE works; what it raises ends the work.
+        pinned: where that memory of the host is from; None: it is made for this decoder.
         as_bytes: whether frames leave the device as bytes, a quarter of what floats are.
     """
     decoder = latent_decoder(vae)
@@ -347,7 +353,8 @@ def vae_decoder(
             yield
 
     with at_work():
-        decode_tiles = open_decoder(decoder, motion[None], tiles, functools.partial(offload_slot, decoder.device))
+        slot = functools.partial(offload_slot, decoder.device, pinned)
+        decode_tiles = open_decoder(decoder, motion[None], tiles, slot)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with at_work():

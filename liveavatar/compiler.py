@@ -7,13 +7,16 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from .errors import ModelError
 
 COMPILER = "inductor"
 """Name of the backend of `torch.compile` that layers are compiled with."""
+COMPILE_CHOICES: Mapping[str, bool | Literal["auto"]] = {"off": False, "auto": "auto", "on": True}
+"""What users say of compiling, and what it is in a placement."""
 WITHOUT_COMPILE = "Run without --compile (in ComfyUI: the Backend node without compile)."
 _CPU_COMPILERS = ("c++", "g++", "clang++")
 _LAUNCHERS = ("cc", "gcc", "clang")

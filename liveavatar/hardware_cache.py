@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .doctor import Device, known_speeds
+from .doctor import KeptSpeed, known_speeds
 from .doctor.report import FLOAT8_ROWS
-from .planner import DeviceSpeed, Hardware
+from .planner import Hardware, MeasuredSpeed
 
 DetectHardware = Callable[[Mapping[str, int]], Hardware]
 """Looks at the devices; given the bytes per device that the caller holds and can give back."""
 
 
 def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
-    """The devices of this machine, as fast as `liveavatar doctor` found them where it was asked to keep that.
+    """The devices of this machine, as fast as `doctor` or `bench suite` has found them.
 
     Args:
         loaded: bytes per device of the caller's weights, wherever they are held. What this process itself holds counts
@@ -22,7 +22,7 @@ def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
     Raises:
         PlanError: there are none.
     """
-    hardware = Hardware.detect().with_freed(loaded).with_speeds(measured_speeds(known_speeds() or ()))
+    hardware = Hardware.detect().with_freed(loaded).with_speeds(measured_speeds(known_speeds()))
     import torch
 
     from .model.quantize import supports_fp8_matmul
@@ -32,21 +32,21 @@ def detect_hardware(loaded: Mapping[str, int]) -> Hardware:
     )
 
 
-def measured_speeds(devices: tuple[Device, ...]) -> dict[str, DeviceSpeed]:
+def measured_speeds(kept: Mapping[str, KeptSpeed]) -> dict[str, MeasuredSpeed]:
     """Speeds of the GPUs that were measured in all that a forecast rests on, by name.
 
     Args:
-        devices: as `liveavatar.doctor.known_speeds` gives them.
+        kept: as `liveavatar.doctor.known_speeds` gives them.
     """
     found = {}
-    for device in devices:
-        if not device.is_gpu or device.compute is None or device.copies is None:
+    for device, speed in kept.items():
+        if device == "cpu" or speed.compute is None or speed.copies is None:
             continue
-        plain, attention = (by.get("bfloat16") for by in (device.compute.matmul, device.compute.attention))
-        fp8, copy = device.compute.matmul.get(FLOAT8_ROWS), device.copies.pinned_in
+        plain, attention = speed.compute.matmul.get("bfloat16"), speed.compute.attention_tflops("bfloat16")
+        fp8, copy = speed.compute.matmul.get(FLOAT8_ROWS), speed.copies.pinned_in
         if plain and attention and copy:
-            memory = 2 * device.copies.memory  # what is copied is read and written
-            found[device.id] = DeviceSpeed(plain, fp8 or plain, attention, copy, memory, supports_fp8=fp8 is not None)
+            memory = 2 * speed.copies.memory  # what is copied is read and written
+            found[device] = MeasuredSpeed(plain, fp8, tuple(attention.items()), copy, memory)
     return found
 
 

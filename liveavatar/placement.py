@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
+from .attention_choice import AttentionUse, check_attention, resolve_attention
 from .compiler import check_compiler, missing_requirements
 from .config import ModelConfig, TinyConfig
 from .device_names import DeviceName
@@ -94,7 +95,7 @@ class Placement:
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
             "auto": where a plan is chosen for GPUs that can, and the video is so long that it probably pays.
-        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
+        attention: backend of self-attention (see `liveavatar.attention_choice`).
 
     Raises:
         PlanError: a value is of another type, or a word that is not known. Whether it is possible, the plan says.
@@ -184,8 +185,6 @@ class Placement:
             PlanError: naming those that are.
             ModelError: naming what is missing: of a compiler, or the package of an attention backend.
         """
-        from .model.attention_backends import check_attention
-
         check_attention(self.attention)
         refuse_multi_gpu_windows(sys.platform, self.devices)
         there = ["cpu", *(f"cuda:{i}" for i in range(gpu_count()))]
@@ -247,6 +246,7 @@ class Placement:
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
                 nobody would heed.
+            ModelError: the attention that was asked for is not there, on devices that are.
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
@@ -277,12 +277,18 @@ class Placement:
                 compiled=self.compile is True,
                 tiny=tiny,
             )
+            attends = self._attention(available, config)
+            available = available.with_attention({name: use.backend for name, use in attends.items()})
             choose = choose_live_plan if resolved.is_open else choose_plan
             chosen = choose(resolved, config, available, options, model=model)
             if self.compile == "auto" and not _lacks_compiler(available):
                 compiled = dataclasses.replace(options, compiled=True)
                 chosen = _sooner(resolved, chosen, choose(resolved, config, available, compiled, model=model))
-            return dataclasses.replace(chosen, cap=self.cap, attention=self.attention)
+            uses = tuple(
+                dataclasses.replace(attends[use.device], tflops=use.tflops, source=use.source)
+                for use in chosen.attention_uses
+            )
+            return dataclasses.replace(chosen, cap=self.cap, attention=self.attention, attention_uses=uses)
         if self.prefer != "quality" or self.allow_smaller or self.host_ram is not None:
             raise PlanError(
                 "A preference, a smaller video and the host's memory matter only where a plan is chosen.",
@@ -364,7 +370,27 @@ class Placement:
                 f"leaves {format_bytes(self.cap)} to it.",
                 "Leave stages and storage to the library, keep less on the device, or raise the cap.",
             )
-        return dataclasses.replace(plan, cap=self.cap, compiled=self.compile is True, attention=self.attention)
+        backend = resolve_attention(self.attention)
+        uses = tuple(AttentionUse(device, backend) for device in dict.fromkeys(stage.device for stage in plan.stages))
+        return dataclasses.replace(
+            plan, cap=self.cap, compiled=self.compile is True, attention=self.attention, attention_uses=uses
+        )
+
+    def _attention(self, hardware: Hardware, config: ModelConfig) -> dict[str, AttentionUse]:
+        """What each device will attend with, by name: what passes its trial on those that are here, else as asked."""
+        here = {f"cuda:{index}" for index in range(gpu_count())} if hardware.source == "measured" else set()
+        found = {}
+        for device in hardware.devices:
+            found[device.name] = AttentionUse(device.name, resolve_attention(self.attention))
+            if device.name in here:
+                import torch
+
+                from .model.attention_backends import choose_attention
+
+                dtype = getattr(torch, self.resolved_dtype)
+                chosen = choose_attention(self.attention, torch.device(device.name), dtype, config.head_dim)
+                found[device.name] = chosen.use(device.name)
+        return found
 
 
 def _lacks_compiler(hardware: Hardware) -> bool:

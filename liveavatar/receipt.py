@@ -22,6 +22,7 @@ from .media.video import Probed
 from .utils import is_overloaded
 
 if TYPE_CHECKING:
+    from .attention_choice import AttentionUse
     from .weights.lora import LoRAReport
 
 Status = Literal["running", "complete", "cancelled", "failed"]
@@ -81,6 +82,7 @@ class Receipt:
         seconds: wall seconds per phase.
         notices: what happened out of the ordinary, a sentence each.
         peak_memory: see `peak_memory`.
+        attention: what self-attention was done with on each device, and how far that is from float32.
         loras: what each LoRA that was merged into the network changed, the distillation LoRA first.
     """
 
@@ -100,6 +102,7 @@ class Receipt:
     notices: tuple[str, ...] = ()
     peak_memory: PeakMemory | None = None
     loras: tuple[LoRAReport, ...] = ()
+    attention: tuple[AttentionUse, ...] = ()
 
 
 def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:

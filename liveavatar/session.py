@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from .attention_choice import AttentionUse
 from .config import BLOCK_LATENTS
 from .encoders.audio import BlockFeatures
 from .errors import Cancelled
@@ -122,6 +123,10 @@ class Engine(Protocol):
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
+        ...
+
+    def attention(self) -> tuple[AttentionUse, ...]:
+        """What self-attention was done with on each device in the latest run; none before one has begun."""
         ...
 
     def take_state(self) -> EngineState | None:

@@ -18,6 +18,7 @@ from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimestepEmbedding
 from .noise_schedule import NoiseSchedule, block_noise
 from .offload.kv_cache import KVCacheShape, allocate_kv_caches
+from .offload.pinned_memory import PinnedPool
 from .request import SinkDistance
 from .storage import PLAIN, StorageConfig
 from .task_graph import Denoise, Prefill, Task, sink_version
@@ -141,6 +142,7 @@ class Stage:
         device, dtype: where and in what the stage works.
         storage: how the keys and values of blocks are kept; the weights are kept as the net was loaded.
         ops: eager or compiled functions of the layers.
+        pinned: where memory of the host is from, for what lies there; None: it is made for this stage.
 
     Raises:
         HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
@@ -155,6 +157,7 @@ class Stage:
         dtype: torch.dtype,
         storage: StorageConfig = PLAIN,
         ops: LayerOps = EAGER,
+        pinned: PinnedPool | None = None,
     ):
         self.net, self.conditioning, self.device, self.dtype, self.ops = net, conditioning, device, dtype, ops
         config = net.config
@@ -168,7 +171,7 @@ class Stage:
         self._motion_rope = self.grid.motion()
         window = window_tokens(self.grid.tokens, conditioning.clip_blocks)
         shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
-        caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device)
+        caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device, pinned)
         self.kv_caches, self.traffic = caches.by_step, caches.transfer_stats
         """One cache per layer for each step, and what they copied between host and device."""
         self.sinks: dict[int, list[SinkKV]] = {}

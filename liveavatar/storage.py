@@ -17,11 +17,6 @@ KVDtype = Literal["plain", "fp8"]
 """Keys and values of blocks: in the working dtype, or e4m3 with one scale per token and head."""
 
 
-ATTENTION_BACKENDS = ("auto", "sdpa", "flash3", "sage", "comfy-kitchen", "comfyui")
-"""Backends of self-attention by the names that users choose: PyTorch's own kernels, those of packages, and what ComfyUI
-has chosen. auto: ComfyUI's choice inside it, else PyTorch's own."""
-
-
 @dataclasses.dataclass(frozen=True)
 class StorageConfig:
     """How one stage stores its weights and KV caches.

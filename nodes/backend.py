@@ -6,16 +6,20 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.attention_choice import ATTENTION_BACKENDS
+from ..liveavatar.compiler import COMPILE_CHOICES
 from ..liveavatar.engine.backend import LocalBackend
 from ..liveavatar.errors import PlanError
 from ..liveavatar.placement import Placement
-from ..liveavatar.storage import ATTENTION_BACKENDS, StorageConfig
+from ..liveavatar.storage import StorageConfig
 from .host import named_devices
-from .schema import CATEGORY, BackendSocket, advanced, supported
+from .schema import CATEGORY, BackendSocket, advanced, replacing, supported
 from .words import refused_in_widgets
 
 IN_PROCESS, WORKERS = "this process", "worker processes"
 KEEP, FREE = "keep loaded", "free after each run"
+_SWITCH = {"true": "on", "false": "off"}
+"""What the positions of the switch meant that `compile` was, for the page as well, which shows them so."""
 QUALITY, SPEED, BY_HAND = "automatic (quality)", "automatic (speed)", "by hand"
 
 
@@ -85,20 +89,21 @@ class Backend(io.ComfyNode):
                         "of this server has chosen. Devices of other machines are named machine/cuda:0.",
                     )
                 ),
-                advanced(
-                    io.Boolean.Input(
-                        "compile",
-                        default=False,
-                        optional=True,
-                        tooltip="Compile the layers before the first block: a minute or more once per size, for "
-                        "blocks that may be faster. It needs Triton on GPUs and a C++ compiler on the CPU.",
-                    )
-                ),
+                advanced(_compile_input()),
                 *_storage_inputs(),
             ],
             outputs=[BackendSocket.Output(display_name="backend", tooltip="For Load Model.")],
             **supported(search_aliases=["live avatar devices", "multi gpu", "distributed"]),
         )
+
+    @classmethod
+    def validate_inputs(cls, compile: str | bool | None = None) -> bool | str:
+        """Whether `compile` is known; graphs of older versions have a switch there."""
+        if compile is None:  # it comes over a link
+            return True
+        if isinstance(compile, str | bool) and _choice(compile) in COMPILE_CHOICES:
+            return True
+        return f"{compile!r} is not known. Use {', '.join(COMPILE_CHOICES)}."
 
     @classmethod
     def execute(
@@ -110,7 +115,7 @@ class Backend(io.ComfyNode):
         threads: int,
         restarts: int = 2,
         address: str = "local",
-        compile: bool = False,
+        compile: str | bool = "off",
         storage: str = QUALITY,
         vram_cap: float = 0.0,
         host_ram: float = 0.0,
@@ -137,7 +142,7 @@ class Backend(io.ComfyNode):
             vram_cap=vram_cap or None,
             host_ram=host_ram or None,
             vae_tiles=None if vae_tiles.strip() in ("", "auto") else vae_tiles,
-            compile=compile,
+            compile=COMPILE_CHOICES[_choice(compile)],
             attention=attention,
         )
         if engine == WORKERS:
@@ -152,6 +157,25 @@ class Backend(io.ComfyNode):
             with refused_in_widgets():
                 return io.NodeOutput(RayBackend(placement, where, restarts=restarts))
         return io.NodeOutput(LocalBackend(placement))
+
+
+def _compile_input() -> Any:
+    """Whether layers are compiled."""
+    choice = io.Combo.Input(
+        "compile",
+        options=list(COMPILE_CHOICES),
+        default="off",
+        optional=True,
+        tooltip="Compile the layers before the first block: a minute or more once per size, for blocks that may be "
+        "faster. auto: on GPUs that can, where the video is so long that it probably pays. It needs Triton on GPUs and "
+        "a C++ compiler on the CPU.",
+    )
+    return replacing(choice, _SWITCH)
+
+
+def _choice(compile: str | bool) -> str:
+    """What a graph says of compiling, in today's words."""
+    return _SWITCH[str(compile).lower()] if isinstance(compile, bool) else compile
 
 
 def _storage_inputs() -> list[Any]:

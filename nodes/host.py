@@ -22,13 +22,13 @@ from comfy_api.v0_0_2 import InputImpl, io, ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+from ..liveavatar.attention_choice import set_host_kernel
 from ..liveavatar.components import Components
 from ..liveavatar.config import FPS
 from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
-from ..liveavatar.model.attention_backends import set_host_kernel
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.task_graph import Denoise

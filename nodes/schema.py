@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.v0_0_2 import io
@@ -33,6 +34,13 @@ def supported(**keys: Any) -> dict[str, Any]:
 def advanced(given: Any) -> Any:
     """Mark an input as rarely used, in a way that every core understands."""
     given.extra_dict = {**(given.extra_dict or {}), "advanced": True}
+    return given
+
+
+def replacing(given: Any, choices: Mapping[str, str]) -> Any:
+    """Mark an input that was of another type: what graphs of older versions say there (as JSON has it) -> what it means
+    now. The page shows it so; the node has to understand both."""
+    given.extra_dict = {**(given.extra_dict or {}), "replaces": dict(choices)}
     return given
 
 

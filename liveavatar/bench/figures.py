@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..attention_choice import PYTORCH
 from ..config import BLOCK_FRAMES, SPATIAL_STRIDE, WINDOW_BLOCKS, ModelConfig
 from ..doctor.report import FLOAT8_ROWS, Compute
 from ..model.quantize import supports_fp8_matmul
@@ -58,7 +59,7 @@ def work_of(config: ModelConfig, plan: Plan, can: Compute, device: torch.device,
     each = [layer_tflop(config, frame_tokens, layer) for layer in range(config.num_layers)]
     matrices, attended = (steps * sum(part) for part in zip(*each, strict=True))
     worked_in = _matrix_dtype(plan, can, device)
-    peak, attention = can.matmul.get(worked_in), can.attention.get(plan.dtype)
+    peak, attention = can.matmul.get(worked_in), can.attention_tflops(plan.dtype).get(PYTORCH)
     total = matrices + attended
     return Work(
         tflop_per_block=total,

@@ -15,7 +15,7 @@ import torch
 from ..config import WINDOW_BLOCKS
 from ..doctor.devices import compute, copies
 from ..doctor.host import host
-from ..doctor.report import Compute
+from ..doctor.report import Compute, Copies
 from ..engine.compile import cache_folder
 from ..engine.local import ModelCache
 from ..errors import PlanError, RequestError
@@ -73,13 +73,21 @@ class DeviceSpeeds:
 
     Attributes:
         compute: TFLOP/s of matrix products and attention.
-        copy_gb: GB/s to the device from page-locked memory; on the CPU, of a memcpy.
-        memory_gb: GB/s of its own memory, read and written together.
+        copies: GB/s of copies.
     """
 
     compute: Compute
-    copy_gb: float
-    memory_gb: float
+    copies: Copies
+
+    @property
+    def copy_gb(self) -> float:
+        """GB/s to the device from page-locked memory; on the CPU, of a memcpy."""
+        return self.copies.memory if self.copies.pinned_in is None else self.copies.pinned_in
+
+    @property
+    def memory_gb(self) -> float:
+        """GB/s of its own memory, read and written together."""
+        return 2 * self.copies.memory
 
 
 def bench_model(model: str, plan: Plan, asked: Asked, say: Say = lambda line: None) -> ModelBench:
@@ -370,10 +378,9 @@ def device_speeds(device: torch.device, quick: bool = True) -> DeviceSpeeds:
         PlanError: it has no memory free for that.
     """
     try:
-        can, moves = compute(str(device), quick), copies(str(device), quick)
+        return DeviceSpeeds(compute(str(device), quick), copies(str(device), quick))
     except MemoryError as error:
         raise PlanError(f"The speed of {device} cannot be measured: {error}.", "Free its memory.") from error
-    return DeviceSpeeds(can, moves.memory if moves.pinned_in is None else moves.pinned_in, 2 * moves.memory)
 
 
 def cap_device(name: str, most: int | None) -> None:

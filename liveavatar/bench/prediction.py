@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..attention_choice import PYTORCH
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, SPATIAL_STRIDE, ModelConfig
 from ..doctor.report import FLOAT8_ROWS
 from ..planner import DeviceSpec, DeviceSpeed, Plan
@@ -25,8 +26,8 @@ def assumed_speed(device: torch.device) -> DeviceSpeed | None:
 
 def measured_speed(speeds: DeviceSpeeds, dtype: str) -> DeviceSpeed | None:
     """What a device was measured to reach, as the planner reckons with it; None where a part is missing."""
-    matmul = speeds.compute.matmul
-    matrices, attention, fp8 = matmul.get(dtype), speeds.compute.attention.get(dtype), matmul.get(FLOAT8_ROWS)
+    matmul, attention = speeds.compute.matmul, speeds.compute.attention_tflops(dtype).get(PYTORCH)
+    matrices, fp8 = matmul.get(dtype), matmul.get(FLOAT8_ROWS)
     if matrices is None or attention is None:
         return None
     return DeviceSpeed(

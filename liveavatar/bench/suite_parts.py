@@ -1,4 +1,4 @@
-"""The parts of the suite, in their order: peaks, kernels, parity, pace, VAE, small devices, and the published
+"""The parts of the suite, in their order: peaks, parity, pace, VAE, small devices, and the published
 network."""
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import compiler
+from ..attention_choice import PYTORCH, AttentionUse
 from ..config import BLOCK_LATENTS, MOTION_LATENTS, ModelConfig
+from ..doctor import save_speeds
 from ..doctor.devices import accelerators
-from ..doctor.report import FLOAT8_ROWS
+from ..doctor.report import FLOAT8_ROWS, Device
 from ..engine.local import ModelCache
 from ..engine.prefetch import all_on_accelerators
-from ..errors import ModelError, PlanError
+from ..errors import ModelError, OutputError, PlanError
 from ..model.quantize import check_fp8_matmul, supports_fp8_matmul
 from ..planner import DeviceSpeed, Hardware, Plan, PlanOptions, apply_plan_size, choose_plan, make_plan
 from ..planner.plan import check_dtype_and_threads
@@ -28,7 +30,6 @@ from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, WeightFormat
 from ..utils import format_bytes
 from ..vae.wan_decoder import WanDecoder
-from .attention_kernels import time_kernels
 from .decoding import decode_alone, side_by_side
 from .figures import bytes_needed, free_bytes
 from .found import ModelBench
@@ -144,25 +145,26 @@ class SuiteState:
 
 
 def peaks(state: SuiteState) -> Iterator[Figure]:
-    """What the device reaches in matrices, attention and copies, beside what the planner assumes of such a device."""
+    """What the device reaches in matrices, each kernel of attention and copies, beside what the planner assumes of such
+    a device; kept for plans on this machine."""
     state.speeds = found = device_speeds(state.device, quick=True)
     assumed = assumed_speed(state.device)
     expected = {} if assumed is None else {state.dtype: assumed.plain, FLOAT8_ROWS: assumed.fp8}
     for name, tflops in found.compute.matmul.items():
         yield Figure(f"matrices, {name}", tflops, "TFLOP/s", expected.get(name))
-    for name, tflops in found.compute.attention.items():
-        yield Figure(f"attention, {name}", tflops, "TFLOP/s", assumed.attention if assumed else None)
+    for kernel in found.compute.attention:
+        name = AttentionUse("", kernel.backend, kernel.kernel).name
+        note = kernel.why_not or f"error {kernel.error:.1e}"
+        foreseen = assumed.attention if assumed and kernel.backend == PYTORCH else None
+        yield Figure(f"attention, {name}", kernel.tflops, "TFLOP/s", foreseen, note)
     for name, why in found.compute.failed.items():
         yield Figure(f"matrices, {name}", None, "TFLOP/s", expected.get(name), why)
     yield Figure("copies to the device", found.copy_gb, "GB/s", assumed.copy if assumed else None)
-
-
-def attention_kernels(state: SuiteState) -> Iterator[Figure]:
-    """Every attention kernel of this machine, with its distance from float32."""
-    dtype = getattr(torch, state.dtype)
-    for kernel in time_kernels(state.device, dtype):
-        note = kernel.why_not or f"error {kernel.error:.1e}"
-        yield Figure(kernel.name, kernel.tflops, "TFLOP/s", note=note)
+    device = Device(str(state.device), state.device_name, None, None, "", found.compute, found.copies)
+    try:
+        save_speeds([device], quick=True)
+    except OutputError as error:
+        yield Figure("these speeds are not kept for plans", None, note=error.what)
 
 
 def parity(state: SuiteState) -> Iterator[Figure]:
@@ -420,8 +422,7 @@ def _agreement(name: str, made: torch.Tensor, true: torch.Tensor) -> Figure:
 
 
 PARTS = (
-    SuitePart("peaks", 15, peaks, quick=True),
-    SuitePart("attention kernels", 20, attention_kernels, quick=True),
+    SuitePart("peaks", 35, peaks, quick=True),
     SuitePart("parity", 20, parity, quick=True),
     SuitePart("bf16", 35, functools.partial(pace, "plain", "plain", False), quick=True),
     SuitePart("bf16, compiled", 75, functools.partial(pace, "plain", "plain", True), quick=True),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from ..attention_choice import ATTENTION_BACKENDS
+from ..compiler import COMPILE_CHOICES
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
-from ..storage import ATTENTION_BACKENDS, PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
 from ..timed_changes import read_timeline
 from .parser import number, whole_number
 
@@ -23,7 +25,6 @@ _LONGEST_DISTANCE = 9
 """Digits; Python refuses to read some thousand of them."""
 ENGINES = ("local", "ray")
 PREFERENCES = ("quality", "speed")
-_COMPILE: Mapping[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
 STORAGE_CHOICES: Mapping[str, tuple[str, ...]] = {"weights": get_args(WeightFormat), "kv_dtype": get_args(KVDtype)}
 """What the fields of a storage may be that are given in words."""
 
@@ -75,7 +76,7 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="on",
         default="off",
-        metavar="|".join(_COMPILE),
+        metavar="|".join(COMPILE_CHOICES),
         help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster "
         "(alone: on); auto: on GPUs that can, where the video is so long that it probably pays",
     )
@@ -243,7 +244,7 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         host_ram=arguments.host_ram,
         vae_tiles=arguments.vae_tiles,
         processes=arguments.engine == "ray",
-        compile=_COMPILE[arguments.compile],
+        compile=COMPILE_CHOICES[arguments.compile],
         attention=arguments.attention,
     )
 
@@ -257,8 +258,10 @@ def check_placement_options(arguments: argparse.Namespace) -> None:
     check_engine(arguments.engine)
     if arguments.prefer not in PREFERENCES:
         raise RequestError(f"The preference {arguments.prefer!r} is not known.", f"Use {_one_of(PREFERENCES)}.")
-    if arguments.compile not in _COMPILE:
-        raise RequestError(f"--compile {shown(arguments.compile)} is not known.", f"Use {_one_of(tuple(_COMPILE))}.")
+    if arguments.compile not in COMPILE_CHOICES:
+        raise RequestError(
+            f"--compile {shown(arguments.compile)} is not known.", f"Use {_one_of(tuple(COMPILE_CHOICES))}."
+        )
     if arguments.attention not in ATTENTION_BACKENDS:
         raise RequestError(
             f"The attention {arguments.attention!r} is not known.", f"Use {_one_of(ATTENTION_BACKENDS[:-1])}."

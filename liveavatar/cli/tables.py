@@ -10,6 +10,7 @@ from ..planner import BLOCK_SECONDS
 from ..utils import format_bytes
 
 if TYPE_CHECKING:
+    from ..attention_choice import AttentionUse
     from ..distributed.registry import Driver
     from ..planner import LiveForecast, Plan
     from ..receipt import Receipt
@@ -46,7 +47,6 @@ def note_lines(notes: Iterable[str]) -> list[str]:
 def plan_lines(plan: Plan) -> list[str]:
     """Which stage runs where, how it is kept, the bytes per device, and an estimate of the speed."""
     worked = f"{counted(plan.threads, 'CPU thread')} per task{', layers compiled' * plan.compiled}"
-    worked += f", attention {plan.attention}" if plan.attention != "auto" else ""
     lines = [f"model   {plan.model}, {plan.dtype}, stages {plan.partition}, {worked}"]
     rows: list[tuple[str, ...]] = [_PLAN_COLUMNS]
     for number, s in enumerate(plan.stages):
@@ -62,6 +62,7 @@ def plan_lines(plan: Plan) -> list[str]:
         )
         room = f" of {gigabytes(usable[device])} usable, {gigabytes(usable[device] - total)} rest" if usable else ""
         lines.append(f"memory  {device}: {gigabytes(total)}{room}{beside and ' (with' + beside[1:] + ')'}")
+    lines += attention_lines(plan.attention_uses)
     lines += [f"kept    {kept}" for kept in _kept(plan)]
     if plan.tiny_decoder:
         lines.append("kept    VAE: a tiny decoder makes the frames, the VAE encodes the portrait")
@@ -103,6 +104,17 @@ def live_lines(live: LiveForecast | None, lookahead: float) -> list[str]:
         f"delay   {latency} at first: {parts}; {behind:.2f} s more with every block that is spoken",
         f"nearest {'; '.join(live.nearest) or 'nothing was found that keeps the pace'}",
     ]
+
+
+def attention_lines(uses: Iterable[AttentionUse]) -> list[str]:
+    """What self-attention is done with, how far that is from float32, and how fast the forecast takes it to be; devices
+    that do the same stand together."""
+    alike: dict[str, list[str]] = {}
+    for use in uses:
+        error = "tried when the network is loaded" if use.error is None else f"{use.error:.1e} off float32 in its trial"
+        speed = f"; planned with {use.tflops:.0f} TFLOP/s, {use.source}" if use.tflops else ""
+        alike.setdefault(f"{use.name}, {error}{speed}", []).append(use.device)
+    return [f"attends {', '.join(devices)}: {how}" for how, devices in alike.items()]
 
 
 def _snapshot_lines(plan: Plan) -> list[str]:
@@ -160,7 +172,7 @@ def receipt_lines(receipt: Receipt) -> list[str]:
     if memory and memory.host:
         devices = "".join(f", {gigabytes(n)} on {name}" for name, n in memory.devices.items())
         lines.append(f"peak    {gigabytes(memory.host)} of host memory{devices}")
-    return [*lines, *note_lines(receipt.notices)]
+    return [*lines, *attention_lines(receipt.attention), *note_lines(receipt.notices)]
 
 
 def worker_lines(drivers: Sequence[Driver], now: float) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..attention_choice import AttentionUse
 from ..codec import ExecConfig
 from ..components import Components
 from ..device_names import DeviceName
@@ -77,6 +78,10 @@ class RayEngine:
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
         return self._video.seconds if self._video else (0.0,) * len(self.plan.stages)
+
+    def attention(self) -> tuple[AttentionUse, ...]:
+        """What self-attention was done with on each device in the latest run, as its workers have told."""
+        return self._video.attention if self._video else ()
 
     def take_state(self) -> EngineState | None:
         """See `Engine`; there is none."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import compiler
+from ..attention_choice import AttentionUse
 from ..errors import LiveAvatarError
 from ..events import GENERATING, HEARTBEAT_SECONDS, Callback, Event, notice_event
 from ..noise_schedule import NoiseSchedule
@@ -26,7 +27,7 @@ from .block_source import BlockSource
 from .pool import PROBE_AFTER_SECONDS, WorkerPool
 from .queue import PauseFlag
 from .snapshots import NUM_KEPT, latest_common
-from .wire import ModelSpec, RunSpec, WorkerEvents, WorkerFault
+from .wire import ModelSpec, RunBegun, RunSpec, WorkerEvents, WorkerFault
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _EVENTS_SECONDS = 1.0
@@ -118,7 +119,8 @@ class RunMonitor:
         self._total = task_count(plan.partition, job.blocks, 0, clip_blocks, portraits) if job.blocks else 0
         self._tasks = task_count(plan.partition, first, 0, clip_blocks, portraits) if first else 0
         self._called = time.monotonic()
-        self._begin()
+        self.begun: tuple[RunBegun, ...] = self._begin()
+        """What the workers of the stages answered, in their order."""
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -181,7 +183,7 @@ class RunMonitor:
         self._called = time.monotonic()
         callback(event)
 
-    def _begin(self) -> None:
+    def _begin(self) -> tuple[RunBegun, ...]:
         resolved, material, distance = self._job.resolved, self._job.conditioning, self._job.distance
         schedule, first = NoiseSchedule.flow_matching(resolved.steps), self._beginning.first
         prompt = self._source.prompt_before(first)
@@ -189,7 +191,7 @@ class RunMonitor:
         # Handed on only when it is there, so that a worker is never kept waiting by another.
         self._pool.gather(self._plan, {0: conditions}, self._pool.limits.deadline, "embed the prompt")
         portraits = () if self._source.is_open else tuple(b for b in self._source.portraits if b >= first)
-        begun = {}
+        calls = {}
         for stage, worker in enumerate(self._workers):
             spec = RunSpec(
                 run=self._beginning.number,
@@ -210,11 +212,12 @@ class RunMonitor:
                 compiler=compiler.COMPILER if self._plan.compiled else "",
                 attention=self._plan.attention,
             )
-            begun[stage] = worker.call("begin", spec, conditions)
+            calls[stage] = worker.call("begin", spec, conditions)
         # Workers accept blocks and requests for events only once the run has begun.
-        self._pool.gather(self._plan, begun, self._pool.limits.deadline, "begin")
+        answers = self._pool.gather(self._plan, calls, self._pool.limits.deadline, "begin")
         for stage in range(len(self._workers)):
             self._request_events(stage)
+        return tuple(answers[stage] for stage in calls)
 
     def _request_events(self, stage: int) -> None:
         self._requested[stage] = time.monotonic()
@@ -354,6 +357,8 @@ class VideoRun:
         """Errors of replaced workers that the caller has not been notified of."""
         self._seconds = (0.0,) * len(plan.stages)
         """Of the runs before this one."""
+        self.attention: tuple[AttentionUse, ...] = ()
+        """What self-attention is done with on each device, once a run has begun."""
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -395,6 +400,10 @@ class VideoRun:
         self._run = RunMonitor(
             self._pool, workers, self._plan, self._job, self._source, beginning, self._received, self._pause
         )
+        by_device = {stage.device: begun for stage, begun in zip(self._plan.stages, self._run.begun, strict=True)}
+        self.attention = tuple(dataclasses.replace(b.attention, device=name) for name, b in by_device.items())
+        for notice in dict.fromkeys(begun.notice for begun in by_device.values() if begun.notice):
+            callback(notice_event(notice))
         lost, self._lost = self._lost, []
         for error in lost:
             callback(notice_event(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}."))

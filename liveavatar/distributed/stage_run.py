@@ -11,6 +11,7 @@ import torch
 
 from ..model.layer import LayerOps
 from ..model.transformer import CausalS2VTransformer, TimestepEmbedding
+from ..offload.pinned_memory import PinnedPool
 from ..planner import snapshot_due
 from ..session import cpu_threads
 from ..stage import Stage, StageConditioning, StageInput
@@ -41,6 +42,7 @@ class StageRun:
         ops: of the layers, compiled or not.
         text, time: embedded prompt and timesteps.
         incoming, outgoing: links by the neighbour's number.
+        pinned: where memory of the host is from, for KV caches that lie there.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class StageRun:
         time: TimestepEmbedding,
         incoming: Iterable[Link],
         outgoing: Mapping[int, Link],
+        pinned: PinnedPool,
     ):
-        self.load_spec, self.spec = load_spec, spec
+        self.load_spec, self.spec, self._pinned = load_spec, spec, pinned
         self.partition = spec.partition
         self._steps = self.partition.step_groups[spec.stage // len(self.partition.layer_shards)]
         self._net, self._ops, self._text, self._time = net, ops, text, time
@@ -194,7 +197,7 @@ class StageRun:
             changes=self._queue.changes,
         )
         storage, work = self.load_spec.storage, self._ops
-        return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
+        return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work, self._pinned)
 
     def _step(self, stage: Stage, task: Task, inputs: StageInput) -> None:
         """Run a task, and hand on what it leaves."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..attention_choice import AttentionUse
 from ..codec import ExecConfig
 from ..compiler import missing_requirements
 from ..components import Components, FolderComponents
@@ -202,6 +203,19 @@ class RunSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class RunBegun:
+    """A worker's answer when a run has begun.
+
+    Attributes:
+        attention: what its self-attention is done with.
+        notice: why that is not what was asked for; "" where it is.
+    """
+
+    attention: AttentionUse
+    notice: str
+
+
+@dataclasses.dataclass(frozen=True)
 class WorkerEvents:
     """The events of a worker since it was asked last.
 
@@ -263,7 +277,8 @@ class WireError(LiveAvatarError):
 _TYPES = {
     kind.__name__: kind
     for kind in (
-        *(Handshake, ModelSpec, LoadSpec, RunSpec, WorkerEvents, WorkerStats, WorkerFault),
+        *(Handshake, ModelSpec, LoadSpec, RunSpec, RunBegun, WorkerEvents, WorkerStats, WorkerFault),
+        AttentionUse,
         *(Denoise, Prefill, Partition, LinkSpec, Portrait, NoiseSchedule, SinkDistance, StorageConfig, ExecConfig),
     )
 }

@@ -18,11 +18,11 @@ from ..components import Components
 from ..config import SPATIAL_STRIDE
 from ..engine.compile import CompiledLayers
 from ..engine.local import ModelCache
-from ..model.attention import AttentionKernel
-from ..model.attention_backends import choose_attention
+from ..model.attention_backends import ChosenAttention, choose_attention
 from ..model.layer import EAGER, AudioTokens, LayerOps
 from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, TimestepEmbedding
 from ..offload.host_weights import HostWeightCache, remove_unused
+from ..offload.pinned_memory import PinnedPool
 from ..offload.streams import limit_device_memory
 from ..session import cpu_threads
 from ..stage import Portrait
@@ -34,21 +34,22 @@ from .snapshots import complete_in, remove, stage_folder
 from .stage_run import StageRun
 from .task_queue import BlockInput
 from .topology import LinkSpec
-from .wire import Handshake, LoadSpec, ModelSpec, RunSpec, WorkerEvents, WorkerStats
+from .wire import Handshake, LoadSpec, ModelSpec, RunBegun, RunSpec, WorkerEvents, WorkerStats
 
 _NAME = "weights"
 _READ = ("transformer", "config", "lora")
 """Files of a model that the network's weights come from."""
 
 
-def host_weight_cache(model: ModelSpec, log: Path) -> HostWeightCache:
+def host_weight_cache(model: ModelSpec, log: Path, pinned: PinnedPool | None = None) -> HostWeightCache:
     """For a worker's weights of a model, shared with the other workers on its machine.
 
     Args:
         model: as it is now: what was made of its files is not shared when they have changed.
         log: of the worker.
+        pinned: page-locked memory of the worker, for what is not shared; None: a pool of its own.
     """
-    return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))))
+    return HostWeightCache(shared_folder(log), repr((model, tuple(_file_state(model)))), pinned)
 
 
 def shared_folder(log: Path) -> Path:
@@ -137,9 +138,9 @@ class StageWorker(BaseWorker):
         """
         if spec != self._load_spec:
             self._load_spec = None
-            self._models.release()
+            self._models.unload()
         if self._opened is None or self._opened[0] != spec.model:
-            self._models = ModelCache(host_weight_cache(spec.model, self._log))
+            self._models = ModelCache(host_weight_cache(spec.model, self._log, self._models.pinned))
             self._opened = (spec.model, spec.model.open())
         self._load_spec = spec
         limit_device_memory(spec.device, spec.cap)
@@ -161,7 +162,7 @@ class StageWorker(BaseWorker):
         spec = self._loaded_spec
         with torch.inference_mode(), cpu_threads(spec.threads):
             compiled, dtype = self._compiled(size, compiler, clip_blocks), getattr(torch, spec.dtype)
-            compiled.warm_up(self._net(), form, dtype, self._attention(attention))
+            compiled.warm_up(self._net(), form, dtype, self._attention(attention).kernel)
         _log.info("form %s is compiled for %sx%s", form, *size)
 
     def host(self, here: str) -> int:
@@ -230,7 +231,7 @@ class StageWorker(BaseWorker):
         self.stop()
         remove(folder)
 
-    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> None:
+    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> RunBegun:
         """Start a run; it goes on by itself."""
         text, head, layers = conditioning
         incoming = [link for (_, to), link in self._links.items() if to == self._number]
@@ -238,7 +239,10 @@ class StageWorker(BaseWorker):
         blocks = "an open number of" if spec.blocks is None else spec.blocks
         _log.info("run %s: %s blocks of %sx%s", spec.run, blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
-        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
+        pinned = self._models.pinned
+        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing, pinned)
+        attention = self._attention(spec.attention)
+        return RunBegun(attention.use(self._loaded_spec.device), attention.notice)
 
     def allow(
         self,
@@ -284,15 +288,12 @@ class StageWorker(BaseWorker):
     def _ops(self, spec: RunSpec) -> LayerOps:
         height, width = (n * SPATIAL_STRIDE for n in spec.size)
         ops = self._compiled((width, height), spec.compiler, spec.clip_blocks).ops if spec.compiler else EAGER
-        return ops.attending(self._attention(spec.attention))
+        return ops.attending(self._attention(spec.attention).kernel)
 
-    def _attention(self, name: str) -> AttentionKernel:
-        """A kernel of self-attention that is right on this worker's device."""
+    def _attention(self, name: str) -> ChosenAttention:
+        """The kernel of self-attention, which is right on this worker's device."""
         spec, head_dim = self._loaded_spec, self._net().config.head_dim
-        chosen = choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
-        if chosen.notice:
-            _log.warning("%s", chosen.notice)
-        return chosen.kernel
+        return choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
 
     def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> CompiledLayers:
         spec = self._loaded_spec

@@ -5,7 +5,7 @@ judges what they found; `privacy` keeps it fit to be shown; `known` keeps measur
 """
 
 from .examine import examine
-from .known import known_speeds, save_speeds
+from .known import KeptSpeed, known_speeds, save_speeds
 from .report import Device, Finding, Report
 
-__all__ = ["Device", "Finding", "Report", "examine", "known_speeds", "save_speeds"]
+__all__ = ["Device", "Finding", "KeptSpeed", "Report", "examine", "known_speeds", "save_speeds"]

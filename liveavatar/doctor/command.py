@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..attention_choice import AttentionUse
 from ..cli.tables import aligned, counted, gigabytes
 from ..cli.terminal import ProgressLine, say
+from ..errors import OutputError
 from ..files import path_of, refuse_foreign_json
 
 if TYPE_CHECKING:
@@ -25,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="measure briefly; speeds are rough")
     parser.add_argument("--model", metavar="DIR", help="look at this model folder, too")
     parser.add_argument("--out", metavar="FILE", help="write the JSON into this file, too")
-    parser.add_argument("--save", action="store_true", help="keep the speeds for the planner, in the cache folder")
+    parser.add_argument("--save", action="store_true", help=argparse.SUPPRESS)  # of older versions: it is always done
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine; 0 when there is no problem, 1 when there is one."""
-    from . import examine, save_speeds
+    from . import examine
     from .known import write_json
     from .plain import plain
 
@@ -48,12 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
         line.end()
     if out:
         write_json(out, plain(report))
-    kept = save_speeds(report) if arguments.save else None
-    if arguments.json:
-        say([json.dumps(plain(report), indent=2)])
-    else:
-        say([*report_lines(report), *([f"kept    {kept}"] if kept else [])])
+    kept = _keep(report)
+    say([json.dumps(plain(report), indent=2)] if arguments.json else [*report_lines(report), kept])
     return 0 if report.healthy else _PROBLEMS
+
+
+def _keep(report: Report) -> str:
+    """Keep the speeds for plans on this machine; where, or why not."""
+    from . import save_speeds
+
+    try:
+        return f"kept    for plans on this machine: {save_speeds(report.devices, report.quick)}"
+    except OutputError as error:
+        return f"note    the speeds are not kept for plans: {error}"
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -62,6 +71,8 @@ def report_lines(report: Report) -> Iterator[str]:
     if report.devices:
         yield from aligned(_device_rows(report.devices))
         yield "        (products and attention in TFLOP/s, copies in GB/s: to and from the device, and within it)"
+    for d in report.devices:
+        yield from _attention(d)
     for p in report.peers:
         yield f"copies  {p.source} to {p.target}: {p.speed:.1f} GB/s, {'direct' if p.direct else 'through the host'}"
     yield f"took    {report.seconds:.0f} s{', measured briefly' if report.quick else ''}"
@@ -94,11 +105,20 @@ def _device_rows(devices: Sequence[Device]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("device", "memory", "free", *_DTYPES.values(), "attention", "in", "out", "within")]
     for d in devices:
         products = [_number(d.compute.matmul.get(name) if d.compute else None) for name in _DTYPES]
-        best = max(d.compute.attention.values(), default=None) if d.compute else None
+        best = max((k.tflops for k in d.compute.attention if k.tflops), default=None) if d.compute else None
         moved = (d.copies.pinned_in, d.copies.pinned_out, d.copies.memory) if d.copies else (None, None, None)
         sizes = [gigabytes(size) if size is not None else "-" for size in (d.total, d.free)]
         rows.append((d.id, *sizes, *products, _number(best), *map(_number, moved)))
     return rows
+
+
+def _attention(device: Device) -> Iterator[str]:
+    """Each kernel of self-attention: how fast, and how far from float32; or why it is not used."""
+    for k in device.compute.attention if device.compute else ():
+        name = AttentionUse(device.id, k.backend, k.kernel).name
+        error = "" if k.error is None else f", {k.error:.1e} off float32"
+        found = f"not used: {k.why_not}" if k.tflops is None else f"{_number(k.tflops)} TFLOP/s in {k.dtype}{error}"
+        yield f"attends {device.id}: {name}, {found}"
 
 
 def _number(value: float | None) -> str:

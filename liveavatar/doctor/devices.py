@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ..config import BLOCK_LATENTS, CLIP_BLOCKS, WAN2_2_S2V_14B
+from ..model.attention import AttentionKernel, attention
+from ..model.attention_backends import kernels, try_kernel
 from ..utils import format_bytes
 from .host import host
-from .report import FLOAT8_ROWS, Accelerators, Compute, Copies, Device, Peer
+from .report import FLOAT8_ROWS, Accelerators, AttentionSpeed, Compute, Copies, Device, Peer
 
 _TOKENS = 1056
 """Tokens of a latent frame at 704x384."""
 _QUERIES = BLOCK_LATENTS * _TOKENS
-_KEYS = CLIP_BLOCKS * _QUERIES + 5 * _TOKENS // 2
-"""The window of blocks and the sink."""
+_WINDOW, _SINK = CLIP_BLOCKS * _QUERIES, 5 * _TOKENS // 2
+"""Keys of the window of blocks and of the sink."""
+_SMALLER = 12
+"""By which widths and numbers of tokens are divided on a CPU."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SLOW_FLOAT8 = 64, 256, 64
 """Shape of a product in fp8 with one scale on a CPU, which needs seconds for larger ones."""
@@ -46,11 +51,10 @@ def accelerators() -> Accelerators:
     return Accelerators(build, driver, known, tuple(found))
 
 
-def identities() -> tuple[tuple[str, str, int | None], ...]:
-    """What makes this machine's devices the same ones as before: id, name and, of GPUs, bytes of memory."""
+def identities() -> tuple[tuple[str, str], ...]:
+    """Id and name of each device of this machine."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [(f"cuda:{i}", torch.cuda.get_device_properties(i)) for i in range(count)]
-    return (*((name, p.name, p.total_memory) for name, p in found), ("cpu", host().cpu, None))
+    return (*((f"cuda:{i}", torch.cuda.get_device_properties(i).name) for i in range(count)), ("cpu", host().cpu))
 
 
 def driver_said(text: str) -> tuple[str, tuple[str, ...]]:
@@ -102,16 +106,14 @@ def compute(device: str, quick: bool) -> Compute:
         torch.cuda.set_device(device)
     seconds = (0.1 if quick else 0.4) * (1 if device == "cpu" else 0.5)
     matmul: dict[str, float] = {}
-    attention: dict[str, float] = {}
     failed: dict[str, str] = {}
     for dtype in _DTYPES:
         name = str(dtype).removeprefix("torch.")
         _try(matmul, failed, name, functools.partial(_matmul, device, dtype, seconds))
-        if (dtype is torch.float32) == (device == "cpu"):
-            _try(attention, failed, name, functools.partial(_attention, device, dtype, seconds))
     for name, by_row in (("float8", False), (FLOAT8_ROWS, True)):
         _try(matmul, failed, name, functools.partial(_float8, device, seconds, by_row))
-    return Compute(matmul, attention, failed)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return Compute(matmul, tuple(attention_speeds(torch.device(device), dtype, seconds)), failed)
 
 
 def _try(into: dict[str, float], failed: dict[str, str], name: str, measure: Callable[[], float]) -> None:
@@ -146,24 +148,43 @@ def _float8(device: str, seconds: float, by_row: bool) -> float:
     return 2 * m * k * n / median_seconds(product, device, seconds) / 1e12
 
 
-def attention_shape(device: str) -> tuple[int, int, int, int]:
-    """Heads, queries, keys and head width of one task of the 14B model at 704x384; a twelfth of the tokens on a CPU."""
+def attention_speeds(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> Iterator[AttentionSpeed]:
+    """Each kernel of self-attention as layers of the 14B model use it at 704x384, the best of each backend first.
+
+    Args:
+        device: where; on a CPU with two heads and fewer tokens.
+        dtype: of queries, keys and values.
+        seconds: that each is repeated for, about.
+    """
+    for kernel in kernels(device):
+        tflops = None
+        error, why = try_kernel(kernel, device, dtype, WAN2_2_S2V_14B.head_dim)
+        if not why:
+            try:
+                tflops = _attention(kernel, device, dtype, seconds)
+            except Exception as failure:  # what passed with a few tokens may fail with so many
+                why = f"{type(failure).__name__}: {(str(failure).strip().splitlines() or [''])[0][:120]}"
+        known = error if math.isfinite(error) else None
+        yield AttentionSpeed(kernel.name, kernel.variant, str(dtype).removeprefix("torch."), known, tflops, why)
+
+
+def _attention(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """To keys in two parts, window and sink, as the KV cache holds them."""
+    heads, less = (2, _SMALLER) if device.type == "cpu" else (WAN2_2_S2V_14B.num_heads, 1)
     width = WAN2_2_S2V_14B.head_dim
-    return (2, _QUERIES // 12, _KEYS // 12, width) if device == "cpu" else (40, _QUERIES, _KEYS, width)
 
+    def rows(tokens: int) -> torch.Tensor:
+        return torch.randn(tokens // less, heads, width, device=device).to(dtype)
 
-def _attention(device: str, dtype: torch.dtype, seconds: float) -> float:
-    heads, queries, keys, width = attention_shape(device)
-    q = torch.randn(1, heads, queries, width, device=device).to(dtype)
-    k, v = (torch.randn(1, heads, keys, width, device=device).to(dtype) for _ in range(2))
-    attend = torch.nn.functional.scaled_dot_product_attention
-    return 4 * heads * queries * keys * width / median_seconds(lambda: attend(q, k, v), device, seconds) / 1e12
+    q, parts = rows(_QUERIES), [(rows(tokens), rows(tokens)) for tokens in (_WINDOW, _SINK)]
+    work = 4 * heads * len(q) * sum(len(k) for k, _ in parts) * width / 1e12
+    return work / median_seconds(functools.partial(attention, q, parts, kernel), str(device), seconds)
 
 
 def _matrix(device: str) -> tuple[int, int, int]:
-    """Tokens of a block, width and feed-forward width of the 14B model; a twelfth of each on a CPU."""
+    """Tokens of a block, width and feed-forward width of the 14B model; less of each on a CPU."""
     sizes = (_QUERIES, WAN2_2_S2V_14B.dim, WAN2_2_S2V_14B.ffn_dim)
-    m, k, n = (size // 12 // 16 * 16 for size in sizes) if device == "cpu" else sizes
+    m, k, n = (size // _SMALLER // 16 * 16 for size in sizes) if device == "cpu" else sizes
     return m, k, n
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from ..attention_choice import PYTORCH
 from ..config import BLOCK_LATENTS, WAN2_2_S2V_14B, WINDOW_BLOCKS
 from ..storage import FP8_CAPABILITY
 from ..utils import format_bytes, is_overloaded
@@ -139,6 +140,15 @@ def _dtypes(r: Report) -> Iterator[Finding]:
             yield _without_float8(d)
         if speed and speed.get("bfloat16", 0.0) < 0.5 * speed.get("float16", 0.0):
             yield Finding("note", f"{of} is much slower in bfloat16 than in float16.", "Use --dtype float16.")
+
+
+def _attention(r: Report) -> Iterator[Finding]:
+    """Of packages with a kernel that is not right on a device."""
+    for d in r.devices:
+        for kernel in d.compute.attention if d.compute else ():
+            if kernel.why_not and kernel.backend != PYTORCH:
+                what = f"The attention of {kernel.backend} is not used on {d.id} ({d.name}): {kernel.why_not}"
+                yield Finding("note", _sentence(what), "Update its package, or leave --attention at auto.")
 
 
 def _cpu_dtypes(r: Report) -> Iterator[Finding]:
@@ -282,6 +292,7 @@ RULES: tuple[Callable[[Report], Iterator[Finding]], ...] = (
     _no_gpu,
     _room,
     _dtypes,
+    _attention,
     _cpu_dtypes,
     _memory,
     _load,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 Level = Literal["good", "note", "problem"]
-SCHEMA = 2
+SCHEMA = 3
 """Rises when a field changes its meaning."""
 FLOAT8_ROWS = "float8 rows"
 """Name of the product of e4m3 matrices with a scale per row and column, as fp8 weights are worked."""
@@ -109,19 +109,47 @@ class Copies:
 
 
 @dataclasses.dataclass(frozen=True)
+class AttentionSpeed:
+    """A kernel of self-attention on a device.
+
+    Attributes:
+        backend, kernel: as plans name them.
+        dtype: of queries, keys and values.
+        error: distance from attention in float32 in its trial, relative to the norm; None where it does not run.
+        tflops: of the queries of one block to the window and the sink; None where it is not used.
+        why_not: one line; "" where it is used.
+    """
+
+    backend: str
+    kernel: str
+    dtype: str
+    error: float | None
+    tflops: float | None
+    why_not: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Compute:
     """Speeds of a device, in TFLOP/s.
 
     Attributes:
         matmul: by dtype: "float32", "bfloat16", "float16", and where they work "float8" (one scale per tensor) and
             `FLOAT8_ROWS`.
-        attention: by dtype, queries of one block over the window and the sink.
+        attention: each kernel that is here, the best of each backend first.
         failed: what does not work here and why, by dtype.
     """
 
     matmul: Mapping[str, float]
-    attention: Mapping[str, float]
+    attention: tuple[AttentionSpeed, ...]
     failed: Mapping[str, str]
+
+    def attention_tflops(self, dtype: str) -> dict[str, float]:
+        """By backend, PyTorch's own first: of the kernel that is used."""
+        found: dict[str, float] = {}
+        for kernel in self.attention:
+            if kernel.dtype == dtype and kernel.tflops is not None:
+                found.setdefault(kernel.backend, kernel.tflops)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

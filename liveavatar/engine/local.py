@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import compiler
+from ..attention_choice import AttentionUse
 from ..components import Components
 from ..events import (
     GENERATING,
@@ -30,6 +31,7 @@ from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice
 from ..noise_schedule import NoiseSchedule
 from ..offload.host_weights import HostWeightCache, HostWeights
 from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
+from ..offload.pinned_memory import PinnedPool
 from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
 from ..session import EngineState, VideoTask, cpu_threads
@@ -140,7 +142,7 @@ class ModelCache:
         """A part, from memory or from its files. Another model, dtype or format takes the place of the old."""
         kept = ((key[2], key[3].weights) for key in self._loaded)
         if components is not self._components or any(form != (dtype, storage.weights) for form in kept):
-            self.release()
+            self.unload()
             self._components = components
         key = _key(device, model_slice, dtype, storage)
         if key not in self._loaded:
@@ -182,6 +184,11 @@ class ModelCache:
         return self._compiled[key]
 
     @property
+    def pinned(self) -> PinnedPool:
+        """Page-locked memory of the host, for weights and KV caches of one video after the other."""
+        return self._host_weights.pinned
+
+    @property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes of the loaded weights; those that live on the host count as the CPU's, once for all that share them."""
         by_device: dict[str, int] = {}
@@ -204,6 +211,11 @@ class ModelCache:
 
     def release(self) -> None:
         """Give all of it back."""
+        self.unload()
+        self.pinned.clear()
+
+    def unload(self) -> None:
+        """Give back what is loaded; memory of the host stays page-locked for what is loaded next."""
         devices = {device for device, *_ in self._loaded}
         self._loaded.clear()
         self._compiled.clear()
@@ -240,6 +252,7 @@ class LocalEngine:
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self.models = models or ModelCache()
         self._timer = StageTimer(plan)
+        self._attention_uses: tuple[AttentionUse, ...] = ()
         self._kept: _LocalRun | None = None
         """The latest run, where its job wants what it leaves."""
 
@@ -273,7 +286,9 @@ class LocalEngine:
         with watched_reads(on_read):
             for where in self._slices():
                 self._network(*where)
-        for notice in dict.fromkeys(self._attention(stage).notice for stage in self.plan.stages):
+        chosen = {stage.device: self._attention(stage) for stage in self.plan.stages}
+        self._attention_uses = tuple(kernel.use(device) for device, kernel in chosen.items())
+        for notice in dict.fromkeys(kernel.notice for kernel in chosen.values()):
             if notice:
                 callback(notice_event(notice))
         if self.plan.compiled and (uncompiled := self._uncompiled()):
@@ -314,6 +329,10 @@ class LocalEngine:
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
         return self._timer.seconds()
+
+    def attention(self) -> tuple[AttentionUse, ...]:
+        """What self-attention was done with on each device, once the weights were loaded."""
+        return self._attention_uses
 
     def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU. Notices are those of `load`.
@@ -377,7 +396,8 @@ class LocalEngine:
     def _stage(self, planned: StagePlan, conditioning: StageConditioning) -> Stage:
         """One stage of a run."""
         there, net = torch.device(planned.device), self._network_of(planned)
-        return Stage(net, planned.steps, conditioning, there, self._dtype, planned.storage, self._ops(planned))
+        pinned = self.models.pinned
+        return Stage(net, planned.steps, conditioning, there, self._dtype, planned.storage, self._ops(planned), pinned)
 
     def _ops(self, stage: StagePlan) -> LayerOps:
         """How the layers of a stage do what they do."""

@@ -22,15 +22,17 @@ class AttentionKernel:
     """A kernel of full attention without a mask, scale 1 / sqrt(head_dim).
 
     Attributes:
-        name: for people.
+        name: of its backend (see `liveavatar.attention_choice`).
         attend: q, k, v [batch, heads, tokens, head_dim], of any strides -> [batch, heads, queries, head_dim].
         attend_with_lse: the same, and the logarithm of each query's sum of exponentials [batch, heads, queries] in
             float32, with which attention to parts of the keys is joined; None where the kernel does not tell it.
+        variant: which of the backend's kernels it is, for people; "" where it has only one, or chooses by itself.
     """
 
     name: str
     attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
     attend_with_lse: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], KeyValue] | None = None
+    variant: str = ""
 
 
 def _cpu_with_lse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
@@ -38,9 +40,11 @@ def _cpu_with_lse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> KeyValue
     return out, lse
 
 
+IN_PARTS = ", in parts"
+"""Ends the variants that attend to window and sink one by one and join them, so that neither is copied."""
 SDPA = AttentionKernel("sdpa", F.scaled_dot_product_attention)
 """PyTorch's own choice, on any device."""
-SDPA_ON_CPU = AttentionKernel("sdpa", F.scaled_dot_product_attention, _cpu_with_lse)
+SDPA_ON_CPU = AttentionKernel("sdpa", F.scaled_dot_product_attention, _cpu_with_lse, f"flash{IN_PARTS}")
 """The kernel that PyTorch chooses on a CPU. Tensors without numbers ("meta") pass it, too."""
 
 

@@ -10,50 +10,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.util
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..attention_choice import (
+    HOST,
+    PACKAGES,
+    PYTORCH,
+    AttentionUse,
+    KernelPackage,
+    check_attention,
+    host_kernel,
+    installed_backends,
+    resolve_attention,
+)
 from ..errors import ModelError
-from ..storage import ATTENTION_BACKENDS
-from .attention import SDPA, AttentionKernel, KeyValue, attention, default_kernel
+from .attention import IN_PARTS, SDPA, AttentionKernel, KeyValue, attention, default_kernel
 
-AUTO, HOST = "auto", "comfyui"
-"""Names of two backends; what the program around this library has chosen, it says by `set_host_kernel`."""
 _Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Package:
-    """A package with a kernel.
-
-    Attributes:
-        module, function: of the kernel.
-        install: what people install.
-        heads_first: whether it takes [batch, heads, tokens, head_dim]; else [batch, tokens, heads, head_dim].
-    """
-
-    module: str
-    function: str
-    install: str
-    heads_first: bool
-
-
-_PACKAGES: Mapping[str, _Package] = {
-    "flash3": _Package("flash_attn_interface", "flash_attn_func", "FlashAttention 3", heads_first=False),
-    "sage": _Package("sageattention", "sageattn", "sageattention", heads_first=True),
-    "comfy-kitchen": _Package("comfy_kitchen", "int8_attention", "comfy-kitchen", heads_first=True),
-}
 LARGEST_ERROR = 0.08
 """Distance from float32, relative to its norm, up to which a kernel is used; 8-bit ones are at 0.02 to 0.05."""
 _TRIAL_HEADS, _TRIAL_QUERIES, _TRIAL_KEYS = 2, 192, (384, 96)
-_host_kernel: list[tuple[_Run, bool]] = []
-_tried: dict[tuple[str, torch.device, torch.dtype, int], ChosenAttention] = {}
+_tried: dict[tuple[str, Any, torch.device, torch.dtype, int], ChosenAttention] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,34 +53,9 @@ class ChosenAttention:
     error: float
     notice: str = ""
 
-
-def set_host_kernel(run: _Run | None, chosen: bool = True) -> None:
-    """Make known what the program around the library attends with; None: nothing.
-
-    Args:
-        run: q, k, v [batch, heads, tokens, head_dim] -> the same of the queries.
-        chosen: whether its user has chosen it, so that it is used where nothing else is asked for.
-    """
-    _host_kernel[:] = [] if run is None else [(run, chosen)]
-    _tried.clear()
-
-
-def check_attention(name: str) -> None:
-    """Refuse a backend that is not known, or whose package is not installed; nothing is imported for it.
-
-    Raises:
-        ModelError: with the nearest that works.
-    """
-    if name not in ATTENTION_BACKENDS:
-        raise ModelError(f"The attention {name!r} is not known.", f"Use {', '.join(ATTENTION_BACKENDS)}.")
-    if name == HOST and not _host_kernel:
-        raise ModelError("Attention as ComfyUI has chosen it is there inside ComfyUI alone.", "Use --attention auto.")
-    package = _PACKAGES.get(name)
-    if package is not None and not _is_installed(package):
-        raise ModelError(
-            f"--attention {name} needs the package {package.install}, which is not installed.",
-            f"Install it, or use --attention {_installed()[-1]}.",
-        )
+    def use(self, device: str) -> AttentionUse:
+        """What stands in plans and receipts, of a device by its name there."""
+        return AttentionUse(device, self.kernel.name, self.kernel.variant, self.error)
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> ChosenAttention:
@@ -109,21 +67,22 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype, head_d
         ModelError: as `check_attention`; not even PyTorch's own kernel is right on this device.
     """
     check_attention(name)
-    key = (name, device, dtype, head_dim)
+    backend = resolve_attention(name)
+    key = (backend, host_kernel() if backend == HOST else None, device, dtype, head_dim)
     if key not in _tried:
-        _tried[key] = _choose(name, device, dtype, head_dim)
+        _tried[key] = _choose(backend, device, dtype, head_dim)
     return _tried[key]
 
 
-def _choose(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> ChosenAttention:
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> ChosenAttention:
     if device.type == "meta":
         return ChosenAttention(default_kernel(device), 0.0)
     refused: list[str] = []
-    for candidate in _candidates(name, device):
-        error, why = _trial(candidate, device, dtype, head_dim)
+    for candidate in (*_kernels_of(backend, device), *(_kernels_of(PYTORCH, device) if backend != PYTORCH else ())):
+        error, why = try_kernel(candidate, device, dtype, head_dim)
         if not why:
             return ChosenAttention(candidate, error, _notice(refused, candidate))
-        if candidate.name != "sdpa":
+        if candidate.name != PYTORCH:
             refused.append(f"{candidate.name} is not used on {device}: {why}")
     raise ModelError(
         f"Attention comes out wrong on {device} in {dtype}, with PyTorch's own kernel, too.",
@@ -135,25 +94,34 @@ def _notice(refused: list[str], used: AttentionKernel) -> str:
     return f"{'; '.join(refused)}; attention is done by {used.name}" if refused else ""
 
 
-def _candidates(name: str, device: torch.device) -> Iterator[AttentionKernel]:
-    """Those that may be meant, the best first, and PyTorch's own after them."""
-    for run, chosen in _host_kernel:
-        if name == HOST or (name == AUTO and chosen):
-            yield AttentionKernel(HOST, _opaque(HOST, run))
-    if name in _PACKAGES:
-        yield AttentionKernel(name, _opaque(name, _of_package(_PACKAGES[name])))
-    yield from _sdpa(device)
+def kernels(device: torch.device) -> Iterator[AttentionKernel]:
+    """All that can be asked for on a device here, the best of each backend first; none is tried."""
+    for backend in (*installed_backends(), *([HOST] if host_kernel() else [])):
+        yield from _kernels_of(backend, device)
+
+
+def _kernels_of(backend: str, device: torch.device) -> Iterator[AttentionKernel]:
+    """Of one backend, the best first."""
+    if backend == PYTORCH:
+        yield from _sdpa(device)
+    elif backend == HOST:
+        run = host_kernel()
+        assert run is not None
+        yield AttentionKernel(HOST, _opaque(HOST, run))
+    else:
+        yield AttentionKernel(backend, _opaque(backend, _of_package(PACKAGES[backend])))
 
 
 def _sdpa(device: torch.device) -> Iterator[AttentionKernel]:
     """PyTorch's kernels, those first that join attention to parts of the keys: on Hopper and newer cuDNN's."""
     if device.type == "cuda":
-        order = [_cudnn, _flash] if torch.cuda.get_device_capability(device) >= (9, 0) else [_flash, _cudnn]
-        backends = {_cudnn: SDPBackend.CUDNN_ATTENTION, _flash: SDPBackend.FLASH_ATTENTION}
-        for with_lse in order:
-            yield AttentionKernel("sdpa", _first(with_lse), with_lse)
-        for with_lse in order:
-            yield AttentionKernel("sdpa", _only(backends[with_lse]))
+        order = ["cuDNN", "flash"]
+        if torch.cuda.get_device_capability(device) < (9, 0):
+            order.reverse()
+        for name in order:
+            yield AttentionKernel(PYTORCH, _first(_WITH_LSE[name]), _WITH_LSE[name], f"{name}{IN_PARTS}")
+        for name in order:
+            yield AttentionKernel(PYTORCH, _only(_SDPA_BACKENDS[name]), variant=name)
     default = default_kernel(device)
     yield default
     if default is not SDPA:
@@ -170,6 +138,10 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
     return out, lse
 
 
+_WITH_LSE = {"cuDNN": _cudnn, "flash": _flash}
+_SDPA_BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
 def _first(with_lse: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], KeyValue]) -> _Run:
     return lambda q, k, v: with_lse(q, k, v)[0]
 
@@ -182,7 +154,7 @@ def _only(backend: SDPBackend) -> _Run:
     return run
 
 
-def _of_package(package: _Package) -> _Run:
+def _of_package(package: KernelPackage) -> _Run:
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         function: Any = getattr(importlib.import_module(package.module), package.function)
         if package.heads_first:
@@ -222,7 +194,7 @@ def _opaque(name: str, run: _Run) -> _Run:
     return lambda q, k, v: operation(q, k, v, name).transpose(1, 2)
 
 
-def _trial(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[float, str]:
+def try_kernel(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[float, str]:
     """The error of a kernel on a device, as layers use it: to keys in two parts; and why it cannot be used, or ""."""
     generator = torch.Generator().manual_seed(0)
 
@@ -244,12 +216,3 @@ def _trial(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, he
     if not error <= LARGEST_ERROR:  # also where it is not a number
         return error, f"it is off by {error:.2g} of the norm in its trial, {LARGEST_ERROR:g} is allowed"
     return error, ""
-
-
-def _is_installed(package: _Package) -> bool:
-    return importlib.util.find_spec(package.module) is not None
-
-
-def _installed() -> list[str]:
-    """Backends that can be asked for here: PyTorch's own, then packages."""
-    return ["sdpa", *(name for name, package in _PACKAGES.items() if _is_installed(package))]

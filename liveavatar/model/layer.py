@@ -15,6 +15,7 @@ from torch import nn
 from ..config import BLOCK_LATENTS, ModelConfig
 from ..utils import to_device_async
 from .attention import Attention, AttentionKernel, KeyValue
+from .fused import FeedForward
 from .pointwise import add_to, gated_sum, modulated, modulated_norm
 from .rope import Rope, apply_rope
 
@@ -71,7 +72,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(config.dim, config.num_heads, config.eps)
         self.norm3 = nn.LayerNorm(config.dim, config.eps)
         self.cross_attn = Attention(config.dim, config.num_heads, config.eps)
-        self.ffn = nn.Sequential(
+        self.ffn = FeedForward(
             nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
         )
 

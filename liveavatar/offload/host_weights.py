@@ -23,7 +23,7 @@ from torch import nn
 from .. import __version__
 from ..private_files import make_private_folder
 from ..utils import format_bytes
-from .streams import ALIGNMENT, PinnedBuffer, private_pages
+from .pinned_memory import ALIGNMENT, LockedPages, PinnedBuffer, PinnedPool, private_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -418,9 +418,11 @@ class HostWeightCache:
         folder: where processes of this machine, of this user, list the copies they have for each other; None: every
             process has its own, and so it is where the system cannot share memory.
         model: what the copies are of; processes share those of one model alone.
+        pinned: page-locked memory for what is not shared; None: a pool of its own.
     """
 
-    def __init__(self, folder: Path | None = None, model: str = ""):
+    def __init__(self, folder: Path | None = None, model: str = "", pinned: PinnedPool | None = None):
+        self.pinned = pinned or PinnedPool()
         self._folder, self._model = folder if supports_shared_memory() else None, model
         self._weights: weakref.WeakValueDictionary[str, HostWeights] = weakref.WeakValueDictionary()
 
@@ -436,7 +438,7 @@ class HostWeightCache:
             HostMemoryError: the host's memory cannot hold it, or may not be locked.
             Whatever `read` raises.
         """
-        weights = self._weights.get(name) or self._from_machine(name, read) or _private(read())
+        weights = self._weights.get(name) or self._from_machine(name, read) or _private(read(), self.pinned)
         self._weights[name] = weights
         weights.buffer.register_device(device)
         return weights
@@ -463,29 +465,29 @@ class HostWeightCache:
             except PermissionError as error:
                 _log.warning(_NOT_SHARED, error)
                 return None
-            return _attach(file, *found) if found else _publish(file, read())
+            return _attach(file, *found) if found else _publish(file, read(), self.pinned)
 
 
 def _attach(file: SharedMemoryFile, entry: SharedMemoryEntry, pages: SharedMemory) -> HostWeights:
     """What another process has."""
     rows = tuple(tuple(_packed_tensor(*fields) for fields in load) for load in _lists(entry.content))
-    weights = _with_finalizer(HostWeights(PinnedBuffer(entry.nbytes, pages=pages.pages), rows, pages.name), file, pages)
+    weights = _with_finalizer(HostWeights(_shared(pages, entry.nbytes), rows, pages.name), file, pages)
     with contextlib.suppress(OSError):  # the disk is full: it is not found here, but with others
         file.add_holder(pages)
     _log.info("%s of layers on the host are shared with other processes", format_bytes(entry.nbytes, ".2f"))
     return weights
 
 
-def _publish(file: SharedMemoryFile, modules: Sequence[PackedModule]) -> HostWeights:
+def _publish(file: SharedMemoryFile, modules: Sequence[PackedModule], pinned: PinnedPool) -> HostWeights:
     """What this process has read, for others as well."""
     nbytes = sum(load.nbytes for load in modules)
     try:
         pages = SharedMemory.create(nbytes)
     except OSError as error:
         _log.warning(_NOT_SHARED, error)
-        return _private(modules)
+        return _private(modules, pinned)
     rows = tuple(load.tensors_packed for load in modules)
-    weights = _with_finalizer(HostWeights(PinnedBuffer(nbytes, pages=pages.pages), rows, pages.name), file, pages)
+    weights = _with_finalizer(HostWeights(_shared(pages, nbytes), rows, pages.name), file, pages)
     _move_to_buffer(modules, weights)
     content = [[dataclasses.astuple(row) for row in rows] for rows in weights.packed_tensors]
     try:
@@ -496,13 +498,16 @@ def _publish(file: SharedMemoryFile, modules: Sequence[PackedModule]) -> HostWei
     return weights
 
 
-def _private(modules: Sequence[PackedModule]) -> HostWeights:
+def _private(modules: Sequence[PackedModule], pinned: PinnedPool) -> HostWeights:
     """What this process has read, for itself."""
-    weights = HostWeights(
-        PinnedBuffer(sum(load.nbytes for load in modules)), tuple(load.tensors_packed for load in modules)
-    )
+    buffer = pinned.take(sum(load.nbytes for load in modules))
+    weights = HostWeights(buffer, tuple(load.tensors_packed for load in modules))
     _move_to_buffer(modules, weights)
     return weights
+
+
+def _shared(memory: SharedMemory, nbytes: int) -> PinnedBuffer:
+    return PinnedBuffer(nbytes, pages=LockedPages(nbytes, memory.pages))
 
 
 def _move_to_buffer(modules: Sequence[PackedModule], weights: HostWeights) -> None:

@@ -16,7 +16,8 @@ from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
 from ..model.quantize import quantize_rows_fp8
 from ..storage import NUM_SLOTS, KVDtype, StorageConfig
 from .double_buffer import DoubleBuffer, Slot
-from .streams import ALIGNMENT, CopyStreams, PinnedBuffer, StreamEvent, TransferStats, copy_streams
+from .pinned_memory import ALIGNMENT, PinnedBuffer, PinnedPool
+from .streams import CopyStreams, StreamEvent, TransferStats, copy_streams
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Gives memory for a tensor."""
@@ -219,9 +220,14 @@ class StageKVCaches:
 
 
 def allocate_kv_caches(
-    storage: StorageConfig, steps: range, layers: int, shape: KVCacheShape, device: torch.device
+    storage: StorageConfig,
+    steps: range,
+    layers: int,
+    shape: KVCacheShape,
+    device: torch.device,
+    pinned: PinnedPool | None = None,
 ) -> StageKVCaches:
-    """Empty KV caches for some steps and so many layers, kept as the storage says.
+    """Empty KV caches for some steps and so many layers, kept as the storage says; on the host in memory of a pool.
 
     Raises:
         HostMemoryError: they are to lie in the host's memory, and it cannot hold them.
@@ -235,7 +241,7 @@ def allocate_kv_caches(
             step: [allocate_kv_cache_layer(storage.kv_dtype, shape, on_device) for _ in range(layers)] for step in steps
         }
         return StageKVCaches(made, TransferStats())
-    streams = copy_streams(device)
+    streams = copy_streams(device, pinned)
     layer_bytes = _layer_bytes(storage.kv_dtype, shape)
     host_buffer = streams.pinned_buffer(len(steps) * layers * (layer_bytes + PADDING))
     double_buffer = KVDoubleBuffer(

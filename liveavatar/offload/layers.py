@@ -17,7 +17,8 @@ from ..storage import NUM_SLOTS, MemoryUse, StorageConfig, offloaded_layers
 from ..weights.load import TensorDevice
 from .double_buffer import DoubleBuffer, Slot
 from .host_weights import HostWeightCache, HostWeights, PackedBytes, PackedModule
-from .streams import CopyStreams, PinnedBuffer, copy_streams
+from .pinned_memory import PinnedBuffer
+from .streams import CopyStreams, copy_streams
 
 
 @dataclasses.dataclass(eq=False)

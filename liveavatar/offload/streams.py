@@ -1,111 +1,16 @@
-"""Copies between host and device beside the computation: pinned buffers, copy streams, results on their way to the
-host."""
+"""Copies between host and device beside the computation: copy streams, results on their way to the host."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import math
-import mmap
-import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 
-from ..errors import HostMemoryError
-from ..utils import format_bytes
-
-_PORTABLE = 1
-"""Flag of cudaHostRegister: the memory is page-locked for every device of the process."""
-_OWN: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-"""Pages that no other process sees; the only kind where there is no such flag."""
-ALIGNMENT = 256
-"""Tensors begin at multiples of this many bytes."""
-
-
-class PinnedBuffer:
-    """A buffer on pages of its own in the host's memory, page-locked for a CUDA device.
-
-    They are registered with the device rather than taken from torch's pinned allocator, which rounds every allocation
-    up to a power of two: 21 GB would take 32. The memory stays locked for as long as this object lives.
-
-    Args:
-        nbytes: how many, at least 1.
-        device: what copies from and to them; None: see `register_device`.
-        pages: those that hold them; None: pages that no other process sees.
-
-    Raises:
-        HostMemoryError: the host has not that much memory, or may not lock it.
-    """
-
-    def __init__(self, nbytes: int, device: torch.device | None = None, pages: mmap.mmap | None = None):
-        self.bytes = torch.frombuffer(private_pages(nbytes) if pages is None else pages, dtype=torch.uint8)
-        self._allocated = 0
-        self._registered: list[torch.device] = []
-        if device is not None:
-            self.register_device(device)
-
-    def register_device(self, device: torch.device) -> None:
-        """Let a device copy from and to the bytes, beside those that do already.
-
-        All pages are there from then on: lock what is filled from memory that is given back meanwhile only when it is
-        full, or both are there at once.
-
-        Raises:
-            HostMemoryError: the host may not lock the memory.
-        """
-        if device.type != "cuda" or device in self._registered:
-            return
-        if not self._registered:
-            _page_lock(self.bytes, device)
-            # At the end of the process the pages go with it, and the device may be gone already.
-            weakref.finalize(self, _unlock, self.bytes, self._registered).atexit = False
-        self._registered.append(device)
-
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in the next bytes that are free; its values are not set. This object must outlive its use."""
-        start, nbytes = self._allocated, math.prod(shape) * dtype.itemsize
-        self._allocated += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        return self.bytes[start : start + nbytes].view(dtype).view(shape)
-
-
-def private_pages(nbytes: int) -> mmap.mmap:
-    """Pages of this process alone.
-
-    Raises:
-        HostMemoryError: the host has not that many.
-    """
-    try:
-        return mmap.mmap(-1, nbytes, **_OWN)
-    except (OSError, OverflowError) as e:
-        raise _host_memory_error(nbytes, "has not that much free") from e
-
-
-def _page_lock(memory: torch.Tensor, device: torch.device) -> None:
-    with torch.cuda.device(device):
-        cuda = torch.cuda.cudart()
-        refused = int(cuda.cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE))
-        if refused:
-            # CUDA reports an error again at the next kernel; this one is reported here, in our words.
-            with contextlib.suppress(RuntimeError):
-                torch.zeros(1, device=device)
-            raise _host_memory_error(memory.nbytes, f"does not let the device lock them (CUDA error {refused})")
-
-
-def _unlock(memory: torch.Tensor, devices: list[torch.device]) -> None:
-    for device in devices:
-        torch.cuda.synchronize(device)
-    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
-
-
-def _host_memory_error(nbytes: int, why: str) -> HostMemoryError:
-    return HostMemoryError(
-        f"{format_bytes(nbytes)} of pinned host memory are needed, and the host {why}.",
-        "Free memory, raise the limit of locked memory, or keep more on the device.",
-    )
-
+from .pinned_memory import ALIGNMENT, PinnedBuffer, PinnedPool
 
 StreamEvent = Any
 """A point in a line of work: a CUDA event, or None for one that is past."""
@@ -148,19 +53,25 @@ class CopyStreams(Protocol):
         """Synchronize: wait until every copy is done."""
 
 
-def copy_streams(device: torch.device) -> CopyStreams:
-    """For a device; each call makes its own lines of work."""
-    return CudaCopyStreams(device) if device.type == "cuda" else SynchronousCopies(device)
+def copy_streams(device: torch.device, pinned: PinnedPool | None = None) -> CopyStreams:
+    """For a device; each call makes its own lines of work.
+
+    Args:
+        device: which.
+        pinned: where pinned buffers are from; None: they are made for this and given back after it.
+    """
+    return CudaCopyStreams(device, pinned) if device.type == "cuda" else SynchronousCopies(device, pinned)
 
 
 class SynchronousCopies:
     """Copies that are done when they are asked for: every event is past."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, pinned: PinnedPool | None = None):
         self.device, self.transfer_stats = device, TransferStats()
+        self._pinned = pinned or PinnedPool()
 
     def pinned_buffer(self, nbytes: int) -> PinnedBuffer:
-        return PinnedBuffer(nbytes, self.device)
+        return self._pinned.take(nbytes, self.device)
 
     def device_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -184,12 +95,13 @@ class SynchronousCopies:
 class CudaCopyStreams:
     """Copies in a CUDA stream per direction, ordered by events."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, pinned: PinnedPool | None = None):
         self.device, self.transfer_stats = device, TransferStats()
+        self._pinned = pinned or PinnedPool()
         self._in, self._out = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def pinned_buffer(self, nbytes: int) -> PinnedBuffer:
-        return PinnedBuffer(nbytes, self.device)
+        return self._pinned.take(nbytes, self.device)
 
     def device_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         device_buffer = torch.empty(shape, dtype=dtype, device=self.device)
@@ -305,9 +217,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def offload_slot(device: torch.device) -> HostSlot | DeviceSlot:
-    """One for the tensors of a device: what is on the CPU is on the host already."""
-    return HostSlot(device) if device.type == "cuda" else DeviceSlot()
+def offload_slot(device: torch.device, pinned: PinnedPool | None = None) -> HostSlot | DeviceSlot:
+    """One for the tensors of a device: what is on the CPU is on the host already. `pinned`: as of `HostSlot`."""
+    return HostSlot(device, pinned) if device.type == "cuda" else DeviceSlot()
 
 
 class DeviceSlot:
@@ -343,13 +255,14 @@ class HostSlot:
 
     Args:
         device: of the tensors.
+        pinned: where its memory is from; None: it is made for this and given back after it.
 
     Raises:
         HostMemoryError: the host has not that much memory, or may not lock it; at the first `store`.
     """
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, pinned: PinnedPool | None = None):
+        self._device, self._pinned = device, pinned or PinnedPool()
         self._memory: PinnedBuffer | None = None
         self._layout: list[Any] = []
         self._held: list[Any] = []
@@ -375,7 +288,8 @@ class HostSlot:
 
     def _allocate(self, dense: list[Any], layout: list[Any]) -> None:
         nbytes = sum(-(-t.nbytes // ALIGNMENT) * ALIGNMENT for t in dense if isinstance(t, torch.Tensor))
-        self._memory = memory = PinnedBuffer(max(1, nbytes), self._device)
+        self._memory = None  # what it had may be taken again
+        self._memory = memory = self._pinned.take(max(1, nbytes), self._device)
         self._layout = layout
         self._held = [
             _HostTensor(memory.allocate((t.numel(),), t.dtype), t.shape, t.stride())

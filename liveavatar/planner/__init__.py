@@ -8,7 +8,7 @@ one that keeps the pace of speech.
 """
 
 from .choose import apply_plan_size, choose_plan, suggest_next
-from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware
+from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware, MeasuredSpeed
 from .live import choose_live_plan, play_live
 from .memory import (
     DTYPE_BYTES,
@@ -51,6 +51,7 @@ __all__ = [
     "Forecast",
     "Hardware",
     "LiveForecast",
+    "MeasuredSpeed",
     "Plan",
     "PlanOptions",
     "Preference",

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..attention_choice import AttentionUse
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, ModelConfig
 from ..errors import PlanError, SizeError
 from ..request import ResolvedRequest, VideoShape, resolve_size
@@ -182,6 +183,11 @@ def candidate_plan(
         plan,
         usable=tuple((device.name, device.usable) for device in hardware.devices if device.name in used),
         forecast=_forecast(candidate, partition, resolved.clip_blocks),
+        attention_uses=tuple(
+            AttentionUse(c.name, c.attention, tflops=c.speed.attention, source=c.attention_source)
+            for c in hardware.devices
+            if any(stage.device == c.name for stage in stages)
+        ),
         notes=tuple(_notes(hardware, used)),
     )
 
@@ -192,7 +198,7 @@ def _forecast(candidate: Candidate, partition: Partition, clip_blocks: int) -> F
     speed = StageSpeed(tuple(share.seconds[group] / len(share.layers) for group in groups for share in shares))
     played = simulate(partition, 4 * partition.stages + 12, speed, clip_blocks)
     used = [slot.device for column in candidate.topology.columns for slot in column]
-    measured = all(device.measured for device in [*used, candidate.topology.vae])
+    measured = all(device.is_measured for device in [*used, candidate.topology.vae])
     return Forecast(
         seconds_per_block=max(played.period, candidate.seconds),
         first_frames_seconds=played.first_block + candidate.decode_seconds,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from ..attention_choice import PYTORCH
 from ..errors import PlanError
 from ..gpus import gpu_count
 from ..utils import cgroup_memory
@@ -54,9 +55,32 @@ ASSUMED_SPEEDS = {
     96: DeviceSpeed(210, 420, 200, 50, 1600),  # RTX Pro 6000: taken as the 5090, whose chip it is
     141: DeviceSpeed(700, 1150, 600, 50, 4300),  # H200, the chip of the H100: 4,800 GB/s
 }
-"""Effective figures by GiB of the device, assumed: estimates for the best-known card of each size with a good attention
-kernel in 16 bits and nine tenths of the memory's speed, to be replaced by what `DeviceSpec` measured. An asked card
-takes those of the nearest size."""
+"""Effective figures by GiB of the device, assumed: estimates for the best-known card of each size with PyTorch's
+attention and nine tenths of the memory's speed, to be replaced by a `MeasuredSpeed`. A card takes those of the nearest
+size."""
+ASSUMED_GAINS = {"sage": 1.9}
+"""How many times faster than PyTorch's own a backend of attention is: sage, as others have measured it with heads as
+this network has them on a Blackwell workstation card (SageAttention's issue 378: 395 beside 207 TFLOP/s). Of the rest
+no figure is known: they are assumed to be as fast."""
+_HOPPER = (80, 141)
+"""GiB of cards where no figure is known of sage either, and PyTorch's own kernel was written for the card."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredSpeed:
+    """What a device was measured to reach.
+
+    Attributes:
+        plain, fp8: TFLOP/s of matrices; fp8 None: it cannot multiply them.
+        attention: TFLOP/s by backend, in pairs; of those that were there.
+        copy, memory: see `DeviceSpeed`.
+    """
+
+    plain: float
+    fp8: float | None
+    attention: tuple[tuple[str, float], ...]
+    copy: float
+    memory: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +91,19 @@ class DeviceSpec:
         name: as PyTorch calls it.
         total: bytes.
         free: bytes that may be used; None: not measured, `USABLE_SHARE` of the total is taken.
-        plain_tflops, fp8_tflops, attention_tflops: measured; None: assumed.
-        copy_gb: measured GB/s from pinned host memory; None: assumed.
-        memory_gb: measured GB/s of its own memory, read and written together; None: assumed.
-        supports_fp8: None: assumed.
+        measured: how fast it is; None: as `ASSUMED_SPEEDS` has it.
+        supports_fp8: whether it multiplies fp8 matrices; None: as `measured`, or assumed.
         cap: bytes that may be used at most, the context among them; None: all.
+        attention: backend that it will attend with.
     """
 
     name: str
     total: int
     free: int | None = None
-    plain_tflops: float | None = None
-    fp8_tflops: float | None = None
-    attention_tflops: float | None = None
-    copy_gb: float | None = None
-    memory_gb: float | None = None
+    measured: MeasuredSpeed | None = None
     supports_fp8: bool | None = None
     cap: int | None = None
+    attention: str = PYTORCH
 
     @functools.cached_property
     def usable(self) -> int:
@@ -94,21 +114,31 @@ class DeviceSpec:
     @functools.cached_property
     def speed(self) -> DeviceSpeed:
         """Measured where it was, assumed elsewhere."""
-        assumed = ASSUMED_SPEEDS[min(ASSUMED_SPEEDS, key=lambda size: abs(size - self.total / GIB))]
+        size = min(ASSUMED_SPEEDS, key=lambda size: abs(size - self.total / GIB))
+        assumed, found = ASSUMED_SPEEDS[size], self.measured
+        gain = 1.0 if size in _HOPPER else ASSUMED_GAINS.get(self.attention, 1.0)
+        if found is None:
+            can = assumed.supports_fp8 if self.supports_fp8 is None else self.supports_fp8
+            return dataclasses.replace(assumed, attention=gain * assumed.attention, supports_fp8=can)
+        attention = dict(found.attention)
         return DeviceSpeed(
-            plain=self.plain_tflops or assumed.plain,
-            fp8=self.fp8_tflops or assumed.fp8,
-            attention=self.attention_tflops or assumed.attention,
-            copy=self.copy_gb or assumed.copy,
-            memory=self.memory_gb or assumed.memory,
-            supports_fp8=assumed.supports_fp8 if self.supports_fp8 is None else self.supports_fp8,
+            plain=found.plain,
+            fp8=found.fp8 or found.plain,
+            attention=attention.get(self.attention) or gain * attention.get(PYTORCH, assumed.attention),
+            copy=found.copy,
+            memory=found.memory,
+            supports_fp8=found.fp8 is not None if self.supports_fp8 is None else self.supports_fp8,
         )
 
     @property
-    def measured(self) -> bool:
+    def attention_source(self) -> Literal["measured", "assumed"]:
+        """Where the speed of its attention is from."""
+        return "measured" if self.measured and self.attention in dict(self.measured.attention) else "assumed"
+
+    @property
+    def is_measured(self) -> bool:
         """Whether nothing of its speed is assumed."""
-        speeds = (self.plain_tflops, self.fp8_tflops, self.attention_tflops, self.copy_gb, self.memory_gb)
-        return None not in (*speeds, self.supports_fp8)
+        return self.measured is not None and self.attention_source == "measured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,26 +207,13 @@ class Hardware:
 
         return self._map_devices(lambda device: dataclasses.replace(device, free=free(device)))
 
-    def with_speeds(self, speeds: Mapping[str, DeviceSpeed]) -> Hardware:
+    def with_speeds(self, speeds: Mapping[str, MeasuredSpeed]) -> Hardware:
         """The same with the measured speeds of some devices, by name."""
+        return self._map_devices(lambda c: dataclasses.replace(c, measured=speeds.get(c.name, c.measured)))
 
-        def timed(device: DeviceSpec) -> DeviceSpec:
-            s = speeds.get(device.name)
-            return (
-                device
-                if s is None
-                else dataclasses.replace(
-                    device,
-                    plain_tflops=s.plain,
-                    fp8_tflops=s.fp8,
-                    attention_tflops=s.attention,
-                    copy_gb=s.copy,
-                    memory_gb=s.memory,
-                    supports_fp8=s.supports_fp8,
-                )
-            )
-
-        return self._map_devices(timed)
+    def with_attention(self, backends: Mapping[str, str]) -> Hardware:
+        """The same with the backends of attention of some devices, by name."""
+        return self._map_devices(lambda c: dataclasses.replace(c, attention=backends.get(c.name, c.attention)))
 
     def with_fp8_support(self, by_card: Mapping[str, bool]) -> Hardware:
         """The same, knowing of some devices whether they compute in fp8."""

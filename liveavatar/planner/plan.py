@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from ..attention_choice import AttentionUse
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, ModelConfig, TinyConfig
 from ..errors import PlanError
 from ..request import ResolvedRequest
@@ -151,7 +152,8 @@ class Plan:
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
         compiled: whether layers are compiled before the first block.
         clip_blocks: blocks of a clip, and of every KV cache.
-        attention: backend of self-attention (see `liveavatar.model.attention_backends`).
+        attention: backend of self-attention that was asked for (see `liveavatar.attention_choice`).
+        attention_uses: what that comes to on each device of the stages.
     """
 
     model: str
@@ -176,6 +178,7 @@ class Plan:
     clip_blocks: int = CLIP_BLOCKS
     tiny_decoder: bool = False
     attention: str = "auto"
+    attention_uses: tuple[AttentionUse, ...] = ()
     audio_encoder: int = 0
     live: LiveForecast | None = None
 

@@ -20,7 +20,7 @@ from liveavatar.bench.model import Asked, bench_model
 from liveavatar.bench.random_model import RandomComponents
 from liveavatar.bench.watched import WatchedEngine
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
-from liveavatar.doctor.report import Compute
+from liveavatar.doctor.report import AttentionSpeed, Compute
 from liveavatar.engine.local import LocalEngine, ModelCache
 from liveavatar.errors import ModelError, PlanError, RequestError
 from liveavatar.model import quantize
@@ -230,7 +230,7 @@ def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
 
 def test_a_speed_that_could_not_be_measured_leaves_its_shares_out():
     plan, config = planned(dtype="bfloat16"), PRESETS["untrained"]
-    can = Compute({"float32": 1.0}, {"float32": 1.0}, {"bfloat16": "RuntimeError"})
+    can = Compute({"float32": 1.0}, (AttentionSpeed("sdpa", "", "float32", 0.0, 1.0),), {"bfloat16": "RuntimeError"})
     work = work_of(config, plan, can, torch.device("cpu"), 2.0)
     assert (work.peak_tflops, work.share_of_peak, work.share_of_possible) == (None, None, None)
     known = work_of(config, planned(), can, torch.device("cpu"), work.tflop_per_block)

@@ -14,7 +14,6 @@ from cli.runs import run
 
 from liveavatar import compiler
 from liveavatar.bench import suite_parts
-from liveavatar.bench.attention_kernels import DEFAULT, kernels, time_kernels
 from liveavatar.bench.command_suite import suite_lines, suite_markdown
 from liveavatar.bench.model import Asked, check_fit
 from liveavatar.bench.random_model import KeptComponents, RandomComponents
@@ -22,6 +21,8 @@ from liveavatar.bench.suite import Figure, SuitePart, SuiteReport, read_suite, r
 from liveavatar.bench.suite_parts import PARTS, SuiteState
 from liveavatar.bench.time_limit import Overrun, time_limit
 from liveavatar.config import PRESETS, WAN2_2_S2V_14B
+from liveavatar.doctor.devices import attention_speeds
+from liveavatar.doctor.known import known_speeds
 from liveavatar.engine.local import ModelCache
 from liveavatar.errors import ModelError, OutputError, PlanError
 from liveavatar.model.transformer import ModelSlice
@@ -60,25 +61,25 @@ def state() -> SuiteState:
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteReport, str, str]:
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteReport, str, str, Path]:
     """The whole suite with the miniature, in a process that has only what a bare machine has."""
     folder = tmp_path_factory.mktemp("figures") / "new"
     words = ("bench", "suite", "--model", "mini", "--size", "64x64", "--threads", "1", "--budget", "3000")
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT, *words, "--json", str(folder)],
         cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "XDG_CACHE_HOME": str(folder.parent)},
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    return read_suite(folder), ran.stdout, ran.stderr
+    return read_suite(folder), ran.stdout, ran.stderr, folder.parent
 
 
 def test_every_part_is_measured_without_the_libraries_of_videos(rehearsed):
-    report, _, said = rehearsed
+    report, _, said, _ = rehearsed
     assert report.finished and report.good and report.seconds < report.budget
     ended = {part.name: part.status for part in report.parts}
     assert ended.pop("published network") == "left out" and set(ended.values()) == {"done"}
@@ -86,6 +87,13 @@ def test_every_part_is_measured_without_the_libraries_of_videos(rehearsed):
     assert [line for line in said.splitlines() if line.startswith("measuring ")] == [
         f"measuring {part.name} (at most {part.limit:.0f} s)" for part in report.parts[:-1]
     ]
+
+
+def test_measured_speeds_are_kept_for_plans(rehearsed):
+    folder, peaks = rehearsed[3], {figure.name: figure.value for figure in rehearsed[0].parts[0].figures}
+    kept = known_speeds(folder / "liveavatar" / "speeds.json")["cpu"]
+    assert kept.quick and kept.compute.matmul["float32"] == peaks["matrices, float32"]
+    assert kept.compute.attention_tflops("float32")["sdpa"] == peaks["attention, sdpa (flash, in parts)"]
 
 
 def agrees(figure: Figure, decibels: float) -> bool:
@@ -103,13 +111,13 @@ def test_figures_agree_with_each_other_and_with_the_plan(rehearsed):
         assert agrees(found[part, "latents against layers as written"], 60)
     assert agrees(found["VAE", "frames against those as written"], 80)
     assert found["parity", "bfloat16 against float32"].value > 30
-    assert found["attention kernels", DEFAULT].value > 0
+    assert found["peaks", "attention, sdpa (flash, in parts)"].value > 0
     assert found["fp8", "fp8 matrices are multiplied"].note == "as they are"
     assert found["24 GB", "copies to the device, a block"].value > 0
 
 
 def test_the_file_gives_the_table_that_was_shown(rehearsed, tmp_path):
-    report, shown, _ = rehearsed
+    report, shown, _, _ = rehearsed
     write_suite(tmp_path, report)
     assert read_suite(tmp_path / "suite.json") == report
     assert "\n".join(suite_lines(report)) == shown.rstrip("\n")
@@ -290,19 +298,17 @@ def test_weights_are_made_once_and_converted_in_place():
 
 
 def test_kernels_are_held_against_float32():
-    found = {kernel.name: kernel for kernel in time_kernels(torch.device("cpu"), torch.float32, 0.001)}
-    assert set(found) == set(kernels()) and {DEFAULT, "SDPA math"} <= set(found)
-    for kernel in found.values():
-        assert (kernel.tflops is None) == (kernel.error is None) == bool(kernel.why_not)
-        assert kernel.error is None or kernel.error < 1e-4
-    assert found[DEFAULT].tflops > 0
+    found = list(attention_speeds(torch.device("cpu"), torch.float32, 0.001))
+    assert [(k.backend, k.kernel) for k in found[:2]] == [("sdpa", "flash, in parts"), ("sdpa", "")]
+    for kernel in found[:2]:
+        assert kernel.tflops > 0 and kernel.error < 1e-5 and not kernel.why_not
 
 
 def test_a_package_that_cannot_attend_is_told(monkeypatch, tmp_path):
     (tmp_path / "sageattention.py").write_text("def sageattn(q, k, v):\n    raise ValueError('not for this card')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = {kernel.name: kernel for kernel in time_kernels(torch.device("cpu"), torch.float32, 0.001)}
-    assert found["SageAttention"].why_not == "ValueError: not for this card"
+    found = {k.backend: k for k in attention_speeds(torch.device("cpu"), torch.float32, 0.001)}
+    assert found["sage"].why_not == "ValueError: not for this card" and found["sage"].tflops is None
 
 
 @pytest.mark.parametrize(

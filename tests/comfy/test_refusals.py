@@ -57,6 +57,23 @@ def test_a_timeline_is_refused_by_its_line(client: Client, graph: Any, name: str
     assert words in said, said
 
 
+@pytest.mark.parametrize("compile", ["auto", False], ids=["a word", "the switch of older graphs"])
+def test_the_backend_takes_what_older_graphs_say_of_compiling(client: Client, compile: str | bool) -> None:
+    graph = graphs.plan()
+    where = {"engine": "this process", "devices": "cpu", "stages": "auto", "memory": "keep loaded", "threads": 1}
+    graph["backend"] = graphs.node("LiveAvatarBackend", **where, compile=compile)
+    run = succeeded(client.run(graphs.changed(graph, "model", backend=["backend", 0])))
+    assert "layers compiled" not in run.shown["plan"]["text"][0]
+
+
+def test_another_word_for_compiling_is_refused(client: Client) -> None:
+    graph = graphs.plan()
+    where = {"engine": "this process", "devices": "cpu", "stages": "auto", "memory": "keep loaded", "threads": 1}
+    graph["backend"] = graphs.node("LiveAvatarBackend", **where, compile="maybe")
+    node, said = complaint(client, graphs.changed(graph, "model", backend=["backend", 0]))
+    assert node == "backend" and "'maybe' is not known. Use off, auto, on." in said
+
+
 def test_conditioning_of_another_width_is_refused_by_the_sampler(client: Client) -> None:
     graph = graphs.modular()
     graph["other"] = graphs.node("OddConditioning", width=77)

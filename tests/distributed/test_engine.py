@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.videos import Video
+from distributed.videos import Video, notices
 
 from liveavatar.distributed import RayBackend, WorkerError
 from liveavatar.errors import Cancelled, LiveAvatarError
@@ -34,8 +34,28 @@ def test_any_cut_gives_equal_bits(backend: RayBackend, video: Video, stages: str
     assert all(r.stage == engine.plan.partition.stage_of(r.task) for r in reports)
     assert {r.task.version for r in reports if isinstance(r.task, Prefill)} == {0, 1}
     assert all(seconds > 0 for seconds in engine.stage_seconds())
+    (used,) = engine.attention()
+    assert used == video.attention and used.error is not None, "one device, as in this process"
     assert len(backend.worker_pids) == engine.plan.partition.stages
     assert engine.loaded
+
+
+def test_what_workers_attend_with_instead_is_told(
+    backend: RayBackend, video: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sageattention.py").write_text("def sageattn(q, k, v):\n    raise ValueError('not for this card')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    backend.release()  # workers get their path when they start
+    plan, told = video.engine(backend, "1x2").plan, list[str]()
+    engine = backend.engine(video.components, dataclasses.replace(plan, attention="sage"))
+    try:
+        made = torch.cat(list(engine.run(video.job, notices(told.append))), 1)
+    finally:
+        backend.release()
+    assert torch.equal(made, video.expected)
+    assert told == ["sage is not used on cpu: ValueError: not for this card; attention is done by sdpa"]
+    assert engine.attention() == (video.attention,)
 
 
 def test_workers_stay_and_take_up_another_model(backend: RayBackend, video: Video) -> None:

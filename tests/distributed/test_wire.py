@@ -20,11 +20,21 @@ from hypothesis import given
 from safetensors.torch import save_file
 
 from liveavatar import utils
+from liveavatar.attention_choice import AttentionUse
 from liveavatar.codec import ExecConfig
 from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.config import MINI
 from liveavatar.distributed.topology import LinkSpec
-from liveavatar.distributed.wire import Handshake, ModelSpec, WireError, WorkerEvents, WorkerFault, decode, encode
+from liveavatar.distributed.wire import (
+    Handshake,
+    ModelSpec,
+    RunBegun,
+    WireError,
+    WorkerEvents,
+    WorkerFault,
+    decode,
+    encode,
+)
 from liveavatar.distributed.worker import host_weight_cache
 from liveavatar.engine.local import ModelCache
 from liveavatar.errors import PlanError
@@ -62,6 +72,7 @@ def test_cuts_and_tasks_survive_the_crossing(cut: Partition) -> None:
         Handshake(1, "0.1", "2.9", False, {"cpu": ""}),
         (LinkSpec(0, 1, True), ExecConfig("cpu", "float32", 2, 7)),
         (StorageConfig(offload_layers=2), SinkDistance("replay", 1, ((2, 3),)), NoiseSchedule((1.0,), (1.0, 0.0))),
+        RunBegun(AttentionUse("cuda:0", "sdpa", "cuDNN", 0.002), "sage is not used on cuda:0"),
         WorkerEvents("done", (Prefill(1, 0, 2), Denoise(3, 1, 0)), (), 1.5, 0.0, WorkerFault("link", "lost", "")),
     ],
     ids=str,

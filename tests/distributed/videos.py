@@ -45,7 +45,9 @@ class Video:
     @cached_property
     def expected(self) -> Tensor:
         engine = LocalEngine(self.components, self._plan("1x1"))
-        return cat(list(engine.run(self.job)), 1)
+        latents = cat(list(engine.run(self.job)), 1)
+        (self.attention,) = engine.attention()
+        return latents
 
     def engine(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from liveavatar.doctor.report import (
     Accelerators,
+    AttentionSpeed,
     Compute,
     Copies,
     Device,
@@ -23,7 +24,7 @@ from liveavatar.doctor.report import (
 CPU = Device("cpu", "A Processor", 64 * 10**9, 50 * 10**9, "")
 FAST = Compute(
     {"float32": 60.0, "bfloat16": 150.0, "float16": 150.0, "float8": 290.0, "float8 rows": 270.0},
-    {"bfloat16": 130.0},
+    (AttentionSpeed("sdpa", "flash, in parts", "bfloat16", 0.002, 130.0),),
     {},
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import stat
 import sys
 import time
 
@@ -49,7 +50,8 @@ def test_a_disk_is_measured_and_left_as_it_was(tmp_path):
 def test_the_cpu_is_measured():
     found = compute("cpu", True)
     assert set(found.matmul) | set(found.failed) == {"float32", "bfloat16", "float16", "float8", "float8 rows"}
-    assert 0 < found.matmul["float32"] < 1000 and 0 < found.attention["float32"] < 1000
+    assert 0 < found.matmul["float32"] < 1000 and 0 < found.attention_tflops("float32")["sdpa"] < 1000
+    assert found.attention[0].kernel == "flash, in parts" and all(k.error < 1e-5 for k in found.attention)
     moved = copies("cpu", True)
     assert moved.memory > 0 and moved.pinned_in is None
 
@@ -98,27 +100,65 @@ def test_names_and_places_are_taken_out(said, shown):
     assert cleaned == {"jane": [shown, 1, None]}
 
 
+def measured(name: str, tflops: float = 0.5, device: str = "cpu"):
+    return dataclasses.replace(CPU, id=device, name=name, compute=Compute({"float32": tflops}, (), {}))
+
+
+def of_this_machine(tflops: float = 0.5):
+    return [measured(name, tflops, device) for device, name in identities()]
+
+
 def test_speeds_are_kept_and_known_again(tmp_path):
-    here = tuple(dataclasses.replace(CPU, id=i, name=n, total=t or 1) for i, n, t in identities())
-    measured = tuple(dataclasses.replace(d, compute=Compute({"float32": 0.5}, {}, {})) for d in here)
-    path = tmp_path / "cache" / "speeds.json"
-    assert known_speeds(path) is None
-    assert save_speeds(Report(devices=measured), path) == path
-    assert known_speeds(path) == measured
-    save_speeds(Report(devices=(card(5), *measured)), path)
-    assert known_speeds(path) is None, "of other devices"
-    data = plain(Report(devices=measured))
-    for spoilt in ("", "[]", json.dumps({"schema": 99, "quick": False, "devices": data["devices"]})):
+    path, here = tmp_path / "cache" / "speeds.json", dict(identities())
+    assert known_speeds(path) == {}
+    assert save_speeds(of_this_machine(), False, path) == path
+    assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+    save_speeds([card(5)], False, path)
+    known = known_speeds(path)
+    assert known.keys() == here.keys(), "what was measured before stays, and devices that are not here are left out"
+    assert all(
+        speed.name == here[device] and speed.compute.matmul == {"float32": 0.5} for device, speed in known.items()
+    )
+
+
+def test_a_quick_measurement_takes_the_place_of_a_quick_one_only(tmp_path):
+    path, seen = tmp_path / "speeds.json", []
+    for tflops, quick in ((1.0, True), (2.0, True), (3.0, False), (4.0, True), (5.0, False)):
+        save_speeds(of_this_machine(tflops), quick, path)
+        seen.append(known_speeds(path)["cpu"].compute.matmul["float32"])
+    assert seen == [1.0, 2.0, 3.0, 3.0, 5.0]
+    assert len(json.loads(path.read_text())["devices"]) == len(identities())
+
+
+def test_a_device_is_taken_for_its_like(tmp_path):
+    path = tmp_path / "speeds.json"
+    save_speeds([measured(dict(identities())["cpu"], device="cuda:7")], False, path)
+    assert known_speeds(path)["cpu"].compute.matmul == {"float32": 0.5}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="access rights")
+def test_what_others_can_have_kept_is_not_believed(tmp_path, monkeypatch):
+    path = tmp_path / "speeds.json"
+    save_speeds(of_this_machine(), False, path)
+    whole = path.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        assert known_speeds(path) == {}, "kernels of another version"
+    path.chmod(0o666)
+    assert known_speeds(path) == {}
+    path.chmod(0o600)
+    assert known_speeds(path)
+    for spoilt in ("", "[]", whole.replace('"schema": ', '"schema": 9')):
         path.write_text(spoilt)
-        assert known_speeds(path) is None
+        assert known_speeds(path) == {}
 
 
 def test_speeds_that_are_none_or_have_no_place_are_refused(tmp_path):
     with pytest.raises(OutputError, match="No device"):
-        save_speeds(Report(devices=(CPU,)), tmp_path / "speeds.json")
+        save_speeds([CPU], False, tmp_path / "speeds.json")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        save_speeds(machine(), tmp_path / "file" / "speeds.json")
+        save_speeds(machine().devices, False, tmp_path / "file" / "speeds.json")
 
 
 @pytest.mark.parametrize(
@@ -135,4 +175,5 @@ def test_people_read_a_table():
     rows = {line.split()[0]: line.split() for line in lines if line.startswith(" ") and "(" not in line}
     assert rows["cuda:0"] == ["cuda:0", *MEMORY, "60", "150", "150", "290", "270", "130", "25", "25.5", "900"]
     assert rows["cuda:1"][-8:] == ["-"] * 8 and rows["cpu"]
+    assert "attends cuda:0: sdpa (flash, in parts), 130 TFLOP/s in bfloat16, 2.0e-03 off float32" in lines
     assert lines[-1] == "No problem found." and any("cuda:0 to cuda:1: 20.0 GB/s, direct" in line for line in lines)

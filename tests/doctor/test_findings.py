@@ -99,7 +99,7 @@ def test_a_healthy_machine_is_praised_only(report):
 
 @pytest.mark.parametrize(("speed", "told"), [(0.04, "25 times slower in bfloat16"), (0.9, None), (2.0, None)])
 def test_a_processor_that_is_slow_in_bfloat16_is_told_where_it_has_to_do_the_work(speed, told):
-    slow = dataclasses.replace(CPU, compute=Compute({"float32": 1.0, "bfloat16": speed}, {}, {}))
+    slow = dataclasses.replace(CPU, compute=Compute({"float32": 1.0, "bfloat16": speed}, (), {}))
     notes = [f.what for f in findings(dataclasses.replace(without_gpu("CPU"), devices=(slow,))) if f.level == "note"]
     assert len(notes) == 1 + (told is not None) and (told is None or told in notes[1]), notes
     assert not [f for f in findings(dataclasses.replace(machine(), devices=(card(), slow))) if f.level != "good"]

@@ -31,6 +31,7 @@ LAYERS = (
         "spool",
         "files",
         "storage",
+        "attention_choice",
         "interrupt",
         "device_names",
         "gpus",

@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 import torch
 
+from liveavatar.attention_choice import check_attention, set_host_kernel
 from liveavatar.errors import ModelError
 from liveavatar.model.attention import SDPA, SDPA_ON_CPU, attention
-from liveavatar.model.attention_backends import check_attention, choose_attention, set_host_kernel
+from liveavatar.model.attention_backends import choose_attention
 
 CPU = torch.device("cpu")
 

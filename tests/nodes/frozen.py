@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("schema.json")
 WIDGETS = {"BOOLEAN", "INT", "FLOAT", "STRING", "COMBO"}
 
 Node = dict[str, list[dict[str, Any]]]
-"""{"inputs": [{"id", "type", and where given "optional", "default", "options", "control_after_generate"}],
+"""{"inputs": [{"id", "type", and where given "optional", "default", "options", "control_after_generate", "replaces"}],
 "outputs": [{"name", "type"}]}"""
 
 
@@ -55,13 +55,14 @@ def of_object_info(info: dict[str, Any]) -> Node:
 
 
 def _input(name: str, kind: str, optional: bool, given: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: given[key] for key in ("default", "options", "control_after_generate") if given.get(key) is not None}
+    keys = ("default", "options", "control_after_generate", "replaces")
+    kept = {key: given[key] for key in keys if given.get(key) is not None}
     return {"id": name, "type": kind, **({"optional": True} if optional else {}), **kept}
 
 
 def changes(frozen: dict[str, Node], now: dict[str, Node]) -> list[str]:
-    """What would break saved graphs: everything but new nodes, optional inputs put last, outputs put last, and new
-    choices in a list.
+    """What would break saved graphs: everything but new nodes, optional inputs put last, outputs put last, new choices
+    in a list, and a choice in place of a switch whose positions it still understands ("replaces").
 
     Choices are held as a subset because lists of files differ between machines.
     """
@@ -79,6 +80,9 @@ def _inputs_changed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
     if [i["id"] for i in after[: len(before)]] != [i["id"] for i in before]:
         return [f"inputs {[i['id'] for i in before]} became {[i['id'] for i in after]}: only append"]
     for old, new in zip(before, after, strict=False):
+        if old["type"] == "BOOLEAN" and new.get("replaces", {}).keys() == {"true", "false"}:
+            default = new["replaces"][json.dumps(old["default"])]
+            old = {**old, "type": "COMBO", "default": default, "replaces": new["replaces"]}
         lost = [choice for choice in old.get("options", []) if choice not in new.get("options", [])]
         if lost:
             found.append(f"{old['id']} lost the choices {lost}")

@@ -338,6 +338,24 @@ def test_a_size_that_is_none_is_said_before_the_run(nodes):
         assert "banana" in nodes[node].validate_inputs(size="banana")
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("off", False), ("auto", "auto"), ("on", True), (False, False), (True, True)],
+    ids=["off", "auto", "on", "the switch of older graphs, off", "the switch of older graphs, on"],
+)
+def test_compiling_is_asked_for_in_words_and_as_older_graphs_do(nodes, monkeypatch, said, meant):
+    monkeypatch.setattr("live_avatar_pack.liveavatar.compiler.missing_requirements", lambda kind: [])
+    node = nodes["LiveAvatarBackend"]
+    assert node.validate_inputs(compile=said) is True and node.validate_inputs() is True
+    where = {"engine": "this process", "devices": "cpu", "stages": "1x1", "memory": "keep loaded", "threads": 1}
+    assert run(node, **where, compile=said)[0].placement.compile == meant
+
+
+def test_another_word_for_compiling_is_refused_before_the_run(nodes):
+    for word in ("yes", "", 1, "True", {}):
+        assert "Use off, auto, on." in nodes["LiveAvatarBackend"].validate_inputs(compile=word)
+
+
 def test_the_sample_speaks(nodes):
     image, audio = run(nodes["LiveAvatarSample"])
     assert image.shape[-1] == 3

@@ -96,6 +96,24 @@ def test_the_freeze_allows_what_does_not():
     assert not frozen.changes(before, now)
 
 
+def test_a_switch_may_become_a_choice_that_understands_it():
+    before, now = ({"A": {"inputs": [{"id": "x", **slot}], "outputs": []}} for slot in (SWITCH, CHOICE))
+    assert not frozen.changes(before, now)
+    for broken in ({"replaces": {"true": "on"}}, {"default": "on"}, {"optional": False}):
+        changed = {"A": {"inputs": [{"id": "x", **CHOICE, **broken}], "outputs": []}}
+        assert frozen.changes(before, changed), broken
+
+
+SWITCH = {"type": "BOOLEAN", "optional": True, "default": False}
+CHOICE = {
+    "type": "COMBO",
+    "optional": True,
+    "default": "off",
+    "options": ["off", "on"],
+    "replaces": {"true": "on", "false": "off"},
+}
+
+
 def test_object_info_has_the_same_shape(schemas):
     """A server's answer is read into what the recorder records."""
     schema = schemas["LiveAvatarLoadModel"]

@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from liveavatar.offload.streams import PinnedBuffer, StreamEvent, SynchronousCopies, TensorPairs
+from liveavatar.offload.pinned_memory import PinnedBuffer
+from liveavatar.offload.streams import StreamEvent, SynchronousCopies, TensorPairs
 
 Clock = dict[str, int]
 

@@ -12,7 +12,7 @@ from liveavatar.errors import HostMemoryError
 from liveavatar.model.kv_cache import Window, window_tokens
 from liveavatar.model.quantize import quantize_rows_fp8
 from liveavatar.offload.kv_cache import KVCacheShape, OffloadedKVCache, StageKVCaches, allocate_kv_caches
-from liveavatar.offload.streams import PinnedBuffer
+from liveavatar.offload.pinned_memory import PinnedBuffer
 from liveavatar.planner.memory import kv_cache_bytes, kv_cache_transfer_bytes
 from liveavatar.storage import KVDtype, StorageConfig
 

@@ -28,7 +28,7 @@ def watch(
     job = tiny_job(config, tiny_effective(6, 2))
     watched = Watched()
     for module in (kv_cache, offloading):
-        monkeypatch.setattr(module, "copy_streams", lambda device: WatchedStreams(watched, careless))
+        monkeypatch.setattr(module, "copy_streams", lambda device, pinned=None: WatchedStreams(watched, careless))
     with watched:
         assert torch.isfinite(drive(config, job, storage, cut).run().latents).all()
     return watched
@@ -61,7 +61,7 @@ def test_the_watch_sees_what_it_is_for(monkeypatch: pytest.MonkeyPatch, storage:
 def test_the_first_rows_wait_for_whoever_had_the_memory_before(monkeypatch: pytest.MonkeyPatch, careless: str) -> None:
     """Rings that were restored are fetched before any layer has worked."""
     watched = Watched()
-    monkeypatch.setattr(kv_cache, "copy_streams", lambda device: WatchedStreams(watched, careless))
+    monkeypatch.setattr(kv_cache, "copy_streams", lambda device, pinned=None: WatchedStreams(watched, careless))
     shape = kv_cache.KVCacheShape(window_tokens(4), 2, 6, torch.float32)
     with watched, pytest.raises(RaceError) if careless else contextlib.nullcontext():
         made = kv_cache.allocate_kv_caches(StorageConfig(kv_offload=True), range(1), 2, shape, torch.device("cpu"))

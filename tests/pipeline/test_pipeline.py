@@ -115,7 +115,12 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
     receipt, job, heard = tmp_path / "a.json", pipeline(picture(), sound(), request=REQUEST), []
     told = job.save(tmp_path / "a.mp4", callback=heard.append).notices
     assert told == tuple(f"Before block {n}." for n in range(job.spec.resolved.blocks))
-    assert json.loads(receipt.read_text())["notices"] == list(told)
+    written = json.loads(receipt.read_text())
+    assert written["notices"] == list(told)
+    (attention,) = written["attention"]
+    assert (attention["device"], attention["backend"]) == ("cpu", "sdpa") and 0 < attention["error"] < 1e-5
+    (planned,) = written["plan"]["attention_uses"]
+    assert planned == attention | {"kernel": "", "error": None}, "tried when the network was loaded"
     shown = {p.phase: p for p in heard}
     assert shown.keys() >= set(told) and 0 < shown[told[0]].done < shown[told[0]].total
 
@@ -381,7 +386,7 @@ def test_public_names_are_found_late():
 def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatarPipeline, tmp_path: Path) -> None:
     voice, face = sound(0.3), picture()
     for wrong in (None, 3, b"x", ["x"], object(), 10**5000):
-        with pytest.raises(ImageError, match="picture is given as|No portrait was given"):
+        with pytest.raises(ImageError, match=r"picture is given as|No portrait was given"):
             pipeline(wrong, voice)
         with pytest.raises(AudioError, match="sound is given as"):
             pipeline(face, wrong)

@@ -16,7 +16,7 @@ from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.mini.untrained import VAE
 from liveavatar.placement import Placement
-from liveavatar.planner import GIB, DeviceSpec, DeviceSpeed, Hardware, Plan, PlanOptions, choose_plan
+from liveavatar.planner import GIB, DeviceSpec, DeviceSpeed, Hardware, MeasuredSpeed, Plan, PlanOptions, choose_plan
 from liveavatar.planner.memory import DTYPE_BYTES, aux_models
 from liveavatar.planner.pace import COMPILE_SECONDS, compiling_saves, compute_seconds, layer_traffic, layer_work
 from liveavatar.request import Request, image_size_for, resolve
@@ -78,7 +78,7 @@ def plan(card: DeviceSpec, **options: Any) -> Plan:
 )
 def test_one_card_is_as_fast_as_was_reckoned_by_hand(size, memory, prefer, eager, fused):
     """From products and attention at 700, 1150 and 600 TFLOP/s, the VAE at 300, and all other bytes."""
-    card = DeviceSpec("cuda:0", size * GIB, None, 700.0, 1150.0, 600.0, 50.0, memory, True)
+    card = DeviceSpec("cuda:0", size * GIB, measured=MeasuredSpeed(700.0, 1150.0, (("sdpa", 600.0),), 50.0, memory))
     for compiled, expected in ((False, eager), (True, fused)):
         found = plan(card, prefer=prefer, compiled=compiled)
         assert found.forecast and found.forecast.fps == pytest.approx(expected, rel=0.03)
@@ -86,7 +86,7 @@ def test_one_card_is_as_fast_as_was_reckoned_by_hand(size, memory, prefer, eager
 
 
 def test_layers_are_compiled_where_the_video_is_long_enough_to_pay_for_it():
-    card = DeviceSpec("cuda:0", 141 * GIB, None, 700.0, 1150.0, 600.0, 50.0, 4300.0, True)
+    card = DeviceSpec("cuda:0", 141 * GIB, measured=MeasuredSpeed(700.0, 1150.0, (("sdpa", 600.0),), 50.0, 4300.0))
     place = Placement(dtype="bfloat16", prefer="speed", compile="auto").for_cards(Hardware((card,), 512 * GIB))
 
     def planned(seconds: int, place: Placement = place) -> Plan:

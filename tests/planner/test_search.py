@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from liveavatar.config import WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
-from liveavatar.planner import FIDELITY_LEVELS, Hardware, Plan, PlanOptions, apply_plan_size, choose_plan, level_of
+from liveavatar.planner import (
+    FIDELITY_LEVELS,
+    Hardware,
+    MeasuredSpeed,
+    Plan,
+    PlanOptions,
+    apply_plan_size,
+    choose_plan,
+    level_of,
+)
 from liveavatar.planner.choose import best_candidate, candidate_plan
 from liveavatar.planner.hardware import CUDA_CONTEXT_BYTES, GIB
 from liveavatar.planner.search import PlanSearch, plan_searches
@@ -203,12 +212,7 @@ def test_processes_that_share_a_card_have_room_for_both_contexts(cards):
 def test_measured_cards_are_believed():
     card = dataclasses.replace(
         Hardware.parse("1x141").devices[0],
-        plain_tflops=400.0,
-        fp8_tflops=800.0,
-        attention_tflops=300.0,
-        copy_gb=55.0,
-        memory_gb=2000.0,
-        supports_fp8=True,
+        measured=MeasuredSpeed(400.0, 800.0, (("sdpa", 300.0),), 55.0, 2000.0),
     )
     slow = plan(Hardware((card,), 512 * GIB, "measured")).forecast
     assumed = plan("1x141").forecast

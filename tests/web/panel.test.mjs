@@ -261,6 +261,23 @@ test("while a run shows its frames, the video of the run before is hidden", () =
   assert.equal(video.hidden, false);
 });
 
+test("a choice shows what an older graph says by its switch", () => {
+  const compile = ["COMBO", { options: ["off", "auto", "on"], replaces: { true: "on", false: "off" } }];
+  const required = { threads: ["INT", {}] };
+  extension.beforeRegisterNodeDef({}, { name: "LiveAvatarBackend", input: { required, optional: { compile } } });
+  extension.beforeRegisterNodeDef({}, { name: "OfAnother", input: {} });
+  const shown = (type, value) => {
+    const node = { type, widgets: [{ name: "threads", value: 0 }, { name: "compile", value }] };
+    extension.loadedGraphNode(node);
+    return node.widgets.map((widget) => widget.value);
+  };
+  assert.deepEqual(shown("LiveAvatarBackend", true), [0, "on"]);
+  assert.deepEqual(shown("LiveAvatarBackend", false), [0, "off"]);
+  assert.deepEqual(shown("LiveAvatarBackend", "auto"), [0, "auto"]);
+  assert.deepEqual(shown("OfAnother", true), [0, true]);
+  extension.loadedGraphNode({ type: "LiveAvatarBackend" });
+});
+
 test("words follow the locale, and both languages say everything", () => {
   settings["Comfy.Locale"] = "zh-TW";
   say("liveavatar.progress", AT);

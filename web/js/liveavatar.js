@@ -395,6 +395,23 @@ export class PlanPanel {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------- older graphs
+
+const replaced = {}; // kind of node -> widget -> what older graphs say there -> what it means now
+
+function remember(definition) {
+  for (const inputs of Object.values(definition.input ?? {}))
+    for (const [name, spec] of Object.entries(inputs ?? {}))
+      if (spec?.[1]?.replaces) (replaced[definition.name] ??= {})[name] = spec[1].replaces;
+}
+
+function renew(node) {
+  for (const widget of node.widgets ?? []) {
+    const now = replaced[kind(node)]?.[widget.name]?.[String(widget.value)];
+    if (now !== undefined) widget.value = now;
+  }
+}
+
 // --------------------------------------------------------------------------------------------------------- wiring
 
 const panels = new WeakMap(); // node -> its panel; gone with the node
@@ -504,6 +521,8 @@ app.registerExtension({
     api.addEventListener("execution_interrupted", onEnd("cancelled"));
     api.addEventListener("execution_error", onEnd("failed"));
   },
+  beforeRegisterNodeDef: (_, definition) => remember(definition),
+  loadedGraphNode: renew,
   nodeCreated: attach,
   afterConfigureGraph: () => void recall().catch((error) => console.debug("Live Avatar:", error)),
 });
