@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .config import PRESETS, ModelConfig, TinyConfig
 from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
+from .planner.packed import PackedSizes, packed_sizes
 from .storage import WeightFormat
 from .utils import check_path, without_memory
+from .weights.block_types import PackedMatrices
 from .weights.folder import ModelFiles, check_encoders, find_model
-from .weights.formats import open_transformer
+from .weights.formats import open_packed, open_transformer
 from .weights.header import reason
 from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
 from .weights.places import FULL_VAE
@@ -192,6 +194,12 @@ def tiny_config(components: Components) -> TinyConfig | None:
     return components.tiny_config if isinstance(components, FolderComponents) else None
 
 
+def packed_of(components: Components) -> PackedSizes | None:
+    """Bytes of the matrices of a model in a GGUF file, which may stay packed; None where it is in another file."""
+    matrices = components.packed if isinstance(components, FolderComponents) else None
+    return None if matrices is None else packed_sizes(components.config, matrices)
+
+
 def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
     """The tiny decoder that works instead of the VAE's own; None where there is none."""
     return components.tiny_vae(device, dtype) if isinstance(components, FolderComponents) else None
@@ -251,6 +259,7 @@ class FolderComponents:
             loras = [open_lora(base, files.lora, lora_targets(self.config))] if files.lora else []
             loras += [open_extra_lora(base, extra) for extra in files.extra_loras]
             self._weights: TensorSource = LoRASource(base, loras) if loras else base
+            self._packed = open_packed(files.transformer, self._weights, loras)
             self.loras: tuple[LoRAReport, ...] = tuple(lora.report for lora in loras)
 
     @property
@@ -270,9 +279,14 @@ class FolderComponents:
         from .model.transformer import empty_transformer
         from .weights.load import fill
 
-        net = empty_transformer(self.config, model_slice, weights)
-        fill(net, self._weights, dtype=dtype, device=device)
+        net = empty_transformer(self.config, model_slice, weights, self.packed)
+        fill(net, self._packed or self._weights, dtype=dtype, device=device)
         return net
+
+    @property
+    def packed(self) -> PackedMatrices | None:
+        """How a GGUF file has the network's matrices; None where it lies in another file."""
+        return self._packed.matrices if self._packed else None
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, files_of, notes_of, open_components, tiny_config
+from .components import Components, files_of, notes_of, open_components, packed_of, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
@@ -224,8 +224,9 @@ class LiveAvatarPipeline:
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
-        tiny = tiny_config(self.components)
-        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()), tiny)
+        tiny, packed = tiny_config(self.components), packed_of(self.components)
+        hardware = lambda: self._hardware.hardware(loaded())  # noqa: E731
+        planned = self.placement.plan(resolved, self.config, name, hardware, tiny, packed)
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
 
     def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:

@@ -20,6 +20,7 @@ from .planner import (
     CUDA_CONTEXT_BYTES,
     GIB,
     Hardware,
+    PackedSizes,
     Plan,
     PlanOptions,
     Preference,
@@ -221,9 +222,10 @@ class Placement:
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
         tiny: TinyConfig | None = None,
+        packed: PackedSizes | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """The plan of one video, and what it will be by that plan; as `make_plan`."""
-        plan = self.make_plan(resolved, config, model, hardware, tiny)
+        plan = self.make_plan(resolved, config, model, hardware, tiny, packed)
         return apply_plan_size(resolved, plan), plan
 
     def make_plan(
@@ -233,6 +235,7 @@ class Placement:
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
         tiny: TinyConfig | None = None,
+        packed: PackedSizes | None = None,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
 
@@ -242,6 +245,7 @@ class Placement:
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
             tiny: the tiny decoder that works instead of the VAE's own.
+            packed: of the matrices of a model in a GGUF file.
 
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
@@ -249,7 +253,7 @@ class Placement:
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
-        plan = self._make_plan(resolved, config, model, available, tiny)
+        plan = self._make_plan(resolved, config, model, available, tiny, packed)
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
@@ -263,6 +267,7 @@ class Placement:
         model: str,
         available: Hardware | None,
         tiny: TinyConfig | None,
+        packed: PackedSizes | None,
     ) -> Plan:
         """Chosen for devices, or laid out as asked where there are none."""
         if available is not None:
@@ -275,6 +280,7 @@ class Placement:
                 vae_tiles=self.tiles,
                 compiled=self.compile is True,
                 tiny=tiny,
+                packed=packed,
             )
             chosen = choose_plan(resolved, config, available, options, model=model)
             if self.compile == "auto" and not _lacks_compiler(available):
@@ -301,6 +307,7 @@ class Placement:
             processes=self.processes,
             vae_tiles=self.tiles or WHOLE,
             tiny=tiny,
+            packed=packed,
         )
         return self._capped(plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.planner import FIDELITY_LEVELS, GIB, Hardware, Plan, PlanOptions, Preference, choose_plan, level_of
+from liveavatar.planner import GIB, Hardware, Plan, PlanOptions, Preference, choose_plan, lowest_level
 from liveavatar.request import Request, image_size_for, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
@@ -57,7 +57,7 @@ def _row(hardware: Hardware, prefer: str, plan: Plan, compiled: Plan) -> str:
     usable, used = dict(plan.usable), plan.total_by_device
     fullest = max(used, key=lambda name: used[name] / usable[name])
     alone = plan.vae_device not in {stage.device for stage in plan.stages}
-    kept = FIDELITY_LEVELS[level_of(tuple(stage.storage for stage in plan.stages))].name
+    kept = lowest_level(tuple(stage.storage for stage in plan.stages)).name
     streamed = sum(stage.storage.offload_layers for stage in plan.stages)
     cells = (
         str(hardware),

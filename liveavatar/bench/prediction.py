@@ -42,7 +42,7 @@ def block_seconds(config: ModelConfig, plan: Plan, speed: DeviceSpeed) -> float:
     level = FidelityLevel("as planned", stage.storage)
     costs = CostTable(config, frame_tokens, DTYPE_BYTES[plan.dtype], level, plan.clip_blocks, plan.compiled)
     compute = compute_seconds(costs.work(stage.layers), stage.storage, speed)
-    carried = costs.transfer_bytes(len(stage.layers), stage.storage.offload_layers)
+    carried = costs.transfer_bytes(stage.layers, stage.storage.offload_layers)
     return len(stage.steps) * task_seconds(compute, carried, len(stage.layers), speed, 1)
 
 

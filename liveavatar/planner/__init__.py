@@ -18,6 +18,7 @@ from .memory import (
     workspace_bytes,
 )
 from .pace import COMPILE_SECONDS, Forecast, compiling_saves
+from .packed import PackedSizes, assumed_sizes, packed_sizes
 from .plan import (
     LEAST_SNAPSHOT_BLOCKS,
     MAX_THREADS,
@@ -30,7 +31,16 @@ from .plan import (
     snapshot_interval,
     stage_plan,
 )
-from .search import FIDELITY_LEVELS, FidelityLevel, PlanOptions, Preference, level_of, next_level_down
+from .search import (
+    FIDELITY_LEVELS,
+    PACKED_LEVELS,
+    FidelityLevel,
+    PlanOptions,
+    Preference,
+    level_of,
+    lowest_level,
+    next_level_down,
+)
 
 __all__ = [
     "COMPILE_SECONDS",
@@ -40,6 +50,7 @@ __all__ = [
     "GIB",
     "LEAST_SNAPSHOT_BLOCKS",
     "MAX_THREADS",
+    "PACKED_LEVELS",
     "SNAPSHOT_BYTES_PER_SECOND",
     "SNAPSHOT_SHARE",
     "DeviceSpec",
@@ -47,11 +58,13 @@ __all__ = [
     "FidelityLevel",
     "Forecast",
     "Hardware",
+    "PackedSizes",
     "Plan",
     "PlanOptions",
     "Preference",
     "StagePlan",
     "apply_plan_size",
+    "assumed_sizes",
     "choose_plan",
     "compiling_saves",
     "embed_parameters",
@@ -60,8 +73,10 @@ __all__ = [
     "layer_bytes",
     "layer_parameters",
     "level_of",
+    "lowest_level",
     "make_plan",
     "next_level_down",
+    "packed_sizes",
     "snapshot_due",
     "snapshot_interval",
     "stage_plan",

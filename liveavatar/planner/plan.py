@@ -15,6 +15,7 @@ from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
 from .pace import Forecast
+from .packed import PackedSizes
 
 MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""
@@ -260,6 +261,7 @@ def make_plan(
     processes: bool = False,
     vae_tiles: Tiles = WHOLE,
     tiny: TinyConfig | None = None,
+    packed: PackedSizes | None = None,
 ) -> Plan:
     """Lay the stages out as asked.
 
@@ -276,6 +278,7 @@ def make_plan(
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
         tiny: the tiny decoder that works instead of the VAE's own.
+        packed: of the matrices of a model in a GGUF file.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of offloaded layers or interval; more
@@ -302,6 +305,7 @@ def make_plan(
             devices[i % len(devices)],
             storage,
             resolved.clip_blocks,
+            packed,
         )
         for i, (steps, layers) in enumerate(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
@@ -357,6 +361,7 @@ def stage_plan(
     device: str,
     storage: StorageConfig = PLAIN,
     window_blocks: int = WINDOW_BLOCKS,
+    packed: PackedSizes | None = None,
 ) -> StagePlan:
     """Bytes of one stage.
 
@@ -368,8 +373,9 @@ def stage_plan(
         device: where it runs.
         storage: how it keeps what it holds.
         window_blocks: blocks a KV cache holds: those of a clip.
+        packed: of the matrices, where they stay packed.
     """
-    sizes, count = LayerSizes(config, frame_tokens, size, storage, window_blocks), len(layers)
+    sizes, count = LayerSizes(config, frame_tokens, size, storage, window_blocks, packed), len(layers)
     weights, kv_caches = sizes.weights_resident_bytes(layers, storage), sizes.kv_cache_resident_bytes(count, len(steps))
     away = storage.kv_offload
     return StagePlan(

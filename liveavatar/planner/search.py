@@ -17,6 +17,7 @@ from ..vae.tile_grid import WHOLE, Tiles, possible, tilings
 from .hardware import CUDA_CONTEXT_BYTES, DeviceSpec, DeviceSpeed, Hardware
 from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
 from .pace import Work, compute_seconds, decode_seconds, layer_traffic, layer_work, link_seconds, task_seconds
+from .packed import PackedSizes
 from .plan import is_gpu
 
 Preference = Literal["quality", "speed"]
@@ -36,6 +37,7 @@ class PlanOptions:
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
         tiny: the tiny decoder that works instead of the VAE's own, which then only encodes; None: none.
+        packed: of the matrices of a model in a GGUF file; None: it is in none.
     """
 
     prefer: Preference = "quality"
@@ -46,6 +48,7 @@ class PlanOptions:
     vae_tiles: Tiles | None = None
     compiled: bool = False
     tiny: TinyConfig | None = None
+    packed: PackedSizes | None = None
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -85,27 +88,52 @@ FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
 )
 """Best first: nothing rounded before anything rounded, and within that nothing moved before anything moved."""
 FIRST_FP8 = next(i for i, level in enumerate(FIDELITY_LEVELS) if level.storage.weights == "fp8")
+_AS_IN_FILE = "packed as in the file"
+PACKED_LEVELS: tuple[FidelityLevel, ...] = (
+    FIDELITY_LEVELS[0],
+    FidelityLevel(_AS_IN_FILE, StorageConfig(weights="gguf")),
+    *_level_family(f"{_AS_IN_FILE}, text KV weights offloaded", StorageConfig(weights="gguf", offload_text_kv=True)),
+    *_level_family(
+        f"{_AS_IN_FILE}, KV cache in fp8", StorageConfig(weights="gguf", kv_dtype="fp8", offload_text_kv=True)
+    ),
+)
+"""Of a model in a GGUF file, best first: its matrices are rounded already, and lose nothing where they stay packed."""
 
 
-@functools.cache
-def gentler_levels(level: int) -> tuple[FidelityLevel, ...]:
+def levels_of(packed: bool) -> tuple[FidelityLevel, ...]:
+    """All levels of a model, best first; where it is packed, those in fp8 come last, which round what is rounded."""
+    return (*PACKED_LEVELS, *FIDELITY_LEVELS[FIRST_FP8:]) if packed else FIDELITY_LEVELS
+
+
+def gentler_levels(levels: Sequence[FidelityLevel], level: int) -> tuple[FidelityLevel, ...]:
     """What a stage with room to spare may take instead: the levels above that round the same, best first, and
     itself."""
-    wanted = (FIDELITY_LEVELS[level].storage.weights, FIDELITY_LEVELS[level].storage.kv_dtype)
-    return tuple(r for r in FIDELITY_LEVELS[: level + 1] if (r.storage.weights, r.storage.kv_dtype) == wanted)
+    wanted = (levels[level].storage.weights, levels[level].storage.kv_dtype)
+    return tuple(r for r in levels[: level + 1] if (r.storage.weights, r.storage.kv_dtype) == wanted)
+
+
+def _ladder(storages: tuple[StorageConfig, ...]) -> tuple[FidelityLevel, ...]:
+    """The levels that storages stand on."""
+    return PACKED_LEVELS if any(storage.weights == "gguf" for storage in storages) else FIDELITY_LEVELS
 
 
 def level_of(storages: tuple[StorageConfig, ...]) -> int:
-    """The lowest level that any of these storages stands on, as an index into `FIDELITY_LEVELS`.
+    """The lowest level that any of these storages stands on, as an index into `FIDELITY_LEVELS`, or into
+    `PACKED_LEVELS` where matrices stay packed.
 
     Raises:
         ValueError: a storage stands on none.
     """
-    known = {(level.storage, level.offloads_layers): i for i, level in enumerate(FIDELITY_LEVELS)}
+    known = {(level.storage, level.offloads_layers): i for i, level in enumerate(_ladder(storages))}
     found = [known.get((dataclasses.replace(s, offload_layers=0), s.offload_layers > 0)) for s in storages]
     if None in found:
         raise ValueError(f"{storages[found.index(None)]} is no fidelity level.")
     return max(i for i in found if i is not None)
+
+
+def lowest_level(storages: tuple[StorageConfig, ...]) -> FidelityLevel:
+    """The level of `level_of`."""
+    return _ladder(storages)[level_of(storages)]
 
 
 def next_level_down(storages: tuple[StorageConfig, ...], layers: int) -> tuple[FidelityLevel, StorageConfig] | None:
@@ -119,15 +147,16 @@ def next_level_down(storages: tuple[StorageConfig, ...], layers: int) -> tuple[F
         The first level below them, or theirs with all layers offloaded; the last one where they stand on none; None
         where there is none.
     """
+    levels = _ladder(storages)
     try:
         place = level_of(storages)
     except ValueError:
-        place = len(FIDELITY_LEVELS) - 2
-    if not FIDELITY_LEVELS[place].offloads_layers or min(s.offload_layers for s in storages) >= layers:
+        place = len(levels) - 2
+    if not levels[place].offloads_layers or min(s.offload_layers for s in storages) >= layers:
         place += 1
-    if place == len(FIDELITY_LEVELS):
+    if place == len(levels):
         return None
-    level = FIDELITY_LEVELS[place]
+    level = levels[place]
     return level, dataclasses.replace(level.storage, offload_layers=layers if level.offloads_layers else 0)
 
 
@@ -225,6 +254,7 @@ class CostTable:
         level: how things are kept.
         window_blocks: blocks a KV cache holds.
         compiled: whether the layers are.
+        packed: of the matrices, where they stay packed.
     """
 
     def __init__(
@@ -235,8 +265,10 @@ class CostTable:
         level: FidelityLevel,
         window_blocks: int = WINDOW_BLOCKS,
         compiled: bool = False,
+        packed: PackedSizes | None = None,
     ):
-        self._level, self._sizes = level, LayerSizes(config, frame_tokens, size, level.storage, window_blocks)
+        self._level = level
+        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, packed)
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         traffic = layer_traffic(level.storage, compiled)
@@ -262,12 +294,19 @@ class CostTable:
         conditions = count * sizes.sink + sizes.conditions(count, steps)
         return weights.device + kv_caches.device + conditions + sizes.workspace(count, steps)
 
-    def fewest_offloaded(self, layers: int, need: int) -> int | None:
-        """The fewest offloaded of so many layers that free `need` bytes, their slots paid for; None where none does."""
+    def fewest_offloaded(self, layers: range, need: int) -> int | None:
+        """The fewest offloaded of these layers that free `need` bytes, their slots paid for; None where none does."""
         if need <= 0:
             return 0
-        count = NUM_SLOTS - (-need // self._sizes.layer_transfer_bytes)
-        return count if self._level.offloads_layers and count <= layers else None
+        if not self._level.offloads_layers:
+            return None
+        first = NUM_SLOTS - (-need // self._sizes.layer_transfer_bytes)
+        here = self._weights(layers, 0)
+        return next((n for n in range(first, len(layers) + 1) if here - self._weights(layers, n) >= need), None)
+
+    def _weights(self, layers: range, offloaded: int) -> int:
+        """Bytes of weights on the device."""
+        return self._sizes.weights_resident_bytes(layers, self.storage(offloaded)).device
 
     def pinned_weights(self, layers: range, offloaded: int) -> int:
         """Bytes of weights on the host, for all stages with these layers."""
@@ -277,7 +316,7 @@ class CostTable:
         """Bytes of keys and values on the host, for one stage with so many layers."""
         return self._sizes.kv_cache_resident_bytes(layers, steps).host
 
-    def transfer_bytes(self, layers: int, offloaded: int) -> int:
+    def transfer_bytes(self, layers: range, offloaded: int) -> int:
         """Bytes that a task brings from the host."""
         return self._sizes.transfer_bytes(layers, self.storage(offloaded))
 
@@ -316,7 +355,7 @@ class Candidate:
     Attributes:
         topology: of the devices.
         shards: one per part of the layers.
-        level: index into `FIDELITY_LEVELS`.
+        level: index into `PlanSearch.levels`.
         tiles: in which the VAE works.
         seconds: per block in a full pipeline, at least.
         decode_seconds: seconds per block of the VAE.
@@ -380,6 +419,9 @@ class PlanSearch:
         hardware: at hand.
         options: what matters; what is preferred is for others to heed.
         tiles: in which the VAE works.
+
+    Attributes:
+        levels: of the model, best first.
     """
 
     def __init__(
@@ -400,6 +442,8 @@ class PlanSearch:
         self.encoders = self.aux_models.encoder_bytes(self.size)
         self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
+        self.levels = levels_of(options.packed is not None)
+        self._gentler = [gentler_levels(self.levels, level) for level in range(len(self.levels))]
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
 
@@ -417,7 +461,7 @@ class PlanSearch:
         """The fastest that fits on a level; of equally fast ones that with the fewest devices.
 
         Args:
-            level: index into `FIDELITY_LEVELS`.
+            level: index into `levels`.
             bound: seconds per block beyond which none is wanted.
         """
         best: Candidate | None = None
@@ -426,6 +470,11 @@ class PlanSearch:
             if found and (best is None or found.rank < best.rank):
                 best, bound = found, min(bound, found.seconds + 10**-_SECONDS_DIGITS)
         return best
+
+    @property
+    def thinnest(self) -> FidelityLevel:
+        """The level that takes least."""
+        return (PACKED_LEVELS if self.options.packed else FIDELITY_LEVELS)[-1]
 
     @functools.cached_property
     def _arrangements(self) -> list[tuple[Topology, list[DeviceColumn]]]:
@@ -518,10 +567,10 @@ class PlanSearch:
     def _cheapest_storage(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
         """The least offloading storage of a level that fits all devices of a column."""
         layers = range(first, stop)
-        for gentler in gentler_levels(level):
+        for gentler in self._gentler[level]:
             costs = self._cost_table(gentler)
             need = max(costs.resident_bytes(layers, room.steps) - room.available for room in column.rooms)
-            count = costs.fewest_offloaded(len(layers), need)
+            count = costs.fewest_offloaded(layers, need)
             if count is not None:
                 return self._with_costs(costs, column, layers, count)
         return None
@@ -529,15 +578,16 @@ class PlanSearch:
     def _cost_table(self, level: FidelityLevel) -> CostTable:
         if level not in self._cost_tables:
             v = self.video
+            o = self.options
             self._cost_tables[level] = CostTable(
-                self.config, v.frame_tokens, self.size, level, v.clip_blocks, self.options.compiled
+                self.config, v.frame_tokens, self.size, level, v.clip_blocks, o.compiled, o.packed
             )
         return self._cost_tables[level]
 
     def _with_costs(self, costs: CostTable, column: DeviceColumn, layers: range, count: int) -> LayerShard:
         """A share with its seconds and its bytes on the host."""
         work, storage = costs.work(layers), costs.storage(count)
-        transferred = costs.transfer_bytes(len(layers), count)
+        transferred = costs.transfer_bytes(layers, count)
         hop = link_seconds(self.config, self.video.frame_tokens, self.size, column.device_count)
         # The devices are of one machine: all devices of a column have their layers from one copy.
         seconds, loads, host = [], [], costs.pinned_weights(layers, count)
@@ -571,7 +621,7 @@ def highest_level(searches: Sequence[PlanSearch]) -> tuple[int, PlanSearch] | No
     nothing, and what is rounded more changes the network. So tiles are tried on the last level of each rounding, after
     all that only moves and before the next that rounds. Stages that then have room stand higher by themselves.
     """
-    for number, level in enumerate(FIDELITY_LEVELS):
+    for number, level in enumerate(searches[0].levels if searches else ()):
         found = next((way for way in (searches if level.offloads_layers else searches[:1]) if way.fits(number)), None)
         if found is not None:
             return number, found

@@ -1,10 +1,10 @@
-"""Types of numbers in GGUF files: how many stand in a block, and the bytes of one."""
+"""Types of numbers in GGUF files, and which of a network's matrices stay packed in them; plain data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +44,30 @@ PACKED = {
     )
 }
 """Types that `dequantise` unpacks; what else the gguf package knows it unpacks itself, while a file is read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedMatrix:
+    """How a matrix is kept.
+
+    Attributes:
+        kind: type of its numbers.
+        rank: of all LoRAs beside it.
+    """
+
+    kind: BlockType
+    rank: int = 0
+
+
+PackedMatrices = Mapping[str, PackedMatrix]
+"""By the names of their modules in the checkpoint."""
+
+
+def packed_parts(parts: Sequence[str], matrices: PackedMatrices) -> tuple[PackedMatrix, ...]:
+    """How a module is kept whose rows are those of some modules of the checkpoint; () where it is not kept packed.
+
+    Types may differ, as in files that have q and k in fewer bits than v; what of it is in floats stays as it lies.
+    """
+    found = [matrices[part] for part in parts if part in matrices]
+    whole = len(found) == len(parts) and any(matrix.kind.name in PACKED for matrix in found)
+    return tuple(found) if whole else ()

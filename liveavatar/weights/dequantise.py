@@ -35,6 +35,12 @@ def unpack_rows(packed: torch.Tensor, kind: str, out: torch.Tensor, whole: bool 
     return out
 
 
+def scales_are_finite(packed: torch.Tensor, kind: str) -> bool:
+    """Whether all numbers of packed blocks are finite: those are that their scales make so."""
+    blocks = packed.view(-1, PACKED[kind].nbytes)
+    return all(bool(_half(blocks, at).isfinite().all()) for at in _SCALES_AT.get(kind, (0,)))
+
+
 def unpacked(packed: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A packed tensor on the CPU in float32, of any shape of as many numbers.
 
@@ -147,6 +153,13 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
     return (scale * _signed(low | high << 4, 32).reshape(-1, 16, 16)).flatten(1)
 
 
+_SCALES_AT = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+}
+"""Where the float16 numbers of a block begin; at 0 in the other types."""
 _UNPACK: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,

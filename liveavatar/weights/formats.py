@@ -12,13 +12,19 @@ Every part may be a file as ComfyUI's own loaders take it, one file per part:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .gguf import refuse_another_architecture
+from .gguf import GGUFSource, refuse_another_architecture
 from .kinds import Kind, refuse_another_kind, transformer_prefix
+from .packed import PackedWeights
 from .quantised import DequantisedSource
-from .source import open_weights, read_once
+from .source import GGUF, TensorSource, open_weights, read_once
+
+if TYPE_CHECKING:
+    from .lora import LoRA
 
 
 def open_transformer(path: Path) -> DequantisedSource:
@@ -35,6 +41,20 @@ def open_transformer(path: Path) -> DequantisedSource:
         return DequantisedSource(source, transformer_prefix(source.keys()))
 
     return read_once(("transformer", path.absolute()), opened)
+
+
+def open_packed(path: Path, merged: TensorSource, loras: Sequence[LoRA]) -> PackedWeights | None:
+    """The transformer with its matrices as a GGUF file has them; None for a file of another kind.
+
+    Args:
+        path: of the transformer.
+        merged: what `open_transformer` gives of it, with the LoRAs.
+        loras: that are merged.
+    """
+    if path.suffix != GGUF:
+        return None
+    file = GGUFSource(path)
+    return PackedWeights(merged, file, transformer_prefix(file.keys()), loras)
 
 
 def open_file(path: Path) -> DequantisedSource:

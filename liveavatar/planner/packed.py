@@ -1,0 +1,104 @@
+"""Bytes of a network whose matrices stay packed as its GGUF file has them, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from ..config import ModelConfig
+from ..weights.block_types import PACKED, PackedMatrices, PackedMatrix, packed_parts
+
+ASSUMED_RANK = 128
+"""Of the published LoRA, which stands beside packed matrices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBytes:
+    """What some matrices take that are packed, against what they take in numbers of the working dtype.
+
+    Attributes:
+        stored: bytes as they lie in the file.
+        numbers: of the working dtype that come (factors of LoRAs) or go (matrices that are packed).
+    """
+
+    stored: int = 0
+    numbers: int = 0
+
+    def __add__(self, other: PackedBytes) -> PackedBytes:
+        return PackedBytes(self.stored + other.stored, self.numbers + other.numbers)
+
+    def saved(self, size: int) -> int:
+        """Bytes that are saved where a number of the working dtype takes `size`."""
+        return -(self.stored + self.numbers * size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSizes:
+    """Of every layer.
+
+    Attributes:
+        layers: without injectors.
+        text_kv: the part of it that only the prompt needs.
+        injectors: of the layers that have one.
+    """
+
+    layers: tuple[PackedBytes, ...]
+    text_kv: tuple[PackedBytes, ...]
+    injectors: tuple[PackedBytes, ...]
+
+
+Group = tuple[tuple[str, ...], tuple[int, int]]
+"""Matrices of one module, and (out, in) of each."""
+
+
+def packed_sizes(config: ModelConfig, matrices: PackedMatrices) -> PackedSizes:
+    """Counted from how a file has the matrices: see `liveavatar.weights.packed`."""
+    layers = [_sum(_layer_groups(config, i), matrices) for i in range(config.num_layers)]
+    text_kv = [_sum([_text_kv(config, i)], matrices) for i in range(config.num_layers)]
+    injectors = [_sum(_injector_groups(config, i), matrices) for i in range(config.num_layers)]
+    return PackedSizes(tuple(layers), tuple(text_kv), tuple(injectors))
+
+
+def assumed_sizes(config: ModelConfig, kind: str) -> PackedSizes:
+    """Of a file that need not be here: all matrices in one type, and the published LoRA beside those it changes."""
+    layers = range(config.num_layers)
+    groups = (group for i in layers for group in (*_layer_groups(config, i), *_injector_groups(config, i)))
+    names = [name for modules, _ in groups for name in modules]
+    ranks = {name: 0 if "adain" in name else ASSUMED_RANK for name in names}
+    return packed_sizes(config, {name: PackedMatrix(PACKED[kind], rank) for name, rank in ranks.items()})
+
+
+def _sum(groups: Iterable[Group], matrices: PackedMatrices) -> PackedBytes:
+    total = PackedBytes()
+    for names, (rows, width) in groups:
+        if parts := packed_parts(names, matrices):
+            stored = sum(part.kind.bytes_of((rows, width)) for part in parts)
+            rank = max(part.rank for part in parts)
+            total += PackedBytes(stored, len(parts) * (rank * (rows + width) - rows * width))
+    return total
+
+
+def _layer_groups(config: ModelConfig, layer: int) -> Iterator[Group]:
+    d, f, name = config.dim, config.ffn_dim, f"blocks.{layer}"
+    yield tuple(f"{name}.self_attn.{part}" for part in "qkv"), (d, d)
+    yield (f"{name}.self_attn.o",), (d, d)
+    yield (f"{name}.cross_attn.q",), (d, d)
+    yield _text_kv(config, layer)
+    yield (f"{name}.cross_attn.o",), (d, d)
+    yield (f"{name}.ffn.0",), (f, d)
+    yield (f"{name}.ffn.2",), (d, f)
+
+
+def _text_kv(config: ModelConfig, layer: int) -> Group:
+    return tuple(f"blocks.{layer}.cross_attn.{part}" for part in "kv"), (config.dim, config.dim)
+
+
+def _injector_groups(config: ModelConfig, layer: int) -> Iterator[Group]:
+    if layer not in config.audio_inject_layers:
+        return
+    d, number = config.dim, config.audio_inject_layers.index(layer)
+    name = f"audio_injector.injector.{number}"
+    yield (f"{name}.q",), (d, d)
+    yield tuple(f"{name}.{part}" for part in "kv"), (d, d)
+    yield (f"{name}.o",), (d, d)
+    yield (f"audio_injector.injector_adain_layers.{number}.linear",), (2 * d, d)
