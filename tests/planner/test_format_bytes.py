@@ -11,7 +11,6 @@ from liveavatar.planner import layer_parameters
 from liveavatar.planner.memory import layer_matrices, layer_saved_bytes, linear_bytes
 from liveavatar.storage import WeightFormat
 
-
 FORMATS = tuple(form for form in get_args(WeightFormat) if form != "gguf")
 """Those that are made of any weight; of what stays packed, see test_packed_bytes.py."""
 
@@ -60,9 +59,7 @@ def test_filled_modules_hold_it_too() -> None:
 def test_the_published_model_halves() -> None:
     """15,938,355,200 weights of 16,295,755,609 become one byte each."""
     config = WAN2_2_S2V_14B
-    saved = {
-        w: sum(layer_saved_bytes(config, i, w, 2) for i in range(config.num_layers)) for w in FORMATS
-    }
+    saved = {w: sum(layer_saved_bytes(config, i, w, 2) for i in range(config.num_layers)) for w in FORMATS}
     assert saved["plain"] == 0
     assert saved["fp8-tensor"] == 15_938_355_200 - 4 * 460
     assert saved["fp8"] == saved["int8"] == pytest.approx(15.93e9, rel=1e-3)
