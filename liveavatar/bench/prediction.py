@@ -7,9 +7,10 @@ import torch
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, SPATIAL_STRIDE, ModelConfig
 from ..doctor.report import FLOAT8_ROWS
 from ..planner import DeviceSpec, DeviceSpeed, Plan
+from ..planner.levels import FidelityLevel
 from ..planner.memory import DTYPE_BYTES, aux_models
 from ..planner.pace import compute_seconds, decode_seconds, task_seconds
-from ..planner.search import CostTable, FidelityLevel
+from ..planner.search import CostTable
 from ..request import ResolvedRequest
 from .model import DeviceSpeeds
 

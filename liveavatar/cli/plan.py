@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     devices.add_argument(
         "--gguf",
         metavar="Q4_K",
-        help="plan as for a GGUF file of the model in this type, which need not be here, with the LoRA beside it",
+        help="plan as for GGUF files of the network and the text encoder in this type, which need not be here",
     )
 
 

@@ -8,6 +8,7 @@ All arithmetic: nothing is loaded and no device is touched. The formulas count w
 
 from .choose import apply_plan_size, choose_plan, suggest_next
 from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware
+from .levels import FIDELITY_LEVELS, PACKED_LEVELS, FidelityLevel, level_of, lowest_level, next_level_down
 from .memory import (
     DTYPE_BYTES,
     embed_parameters,
@@ -31,16 +32,7 @@ from .plan import (
     snapshot_interval,
     stage_plan,
 )
-from .search import (
-    FIDELITY_LEVELS,
-    PACKED_LEVELS,
-    FidelityLevel,
-    PlanOptions,
-    Preference,
-    level_of,
-    lowest_level,
-    next_level_down,
-)
+from .search import PlanOptions, Preference
 
 __all__ = [
     "COMPILE_SECONDS",

@@ -16,17 +16,16 @@ from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
 from ..utils import format_bytes
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Hardware
+from .levels import FIRST_FP8, next_level_down
 from .memory import DTYPE_BYTES
 from .pace import Forecast
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
 from .search import (
     DEFAULT_OPTIONS,
-    FIRST_FP8,
     Candidate,
     PlanOptions,
     PlanSearch,
     highest_level,
-    next_level_down,
     plan_searches,
 )
 
@@ -161,7 +160,17 @@ def candidate_plan(
     ]
     vae, tiles = topology.vae.name, candidate.tiles
     plan = assemble(
-        resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles, options.tiny
+        resolved,
+        config,
+        model,
+        partition,
+        stages,
+        options.dtype,
+        vae,
+        options.threads,
+        tiles,
+        options.tiny,
+        options.packed,
     )
     plan = dataclasses.replace(plan, processes=options.processes, compiled=options.compiled)
     used = plan.total_by_device

@@ -364,6 +364,8 @@ def embedder_parameters(config: ModelConfig) -> int:
     return text + time + audio
 
 
+_UMT5_MATRIX = 10_240 * 4096
+"""Numbers in the largest matrix of UMT5-XXL that is no embedding."""
 _DECODE_WORK = 0.8
 """Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
@@ -440,9 +442,12 @@ class AuxModels:
         pixels = Grid.of(*latent_size, tiles).covered * latents
         return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
 
-    def encoder_bytes(self, size: int) -> int:
-        """The larger encoder: they are never there together."""
-        return max(self.text, self.audio) * size
+    def encoder_bytes(self, size: int, packed: PackedSizes | None = None) -> int:
+        """The larger encoder: they are never there together. One in a GGUF file stays packed, and unpacks a matrix."""
+        text = self.text * size
+        if packed and packed.text_encoder.stored:
+            text += _unpacked_bytes(min(self.text, _UMT5_MATRIX), "gguf", size) - packed.text_encoder.saved(size)
+        return max(text, self.audio * size)
 
 
 _TINY_LEVELS = ((1, 1, 1), (4, 1, 2), (16, 2, 2))

@@ -1,15 +1,21 @@
-"""Bytes of a network whose matrices stay packed as its GGUF file has them, layer by layer."""
+"""Bytes of a network whose matrices stay packed as its GGUF file has them, layer by layer, and of the text encoder."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..weights.block_types import PACKED, PackedMatrices, PackedMatrix, packed_parts
 
+if TYPE_CHECKING:
+    from ..weights.source import TensorSource
+
 ASSUMED_RANK = 128
 """Of the published LoRA, which stands beside packed matrices."""
+_UMT5_MATRICES = 24 * (4 * 4096**2 + 3 * 4096 * 10_240)
+"""Numbers in the matrices of UMT5-XXL that are no embeddings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,32 +46,45 @@ class PackedSizes:
         layers: without injectors.
         text_kv: the part of it that only the prompt needs.
         injectors: of the layers that have one.
+        text_encoder: of its matrices, where it is in a GGUF file, too; else nothing.
     """
 
     layers: tuple[PackedBytes, ...]
     text_kv: tuple[PackedBytes, ...]
     injectors: tuple[PackedBytes, ...]
+    text_encoder: PackedBytes = PackedBytes()
 
 
 Group = tuple[tuple[str, ...], tuple[int, int]]
 """Matrices of one module, and (out, in) of each."""
 
 
-def packed_sizes(config: ModelConfig, matrices: PackedMatrices) -> PackedSizes:
+def packed_sizes(
+    config: ModelConfig, matrices: PackedMatrices, text_encoder: PackedBytes = PackedBytes()
+) -> PackedSizes:
     """Counted from how a file has the matrices: see `liveavatar.weights.packed`."""
     layers = [_sum(_layer_groups(config, i), matrices) for i in range(config.num_layers)]
     text_kv = [_sum([_text_kv(config, i)], matrices) for i in range(config.num_layers)]
     injectors = [_sum(_injector_groups(config, i), matrices) for i in range(config.num_layers)]
-    return PackedSizes(tuple(layers), tuple(text_kv), tuple(injectors))
+    return PackedSizes(tuple(layers), tuple(text_kv), tuple(injectors), text_encoder)
 
 
 def assumed_sizes(config: ModelConfig, kind: str) -> PackedSizes:
-    """Of a file that need not be here: all matrices in one type, and the published LoRA beside those it changes."""
+    """Of files that need not be here: all matrices of the network and of UMT5-XXL in one type, and the published LoRA
+    beside those it changes."""
     layers = range(config.num_layers)
     groups = (group for i in layers for group in (*_layer_groups(config, i), *_injector_groups(config, i)))
     names = [name for modules, _ in groups for name in modules]
     ranks = {name: 0 if "adain" in name else ASSUMED_RANK for name in names}
-    return packed_sizes(config, {name: PackedMatrix(PACKED[kind], rank) for name, rank in ranks.items()})
+    matrices = {name: PackedMatrix(PACKED[kind], rank) for name, rank in ranks.items()}
+    return packed_sizes(config, matrices, PackedBytes(PACKED[kind].bytes_of((_UMT5_MATRICES,)), -_UMT5_MATRICES))
+
+
+def packed_linears(source: TensorSource, matrices: PackedMatrices) -> PackedBytes:
+    """Of the matrices of a text encoder that are no embeddings."""
+    names = (name for name in matrices if name != "shared" and not name.endswith("relative_attention_bias"))
+    shapes = ((name, source.shape(f"{name}.weight")) for name in names)
+    return _sum((((name,), (shape[0], shape[1])) for name, shape in shapes), matrices)
 
 
 def _sum(groups: Iterable[Group], matrices: PackedMatrices) -> PackedBytes:

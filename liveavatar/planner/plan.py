@@ -311,7 +311,7 @@ def make_plan(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
         )
     ]
-    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles, tiny)
+    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles, tiny, packed)
     every = plan.snapshot_blocks if snapshot_blocks is None else snapshot_blocks
     return dataclasses.replace(plan, snapshot_blocks=every, processes=processes)
 
@@ -327,6 +327,7 @@ def assemble(
     threads: int,
     vae_tiles: Tiles = WHOLE,
     tiny: TinyConfig | None = None,
+    packed: PackedSizes | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size = aux_models(config, tiny), DTYPE_BYTES[dtype]
@@ -344,7 +345,7 @@ def assemble(
         vae_tiles=vae_tiles,
         tiny_decoder=tiny is not None,
         vae_host=vae.host,
-        encoders=beside.encoder_bytes(size),
+        encoders=beside.encoder_bytes(size, packed),
         snapshot_blocks=snapshot_interval(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks, resolved.clip_blocks
         ),

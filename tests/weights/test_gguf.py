@@ -16,6 +16,7 @@ from liveavatar.errors import MissingFilesError, ModelError
 from liveavatar.model.transformer import ModelSlice
 from liveavatar.weights.folder import format_inspection, inspect_model
 from liveavatar.weights.formats import open_transformer
+from liveavatar.weights.load import fill
 from liveavatar.weights.settings import text_weights
 
 
@@ -160,3 +161,18 @@ def test_a_decoder_of_words_is_no_text_encoder(tmp_path):
     write_gguf(tmp_path / "a.gguf", {"blk.0.attn_q.weight": np.ones((32, 32), np.float32)}, "Q8_0", "llama")
     with pytest.raises(ModelError, match=r"GGUF of llama\) is not a UMT5 text encoder"):
         text_weights(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_text_encoder_stays_packed_and_gives_the_same_features_to_the_bit(folder, dtype):
+    """What is unpacked for a product is rounded as what is unpacked while it is read."""
+    write_gguf(folder / "umt5-Q8_0.gguf", mini_text_encoder(), "Q8_0", "t5encoder")
+    model = open_components(MINI_FOLDER, text_encoder=folder / "umt5-Q8_0.gguf")
+    packed, _ = model.text_encoder("cpu", dtype)
+    plain, _ = open_components(MINI_FOLDER).text_encoder("cpu", dtype)
+    fill(plain, text_weights(folder / "umt5-Q8_0.gguf"), dtype=dtype, device="cpu")
+    ids = torch.arange(1, 13)[None]
+    found, wanted = (net(ids, torch.ones_like(ids)).last_hidden_state for net in (packed, plain))
+    assert torch.equal(found, wanted)
+    saved = sum(p.nbytes for p in plain.parameters()) - sum(p.nbytes for p in packed.parameters())
+    assert saved == model.packed_text_encoder.saved(dtype.itemsize) > 0
