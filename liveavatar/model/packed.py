@@ -121,7 +121,7 @@ class PackedLinear(FusedRows):
 
 
 def pack_linears(net: nn.Module, matrices: PackedMatrices | None) -> None:
-    """Put packed layers where a part of the transformer has `nn.Linear` whose matrices are; they have no values yet.
+    """Put packed layers where a network has `nn.Linear` whose matrices are packed; they have no values yet.
 
     Raises:
         ModelError: there are no packed matrices at all.

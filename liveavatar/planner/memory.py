@@ -20,6 +20,7 @@ from ..config import (
 from ..errors import PlanError
 from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, offloaded_layers
 from ..vae.tile_grid import WHOLE, Grid, Tiles
+from ..weights.block_types import UNPACKED_AT_ONCE
 from .packed import PackedSizes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -299,15 +300,15 @@ def workspace_bytes(
     return keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
 
 
-_UNPACKED_AT_ONCE, _UNPACKING_BYTES = 2**22, 16
-"""Numbers of a GGUF file that are unpacked at a time, and bytes that each of them takes meanwhile."""
+_UNPACKING_BYTES = 16
+"""That a number of a GGUF file takes while it is unpacked."""
 
 
 def _unpacked_bytes(numbers: int, weights: WeightFormat, size: int) -> int:
     """A matrix once more where it is stored in another form, and what is needed to make it of that."""
     if weights == "plain":
         return 0
-    return numbers * size + (min(numbers, _UNPACKED_AT_ONCE) * _UNPACKING_BYTES if weights == "gguf" else 0)
+    return numbers * size + (min(numbers, UNPACKED_AT_ONCE) * _UNPACKING_BYTES if weights == "gguf" else 0)
 
 
 def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageConfig) -> int:

@@ -11,6 +11,7 @@ import math
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig
 from ..storage import StorageConfig
+from ..weights.block_types import UNPACKED_AT_ONCE
 from .hardware import DeviceSpeed
 from .memory import SINK_FRAMES
 
@@ -37,7 +38,7 @@ class LayerTraffic:
         launches, injector_launches: operations, products and attention among them.
         window: numbers that are read and written per number of the keys of earlier blocks, which lie in the KV cache.
         unpacking: bytes that are read and written per number of a matrix that is unpacked for its product.
-        unpacking_launches: operations for each 2**22 of them.
+        unpacking_launches: operations for each `UNPACKED_AT_ONCE` of them.
     """
 
     layer: float
@@ -161,7 +162,7 @@ def layer_work(
         moved=block * (traffic.layer + injects * traffic.injector) + window + traffic.unpacking * unpacked,
         launches=traffic.launches
         + injects * traffic.injector_launches
-        + math.ceil(traffic.unpacking_launches * unpacked / 2**22),
+        + math.ceil(traffic.unpacking_launches * unpacked / UNPACKED_AT_ONCE),
     )
 
 

@@ -44,6 +44,8 @@ PACKED = {
     )
 }
 """Types that `dequantise` unpacks; what else the gguf package knows it unpacks itself, while a file is read."""
+UNPACKED_AT_ONCE = 2**22
+"""Numbers that are unpacked at a time on a GPU: what stands in between fits its cache."""
 
 
 @dataclasses.dataclass(frozen=True)

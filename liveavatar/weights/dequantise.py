@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from .block_types import PACKED
+from .block_types import PACKED, UNPACKED_AT_ONCE
 
-_CHUNK = 2**16, 2**22
+_CHUNK = 2**16, UNPACKED_AT_ONCE
 """Numbers unpacked at a time, on the CPU and elsewhere: what stands in between fits their caches."""
 
 

@@ -43,17 +43,19 @@ class PackedWeights:
         loras: that are merged.
 
     Attributes:
-        matrices: that can be read packed: those of a type that is unpacked on devices, and those in floats.
+        matrices: that can be read packed: those of a type that is unpacked on devices, and those in floats, where the
+            file has them under the names that they have in the network.
     """
 
     def __init__(self, merged: TensorSource, file: GGUFSource, prefix: str, loras: Sequence[LoRA]):
         self._merged, self._file, self._prefix, self._loras = merged, file, prefix, tuple(loras)
-        known = PACKED | FLOATS
+        known, stored = PACKED | FLOATS, file.keys()
         self.matrices: PackedMatrices = {
             key.removesuffix(".weight"): PackedMatrix(known[kind], self._rank(key))
             for key in merged.keys()  # noqa: SIM118 (not a mapping)
-            if key.endswith(".weight") and len(merged.shape(key)) == 2
-            if (kind := file.kind(prefix + key)) in known and not self._has_difference(key)
+            if key.endswith(".weight") and prefix + key in stored and len(merged.shape(key)) == 2
+            if (kind := file.kind(prefix + key)) in known and not merged.shape(key)[1] % known[kind].numbers
+            if not self._has_difference(key)
         }
 
     def keys(self) -> frozenset[str]:
