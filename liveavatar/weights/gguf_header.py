@@ -234,5 +234,7 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError as e:
-        raise ModelError(f"GGUF files need the package gguf ({reason(e)}).", "Install it: pip install gguf") from e
+        raise ModelError(
+            f"GGUF files need the package gguf ({reason(e)}).", "Install what requirements.txt lists."
+        ) from e
     return gguf
