@@ -8,6 +8,7 @@ without memory and filled with exactly what they own.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from .config import PRESETS, ModelConfig, TinyConfig
 from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
+from .planner.packed import PackedBytes, PackedSizes, packed_linears, packed_sizes
 from .storage import WeightFormat
 from .utils import check_path, without_memory
+from .weights.block_types import PackedMatrices
 from .weights.folder import ModelFiles, check_encoders, find_model
-from .weights.formats import open_transformer
+from .weights.formats import open_packed, open_transformer
 from .weights.header import reason
 from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
+from .weights.packed import PackedWeights
 from .weights.places import FULL_VAE
 from .weights.settings import (
     audio_settings,
@@ -214,6 +218,13 @@ def tiny_config(components: Components) -> TinyConfig | None:
     return components.tiny_config if isinstance(components, FolderComponents) else None
 
 
+def packed_of(components: Components) -> PackedSizes | None:
+    """Bytes of the matrices of a model in a GGUF file, which may stay packed; None where it is in another file."""
+    if not isinstance(components, FolderComponents) or components.packed is None:
+        return None
+    return packed_sizes(components.config, components.packed, components.packed_text_encoder)
+
+
 def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
     """The tiny decoder that works instead of the VAE's own; None where there is none."""
     return components.tiny_vae(device, dtype) if isinstance(components, FolderComponents) else None
@@ -273,6 +284,7 @@ class FolderComponents:
             loras = [open_lora(base, files.lora, lora_targets(self.config))] if files.lora else []
             loras += [open_extra_lora(base, extra) for extra in files.extra_loras]
             self._weights: TensorSource = LoRASource(base, loras) if loras else base
+            self._packed = open_packed(files.transformer, self._weights, loras)
             self.loras: tuple[LoRAReport, ...] = tuple(lora.report for lora in loras)
 
     @property
@@ -292,9 +304,14 @@ class FolderComponents:
         from .model.transformer import empty_transformer
         from .weights.load import fill
 
-        net = empty_transformer(self.config, model_slice, weights)
-        fill(net, self._weights, dtype=dtype, device=device)
+        net = empty_transformer(self.config, model_slice, weights, self.packed)
+        fill(net, self._packed or self._weights, dtype=dtype, device=device)
         return net
+
+    @property
+    def packed(self) -> PackedMatrices | None:
+        """How a GGUF file has the network's matrices; None where it lies in another file."""
+        return self._packed.matrices if self._packed else None
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
         return load_vae(self.files.vae, device, dtype)
@@ -311,9 +328,30 @@ class FolderComponents:
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:
         from .encoders.umt5 import UMT5Config, UMT5EncoderModel
 
-        path, settings = self.files.text_encoder, text_settings(self.files.text_encoder)
-        build = lambda: UMT5EncoderModel(UMT5Config.of(settings))  # noqa: E731
-        return _filled(build, text_weights(path), device, dtype), self.tokenizer()
+        settings, source = text_settings(self.files.text_encoder), self._text_weights
+
+        def build() -> UMT5EncoderModel:
+            model = UMT5EncoderModel(UMT5Config.of(settings))
+            if isinstance(source, PackedWeights):
+                from .model.packed import pack_linears
+
+                pack_linears(model, source.matrices)
+            return model
+
+        return _filled(build, source, device, dtype), self.tokenizer()
+
+    @property
+    def _text_weights(self) -> TensorSource:
+        """Of the text encoder; one in a GGUF file stays packed, which gives the same features."""
+        path = self.files.text_encoder
+        source = text_weights(path)
+        return open_packed(path, source, ()) or source
+
+    @functools.cached_property
+    def packed_text_encoder(self) -> PackedBytes:
+        """What the text encoder's matrices take that stay packed."""
+        source = self._text_weights
+        return packed_linears(source, source.matrices) if isinstance(source, PackedWeights) else PackedBytes()
 
     def tokenizer(self) -> Any:
         if self.files.tokenizer is None:

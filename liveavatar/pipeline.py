@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .codec import NO_CONTEXTS, Contexts, Encoders, ExecConfig
-from .components import Components, files_of, network_fingerprint, notes_of, open_components, tiny_config
+from .components import Components, files_of, network_fingerprint, notes_of, open_components, packed_of, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .continuation import (
@@ -254,8 +254,9 @@ class LiveAvatarPipeline:
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
-        tiny = tiny_config(self.components)
-        planned = self.placement.plan(resolved, self.config, name, lambda: self._hardware.hardware(loaded()), tiny)
+        tiny, packed = tiny_config(self.components), packed_of(self.components)
+        hardware = lambda: self._hardware.hardware(loaded())  # noqa: E731
+        planned = self.placement.plan(resolved, self.config, name, hardware, tiny, packed)
         return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
 
     def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:

@@ -21,6 +21,7 @@ from .planner import (
     CUDA_CONTEXT_BYTES,
     GIB,
     Hardware,
+    PackedSizes,
     Plan,
     PlanOptions,
     Preference,
@@ -221,9 +222,10 @@ class Placement:
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
         tiny: TinyConfig | None = None,
+        packed: PackedSizes | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """The plan of one video, and what it will be by that plan; as `make_plan`."""
-        plan = self.make_plan(resolved, config, model, hardware, tiny)
+        plan = self.make_plan(resolved, config, model, hardware, tiny, packed)
         return apply_plan_size(resolved, plan), plan
 
     def make_plan(
@@ -233,6 +235,7 @@ class Placement:
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
         tiny: TinyConfig | None = None,
+        packed: PackedSizes | None = None,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
 
@@ -242,6 +245,7 @@ class Placement:
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
             tiny: the tiny decoder that works instead of the VAE's own.
+            packed: of the matrices of a model in a GGUF file.
 
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
@@ -250,7 +254,7 @@ class Placement:
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
-        plan = self._make_plan(resolved, config, model, available, tiny)
+        plan = self._make_plan(resolved, config, model, available, tiny, packed)
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
@@ -264,6 +268,7 @@ class Placement:
         model: str,
         available: Hardware | None,
         tiny: TinyConfig | None,
+        packed: PackedSizes | None,
     ) -> Plan:
         """Chosen for devices, or laid out as asked where there are none."""
         if available is not None:
@@ -276,6 +281,7 @@ class Placement:
                 vae_tiles=self.tiles,
                 compiled=self.compile is True,
                 tiny=tiny,
+                packed=packed,
             )
             attends = self._attention(available, config)
             available = available.with_attention({name: use.backend for name, use in attends.items()})
@@ -309,6 +315,7 @@ class Placement:
             processes=self.processes,
             vae_tiles=self.tiles or WHOLE,
             tiny=tiny,
+            packed=packed,
         )
         return self._capped(plan)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8"]
+WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8", "gguf"]
 """The large matrices: in the working dtype; e4m3 with one scale per output row (or one per tensor, as the published
-implementation has it); int8 with one scale per output row, worked in the working dtype."""
+implementation has it); int8 with one scale per output row, worked in the working dtype; packed as the model's GGUF file
+has them, with LoRAs beside them, worked in the working dtype."""
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which on devices multiply e4m3 themselves (Ada, Hopper, Blackwell)."""
 KVDtype = Literal["plain", "fp8"]

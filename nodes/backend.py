@@ -225,10 +225,11 @@ def _storage_inputs() -> list[Any]:
     by_hand = [
         io.Combo.Input(
             "weights",
-            options=["plain", "fp8", "fp8-tensor", "int8"],
+            options=["plain", "fp8", "fp8-tensor", "int8", "gguf"],
             default="plain",
             optional=True,
-            tooltip="Used where storage is by hand. plain keeps the numbers of the file; fp8 and int8 halve them.",
+            tooltip="Used where storage is by hand. plain keeps the numbers of the file; fp8 and int8 halve them; gguf "
+            "keeps the matrices of a GGUF file packed as they are.",
         ),
         io.Combo.Input(
             "kv_dtype",

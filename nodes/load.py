@@ -35,7 +35,7 @@ class LoadModel(io.ComfyNode):
                     options=paths.models(),
                     default=paths.MINIATURE,
                     tooltip="The miniature (a cartoon demonstrator that comes along), a folder in the official layout "
-                    "(models/liveavatar, diffusion_models or diffusers), or a single file in diffusion_models.",
+                    "(models/liveavatar, diffusion_models or diffusers), or a file (also GGUF) in diffusion_models.",
                 ),
                 io.Combo.Input(
                     "lora",

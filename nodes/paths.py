@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..liveavatar.video_state import VideoState, is_state
 from ..liveavatar.weights.folder import find_model, inspect_model
 from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
 from ..liveavatar.weights.places import FULL_VAE, PLACES, TINY_VAE, is_named_like
-from ..liveavatar.weights.source import opening_files_once
+from ..liveavatar.weights.source import GGUF, opening_files_once
 from .words import refused_in_widgets
 
 SAMPLES = Path(__file__).parents[1] / "liveavatar" / "mini" / "assets"
@@ -27,6 +28,7 @@ OWN_CATEGORY = "liveavatar"
 NO_STATE = "none"
 _STATE_SUFFIX = ".safetensors"
 _FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
+_WITH_GGUF = tuple(PLACES[part].category for part in ("transformer", "text_encoder"))
 
 
 def register() -> None:
@@ -267,7 +269,7 @@ def _folders() -> dict[str, Path]:
 
 def _single_files() -> list[str]:
     """Single files, those of S2V first; shards of a folder are no models of their own."""
-    names = [n for n in _names("diffusion_models") if n.endswith(".safetensors") and "-of-0" not in n]
+    names = [n for n in _names("diffusion_models") if n.endswith((".safetensors", GGUF)) and "-of-0" not in n]
     return sorted(names, key=lambda n: ("s2v" not in n.lower(), n))
 
 
@@ -280,4 +282,16 @@ def _roots(category: str) -> list[Path]:
 def _names(category: str) -> list[str]:
     if category not in folder_paths.folder_names_and_paths:  # an older core
         return []
-    return list(folder_paths.get_filename_list(category))
+    return [*folder_paths.get_filename_list(category), *(_gguf_files(category) if category in _WITH_GGUF else ())]
+
+
+def _gguf_files(category: str) -> list[str]:
+    """GGUF files, which ComfyUI does not list by itself, by the names it would give them."""
+    found = {
+        str((Path(folder) / file).relative_to(root))
+        for root in _roots(category)
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if file.endswith(GGUF)
+    }
+    return sorted(found - set(folder_paths.get_filename_list(category)))

@@ -147,6 +147,31 @@ def pickled_files() -> list[bytes]:
     return files
 
 
+@functools.cache
+def gguf_file() -> bytes:
+    """A GGUF file with entries of all kinds and tensors of several types."""
+    import gguf
+    import numpy as np
+
+    writer: Any = gguf.GGUFWriter(None, "wan")
+    writer.add_array("tokenizer.ggml.tokens", [b"one", b"two"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, -1.0])
+    writer.add_array("comfy.gguf.orig_shape.layer.Q8_0.weight", [4, 64])
+    writer.add_bool("a.flag", True)
+    writer.add_custom_alignment(32)
+    numbers = np.arange(256, dtype=np.float32).reshape(4, 64)
+    for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q4_0", "MXFP4"):
+        kind = gguf.GGMLQuantizationType[name]
+        writer.add_tensor(f"layer.{name}.weight", gguf.quants.quantize(numbers, kind), raw_dtype=kind)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.gguf"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path.read_bytes()
+
+
 def _dtypes() -> list[Any]:
     import torch
 

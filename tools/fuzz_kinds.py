@@ -27,6 +27,7 @@ from .fuzz_corpus import (
     IMAGES,
     TENSORS,
     audio_file,
+    gguf_file,
     image_files,
     pickled_files,
     state_file,
@@ -111,6 +112,19 @@ def _pickled(rng: random.Random, folder: Path) -> None:
     keys = source.keys()
     for key in keys:
         source.read(key)
+
+
+def _gguf(rng: random.Random, folder: Path) -> None:
+    from liveavatar.weights.gguf import GGUFSource
+
+    content = gguf_file()
+    source = GGUFSource(_written(folder / "a.gguf", mutated_bytes(rng, content, [content])))
+    keys = source.keys()
+    for key in keys:
+        source.read(key)
+    list(source.zeros(keys))
+    for name in ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "a.flag"):
+        source.value(name)
 
 
 def _with_header(rng: random.Random, content: bytes) -> bytes:
@@ -205,6 +219,7 @@ KINDS: Mapping[str, Callable[[random.Random, Path], None]] = {
     "state": _state,
     "safetensors": _safetensors,
     "pickle": _pickled,
+    "gguf": _gguf,
     "model-json": _model(lambda name: name.endswith(".json"), lambda rng, data: mutated_json(rng, json.loads(data))),
     "model-weights": _model(lambda name: name in TENSORS, _with_header),
     "cli": _cli,

@@ -1,11 +1,22 @@
-"""Rewrite the table of plans of docs/hardware.md between its two markers: `python -m tools.plan_table`."""
+"""Rewrite the tables of plans of docs/hardware.md between their markers: `python -m tools.plan_table`."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from liveavatar.config import WAN2_2_S2V_14B
-from liveavatar.planner import FIDELITY_LEVELS, GIB, Hardware, Plan, PlanOptions, Preference, choose_plan, level_of
+from liveavatar.errors import PlanError
+from liveavatar.planner import (
+    GIB,
+    Hardware,
+    Plan,
+    PlanOptions,
+    Preference,
+    assumed_sizes,
+    choose_plan,
+    lowest_level,
+)
 from liveavatar.request import Request, image_size_for, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
@@ -19,6 +30,9 @@ MACHINES: tuple[tuple[str, int | None], ...] = (
 """Cards, and GiB of host memory; None: as much as is assumed."""
 SIZE = "704x384"
 BEGIN, END = "<!-- plans: made by tools/plan_table.py -->", "<!-- end of plans -->"
+PACKED_MACHINES = tuple((f"1x{card}", host) for card in (12, 16, 24) for host in (16, 32, 64))
+PACKED_SIZE, PACKED_TYPE = "640x384", "Q4_K"
+PACKED_BEGIN, PACKED_END = "<!-- plans of a GGUF file: made by tools/plan_table.py -->", "<!-- end of those -->"
 _HEAD = (
     "| cards, GiB | host, GiB | prefer | stages | kept | fullest card, of usable | host, of what may | frames/s |",
     "|---|---|---|---|---|---|---|---|",
@@ -45,11 +59,31 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def packed_table() -> str:
+    """The table for the model in a GGUF file of four bits, on small cards and hosts; what does not fit says why."""
+    resolved = resolve(Request(size=PACKED_SIZE), image_size_for(PACKED_SIZE), 160_000, 16_000)
+    rows = list(_HEAD)
+    for cards, host in PACKED_MACHINES:
+        hardware = Hardware.parse(cards, host * GIB)
+        options = PlanOptions(packed=assumed_sizes(WAN2_2_S2V_14B, PACKED_TYPE))
+        compiled = dataclasses.replace(options, compiled=True)
+        try:
+            plans = [choose_plan(resolved, WAN2_2_S2V_14B, hardware, o, model="") for o in (options, compiled)]
+        except PlanError as refusal:
+            why = refusal.what.partition(": ")[2].rstrip(".")
+            rows.append(f"| {cards} | {host} | quality | | does not fit: {why} | | | |")
+        else:
+            rows.append(_row(hardware, "quality", *plans))
+    return "\n".join(rows)
+
+
 def rewritten(page: str) -> str:
-    """The page with the table as it is now."""
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """The page with the tables as they are now."""
+    for begin, made, end in ((BEGIN, table(), END), (PACKED_BEGIN, packed_table(), PACKED_END)):
+        before, rest = page.split(begin)
+        after = rest.split(end)[1]
+        page = f"{before}{begin}\n{made}\n{end}{after}"
+    return page
 
 
 def _row(hardware: Hardware, prefer: str, plan: Plan, compiled: Plan) -> str:
@@ -57,7 +91,7 @@ def _row(hardware: Hardware, prefer: str, plan: Plan, compiled: Plan) -> str:
     usable, used = dict(plan.usable), plan.total_by_device
     fullest = max(used, key=lambda name: used[name] / usable[name])
     alone = plan.vae_device not in {stage.device for stage in plan.stages}
-    kept = FIDELITY_LEVELS[level_of(tuple(stage.storage for stage in plan.stages))].name
+    kept = lowest_level(tuple(stage.storage for stage in plan.stages)).name
     streamed = sum(stage.storage.offload_layers for stage in plan.stages)
     cells = (
         str(hardware),

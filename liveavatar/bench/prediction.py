@@ -8,9 +8,10 @@ from ..attention_choice import PYTORCH
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, SPATIAL_STRIDE, ModelConfig
 from ..doctor.report import FLOAT8_ROWS
 from ..planner import DeviceSpec, DeviceSpeed, Plan
+from ..planner.levels import FidelityLevel
 from ..planner.memory import DTYPE_BYTES, aux_models
 from ..planner.pace import compute_seconds, decode_seconds, task_seconds
-from ..planner.search import CostTable, FidelityLevel
+from ..planner.search import CostTable
 from ..request import ResolvedRequest
 from .model import DeviceSpeeds
 
@@ -43,7 +44,7 @@ def block_seconds(config: ModelConfig, plan: Plan, speed: DeviceSpeed) -> float:
     level = FidelityLevel("as planned", stage.storage)
     costs = CostTable(config, frame_tokens, DTYPE_BYTES[plan.dtype], level, plan.clip_blocks, plan.compiled)
     compute = compute_seconds(costs.work(stage.layers), stage.storage, speed)
-    carried = costs.transfer_bytes(len(stage.layers), stage.storage.offload_layers)
+    carried = costs.transfer_bytes(stage.layers, stage.storage.offload_layers)
     return len(stage.steps) * task_seconds(compute, carried, len(stage.layers), speed, 1)
 
 

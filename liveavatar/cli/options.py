@@ -198,7 +198,11 @@ def _add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_storage_arguments(group: argparse._ArgumentGroup) -> None:
     """The options of a `StorageConfig`, and the names they had before, which mean the same and are not listed."""
-    group.add_argument("--weights", metavar="F", help="plain, fp8, fp8-tensor (as published) or int8")
+    group.add_argument(
+        "--weights",
+        metavar="F",
+        help="plain, fp8, fp8-tensor (as published), int8 or gguf (packed as its file has them)",
+    )
     group.add_argument("--kv-dtype", metavar="F", help="KV cache: plain or fp8")
     group.add_argument("--kv-offload", action="store_true", default=None, help="keep the KV cache in host memory")
     group.add_argument(

@@ -7,10 +7,11 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import MissingFilesError, OutputError, RequestError
+from ..errors import MissingFilesError, OutputError, RequestError, shown
 from ..request import DEFAULT_PROMPT, check_request
 from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
 from .parser import number
@@ -58,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_request_arguments(parser)
     devices = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
     devices.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
+    devices.add_argument(
+        "--gguf",
+        metavar="Q4_K",
+        help="plan as for GGUF files of the network and the text encoder in this type, which need not be here",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -172,11 +178,29 @@ def _plan(
     arguments: argparse.Namespace, components: Components | None, config: ModelConfig, resolved: ResolvedRequest
 ) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
-    from ..components import notes_of
+    from ..components import notes_of, packed_of, tiny_config
+    from ..planner import assumed_sizes
 
     placement, hardware = _where(arguments)
-    resolved, plan = placement.plan(resolved, config, arguments.model, hardware)
+    tiny, packed = (tiny_config(components), packed_of(components)) if components else (None, None)
+    if arguments.gguf:
+        packed = assumed_sizes(config, _gguf_type(arguments.gguf))
+    resolved, plan = placement.plan(resolved, config, arguments.model, hardware, tiny, packed)
     return resolved, dataclasses.replace(plan, notes=(*plan.notes, *(notes_of(components) if components else ())))
+
+
+def _gguf_type(name: str) -> str:
+    """A type of GGUF files, as people write it: q4_k, or Q4_K_M, whose matrices are Q4_K for the most part.
+
+    Raises:
+        RequestError: none that stays packed.
+    """
+    from ..weights.block_types import PACKED
+
+    kind = re.sub(r"_[SML]$", "", name.strip().upper())
+    if kind not in PACKED:
+        raise RequestError(f"--gguf {shown(name)} is not known.", f"Use {', '.join(PACKED)}.")
+    return kind
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Components | None, ModelConfig]:

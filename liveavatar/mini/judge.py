@@ -15,7 +15,7 @@ from ..config import BLOCK_FRAMES
 from ..engine.local import LocalEngine
 from ..media.audio import AudioClip
 from ..media.image import fit_image, to_pixels
-from ..model.transformer import CausalS2VTransformer, empty_transformer
+from ..model.transformer import CausalS2VTransformer
 from ..planner import make_plan
 from ..request import Request, resolve
 from ..session import Session, VideoTask, cpu_threads
@@ -24,8 +24,6 @@ from ..streams import to_rgb24
 from ..vae.decoding import decode_block, open_decode
 from ..vae.wan import encode
 from ..weights.folder import ModelFiles
-from ..weights.load import fill
-from ..weights.source import SafetensorsSource
 
 FAULTS = ("", "no LoRA", "no sink", "other sound")
 """What may be done wrong on purpose; the figures must show it."""
@@ -120,7 +118,5 @@ class InFormat(FolderComponents):
 class WithoutLoRA(InFormat):
     """The mistake of forgetting the LoRA."""
 
-    def transformer(self, model_slice: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
-        net = empty_transformer(self.config, model_slice, self.weights)
-        fill(net, SafetensorsSource(self.files.transformer), dtype=dtype, device=device)
-        return net
+    def __init__(self, files: ModelFiles, weights: WeightFormat):
+        super().__init__(dataclasses.replace(files, lora=None), weights)

@@ -266,6 +266,7 @@ _LINEAR_CLASSES: dict[WeightFormat, type[EightBitLinear]] = {
     "fp8-tensor": TensorFloat8Linear,
     "int8": EightBitLinear,
 }
+"""Of the formats that are made of any weight; what stays packed is in packed.py."""
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,12 @@ from torch import nn
 from ..config import MOTION_LATENTS, ModelConfig
 from ..storage import WeightFormat
 from ..utils import to_device_async, without_memory
+from ..weights.block_types import PackedMatrices
 from .attention import Attention
 from .audio_encoder import CausalAudioEncoder
 from .fused import untrained_linears
 from .layer import EAGER, AudioInjector, AudioTokens, KVCache, Layer, LayerOps, TextKV
+from .packed import pack_linears
 from .pointwise import layer_norm, modulated
 from .quantize import replace_linears
 from .rope import Rope
@@ -254,11 +256,22 @@ class CausalS2VTransformer(nn.Module):
 
 
 def empty_transformer(
-    config: ModelConfig, model_slice: ModelSlice, weights: WeightFormat = "plain"
+    config: ModelConfig,
+    model_slice: ModelSlice,
+    weights: WeightFormat = "plain",
+    packed: PackedMatrices | None = None,
 ) -> CausalS2VTransformer:
     """A part without memory, on the meta device, with its large matrices in a format: ready to be filled.
 
     Projections of the same input are fused (see fused.py).
+
+    Args:
+        config, model_slice: of the network.
+        weights: the format.
+        packed: how the file has its matrices, where they stay so ("gguf").
+
+    Raises:
+        ModelError: they are to stay packed, and the model is in no GGUF file.
     """
     with without_memory():
         net = CausalS2VTransformer(config, model_slice)
@@ -270,7 +283,10 @@ def empty_transformer(
     for injector in net.audio_injector.injector.values():
         assert isinstance(injector, Attention)
         injector.fuse("kv")
-    replace_linears(net, weights)
+    if weights == "gguf":
+        pack_linears(net, packed)
+    else:
+        replace_linears(net, weights)
     return net
 
 

@@ -9,6 +9,7 @@ one that keeps the pace of speech.
 
 from .choose import apply_plan_size, choose_plan, suggest_next
 from .hardware import CUDA_CONTEXT_BYTES, GIB, DeviceSpec, DeviceSpeed, Hardware, MeasuredSpeed
+from .levels import FIDELITY_LEVELS, PACKED_LEVELS, FidelityLevel, level_of, lowest_level, next_level_down
 from .live import choose_live_plan, play_live
 from .memory import (
     DTYPE_BYTES,
@@ -20,6 +21,7 @@ from .memory import (
     workspace_bytes,
 )
 from .pace import BLOCK_SECONDS, COMPILE_SECONDS, Forecast, LiveForecast, compiling_saves
+from .packed import PackedSizes, assumed_sizes, packed_sizes
 from .plan import (
     LEAST_SNAPSHOT_BLOCKS,
     MAX_THREADS,
@@ -32,7 +34,7 @@ from .plan import (
     snapshot_interval,
     stage_plan,
 )
-from .search import FIDELITY_LEVELS, FidelityLevel, PlanOptions, Preference, level_of, next_level_down
+from .search import PlanOptions, Preference
 
 __all__ = [
     "BLOCK_SECONDS",
@@ -43,6 +45,7 @@ __all__ = [
     "GIB",
     "LEAST_SNAPSHOT_BLOCKS",
     "MAX_THREADS",
+    "PACKED_LEVELS",
     "SNAPSHOT_BYTES_PER_SECOND",
     "SNAPSHOT_SHARE",
     "DeviceSpec",
@@ -52,11 +55,13 @@ __all__ = [
     "Hardware",
     "LiveForecast",
     "MeasuredSpeed",
+    "PackedSizes",
     "Plan",
     "PlanOptions",
     "Preference",
     "StagePlan",
     "apply_plan_size",
+    "assumed_sizes",
     "choose_live_plan",
     "choose_plan",
     "compiling_saves",
@@ -66,8 +71,10 @@ __all__ = [
     "layer_bytes",
     "layer_parameters",
     "level_of",
+    "lowest_level",
     "make_plan",
     "next_level_down",
+    "packed_sizes",
     "play_live",
     "snapshot_due",
     "snapshot_interval",

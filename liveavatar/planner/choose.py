@@ -17,18 +17,16 @@ from ..storage import cli_options
 from ..task_graph import Partition, StageSpeed, simulate
 from ..utils import format_bytes
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Hardware
+from .levels import FIRST_FP8, next_level_down
 from .memory import DTYPE_BYTES
 from .pace import Forecast
 from .plan import Plan, assemble, check_dtype_and_threads, check_tiles, stage_plan
 from .search import (
     DEFAULT_OPTIONS,
-    FIDELITY_LEVELS,
-    FIRST_FP8,
     Candidate,
     PlanOptions,
     PlanSearch,
     highest_level,
-    next_level_down,
     plan_searches,
 )
 
@@ -129,13 +127,11 @@ def best_candidate(
 
 def _fastest_rounded(searches: Sequence[PlanSearch]) -> Candidate | None:
     """The fastest of the levels that may round; of nearly as fast ones that which rounds least."""
-    fp8 = all(device.speed.supports_fp8 for device in searches[0].hardware.devices)
+    search = searches[0]
+    fp8 = all(device.speed.supports_fp8 for device in search.hardware.devices)
     # The lowest of each kind of rounding: stages with room stand higher by themselves.
-    levels = [
-        level
-        for level in range(FIRST_FP8 if fp8 else 0, len(FIDELITY_LEVELS))
-        if FIDELITY_LEVELS[level].offloads_layers
-    ]
+    first = FIRST_FP8 if fp8 and search.options.packed is None else 0
+    levels = [n for n, level in enumerate(search.levels) if n >= first and level.offloads_layers]
     found: list[Candidate] = []
     bound = math.inf
     for level in levels:
@@ -169,13 +165,24 @@ def candidate_plan(
             shard.storage,
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
+            options.packed,
         )
         for group, steps in enumerate(topology.steps)
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
     ]
     vae, tiles = topology.vae.name, candidate.tiles
     plan = assemble(
-        resolved, config, model, partition, stages, options.dtype, vae, options.threads, tiles, options.tiny
+        resolved,
+        config,
+        model,
+        partition,
+        stages,
+        options.dtype,
+        vae,
+        options.threads,
+        tiles,
+        options.tiny,
+        options.packed,
     )
     plan = dataclasses.replace(plan, processes=options.processes, compiled=options.compiled)
     used = plan.total_by_device
@@ -265,10 +272,11 @@ def _offers(
         found = highest_level(plan_searches(wanted.shape, config, devices, options))
         if found is None:
             return None
+        number, search = found
         size = f"--size {wanted.width}x{wanted.height} --steps {wanted.steps}"
         if wanted.clip_blocks != CLIP_BLOCKS:
             size += f" --clip-frames {wanted.clip_blocks * BLOCK_FRAMES}"
-        return f"{size}{card_options(hardware, devices)} ({FIDELITY_LEVELS[found[0]].name})"
+        return f"{size}{card_options(hardware, devices)} ({search.levels[number].name})"
 
     def first(tried: Iterable[tuple[ResolvedRequest, Hardware]]) -> Iterator[str]:
         yield from itertools.islice(filter(None, (fits(*pair) for pair in tried)), 1)
@@ -339,9 +347,10 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
             layers,
             search.size,
             device.name,
-            dataclasses.replace(FIDELITY_LEVELS[-1].storage, offload_layers=len(layers)),
+            dataclasses.replace(search.thinnest.storage, offload_layers=len(layers)),
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
+            search.options.packed,
         )
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]

@@ -13,13 +13,12 @@ from ..request import ResolvedRequest, VideoShape
 from ..task_graph import Partition, StageSpeed, simulate
 from .choose import candidate_plan, card_options, cards_like, check_options, infeasible, smaller_sizes
 from .hardware import ASSUMED_SPEEDS, GIB, MAX_DEVICES, Hardware
+from .levels import levels_of
 from .memory import aux_models
 from .pace import BLOCK_SECONDS, LiveForecast, listen_seconds
 from .plan import Plan
 from .search import (
     DEFAULT_OPTIONS,
-    FIDELITY_LEVELS,
-    FIRST_FP8,
     Candidate,
     PlanOptions,
     PlanSearch,
@@ -94,8 +93,9 @@ def _fastest(
 def _levels(hardware: Hardware, options: PlanOptions) -> list[int]:
     """The lowest of each kind of rounding: stages with room stand higher by themselves."""
     fp8 = options.prefer == "speed" and all(device.speed.supports_fp8 for device in hardware.devices)
-    first = FIRST_FP8 if fp8 else 0
-    return [level for level in range(first, len(FIDELITY_LEVELS)) if FIDELITY_LEVELS[level].offloads_layers]
+    levels = levels_of(options.packed is not None)
+    first = next(i for i, level in enumerate(levels) if level.storage.weights == "fp8") if fp8 else 0
+    return [number for number in range(first, len(levels)) if levels[number].offloads_layers]
 
 
 def _soonest(search: PlanSearch, level: int) -> tuple[Candidate, LiveForecast] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 from ..config import (
     AUDIO_SAMPLE_RATE,
@@ -17,8 +18,11 @@ from ..config import (
     ModelConfig,
     TinyConfig,
 )
-from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat
+from ..errors import PlanError
+from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, offloaded_layers
 from ..vae.tile_grid import WHOLE, Grid, Tiles
+from ..weights.block_types import UNPACKED_AT_ONCE
+from .packed import PackedSizes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""
@@ -47,6 +51,7 @@ class LayerSizes:
         storage: how things are kept.
         window_blocks: blocks a KV cache holds: those of a clip.
         changes_prompt: whether another prompt is read while blocks are made.
+        packed: of the matrices, where they stay packed.
 
     Attributes:
         sink, text: of one layer: both versions of the sink, and the prompt; both versions of it where it changes.
@@ -60,17 +65,14 @@ class LayerSizes:
         storage: StorageConfig,
         window_blocks: int = WINDOW_BLOCKS,
         changes_prompt: bool = False,
+        packed: PackedSizes | None = None,
     ):
         def kv_bytes(form: KVDtype, tokens: int) -> int:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
 
         s, block = storage, BLOCK_LATENTS * frame_tokens
         self._storage, self._window = s, window_blocks
-        self._layer, self._prompt = layer_bytes(config, size, s.weights), text_kv_bytes(config.dim, s.weights, size)
-        always = [
-            injector_bytes(config, size, s.weights) * (i in config.audio_inject_layers)
-            for i in range(config.num_layers)
-        ]
+        self._layers, self._prompts, always = _weight_bytes(config, size, s.weights, packed)
         always[0] += embed_parameters(config) * size
         always[-1] += head_parameters(config) * size
         self._always_resident = [0, *itertools.accumulate(always)]
@@ -85,8 +87,8 @@ class LayerSizes:
 
     @property
     def layer_transfer_bytes(self) -> int:
-        """Of a layer where it is offloaded."""
-        return layer_transfer_bytes(self._storage, self._layer, self._prompt)
+        """Of the largest layer where it is offloaded."""
+        return max(map(layer_transfer_bytes, itertools.repeat(self._storage), self._layers, self._prompts))
 
     def weights_resident_bytes(self, layers: range, storage: StorageConfig) -> MemoryUse:
         """Of layers, their injectors, and the ends of the network that belong to them.
@@ -96,7 +98,7 @@ class LayerSizes:
             storage: the same as of all, but for how many are offloaded.
         """
         always = self._always_resident[layers.stop] - self._always_resident[layers.start]
-        return layers_resident_bytes(storage, self._layer, self._prompt, len(layers)) + MemoryUse(always)
+        return layers_resident_bytes(storage, *self._of(layers)) + MemoryUse(always)
 
     def kv_cache_resident_bytes(self, layers: int, steps: int) -> MemoryUse:
         """Of so many layers and steps."""
@@ -112,16 +114,43 @@ class LayerSizes:
         The prompt is read before the KV caches and the sink are there: it counts as far as it does not fit in their
         place. One that takes its place is read between two tasks.
         """
-        text_kv = self._text_kv_workspace + text_kv_resident_bytes(self._storage, self._prompt, layers)
+        text_kv = self._text_kv_workspace + text_kv_resident_bytes(self._storage, max(self._prompts), layers)
         if self._changes_prompt:
             return max(self._task, text_kv)
         return max(self._task, text_kv - self.kv_cache_resident_bytes(layers, steps).device - layers * self.sink)
 
-    def transfer_bytes(self, layers: int, storage: StorageConfig) -> int:
-        """Bytes that a task in the full pipeline brings from the host, for so many layers; storage as in
+    def transfer_bytes(self, layers: range, storage: StorageConfig) -> int:
+        """Bytes that a task in the full pipeline brings from the host, for these layers; storage as in
         `weights_resident_bytes`."""
-        rows, _ = kv_cache_transfer_bytes(storage, self._block, layers, self._window - 1)
-        return rows + layers_transfer_bytes(storage, self._layer, self._prompt)
+        rows, _ = kv_cache_transfer_bytes(storage, self._block, len(layers), self._window - 1)
+        return rows + layers_transfer_bytes(storage, *self._of(layers))
+
+    def _of(self, layers: range) -> tuple[list[int], list[int]]:
+        """Bytes of these layers, and of their text KV weights."""
+        return self._layers[layers.start : layers.stop], self._prompts[layers.start : layers.stop]
+
+
+def _weight_bytes(
+    config: ModelConfig, size: int, weights: WeightFormat, packed: PackedSizes | None
+) -> tuple[list[int], list[int], list[int]]:
+    """Of every layer: its weights without an injector, those of them that only the prompt needs, and its injector's."""
+    count, injects = config.num_layers, [i in config.audio_inject_layers for i in range(config.num_layers)]
+    if weights != "gguf":
+        layer, prompt = layer_bytes(config, size, weights), text_kv_bytes(config.dim, weights, size)
+        injector = injector_bytes(config, size, weights)
+        return [layer] * count, [prompt] * count, [injector * has_one for has_one in injects]
+    if packed is None:
+        raise PlanError(
+            "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
+            "Use a GGUF of the model, or --weights fp8.",
+        )
+    layer, prompt = layer_bytes(config, size), text_kv_bytes(config.dim, "plain", size)
+    injector = injector_bytes(config, size)
+    return (
+        [layer - each.saved(size) for each in packed.layers],
+        [prompt - each.saved(size) for each in packed.text_kv],
+        [injector * has_one - each.saved(size) for has_one, each in zip(injects, packed.injectors, strict=True)],
+    )
 
 
 def layer_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plain") -> int:
@@ -153,23 +182,23 @@ def kv_cache_resident_bytes(storage: StorageConfig, layer_bytes: int, layers: in
     return MemoryUse(total) if not storage.kv_offload else MemoryUse(NUM_SLOTS * layer_bytes, total)
 
 
-def layers_resident_bytes(storage: StorageConfig, layer: int, prompt: int, layers: int) -> MemoryUse:
+def layers_resident_bytes(storage: StorageConfig, layers: Sequence[int], prompts: Sequence[int]) -> MemoryUse:
     """The layers of a stage without their injectors, which always stay on the device.
 
     Args:
         storage: of the stage.
-        layer: bytes of one layer in its format, its text KV weights among them.
-        prompt: bytes of those: `text_kv_bytes` of the network.
-        layers: how many.
+        layers: bytes of each in its format, its text KV weights among them.
+        prompts: bytes of those: `text_kv_bytes` of the network.
     """
-    each = layer_transfer_bytes(storage, layer, prompt)
-    at_once = layers - storage.offload_layers + min(storage.offload_layers, NUM_SLOTS)
-    return MemoryUse(at_once * each, storage.offload_layers * each + layers * (layer - each))
+    each = list(map(layer_transfer_bytes, itertools.repeat(storage), layers, prompts))
+    offloaded = [each[i] for i in offloaded_layers(range(len(each)), storage.offload_layers)]
+    slots = min(len(offloaded), NUM_SLOTS) * max(offloaded, default=0)
+    return MemoryUse(sum(each) - sum(offloaded) + slots, sum(offloaded) + sum(layers) - sum(each))
 
 
 def layer_transfer_bytes(storage: StorageConfig, layer: int, prompt: int) -> int:
-    """Bytes of a layer that work in every task, and travel where it is offloaded; arguments as in
-    `layers_resident_bytes`."""
+    """Bytes of a layer that work in every task, and travel where it is offloaded: all, or without its text KV
+    weights."""
     return layer - (prompt if storage.offload_text_kv else 0)
 
 
@@ -200,13 +229,12 @@ def kv_cache_transfer_bytes(storage: StorageConfig, block_bytes: int, layers: in
     return (0, 0) if not storage.kv_offload else (earlier * block_bytes * layers, block_bytes * layers)
 
 
-def layers_transfer_bytes(storage: StorageConfig, layer: int, prompt: int) -> int:
+def layers_transfer_bytes(storage: StorageConfig, layers: Sequence[int], prompts: Sequence[int]) -> int:
     """Bytes one task moves to the device; two offloaded layers or fewer stay in their slots."""
-    return (
-        storage.offload_layers * layer_transfer_bytes(storage, layer, prompt)
-        if storage.offload_layers > NUM_SLOTS
-        else 0
-    )
+    offloaded = offloaded_layers(range(len(layers)), storage.offload_layers)
+    if len(offloaded) <= NUM_SLOTS:
+        return 0
+    return sum(layer_transfer_bytes(storage, layers[i], prompts[i]) for i in offloaded)
 
 
 def linear_bytes(out_features: int, in_features: int, weights: WeightFormat, size: int) -> int:
@@ -276,8 +304,19 @@ def workspace_bytes(
     window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
     keys = int(SINK_FRAMES * frame_tokens) + window
     widest = max(config.ffn_dim, 4 * config.dim)
-    matrix = 0 if storage.weights == "plain" else config.ffn_dim * config.dim * size
+    matrix = _unpacked_bytes(config.ffn_dim * config.dim, storage.weights, size)
     return keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
+
+
+_UNPACKING_BYTES = 16
+"""That a number of a GGUF file takes while it is unpacked."""
+
+
+def _unpacked_bytes(numbers: int, weights: WeightFormat, size: int) -> int:
+    """A matrix once more where it is stored in another form, and what is needed to make it of that."""
+    if weights == "plain":
+        return 0
+    return numbers * size + (min(numbers, UNPACKED_AT_ONCE) * _UNPACKING_BYTES if weights == "gguf" else 0)
 
 
 def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageConfig) -> int:
@@ -285,7 +324,7 @@ def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageCon
 
     The embedded prompt, its keys, their float32 copies, and a matrix once more where it is stored in another form.
     """
-    matrix = 0 if storage.weights == "plain" else config.dim * config.dim * size
+    matrix = _unpacked_bytes(config.dim * config.dim, storage.weights, size)
     return config.text_len * config.dim * (_FLOAT32_KEYS * 4 + 2 * size) + matrix
 
 
@@ -338,6 +377,8 @@ AUDIO_WORK = 206
 """Numbers that the published audio encoder takes per sample of a window, counted; smaller ones take fewer."""
 LIVE_WINDOW_SECONDS, LONG_WINDOW_SECONDS = 6.5, 40.0
 """Of audio that is encoded at once, at most: see `live.features` and `encoders.audio`."""
+_UMT5_MATRIX = 10_240 * 4096
+"""Numbers in the largest matrix of UMT5-XXL that is no embedding."""
 _DECODE_WORK = 0.8
 """Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
@@ -414,9 +455,12 @@ class AuxModels:
         pixels = Grid.of(*latent_size, tiles).covered * latents
         return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
 
-    def encoder_bytes(self, size: int) -> int:
-        """The larger encoder: they are never there together."""
-        return max(self.text, self.audio) * size
+    def encoder_bytes(self, size: int, packed: PackedSizes | None = None) -> int:
+        """The larger encoder: they are never there together. One in a GGUF file stays packed, and unpacks a matrix."""
+        text = self.text * size
+        if packed and packed.text_encoder.stored:
+            text += _unpacked_bytes(min(self.text, _UMT5_MATRIX), "gguf", size) - packed.text_encoder.saved(size)
+        return max(text, self.audio * size)
 
     def audio_encoder_bytes(self, size: int, live: bool) -> int:
         """The audio encoder with a window of audio, where it works while blocks are made.

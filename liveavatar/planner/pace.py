@@ -7,9 +7,11 @@ All that is not measured stands here, with where it comes from. Counts are of op
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, FPS, WINDOW_BLOCKS, ModelConfig
 from ..storage import StorageConfig
+from ..weights.block_types import UNPACKED_AT_ONCE
 from .hardware import DeviceSpeed
 from .memory import SINK_FRAMES
 
@@ -37,6 +39,8 @@ class LayerTraffic:
         layer, injector: bytes that are read and written per number of a block's tokens.
         launches, injector_launches: operations, products and attention among them.
         window: numbers that are read and written per number of the keys of earlier blocks, which lie in the KV cache.
+        unpacking: bytes that are read and written per number of a matrix that is unpacked for its product.
+        unpacking_launches: operations for each `UNPACKED_AT_ONCE` of them.
     """
 
     layer: float
@@ -44,6 +48,8 @@ class LayerTraffic:
     launches: int
     injector_launches: int
     window: float = 0.0
+    unpacking: float = 0.0
+    unpacking_launches: int = 0
 
 
 EAGER = LayerTraffic(171, 40, 59, 26)
@@ -57,16 +63,22 @@ COMPILED = LayerTraffic(88, 20, 30, 10)
 attention to window and sink are one each."""
 COMPILED_EIGHT_BITS = LayerTraffic(116, 26, 45, 15)
 """Estimated likewise, with a pass that finds the scale of a product's input and one that rounds it."""
+UNPACKING, UNPACKING_COMPILED = (26, 22), (3, 1)
+"""Bytes and operations to unpack matrices of a GGUF file, counted of Q4_K; others take 13 (Q8_0) to 37 bytes. Compiled,
+what is packed is read and what is unpacked is written, estimated."""
 FP8_KV_CACHE = LayerTraffic(31, 0, 20, 0, window=7)
 """Counted, in addition where the KV cache is in fp8: a block's rows are rounded, those of earlier ones are widened."""
 
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
     """Of layers that are stored in one way."""
-    if storage.weights == "plain":
+    if storage.weights in ("plain", "gguf"):
         network = COMPILED if compiled else EAGER
     else:
         network = COMPILED_EIGHT_BITS if compiled else EAGER_EIGHT_BITS
+    if storage.weights == "gguf":
+        unpacking, launches = UNPACKING_COMPILED if compiled else UNPACKING
+        network = dataclasses.replace(network, unpacking=unpacking, unpacking_launches=launches)
     if storage.kv_dtype == "plain":
         return network
     return dataclasses.replace(
@@ -145,10 +157,14 @@ def layer_work(
     injects = layer in config.audio_inject_layers
     block = BLOCK_LATENTS * frame_tokens * config.dim
     window = traffic.window * size * (window_blocks - 1) * block
+    d = config.dim
+    unpacked = 6 * d * d + 2 * d * config.ffn_dim + injects * 6 * d * d
     return Work(
         *layer_tflop(config, frame_tokens, layer, window_blocks),
-        moved=block * (traffic.layer + injects * traffic.injector) + window,
-        launches=traffic.launches + injects * traffic.injector_launches,
+        moved=block * (traffic.layer + injects * traffic.injector) + window + traffic.unpacking * unpacked,
+        launches=traffic.launches
+        + injects * traffic.injector_launches
+        + math.ceil(traffic.unpacking_launches * unpacked / UNPACKED_AT_ONCE),
     )
 
 

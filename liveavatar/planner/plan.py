@@ -16,6 +16,7 @@ from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES
 from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
 from .pace import Forecast, LiveForecast
+from .packed import PackedSizes
 
 MAX_THREADS = 256
 """CPU threads beyond which no work divides and some systems fail."""
@@ -269,6 +270,7 @@ def make_plan(
     processes: bool = False,
     vae_tiles: Tiles = WHOLE,
     tiny: TinyConfig | None = None,
+    packed: PackedSizes | None = None,
 ) -> Plan:
     """Lay the stages out as asked.
 
@@ -285,6 +287,7 @@ def make_plan(
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
         tiny: the tiny decoder that works instead of the VAE's own.
+        packed: of the matrices of a model in a GGUF file.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of offloaded layers or interval; more
@@ -312,12 +315,13 @@ def make_plan(
             storage,
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
+            packed,
         )
         for i, (steps, layers) in enumerate(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
         )
     ]
-    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles, tiny)
+    plan = assemble(resolved, config, model, partition, plans, dtype, devices[-1], threads, vae_tiles, tiny, packed)
     every = plan.snapshot_blocks if snapshot_blocks is None else snapshot_blocks
     return dataclasses.replace(plan, snapshot_blocks=every, processes=processes)
 
@@ -333,6 +337,7 @@ def assemble(
     threads: int,
     vae_tiles: Tiles = WHOLE,
     tiny: TinyConfig | None = None,
+    packed: PackedSizes | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
     beside, size, video = aux_models(config, tiny), DTYPE_BYTES[dtype], resolved.shape
@@ -350,7 +355,7 @@ def assemble(
         vae_tiles=vae_tiles,
         tiny_decoder=tiny is not None,
         vae_host=vae.host,
-        encoders=beside.encoder_bytes(size),
+        encoders=beside.encoder_bytes(size, packed),
         audio_encoder=beside.audio_encoder_bytes(size, video.live) if video.keeps_audio_encoder else 0,
         snapshot_blocks=snapshot_interval(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
@@ -369,6 +374,7 @@ def stage_plan(
     storage: StorageConfig = PLAIN,
     window_blocks: int = WINDOW_BLOCKS,
     changes_prompt: bool = False,
+    packed: PackedSizes | None = None,
 ) -> StagePlan:
     """Bytes of one stage.
 
@@ -381,8 +387,9 @@ def stage_plan(
         storage: how it keeps what it holds.
         window_blocks: blocks a KV cache holds: those of a clip.
         changes_prompt: whether another prompt is read while blocks are made.
+        packed: of the matrices, where they stay packed.
     """
-    sizes = LayerSizes(config, frame_tokens, size, storage, window_blocks, changes_prompt)
+    sizes = LayerSizes(config, frame_tokens, size, storage, window_blocks, changes_prompt, packed)
     count = len(layers)
     weights, kv_caches = sizes.weights_resident_bytes(layers, storage), sizes.kv_cache_resident_bytes(count, len(steps))
     away = storage.kv_offload

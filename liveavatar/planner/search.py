@@ -1,4 +1,4 @@
-"""The search for a plan: fidelity levels, topologies of devices, costs of layers, and the split that is fastest."""
+"""The search for a plan: topologies of devices, costs of layers, and the split that is fastest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, possible, tilings
 from .hardware import CUDA_CONTEXT_BYTES, DeviceSpec, DeviceSpeed, Hardware
+from .levels import FIDELITY_LEVELS, PACKED_LEVELS, FidelityLevel, gentler_levels, levels_of
 from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
 from .pace import Work, compute_seconds, decode_seconds, layer_traffic, layer_work, link_seconds, task_seconds
+from .packed import PackedSizes
 from .plan import is_gpu
 
 Preference = Literal["quality", "speed"]
@@ -36,6 +38,7 @@ class PlanOptions:
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
         tiny: the tiny decoder that works instead of the VAE's own, which then only encodes; None: none.
+        packed: of the matrices of a model in a GGUF file; None: it is in none.
     """
 
     prefer: Preference = "quality"
@@ -46,89 +49,11 @@ class PlanOptions:
     vae_tiles: Tiles | None = None
     compiled: bool = False
     tiny: TinyConfig | None = None
+    packed: PackedSizes | None = None
 
 
 DEFAULT_OPTIONS = PlanOptions()
 """Nothing in particular."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FidelityLevel:
-    """A fidelity level: one way to store a stage.
-
-    Attributes:
-        name: for people.
-        storage: what it means; how many layers are offloaded is found for each stage.
-        offloads_layers: whether layers may be streamed.
-    """
-
-    name: str
-    storage: StorageConfig
-    offloads_layers: bool = False
-
-
-def _level_family(name: str, storage: StorageConfig) -> list[FidelityLevel]:
-    """All on the device, then keys and values on the host, then layers, too."""
-    away = dataclasses.replace(storage, kv_offload=True)
-    return [
-        FidelityLevel(name, storage),
-        FidelityLevel(f"{name}, KV cache offloaded", away),
-        FidelityLevel(f"{name}, KV cache offloaded, layers offloaded", away, offloads_layers=True),
-    ]
-
-
-FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
-    FidelityLevel("unrounded", StorageConfig()),
-    *_level_family("unrounded, text KV weights offloaded", StorageConfig(offload_text_kv=True)),
-    *_level_family("fp8 weights", StorageConfig(weights="fp8", offload_text_kv=True)),
-    *_level_family("fp8 weights and KV cache", StorageConfig(weights="fp8", kv_dtype="fp8", offload_text_kv=True)),
-)
-"""Best first: nothing rounded before anything rounded, and within that nothing moved before anything moved."""
-FIRST_FP8 = next(i for i, level in enumerate(FIDELITY_LEVELS) if level.storage.weights == "fp8")
-
-
-@functools.cache
-def gentler_levels(level: int) -> tuple[FidelityLevel, ...]:
-    """What a stage with room to spare may take instead: the levels above that round the same, best first, and
-    itself."""
-    wanted = (FIDELITY_LEVELS[level].storage.weights, FIDELITY_LEVELS[level].storage.kv_dtype)
-    return tuple(r for r in FIDELITY_LEVELS[: level + 1] if (r.storage.weights, r.storage.kv_dtype) == wanted)
-
-
-def level_of(storages: tuple[StorageConfig, ...]) -> int:
-    """The lowest level that any of these storages stands on, as an index into `FIDELITY_LEVELS`.
-
-    Raises:
-        ValueError: a storage stands on none.
-    """
-    known = {(level.storage, level.offloads_layers): i for i, level in enumerate(FIDELITY_LEVELS)}
-    found = [known.get((dataclasses.replace(s, offload_layers=0), s.offload_layers > 0)) for s in storages]
-    if None in found:
-        raise ValueError(f"{storages[found.index(None)]} is no fidelity level.")
-    return max(i for i in found if i is not None)
-
-
-def next_level_down(storages: tuple[StorageConfig, ...], layers: int) -> tuple[FidelityLevel, StorageConfig] | None:
-    """What to try where stages did not fit: the next level, and a storage of it that any stage can have.
-
-    Args:
-        storages: of the stages, as they were planned.
-        layers: of the smallest stage, all of which are offloaded where a level streams.
-
-    Returns:
-        The first level below them, or theirs with all layers offloaded; the last one where they stand on none; None
-        where there is none.
-    """
-    try:
-        place = level_of(storages)
-    except ValueError:
-        place = len(FIDELITY_LEVELS) - 2
-    if not FIDELITY_LEVELS[place].offloads_layers or min(s.offload_layers for s in storages) >= layers:
-        place += 1
-    if place == len(FIDELITY_LEVELS):
-        return None
-    level = FIDELITY_LEVELS[place]
-    return level, dataclasses.replace(level.storage, offload_layers=layers if level.offloads_layers else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +151,7 @@ class CostTable:
         window_blocks: blocks a KV cache holds.
         compiled: whether the layers are.
         changes_prompt: whether another prompt is read while blocks are made.
+        packed: of the matrices, where they stay packed.
     """
 
     def __init__(
@@ -237,9 +163,10 @@ class CostTable:
         window_blocks: int = WINDOW_BLOCKS,
         compiled: bool = False,
         changes_prompt: bool = False,
+        packed: PackedSizes | None = None,
     ):
         self._level = level
-        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, changes_prompt)
+        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, changes_prompt, packed)
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         traffic = layer_traffic(level.storage, compiled)
@@ -265,12 +192,19 @@ class CostTable:
         conditions = count * sizes.sink + sizes.conditions(count, steps)
         return weights.device + kv_caches.device + conditions + sizes.workspace(count, steps)
 
-    def fewest_offloaded(self, layers: int, need: int) -> int | None:
-        """The fewest offloaded of so many layers that free `need` bytes, their slots paid for; None where none does."""
+    def fewest_offloaded(self, layers: range, need: int) -> int | None:
+        """The fewest offloaded of these layers that free `need` bytes, their slots paid for; None where none does."""
         if need <= 0:
             return 0
-        count = NUM_SLOTS - (-need // self._sizes.layer_transfer_bytes)
-        return count if self._level.offloads_layers and count <= layers else None
+        if not self._level.offloads_layers:
+            return None
+        first = NUM_SLOTS - (-need // self._sizes.layer_transfer_bytes)
+        here = self._weights(layers, 0)
+        return next((n for n in range(first, len(layers) + 1) if here - self._weights(layers, n) >= need), None)
+
+    def _weights(self, layers: range, offloaded: int) -> int:
+        """Bytes of weights on the device."""
+        return self._sizes.weights_resident_bytes(layers, self.storage(offloaded)).device
 
     def pinned_weights(self, layers: range, offloaded: int) -> int:
         """Bytes of weights on the host, for all stages with these layers."""
@@ -280,7 +214,7 @@ class CostTable:
         """Bytes of keys and values on the host, for one stage with so many layers."""
         return self._sizes.kv_cache_resident_bytes(layers, steps).host
 
-    def transfer_bytes(self, layers: int, offloaded: int) -> int:
+    def transfer_bytes(self, layers: range, offloaded: int) -> int:
         """Bytes that a task brings from the host."""
         return self._sizes.transfer_bytes(layers, self.storage(offloaded))
 
@@ -319,7 +253,7 @@ class Candidate:
     Attributes:
         topology: of the devices.
         shards: one per part of the layers.
-        level: index into `FIDELITY_LEVELS`.
+        level: index into `PlanSearch.levels`.
         tiles: in which the VAE works.
         seconds: per block in a full pipeline, at least.
         decode_seconds: seconds per block of the VAE.
@@ -383,6 +317,9 @@ class PlanSearch:
         hardware: at hand.
         options: what matters; what is preferred is for others to heed.
         tiles: in which the VAE works.
+
+    Attributes:
+        levels: of the model, best first.
     """
 
     def __init__(
@@ -401,9 +338,11 @@ class PlanSearch:
         listening = self.aux_models.audio_encoder_bytes(self.size, video.live) if video.keeps_audio_encoder else 0
         self.vae, self.vae_host = held.device + listening, held.host
         self.embedders = embedder_parameters(config) * self.size
-        self.encoders = self.aux_models.encoder_bytes(self.size)
+        self.encoders = self.aux_models.encoder_bytes(self.size, options.packed)
         self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
+        self.levels = levels_of(options.packed is not None)
+        self._gentler = [gentler_levels(self.levels, level) for level in range(len(self.levels))]
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
 
@@ -422,7 +361,7 @@ class PlanSearch:
         """The fastest that fits on a level; of equally fast ones that with the fewest devices.
 
         Args:
-            level: index into `FIDELITY_LEVELS`.
+            level: index into `levels`.
             bound: seconds per block beyond which none is wanted.
         """
         best: Candidate | None = None
@@ -431,6 +370,11 @@ class PlanSearch:
             if found and (best is None or found.rank < best.rank):
                 best, bound = found, min(bound, found.seconds + 10**-_SECONDS_DIGITS)
         return best
+
+    @property
+    def thinnest(self) -> FidelityLevel:
+        """The level that takes least."""
+        return (PACKED_LEVELS if self.options.packed else FIDELITY_LEVELS)[-1]
 
     @functools.cached_property
     def _arrangements(self) -> list[tuple[Topology, list[DeviceColumn]]]:
@@ -523,26 +467,33 @@ class PlanSearch:
     def _cheapest_storage(self, column: DeviceColumn, level: int, first: int, stop: int) -> LayerShard | None:
         """The least offloading storage of a level that fits all devices of a column."""
         layers = range(first, stop)
-        for gentler in gentler_levels(level):
+        for gentler in self._gentler[level]:
             costs = self._cost_table(gentler)
             need = max(costs.resident_bytes(layers, room.steps) - room.available for room in column.rooms)
-            count = costs.fewest_offloaded(len(layers), need)
+            count = costs.fewest_offloaded(layers, need)
             if count is not None:
                 return self._with_costs(costs, column, layers, count)
         return None
 
     def _cost_table(self, level: FidelityLevel) -> CostTable:
         if level not in self._cost_tables:
-            v, compiled = self.video, self.options.compiled
+            v, o = self.video, self.options
             self._cost_tables[level] = CostTable(
-                self.config, v.frame_tokens, self.size, level, v.clip_blocks, compiled, v.changes_prompt
+                self.config,
+                v.frame_tokens,
+                self.size,
+                level,
+                v.clip_blocks,
+                o.compiled,
+                v.changes_prompt,
+                o.packed,
             )
         return self._cost_tables[level]
 
     def _with_costs(self, costs: CostTable, column: DeviceColumn, layers: range, count: int) -> LayerShard:
         """A share with its seconds and its bytes on the host."""
         work, storage = costs.work(layers), costs.storage(count)
-        transferred = costs.transfer_bytes(len(layers), count)
+        transferred = costs.transfer_bytes(layers, count)
         hop = link_seconds(self.config, self.video.frame_tokens, self.size, column.device_count)
         # The devices are of one machine: all devices of a column have their layers from one copy.
         seconds, loads, host = [], [], costs.pinned_weights(layers, count)
@@ -576,7 +527,7 @@ def highest_level(searches: Sequence[PlanSearch]) -> tuple[int, PlanSearch] | No
     nothing, and what is rounded more changes the network. So tiles are tried on the last level of each rounding, after
     all that only moves and before the next that rounds. Stages that then have room stand higher by themselves.
     """
-    for number, level in enumerate(FIDELITY_LEVELS):
+    for number, level in enumerate(searches[0].levels if searches else ()):
         found = next((way for way in (searches if level.offloads_layers else searches[:1]) if way.fits(number)), None)
         if found is not None:
             return number, found

@@ -11,6 +11,7 @@ from ..config import ModelConfig
 from ..errors import LiveAvatarError, MissingFilesError, ModelError
 from ..utils import check_path, format_bytes
 from .formats import open_file, open_transformer
+from .gguf import GGUFSource
 from .header import FETCH_AGAIN, AnotherKind
 from .kinds import Kind, kind_of
 from .lora import NO_LORA, ExtraLoRA, check_lora
@@ -32,7 +33,7 @@ from .places import (
 )
 from .quantised import DequantisedSource
 from .settings import audio_settings, hugging_face_weights, text_settings, tiny_weights, vae_weights
-from .source import PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
+from .source import GGUF, PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -145,7 +146,7 @@ def find_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **giv
     Every part may also be one file as ComfyUI's own loaders take it (see `formats`), in the folder it has there.
 
     Args:
-        path: the folder, or one safetensors file; or the name of a file in ComfyUI's folders.
+        path: the folder, or one safetensors or GGUF file; or the name of a file in ComfyUI's folders.
         extra_loras: further LoRAs; their paths may be names in ComfyUI's folders.
         given: places of single parts by their field of `ModelFiles`, or their names in ComfyUI's folders, where they
             are not beside the rest; None is not given. "none" for the LoRA stands for a network that needs none. For
@@ -272,7 +273,7 @@ def _root(path: str | Path) -> Path:
     named_file = root.suffix in _SINGLE or root.name.endswith(".safetensors.index.json")
     if root.is_dir() or (root.is_file() and named_file):
         return root
-    what = "is a file, not a model folder or a .safetensors file" if root.exists() else "does not exist"
+    what = "is a file, not a model folder or a .safetensors or .gguf file" if root.exists() else "does not exist"
     folder = root.parent if root.exists() or named_file else root
     look = _Look(root, folder, named_file, models_folder(root))
     raise MissingFilesError(f"{root} {what}.", _fetch_sentence(look.commands(_KINDS, whole=True)))
@@ -386,7 +387,7 @@ def _tokenizer(text: Item, beside: Item) -> Item:
             return Item(beside.name, None, 0, f"in {text.path.name}", True)
     except ModelError as e:
         return Item(beside.name, text.path, 0, e.what.rstrip("."), False)
-    if beside.path is None and text.path.suffix == ".safetensors":
+    if beside.path is None and text.path.suffix in (".safetensors", GGUF):
         return dataclasses.replace(beside, note=f"{beside.note}, and {text.path.name} carries none")
     return beside
 
@@ -439,6 +440,8 @@ def _note(path: Path, opened: TensorSource) -> str:
         opened.shape(key)
     shards = len(SafetensorsSource(path).shards()) if path.suffix in (".safetensors", ".json") else 1
     note = f"{path.name}, {len(keys)} tensors" + (f" in {shards} shards" if shards > 1 else "")
+    if path.suffix == GGUF:
+        note += f", {GGUFSource(path).kinds()}"
     scaled = opened.scaled if isinstance(opened, DequantisedSource) else 0
     return note + (f", {scaled} matrices in fp8" if scaled else "")
 
@@ -478,7 +481,7 @@ def _neighbours(folder: Path) -> list[Path]:
     return [own.parent / LORA_FILE, *sorted(p for p in own.parent.glob(f"*/{LORA_FILE}") if p.parent != own)]
 
 
-_SINGLE = (".safetensors", ".gguf", *PICKLED)
+_SINGLE = (".safetensors", GGUF, *PICKLED)
 """What the names of files end in that a transformer may be given as."""
 _CONFIGS = ("config.json", "transformer/config.json")
 _TINY_FILES = ("taew2_1.safetensors", "taew2_1.pth", "lighttaew2_1.safetensors", "lighttaew2_1.pth")

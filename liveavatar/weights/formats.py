@@ -4,7 +4,7 @@ Every part may be a file as ComfyUI's own loaders take it, one file per part:
 
 - The transformer has the published names, perhaps behind a prefix.
 - The text encoder has the names of transformers and may carry its sentencepiece model as bytes (`SPIECE`), or those it
-  was published under.
+  was published under; a GGUF file has those of llama.cpp (see gguf.py) and its vocabulary.
 - The audio encoder is a wav2vec2 checkpoint without its config.json.
 - The VAE has the published names, or those of diffusers.
 """
@@ -12,12 +12,19 @@ Every part may be a file as ComfyUI's own loaders take it, one file per part:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .gguf import GGUFSource, refuse_another_architecture
 from .kinds import Kind, refuse_another_kind, transformer_prefix
+from .packed import PackedWeights
 from .quantised import DequantisedSource
-from .source import open_weights, read_once
+from .source import GGUF, TensorSource, open_weights, read_once
+
+if TYPE_CHECKING:
+    from .lora import LoRA
 
 
 def open_transformer(path: Path) -> DequantisedSource:
@@ -30,13 +37,28 @@ def open_transformer(path: Path) -> DequantisedSource:
     def opened() -> DequantisedSource:
         source = open_weights(path)
         refuse_another_kind(source, Kind.TRANSFORMER)
+        refuse_another_architecture(source, Kind.TRANSFORMER)
         return DequantisedSource(source, transformer_prefix(source.keys()))
 
     return read_once(("transformer", path.absolute()), opened)
 
 
+def open_packed(path: Path, merged: TensorSource, loras: Sequence[LoRA]) -> PackedWeights | None:
+    """The transformer with its matrices as a GGUF file has them; None for a file of another kind.
+
+    Args:
+        path: of the transformer.
+        merged: what `open_transformer` gives of it, with the LoRAs.
+        loras: that are merged.
+    """
+    if path.suffix != GGUF:
+        return None
+    file = GGUFSource(path)
+    return PackedWeights(merged, file, transformer_prefix(file.keys()), loras)
+
+
 def open_file(path: Path) -> DequantisedSource:
-    """The tensors of a file of either kind, an index of shards, or a folder with one of them, as numbers."""
+    """The tensors of a file of any kind, an index of shards, or a folder with one of them, as numbers."""
     return read_once(("numbers", path.absolute()), lambda: DequantisedSource(open_weights(path)))
 
 

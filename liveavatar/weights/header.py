@@ -31,7 +31,7 @@ _BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
 }
 _OTHER_FORMATS = (
-    (b"GGUF", "a GGUF file, quantised for loaders of llama.cpp's kind"),
+    (b"GGUF", "a GGUF file by another name (theirs end in .gguf)"),
     (b"PK\x03\x04", "a PyTorch archive (.pt, .pth or .bin) by another name"),
     (b"\x80\x02", "a PyTorch pickle (.pt, .pth or .bin) by another name"),
 )
@@ -103,7 +103,8 @@ def refuse_another_format(path: Path, wanted: str) -> None:
         AnotherKind: it does.
     """
     for begins, words in _OTHER_FORMATS:
-        if _first_bytes(path).startswith(begins) and not ("PyTorch" in words and "PyTorch" in wanted):
+        own = any(name in words and name in wanted for name in ("PyTorch", "GGUF"))
+        if _first_bytes(path).startswith(begins) and not own:
             raise AnotherKind(f"{path} is {words}, not {wanted}.", FETCH_AGAIN)
 
 

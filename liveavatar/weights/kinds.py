@@ -20,7 +20,10 @@ _BIAS = re.compile(r"encoder\.block\.\d+\..+\.relative_attention_bias\.weight")
 class Kind(enum.Enum):
     """What a file of weights is: in words, and the files to use where one of this kind is wanted."""
 
-    TRANSFORMER = "a sound-to-video transformer of Wan 2.2", "wan2.2_s2v_14B_bf16 or wan2.2_s2v_14B_fp8_scaled"
+    TRANSFORMER = (
+        "a sound-to-video transformer of Wan 2.2",
+        "wan2.2_s2v_14B_bf16, wan2.2_s2v_14B_fp8_scaled or a GGUF of Wan2.2-S2V-14B",
+    )
     DIFFUSERS = "a Wan transformer in the names of diffusers", ""
     UNMERGED = "a transformer with a LoRA beside its matrices, not merged into them", ""
     OTHER_WAN = "a Wan transformer of another kind than sound-to-video", ""
@@ -28,7 +31,10 @@ class Kind(enum.Enum):
     VAE = "a VAE of Wan 2.1", "wan_2.1_vae.safetensors or Wan2.1_VAE.pth"
     VAE_2_2 = "a VAE of Wan 2.2", ""
     TINY_VAE = "a tiny VAE (TAEHV)", "taew2_1 or lighttaew2_1"
-    TEXT = "a UMT5 text encoder", "umt5_xxl_fp16, umt5_xxl_fp8_e4m3fn_scaled or models_t5_umt5-xxl-enc-bf16.pth"
+    TEXT = (
+        "a UMT5 text encoder",
+        "umt5_xxl_fp16, umt5_xxl_fp8_e4m3fn_scaled, a GGUF of them or models_t5_umt5-xxl-enc-bf16.pth",
+    )
     T5 = "a T5 text encoder, which is older than UMT5", ""
     CLIP = "a CLIP text encoder", ""
     AUDIO = "a wav2vec2 audio encoder", "wav2vec2_large_english_fp16.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import ModelError
 from .header import FETCH_AGAIN, shortened
+from .packed import PackedSource
 from .shapes import refuse_another_shape, refuse_missing
 from .source import TensorSource
 
@@ -53,6 +54,25 @@ class WeightQuantizer(Protocol):
 
 
 @runtime_checkable
+class PackedReader(Protocol):
+    """A module that keeps its `weight` as a GGUF file has it (see `liveavatar.model.packed`).
+
+    Attributes:
+        packed_names: names of the tensors it keeps instead, "weight" among them; some may be None.
+        in_features, out_features: of the matrix that is meant.
+    """
+
+    packed_names: tuple[str, ...]
+    in_features: int
+    out_features: int
+
+    def read_packed(
+        self, source: PackedSource, keys: Sequence[str], device: torch.device, dtype: torch.dtype
+    ) -> Mapping[str, torch.Tensor]:
+        """Those of `packed_names` that there are, on the device, from the matrices of these names."""
+
+
+@runtime_checkable
 class FusedModule(Protocol):
     """A module whose tensors hold the rows of several modules of the source (see `liveavatar.model.fused`).
 
@@ -70,9 +90,9 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
     is read once, from the first name the source has. One that is fused from several is read part by part (see
     `FusedModule`). Afterwards everything is real, on `device`, in `dtype` (whole
     numbers keep theirs), needs no gradient, and the module is in evaluation mode. What modules pack (see
-    `WeightQuantizer`) is packed on `device`, tensor by tensor. Peak host memory is what stays plus the tensor in hand.
-    What is for the meta
-    device is there to be given its values by somebody else: it is not read, and stays as it was built.
+    `WeightQuantizer`) is packed on `device`, tensor by tensor; what the source has packed (see `PackedReader`) stays
+    so. Peak host memory is what stays plus the tensor in hand. What is for the meta device is there to be given its
+    values by somebody else: it is not read, and stays as it was built.
 
     Modules with buffers outside their state dict (computed ones) are refused, because nothing could give those values;
     those of this library and the encoder and VAE classes it uses have none.
@@ -87,13 +107,9 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
     progress = _ReadProgress(chosen, device)
     for owner in module.modules():
         packed: Mapping[str, torch.Tensor] = {}
-        if isinstance(owner, WeightQuantizer):
-            keys = chosen[owner.get_parameter("weight")]
-            if (there := _place(keys[0], device)).type == "meta":
-                packed = {name: getattr(owner, name).detach() for name in owner.quantized_names}
-            else:
-                packed = owner.quantize_parts(_checked(source, keys, there))
-                progress.count(owner.get_parameter("weight"), sum(part.nbytes for part in packed.values()))
+        if isinstance(owner, WeightQuantizer | PackedReader):
+            packed = _packed(owner, source, chosen[owner.get_parameter("weight")], dtype, device)
+            progress.count(owner.get_parameter("weight"), sum(part.nbytes for part in packed.values()))
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for slots in tables:
             for slot, old in slots.items():
@@ -106,6 +122,32 @@ def fill(module: nn.Module, source: TensorSource, *, dtype: DType, device: Tenso
                     progress.count(old, ready[old].nbytes)
                 slots[slot] = ready[old]
     module.eval()
+
+
+def _packed(
+    owner: nn.Module, source: TensorSource, keys: tuple[str, ...], dtype: DType, device: TensorDevice
+) -> Mapping[str, torch.Tensor]:
+    """The tensors that a module keeps in place of its weight, where they are wanted.
+
+    Raises:
+        ModelError: the source has nothing packed, or what is there is damaged.
+    """
+    there = _place(keys[0], device)
+    if there.type == "meta":
+        held = ((name, getattr(owner, name)) for name in _own_names(owner))
+        return {name: tensor.detach() for name, tensor in held if tensor is not None}
+    if isinstance(owner, PackedReader):
+        assert isinstance(source, PackedSource), f"{source.describe()} has nothing packed"
+        return owner.read_packed(source, keys, there, dtype if isinstance(dtype, torch.dtype) else dtype(keys[0]))
+    assert isinstance(owner, WeightQuantizer)
+    return owner.quantize_parts(_checked(source, keys, there))
+
+
+def _own_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors that a module keeps in place of its weight; () where it keeps that as it is."""
+    if isinstance(module, PackedReader):
+        return module.packed_names
+    return module.quantized_names if isinstance(module, WeightQuantizer) else ()
 
 
 class _ReadProgress:
@@ -144,8 +186,15 @@ def check(module: nn.Module, source: TensorSource) -> dict[torch.Tensor, tuple[s
     keys = source.keys()
     chosen = fused | {tensor: (next((n for n in ns if n in keys), ns[0]),) for tensor, ns in names.items()}
     refuse_missing([key for ns in chosen.values() for key in ns if key not in keys], source)
+    packed: dict[torch.Tensor, tuple[int, ...]] = {
+        owner.get_parameter("weight"): (owner.out_features, owner.in_features)
+        for owner in module.modules()
+        if isinstance(owner, PackedReader)
+    }
     for tensor, parts in chosen.items():
-        needed = (tensor.shape[0] // len(parts), *tensor.shape[1:]) if tensor in fused else tuple(tensor.shape)
+        needed = packed.get(tensor, tuple(tensor.shape))
+        if tensor in fused:
+            needed = (needed[0] // len(parts), *needed[1:])
         for key in parts:
             refuse_another_shape(key, needed, source)
     return chosen
@@ -170,11 +219,10 @@ def _names(module: nn.Module) -> dict[torch.Tensor, list[str]]:
     """
     owned = {*module.parameters(), *module.buffers()} - _fused_names(module).keys()
     made = {
-        owner.get_parameter(slot)
+        getattr(owner, slot)
         for owner in module.modules()
-        if isinstance(owner, WeightQuantizer)
-        for slot in owner.quantized_names
-        if slot != "weight"
+        for slot in _own_names(owner)
+        if slot != "weight" and getattr(owner, slot) is not None
     }
     names: dict[torch.Tensor, list[str]] = {}
     for key, tensor in module.state_dict(keep_vars=True).items():

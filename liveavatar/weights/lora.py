@@ -225,9 +225,7 @@ class LoRA:
         import torch
 
         change = self._changes[key]
-        factors = [self._source.read(name) for name in change.factors]
-        if not all(factor.is_floating_point() for factor in factors):
-            raise LoRAError(f"{self._source.describe()} stores {key} in whole numbers, without a scale.", self._nearest)
+        factors = self._read(key)
         if len(factors) == 1:
             added = factors[0].to(torch.float32, copy=True)
         else:
@@ -236,6 +234,28 @@ class LoRA:
         if not added.sum().isfinite() and not added.isfinite().all():  # the sum is quick, and misses nothing
             raise LoRAError(f"{self._source.describe()} holds values for {key} that are not finite.", self._nearest)
         return added.mul_(change.scale * self.report.strength)
+
+    def rank(self, key: str) -> int:
+        """How many columns B has that are added to a tensor; 0 where it is a whole difference."""
+        factors = self._changes[key].factors
+        return self._source.shape(factors[1])[0] if len(factors) > 1 else 0
+
+    def factors(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """B [out, rank], with all scales in it, and A [rank, in], whose product is the change of a matrix; float32.
+
+        Raises:
+            LoRAError: whole numbers, or values that are not finite.
+        """
+        b, a = (factor.float().flatten(1) for factor in self._read(key))
+        if not (b.isfinite().all() and a.isfinite().all()):
+            raise LoRAError(f"{self._source.describe()} holds values for {key} that are not finite.", self._nearest)
+        return b * (self._changes[key].scale * self.report.strength), a
+
+    def _read(self, key: str) -> list[torch.Tensor]:
+        factors = [self._source.read(name) for name in self._changes[key].factors]
+        if not all(factor.is_floating_point() for factor in factors):
+            raise LoRAError(f"{self._source.describe()} stores {key} in whole numbers, without a scale.", self._nearest)
+        return factors
 
     def describe(self) -> str:
         scales = sorted({change.scale * self.report.strength for change in self._changes.values()})

@@ -17,7 +17,7 @@ _WAN_2_1, _WAN_2_2 = "Comfy-Org/Wan_2.1_ComfyUI_repackaged", "Comfy-Org/Wan_2.2_
 _WITH_FILES = ("diffusion_models", "unet", "checkpoints")
 _WITH_FOLDERS = ("liveavatar", "diffusers")
 """Categories of whole models, in folders of their own."""
-_READABLE = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_READABLE = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +88,13 @@ def own_models_folder() -> Path | None:
 
 
 def files_in(models: Path | None, part: str) -> list[Path]:
-    """The files of a part's category that are named like this part, those on top first."""
+    """The files of a part's category that are named like this part, those on top first, and GGUF files last."""
     if models is None:
         return []
     place = PLACES[part]
     folder = models / place.category
     found = (f for f in sorted(folder.rglob("*")) if f.suffix in _READABLE and is_named_like(part, f.name))
-    return sorted(found, key=lambda f: len(f.relative_to(folder).parts))
+    return sorted(found, key=lambda f: (f.suffix == ".gguf", len(f.relative_to(folder).parts)))
 
 
 def is_named_like(part: str, name: str) -> bool:

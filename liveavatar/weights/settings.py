@@ -9,10 +9,11 @@ from typing import Any
 from ..config import WAN2_2_S2V_14B, WAN_LATENT_SCALE, ModelConfig, TinyConfig
 from ..errors import MissingFilesError, ModelError
 from .formats import open_file, umt5_to_transformers, vae_to_diffusers, wav2vec2_key
+from .gguf import refuse_another_architecture
 from .header import AnotherKind, read_settings, shortened
 from .kinds import Kind, count_layers, in_diffusers_names, refuse_another_kind
 from .quantised import SPIECE, DequantisedSource
-from .source import RenamedSource, TensorSource
+from .source import RenamedSource, TensorSource, open_weights
 
 _CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 _HEAD_WIDTH, _WIDEST = 64, 1024
@@ -112,6 +113,7 @@ def text_weights(path: Path) -> TensorSource:
     """
     if path.is_dir():
         return hugging_face_weights(path)
+    refuse_another_architecture(open_weights(path), Kind.TEXT)
     source = open_file(path)
     original = "token_embedding.weight" in source.keys()  # noqa: SIM118 (not a mapping)
     return _renamed(source, umt5_to_transformers if original else _but_the_tokenizer, Kind.TEXT)

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 
@@ -176,10 +176,8 @@ class SafetensorsSource:
         with shard.open("rb") as file:
             for key in keys:
                 entry = self._entry(key)
-                if _is_matrix(entry.shape) and entry.dtype in _DTYPES:
-                    file.seek((entry.start + entry.end) // 2)
-                    if not any(file.read(min(_SAMPLE, (entry.end - entry.start) // 2))):
-                        yield key
+                if is_matrix(entry.shape) and entry.dtype in _DTYPES and is_sample_zero(file, entry):
+                    yield key
 
     def _by_shards(self, shards: Iterable[Path]) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -239,7 +237,7 @@ class TorchSource:
         return {}
 
     def zeros(self, keys: Iterable[str]) -> Iterator[str]:
-        matrices = {key: self._tensors[key] for key in keys if _is_matrix(self.shape(key))}
+        matrices = {key: self._tensors[key] for key in keys if is_matrix(self.shape(key))}
         suspects = {key: t for key, t in matrices.items() if not t[len(t) // 2].flatten()[:_SAMPLE].bool().any()}
         return (key for key, tensor in sorted(suspects.items()) if not tensor.bool().any())
 
@@ -303,16 +301,22 @@ class RenamedSource:
 
 
 def open_weights(path: Path) -> FileSource:
-    """A file of tensors of either kind, an index of shards, or a folder that holds either.
+    """A file of tensors of any kind, an index of shards, or a folder that holds either.
 
     Raises:
-        MissingFilesError, ModelError: as `SafetensorsSource` and `TorchSource`.
+        MissingFilesError, ModelError: as `SafetensorsSource`, `TorchSource` and `GGUFSource`.
     """
+    if path.suffix == GGUF:
+        from .gguf import GGUFSource
+
+        return GGUFSource(path)
     return TorchSource(path) if path.suffix in PICKLED and path.is_file() else SafetensorsSource(path)
 
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 """What the names of PyTorch's own files end in."""
+GGUF = ".gguf"
+"""What the names of GGUF files end in."""
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -329,9 +333,15 @@ def shards_of(path: Path) -> list[Path]:
     return shards
 
 
-def _is_matrix(shape: tuple[int, ...]) -> bool:
+def is_matrix(shape: tuple[int, ...]) -> bool:
     """Whether a tensor is large enough that no trained network has it all zeros by chance."""
     return len(shape) > 1 and math.prod(shape) >= _MATRIX
+
+
+def is_sample_zero(file: BinaryIO, entry: Entry) -> bool:
+    """Whether a few bytes in the middle of a tensor are zeros."""
+    file.seek((entry.start + entry.end) // 2)
+    return not any(file.read(min(_SAMPLE, (entry.end - entry.start) // 2)))
 
 
 def _weights_in(path: Path) -> Path:

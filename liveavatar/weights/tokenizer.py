@@ -1,4 +1,7 @@
-"""Tokenizers of the prompt: the tokenizer.json of a folder, or the sentencepiece model in a text encoder's file."""
+"""Tokenizers of the prompt: the tokenizer.json of a folder, or the sentencepiece model in a text encoder's file.
+
+A GGUF file has the model's pieces alone, of which it is put together again (see gguf_vocabulary.py).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
+from .gguf import GGUFSource
+from .gguf_vocabulary import carries_vocabulary, sentencepiece_model
 from .header import read_settings, reason
 from .quantised import SPIECE
-from .source import SafetensorsSource
+from .source import GGUF, SafetensorsSource
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +138,8 @@ def carries_tokenizer(path: Path) -> bool:
     Raises:
         ModelError: it is cut off, or what it holds under that name are no bytes.
     """
+    if path.suffix == GGUF and path.is_file():
+        return carries_vocabulary(GGUFSource(path))
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     source = SafetensorsSource(path)
@@ -150,4 +157,8 @@ def read_tokenizer(path: Path, vocabulary: int) -> SentencePieceTokenizer:
         MissingFilesError: it holds none.
         ModelError: damaged, or of another text encoder.
     """
-    return SentencePieceTokenizer(SafetensorsSource(path).read(SPIECE).numpy().tobytes(), vocabulary, str(path))
+    if path.suffix == GGUF:
+        model = sentencepiece_model(GGUFSource(path))
+    else:
+        model = SafetensorsSource(path).read(SPIECE).numpy().tobytes()
+    return SentencePieceTokenizer(model, vocabulary, str(path))

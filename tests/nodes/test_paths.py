@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import fake_comfy
 import fakes
@@ -101,3 +102,32 @@ def test_what_is_here_and_what_comes_over_a_link_passes(files, nodes):
 @pytest.mark.parametrize("name", ["liveavatar/../../secret", "liveavatar/~/x", "/etc/passwd", "", "liveavatar/"])
 def test_no_name_leads_out_of_the_folders(nodes, name):
     assert fault(nodes, model=name).startswith(f"There is no model {name!r}.")
+
+
+@pytest.fixture
+def gguf_files(files, host):
+    """The transformer and the text encoder as GGUF files, as deep as people put them."""
+    from weights.gguf_files import mini_text_encoder, mini_transformer, write_gguf
+
+    models = host.base / "models"
+    (models / "text_encoders" / "umt5").mkdir()
+    folder = files.transformer.parent
+    write_gguf(folder / "Wan2.2-S2V-14B-Q8_0.gguf", mini_transformer(), "Q8_0")
+    text = models / "text_encoders" / "umt5" / "umt5-xxl-encoder-Q8_0.gguf"
+    write_gguf(text, mini_text_encoder(), "Q8_0", "t5encoder")
+    return folder / "Wan2.2-S2V-14B-Q8_0.gguf", text
+
+
+def test_gguf_files_are_offered_though_the_host_does_not_list_them(gguf_files, nodes):
+    assert "Wan2.2-S2V-14B-Q8_0.gguf" in options(nodes, "model")
+    assert str(Path("umt5", "umt5-xxl-encoder-Q8_0.gguf")) in options(nodes, "text_encoder")
+    assert not any(name.endswith(".gguf") for part in ("lora", "vae", "audio_encoder") for name in options(nodes, part))
+
+
+def test_a_model_in_gguf_files_is_opened_by_their_names(gguf_files, files, nodes, pack):
+    from liveavatar.components import MINI_FOLDER
+
+    shutil.copy(MINI_FOLDER / "config.json", files.transformer.parent)
+    name, text = "Wan2.2-S2V-14B-Q8_0.gguf", str(Path("umt5", "umt5-xxl-encoder-Q8_0.gguf"))
+    with pytest.raises(Exception, match=r"not complete: tokenizer .*, and umt5-xxl-encoder-Q8_0.gguf carries none"):
+        pack.nodes.paths.open_model(name, "none", text, *["automatic"] * 2, vae_path=MINI_FOLDER / "vae")

@@ -102,7 +102,7 @@ def test_each_streamed_layer_comes_once_a_task(streamed: int, prompt: str) -> No
     driven.run(watch)
     packed = lead.host_bytes // streamed if isinstance(lead, LayerPrefetcher) else 0
     """With what lies unused between tensors, of which the arithmetic knows nothing."""
-    expected = layers_transfer_bytes(storage, packed, 0)
+    expected = layers_transfer_bytes(storage, [packed] * CONFIG.num_layers, [0] * CONFIG.num_layers)
     assert {b - a for a, b in pairwise(counts)} == {expected}
     assert expected == (streamed * packed if streamed > 2 else 0)
 

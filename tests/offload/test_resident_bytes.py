@@ -39,7 +39,7 @@ def rings_held(storage: StorageConfig) -> MemoryUse:
 
 
 def layers_held(storage: StorageConfig) -> MemoryUse:
-    return layers_resident_bytes(storage, LAYER, PROMPT, CONFIG.num_layers)
+    return layers_resident_bytes(storage, [LAYER] * CONFIG.num_layers, [PROMPT] * CONFIG.num_layers)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_known_figures_of_the_published_model_on_one_24_gb_card() -> None:
     assert caches.host == pytest.approx(20.8e9 * 132 / 128, rel=2e-3)
     assert caches.device == pytest.approx(0.27e9, rel=0.01)
     layers = layers_resident_bytes(
-        storage, layer_bytes(config, 2, "fp8"), text_kv_bytes(config.dim, "fp8", 2), config.num_layers
+        storage,
+        [layer_bytes(config, 2, "fp8")] * config.num_layers,
+        [text_kv_bytes(config.dim, "fp8", 2)] * config.num_layers,
     )
     assert layers.host == pytest.approx(2.1e9, rel=2e-3)
     assert layers.device == pytest.approx(11.95e9, rel=2e-3)

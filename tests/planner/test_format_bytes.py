@@ -11,6 +11,9 @@ from liveavatar.planner import layer_parameters
 from liveavatar.planner.memory import layer_matrices, layer_saved_bytes, linear_bytes
 from liveavatar.storage import WeightFormat
 
+FORMATS = tuple(form for form in get_args(WeightFormat) if form != "gguf")
+"""Those that are made of any weight; of what stays packed, see test_packed_bytes.py."""
+
 
 def held(config: ModelConfig, part: ModelSlice, weights: WeightFormat, dtype: torch.dtype) -> int:
     """Bytes of a part without memory, as it would be filled: float32 stands for the working dtype but in scales."""
@@ -19,7 +22,7 @@ def held(config: ModelConfig, part: ModelSlice, weights: WeightFormat, dtype: to
     return sum(v.numel() * size[k] for k, v in tensors.items())
 
 
-@pytest.mark.parametrize("weights", get_args(WeightFormat))
+@pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("config", [UNTRAINED, MINI, WAN2_2_S2V_14B], ids=["untrained", "mini", "14b"])
 def test_layers_take_what_is_said(config: ModelConfig, dtype: torch.dtype, weights: WeightFormat) -> None:
@@ -32,7 +35,7 @@ def test_layers_take_what_is_said(config: ModelConfig, dtype: torch.dtype, weigh
         assert bytes_ >= matrices > 0.9 * bytes_
 
 
-@pytest.mark.parametrize("weights", get_args(WeightFormat))
+@pytest.mark.parametrize("weights", FORMATS)
 def test_the_ends_of_the_network_take_the_same_in_every_format(weights: WeightFormat) -> None:
     for part in (EMBEDDERS, ModelSlice(range(0), embed=True, head=True)):
         assert held(MINI, part, weights, torch.bfloat16) == held(MINI, part, "plain", torch.bfloat16)
@@ -56,9 +59,7 @@ def test_filled_modules_hold_it_too() -> None:
 def test_the_published_model_halves() -> None:
     """15,938,355,200 weights of 16,295,755,609 become one byte each."""
     config = WAN2_2_S2V_14B
-    saved = {
-        w: sum(layer_saved_bytes(config, i, w, 2) for i in range(config.num_layers)) for w in get_args(WeightFormat)
-    }
+    saved = {w: sum(layer_saved_bytes(config, i, w, 2) for i in range(config.num_layers)) for w in FORMATS}
     assert saved["plain"] == 0
     assert saved["fp8-tensor"] == 15_938_355_200 - 4 * 460
     assert saved["fp8"] == saved["int8"] == pytest.approx(15.93e9, rel=1e-3)

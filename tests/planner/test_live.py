@@ -16,9 +16,10 @@ from liveavatar.bench.tracked import Allocated
 from liveavatar.config import BLOCK_FRAMES, WAN2_2_S2V_14B
 from liveavatar.encoders.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from liveavatar.planner import BLOCK_SECONDS, Hardware, Plan, PlanOptions, choose_live_plan, choose_plan, play_live
+from liveavatar.planner.levels import FIDELITY_LEVELS, level_of
 from liveavatar.planner.live import live_forecast
 from liveavatar.planner.memory import PUBLISHED_AUX
-from liveavatar.planner.search import FIDELITY_LEVELS, level_of, plan_searches
+from liveavatar.planner.search import plan_searches
 from liveavatar.request import Request, ResolvedRequest, resolve, resolve_open
 from liveavatar.task_graph import Denoise, Partition, StageSpeed, paced_order, simulate
 from liveavatar.timed_changes import parse_timeline

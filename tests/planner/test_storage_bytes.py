@@ -100,7 +100,7 @@ def test_the_least_is_streamed_that_fits(first, count, rung, data):
     shelf = CostTable(BIG, T, 2, rung)
     all_here = shelf.resident_bytes(layers, 4)
     room = data.draw(st.integers(all_here // 4, all_here))
-    found = shelf.fewest_offloaded(len(layers), all_here - room)
+    found = shelf.fewest_offloaded(layers, all_here - room)
     sizes = [
         stage_plan(BIG, T, range(4), layers, 2, "a", StorageConfig(**{**vars(rung.storage), "offload_layers": n})).total
         for n in range(len(layers) + 1)

@@ -120,13 +120,14 @@ from torch import nn
 from safetensors.torch import save_file
 from liveavatar.model.quantize import replace_linears
 from liveavatar.weights.load import fill
-from liveavatar.weights.source import SafetensorsSource
+from pathlib import Path
+from liveavatar.weights.source import open_weights
 def rss(line):
     return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(line))
 with torch.device("meta"):
     module = nn.ModuleList(nn.Linear(2048, 2048, bias=False) for _ in range(12))
 replace_linears(module, sys.argv[2])
-source = SafetensorsSource(sys.argv[1])
+source = open_weights(Path(sys.argv[1]))
 source.shape("0.weight"); source.shape("11.weight")
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak of the imports
 before = rss("VmRSS")

@@ -204,7 +204,7 @@ def test_diffusers_folders_are_looked_into(folder):
 
 
 UNREADABLE = {
-    "a GGUF file": (lambda p, t: p.write_bytes(b"GGUF" + b"\3" * 99), "model.gguf", "is a GGUF file"),
+    "a damaged GGUF file": (lambda p, t: p.write_bytes(b"GGUF" + b"\3" * 99), "model.safetensors", "is a GGUF file"),
     "diffusers": (
         lambda p, t: save_file({"condition_embedder.time_embedder.linear_1.weight": torch.ones(2)}, p),
         "model.safetensors",

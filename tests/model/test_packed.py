@@ -1,0 +1,105 @@
+"""Matrices that stay packed: the same products as of the numbers the gguf package unpacks, with LoRAs beside them."""
+
+import shutil
+
+import pytest
+import torch
+from weights.gguf_files import mini_transformer, write_gguf
+
+from liveavatar.components import MINI_FOLDER, open_components
+from liveavatar.errors import LoRAError, ModelError
+from liveavatar.model.packed import PackedLinear
+from liveavatar.model.transformer import ModelSlice, empty_transformer
+from liveavatar.weights.lora import ExtraLoRA
+
+G = torch.Generator().manual_seed(5)
+KINDS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return mini_transformer()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(MINI_FOLDER, tmp_path / "mini")
+    return tmp_path / "mini"
+
+
+def mixed(network):
+    """As files have it whose values are in more bits than queries and keys, and whose first layer is in floats."""
+    kinds = {name: "Q4_0" for name in network if name.startswith(("blocks.", "audio_injector."))}
+    kinds |= {name: "Q8_0" for name in network if name.endswith((".v.weight", "ffn.2.weight"))}
+    kinds |= {name: "F16" for name in network if "blocks.1.self_attn.k" in name}
+    return kinds | {name: "F16" for name in network if name.startswith("blocks.0.self_attn")}
+
+
+def nets(folder, network, kind, dtype=torch.float32, **parts):
+    """The packed network, and that of the same numbers."""
+    write_gguf(folder / "mini.gguf", network, kind)
+    model = open_components(folder / "mini.gguf", **parts)
+    whole = ModelSlice.whole(model.config)
+    return [model.transformer(whole, "cpu", dtype, weights) for weights in ("gguf", "plain")]
+
+
+def linears(net):
+    return {path: m for path, m in net.named_modules() if hasattr(m, "in_features")}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
+def test_matrices_are_those_of_the_package_and_stay_packed(folder, network, kind):
+    packed, plain = nets(folder, network, mixed(network) if kind == "mixed" else kind, lora="none")
+    found = {path: m for path, m in linears(packed).items() if isinstance(m, PackedLinear)}
+    assert len(found) == len([p for p in linears(plain) if p.startswith(("blocks", "audio_inj"))]) - 2 * (
+        kind == "mixed"
+    )
+    for path, module in found.items():
+        assert torch.equal(module.unpacked(torch.float32), plain.get_submodule(path).weight), path
+        assert module.weight.dtype == torch.uint8 and module.weight.ndim == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lora_beside_a_matrix_gives_the_product_of_the_merged_one(folder, network, dtype):
+    a, b = torch.randn(3, 192, generator=G) / 14, torch.randn(192, 3, generator=G)
+    pair = {"blocks.2.self_attn.v.lora_A.weight": a, "blocks.2.self_attn.v.lora_B.weight": b}
+    torch.save(pair | {"blocks.2.norm3.diff_b": torch.ones(192)}, folder / "style.pt")
+    extra = (ExtraLoRA(folder / "style.pt", 0.7),)
+    packed, plain = nets(folder, network, mixed(network), dtype, extra_loras=extra)
+    slack = 1e-5 if dtype == torch.float32 else 0.02
+    for path, module in linears(packed).items():
+        x = torch.randn(7, module.in_features, generator=G).to(dtype)
+        wanted = plain.get_submodule(path)(x)
+        assert (module(x) - wanted).abs().max() <= slack * wanted.abs().max(), path
+    fused, other = packed.blocks["2"].self_attn.qkv, packed.blocks["3"].self_attn.qkv
+    assert fused.lora_a.shape[1] == other.lora_a.shape[1] + 3
+    assert torch.equal(packed.blocks["2"].norm3.bias, plain.blocks["2"].norm3.bias)
+
+
+def test_a_whole_difference_is_merged_and_its_matrix_is_not_packed(folder, network):
+    torch.save({"blocks.2.ffn.0.diff": torch.ones(512, 192)}, folder / "style.pt")
+    packed, plain = nets(folder, network, "Q4_0", extra_loras=(ExtraLoRA(folder / "style.pt"),))
+    assert not isinstance(packed.blocks["2"].ffn[0], PackedLinear)
+    assert torch.equal(packed.blocks["2"].ffn[0].weight, plain.blocks["2"].ffn[0].weight)
+    assert isinstance(packed.blocks["1"].ffn[0], PackedLinear)
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name(folder, network):
+    spoilt = network | {"blocks.1.ffn.2.weight": network["blocks.1.ffn.2.weight"] * 1e9}
+    with pytest.raises(ModelError, match=r"blocks\.1\.ffn\.2\.weight .* not finite"):
+        nets(folder, spoilt, "Q8_0", lora="none")
+
+
+def test_factors_that_are_not_finite_are_refused(folder, network):
+    pair = {f"blocks.2.ffn.0.lora_{h}.weight": torch.full(s, torch.nan) for h, s in (("A", (2, 192)), ("B", (512, 2)))}
+    torch.save(pair, folder / "style.pt")
+    with pytest.raises(LoRAError, match="not finite"):
+        nets(folder, network, "Q8_0", extra_loras=(ExtraLoRA(folder / "style.pt"),))
+
+
+def test_only_a_gguf_file_has_packed_matrices():
+    model = open_components(MINI_FOLDER)
+    with pytest.raises(ModelError, match=r"--weights gguf\) only where the model is a GGUF file"):
+        model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, "gguf")
+    with pytest.raises(ModelError, match="GGUF"):
+        empty_transformer(model.config, ModelSlice.whole(model.config), "gguf")
