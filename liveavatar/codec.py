@@ -46,6 +46,7 @@ from .streams import Decoder, refuse_nan, to_bytes
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder
+from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
 from .weights.load import watched_reads
@@ -145,6 +146,7 @@ class LocalEncoders:
     def __init__(self, components: Components, exec_config: ExecConfig):
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
+        self._small: torch.nn.Module | None = None
         self._decoder: LatentDecoder | None = None
 
     def encode_prompt(self, prompt: str, callback: Callback = ignore) -> torch.Tensor:
@@ -215,12 +217,12 @@ class LocalEncoders:
     @property
     def nbytes(self) -> int:
         """See `Encoders`."""
-        parts = (self._vae, self._decoder if isinstance(self._decoder, torch.nn.Module) else None)
+        parts = (self._vae, self._small)
         return sum(p.nbytes for part in parts if part is not None for p in part.parameters())
 
     def release(self) -> None:
         """See `Encoders`."""
-        self._vae = self._decoder = None
+        self._vae = self._small = self._decoder = None
 
     @property
     def vae(self) -> AutoencoderKLWan:
@@ -231,11 +233,11 @@ class LocalEncoders:
         return self._vae
 
     def _open_decoder(self) -> LatentDecoder:
-        """The tiny decoder, where there is one, or the VAE's own."""
+        """The one that works in place of the VAE's own, or that."""
         with self.exec_config.active() as where:
-            tiny = load_decoder(self.components, *where)
+            self._small = small = load_decoder(self.components, *where)
             backend = COMPILER if self.exec_config.compiled and where[0].type == "cuda" else None
-            return tiny or WanDecoder(self.vae, backend)
+            return small if isinstance(small, TinyDecoder) else WanDecoder(small or self.vae, backend)
 
     def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from .compiler import check_compiler, missing_requirements
-from .config import ModelConfig, TinyConfig
+from .config import DecoderConfig, ModelConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
 from .gpus import gpu_count
@@ -220,7 +220,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
-        tiny: TinyConfig | None = None,
+        tiny: DecoderConfig | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """The plan of one video, and what it will be by that plan; as `make_plan`."""
         plan = self.make_plan(resolved, config, model, hardware, tiny)
@@ -232,7 +232,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
-        tiny: TinyConfig | None = None,
+        tiny: DecoderConfig | None = None,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
 
@@ -241,7 +241,7 @@ class Placement:
             config: of the network.
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
-            tiny: the tiny decoder that works instead of the VAE's own.
+            tiny: the decoder that works in place of the VAE's own.
 
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
@@ -262,7 +262,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         available: Hardware | None,
-        tiny: TinyConfig | None,
+        tiny: DecoderConfig | None,
     ) -> Plan:
         """Chosen for devices, or laid out as asked where there are none."""
         if available is not None:

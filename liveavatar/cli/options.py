@@ -102,8 +102,9 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
     parts.add_argument(
         "--vae",
         metavar="FILE|tiny|full",
-        help="the VAE of Wan 2.1; or what decodes in its place: the file of a tiny one (taew2_1, lighttaew2_1), tiny "
-        "for the one beside the model or in ComfyUI's vae_approx, full for none",
+        help="the VAE of Wan 2.1; or what decodes in its place: the file of a tiny one (taew2_1, lighttaew2_1) or "
+        "of a pruned one (lightvaew2_1), tiny for the tiny one beside the model or in "
+        "ComfyUI's vae_approx, full for none",
     )
     parts.add_argument("--text-encoder", metavar="FILE", help="UMT5-XXL")
     parts.add_argument("--tokenizer", metavar="DIR", help="of the text encoder, where its file has none")

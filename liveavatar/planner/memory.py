@@ -13,11 +13,12 @@ from ..config import (
     SPATIAL_STRIDE,
     UNTRAINED,
     WINDOW_BLOCKS,
+    DecoderConfig,
     ModelConfig,
-    TinyConfig,
 )
 from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat
 from ..vae.tile_grid import WHOLE, Grid, Tiles
+from .decoders import decoder_figures
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the dtypes a stage can work in."""
@@ -345,7 +346,7 @@ class AuxModels:
             block at 704x384 in 16 bits; those of the small ones in 32 bits.
         text, audio: parameters of the encoders.
         encode_work: numbers that an encode takes at most per latent pixel, with what it remembers.
-        tiny: the tiny decoder that works instead of the VAE's own; None: none.
+        tiny: the decoder that works in place of the VAE's own; None: none.
     """
 
     vae: int
@@ -355,7 +356,7 @@ class AuxModels:
     text: int
     audio: int
     encode_work: int
-    tiny: TinyConfig | None = None
+    tiny: DecoderConfig | None = None
 
     def vae_bytes(
         self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
@@ -386,57 +387,26 @@ class AuxModels:
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
     def _with_tiny(self, latent_size: tuple[int, int], size: int, grid: Grid) -> MemoryUse:
-        """Weights of the VAE and of the tiny decoder, and of an encode, which alone works in tiles, and a decode the
-        larger one."""
+        """Weights of the VAE and of the decoder in its place, and of an encode, which alone works in tiles, and a
+        decode the larger one."""
         assert self.tiny is not None
         height, width = latent_size
-        decode = int(1.1 * (tiny_work(self.tiny) * size + _FRAME_BYTES)) * height * width
+        figures = decoder_figures(self.tiny)
+        decode = int(1.1 * (figures.work * size + _FRAME_BYTES)) * height * width
         encode = self.encode_work * size * grid.tile
-        return MemoryUse((self.vae + tiny_parameters(self.tiny)) * size + max(encode, decode))
+        return MemoryUse((self.vae + figures.parameters) * size + max(encode, decode))
 
     def decode_work(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> tuple[float, float]:
         """10^12 operations to decode so many latent frames, and bytes that are moved beside; where tiles overlap,
         twice."""
         if self.tiny is not None:
-            return tiny_flops(self.tiny) * math.prod(latent_size) * latents / 1e12, 0.0
+            return decoder_figures(self.tiny).flops * math.prod(latent_size) * latents / 1e12, 0.0
         pixels = Grid.of(*latent_size, tiles).covered * latents
         return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
 
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""
         return max(self.text, self.audio) * size
-
-
-_TINY_LEVELS = ((1, 1, 1), (4, 1, 2), (16, 2, 2))
-"""Of a tiny decoder: pixels per latent pixel, frames per latent frame, and frames that each becomes."""
-_TINY_BLOCKS, _TINY_BLOCK_WEIGHTS = 3, 36
-"""Memory blocks per level, and weights of one over its width squared: 3 x 3 from twice, once and once the width."""
-
-
-def tiny_parameters(tiny: TinyConfig) -> int:
-    """Numbers in a tiny decoder, as it works."""
-    first, *_, last = tiny.widths
-    total = 9 * 16 * first + first + 9 * last * 3 + 3
-    for width, following, (_, _, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
-        blocks = _TINY_BLOCKS * (_TINY_BLOCK_WEIGHTS * width**2 + 3 * width)
-        total += blocks + 16 * grown * width * following
-    return total
-
-
-def tiny_flops(tiny: TinyConfig) -> float:
-    """Operations of a tiny decoder per latent pixel and latent frame."""
-    first, *_, last = tiny.widths
-    total = 9 * 16 * first + 4 * 64 * 9 * last * 3
-    for width, following, (pixels, frames, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
-        blocks = _TINY_BLOCKS * _TINY_BLOCK_WEIGHTS * width**2
-        total += pixels * frames * (blocks + 16 * grown * width * following)
-    return 2.0 * total
-
-
-def tiny_work(tiny: TinyConfig) -> int:
-    """Numbers that a tiny decoder takes per latent pixel: what it remembers, and twice its last frames."""
-    state = sum(_TINY_BLOCKS * width * pixels for width, (pixels, _, _) in zip(tiny.widths, _TINY_LEVELS, strict=False))
-    return state + 2 * 4 * 64 * tiny.widths[-1]
 
 
 PUBLISHED_AUX = AuxModels(
@@ -471,11 +441,11 @@ _SMALL = {
 }
 
 
-def aux_models(config: ModelConfig, tiny: TinyConfig | None = None) -> AuxModels:
+def aux_models(config: ModelConfig, tiny: DecoderConfig | None = None) -> AuxModels:
     """Those of a network; one that is not known is taken to have the published ones, which are large.
 
     Args:
         config: of the network.
-        tiny: the decoder that works instead of the VAE's own.
+        tiny: the decoder that works in place of the VAE's own.
     """
     return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny)

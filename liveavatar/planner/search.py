@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig, TinyConfig
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, DecoderConfig, ModelConfig
 from ..request import VideoShape
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
@@ -35,7 +35,7 @@ class PlanOptions:
         processes: whether every stage, and the VAE, will work in a process of its own.
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
-        tiny: the tiny decoder that works instead of the VAE's own, which then only encodes; None: none.
+        tiny: the decoder that works in place of the VAE's own, which then only encodes; None: none.
     """
 
     prefer: Preference = "quality"
@@ -45,7 +45,7 @@ class PlanOptions:
     processes: bool = False
     vae_tiles: Tiles | None = None
     compiled: bool = False
-    tiny: TinyConfig | None = None
+    tiny: DecoderConfig | None = None
 
 
 DEFAULT_OPTIONS = PlanOptions()
