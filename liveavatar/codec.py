@@ -12,8 +12,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
+from .errors import PoseError
 from .events import (
     ENCODING_AUDIO,
     ENCODING_IMAGE,
@@ -38,14 +39,17 @@ from .events import (
 )
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
+from .media.pose_video import Pictures, PoseSource, endless_pictures
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
+from .pose import Encode, PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
 from .streams import Decoder, refuse_nan, to_bytes
+from .utils import to_device_async
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
-from .vae.tiling import encode_tiles, open_decoder
+from .vae.tiling import encode_tiles, open_decoder, open_encoder
 from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
@@ -85,6 +89,23 @@ class ExecConfig:
         limit_device_memory(self.device, self.cap)
         with torch.inference_mode(), cpu_threads(self.threads):
             yield torch.device(self.device), getattr(torch, self.dtype)
+
+
+@runtime_checkable
+class PoseEncoders(Protocol):
+    """Encoders that encode pose videos, too."""
+
+    def encode_pose(
+        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
+    ) -> PoseLatents:
+        """The latents of a pose video, block by block as they are asked for, in whichever thread asks.
+
+        Args:
+            pictures: opens it: pictures uint8 [H, W, 3] of the video's size, without end.
+            resolved: the video that follows it.
+            tiles: in which it is encoded.
+        """
+        ...
 
 
 class Encoders(Protocol):
@@ -200,6 +221,24 @@ class LocalEncoders:
             motion = encode_tiles(vae, pixels.expand(-1, -1, MOTION_FRAMES, -1, -1), tiles)[0].cpu()
         callback(share_event(ENCODING_IMAGE, 1.0))
         return reference, motion
+
+    def encode_pose(
+        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
+    ) -> PoseLatents:
+        """See `PoseEncoders`."""
+        vae, exec_config = self.vae, self.exec_config
+
+        def open_clip() -> Encode:
+            encoder = open_encoder(vae, resolved.latent_size, tiles)
+
+            def encode(pictures: np.ndarray) -> torch.Tensor:
+                with exec_config.active() as (device, _):
+                    rgb = to_device_async(torch.from_numpy(pictures), device).permute(3, 0, 1, 2).contiguous()
+                    return encoder(rgb[None].float().div(255.0).mul(2.0).sub(1.0))[0]
+
+            return encode
+
+        return PoseLatents(pictures, open_clip, resolved.clip_blocks)
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
@@ -342,6 +381,7 @@ def encode_conditioning(
     *,
     context: torch.Tensor | None = None,
     features: AudioFeatures | None = None,
+    pose: PoseSource | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
@@ -354,6 +394,7 @@ def encode_conditioning(
         tiles: see `Plan.vae_tiles`.
         context: the prompt's features, where they are there already.
         features: of the audio, likewise.
+        pose: a pose video that is followed; it is encoded block by block, later.
     """
     if context is None:
         context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
@@ -368,4 +409,30 @@ def encode_conditioning(
         if own:
             features.close()
         raise
-    return Conditioning(reference, motion, context, features)
+    followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
+    return Conditioning(reference, motion, context, features, pose=followed)
+
+
+def _pose_latents(
+    encoders: Encoders, pose: PoseSource, request: Request, resolved: ResolvedRequest, tiles: Tiles
+) -> PoseLatents:
+    """The latents of a pose video, fitted as the portrait is.
+
+    Raises:
+        PoseError: these encoders encode none.
+    """
+    refuse_pose_in_workers(not isinstance(encoders, PoseEncoders))
+    assert isinstance(encoders, PoseEncoders)
+    size = resolved.width, resolved.height
+    pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
+    return encoders.encode_pose(pictures, resolved, tiles)
+
+
+def refuse_pose_in_workers(in_workers: bool) -> None:
+    """Refuse a pose video where the stages are in processes of their own.
+
+    Raises:
+        PoseError: they are.
+    """
+    if in_workers:
+        raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")

@@ -70,6 +70,10 @@ class AudioError(RequestError):
     """The sound cannot be read or used."""
 
 
+class PoseError(RequestError):
+    """The pose video cannot be read or used."""
+
+
 class PlanError(RequestError):
     """The stages cannot be laid out as asked on the devices at hand."""
 

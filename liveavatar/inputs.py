@@ -15,8 +15,9 @@ from .errors import LiveAvatarError, LoRAError, PlanError, RequestError, shown
 from .media.audio import AudioClip
 from .media.audio_file import read_audio
 from .media.image import check_image, read_image
+from .media.pose_video import PoseFile, PoseSource, pose_note
 from .placement import devices_named
-from .request import Request
+from .request import Request, ResolvedRequest
 from .weights.lora import ExtraLoRA
 
 
@@ -36,6 +37,18 @@ def request_with(request: Request, options: dict[str, Any]) -> Request:
                 f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
             )
     return dataclasses.replace(request, **options)
+
+
+def with_pose(resolved: ResolvedRequest, request: Request, pose: PoseSource) -> ResolvedRequest:
+    """What will be made where a pose video is followed."""
+    note = pose_note(pose, request.pose_end, resolved.seconds)
+    return dataclasses.replace(resolved, pose=True, notes=(*resolved.notes, *([note] if note else [])))
+
+
+def pose_files(pose: PoseSource | None) -> tuple[Path, ...]:
+    """The file that a pose video is read from, which nothing may replace; none where it is none."""
+    path = pose.path if isinstance(pose, PoseFile) else None
+    return () if path is None else (path,)
 
 
 def devices_of(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
+from .codec import Encoders, ExecConfig, encode_conditioning, refuse_pose_in_workers, vae_decoder
 from .components import Components, files_of, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
@@ -26,9 +26,10 @@ from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .inputs import devices_of, extra_lora_of, path_given, read_inputs, request_with
+from .inputs import devices_of, extra_lora_of, path_given, pose_files, read_inputs, request_with, with_pose
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
+from .media.pose_video import PoseSource, pose_source
 from .placement import Placement
 from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
 """A further LoRA: its file, alone or with its strength."""
+GivenPose = str | os.PathLike[str] | np.ndarray | PoseSource
+"""A pose video: its file, or its pictures."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,6 +146,7 @@ class LiveAvatarPipeline:
         prompt: str | None = None,
         *,
         request: Request | None = None,
+        pose: GivenPose | None = None,
         **options: Any,
     ) -> VideoJob:
         """A video that waits to be watched or saved: inputs are read and the work is planned, nothing is loaded.
@@ -152,6 +156,7 @@ class LiveAvatarPipeline:
             audio: a file, or an `AudioClip`.
             prompt: what the video shows; None: that of the request.
             request: what to make; by default `Request()`.
+            pose: a video of a body whose movements are followed: a file, or pictures uint8 [n, H, W, 3], 25 a second.
             options: fields of `Request` in place of the request's: size, steps, seed, seconds...
 
         Raises:
@@ -159,20 +164,20 @@ class LiveAvatarPipeline:
         """
         if prompt is not None:
             options["prompt"] = prompt
-        return VideoJob(
-            self, self.describe(image, audio, request_with(Request() if request is None else request, options))
-        )
+        request = request_with(Request() if request is None else request, options)
+        return VideoJob(self, self.describe(image, audio, request, pose))
 
     def describe(
         self,
         image: str | os.PathLike[str] | np.ndarray,
         audio: str | os.PathLike[str] | AudioClip,
         request: Request,
+        pose: GivenPose | None = None,
     ) -> VideoSpec:
         """Read the inputs, and say what a request would really make of them (`resolved`) and where (`plan`).
 
         Args:
-            image, audio: as in `__call__`.
+            image, audio, pose: as in `__call__`.
             request: what to make.
 
         Raises:
@@ -183,9 +188,12 @@ class LiveAvatarPipeline:
         notes: list[str] = []
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = pixels.shape[1], pixels.shape[0]
-        resolved, plan = self.plan(request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)))
-        inputs += files_of(self.components)
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs)
+        source = self._pose_source(pose)
+        resolved, plan = self.plan(
+            request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)), pose=source
+        )
+        inputs += (*files_of(self.components), *pose_files(source))
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, pose=source)
 
     @property
     def config(self) -> ModelConfig:
@@ -198,7 +206,14 @@ class LiveAvatarPipeline:
         return sum(self.backend.bytes_by_device().values())
 
     def plan(
-        self, request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
+        self,
+        request: Request,
+        image_size: tuple[int, int],
+        samples: int,
+        rate: int,
+        notes: Sequence[str] = (),
+        *,
+        pose: PoseSource | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
@@ -206,12 +221,14 @@ class LiveAvatarPipeline:
             image_size: width and height.
             samples, rate: length of the audio.
             notes: what is to be told of the inputs, a sentence each.
+            pose: the pose video that is followed.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
         notes = (*notes, *self._checked(request))
-        return self._planned(resolve(request, image_size, samples, rate, notes))
+        resolved = resolve(request, image_size, samples, rate, notes)
+        return self._planned(resolved if pose is None else with_pose(resolved, request, pose))
 
     def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make where nobody knows how long the sound will be; as `plan`."""
@@ -221,6 +238,15 @@ class LiveAvatarPipeline:
         """What is to be told of the prompt of a request that can be made."""
         check_request(request)
         return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
+
+    def _pose_source(self, pose: GivenPose | None) -> PoseSource | None:
+        """A pose video that was given.
+
+        Raises:
+            PoseError: it cannot be read, or not be followed where the stages are.
+        """
+        refuse_pose_in_workers(pose is not None and self.placement.processes)
+        return None if pose is None else pose_source(pose)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
@@ -300,6 +326,7 @@ class LiveAvatarPipeline:
         audio: AudioInput,
         context: torch.Tensor,
         notes: Sequence[str] = (),
+        pose: GivenPose | None = None,
     ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
@@ -309,6 +336,7 @@ class LiveAvatarPipeline:
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
             notes: what is to be told of image and prompt, a sentence each.
+            pose: as in `__call__`.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -320,14 +348,18 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        resolved, plan = self.plan(request, size, len(samples.samples), samples.rate, (*audio.notes, *notes))
+        source = self._pose_source(pose)
+        resolved, plan = self.plan(
+            request, size, len(samples.samples), samples.rate, (*audio.notes, *notes), pose=source
+        )
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
                 "Encode all of the audio that the video uses.",
             )
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files_of(self.components))
+        files = (*files_of(self.components), *pose_files(source))
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files, pose=source)
         return VideoJob(self, spec, audio, context)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
@@ -404,6 +436,7 @@ class VideoJob:
                 p.plan.vae_tiles,
                 context=self.context,
                 features=None if self.audio is None else self.audio.features,
+                pose=p.pose,
             )
             task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)

@@ -24,6 +24,7 @@ from .files import OutputClaim, first_same, is_same_file, is_stream, path_of, re
 from .interrupt import Interrupts, interrupts
 from .media.audio import AudioClip
 from .media.mp4 import check_end
+from .media.pose_video import PoseSource
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .media.writing import WriterThread
 from .planner import Plan, suggest_next
@@ -50,6 +51,7 @@ class VideoSpec:
         image: uint8 [H, W, 3].
         audio: as read.
         inputs: the files they and the model are read from, which no output may replace.
+        pose: a pose video that is followed.
     """
 
     components: Components
@@ -59,6 +61,7 @@ class VideoSpec:
     image: np.ndarray
     audio: AudioClip
     inputs: tuple[Path, ...] = ()
+    pose: PoseSource | None = None
 
 
 class VideoRecorder:

@@ -178,6 +178,7 @@ def _guess(text: str) -> str:
 Fit = Literal["cover", "pad"]
 Tail = Literal["silence", "zeros"]
 Lead = Literal["sync", "original"]
+PoseEnd = Literal["hold", "loop", "black"]
 
 MAX_STEPS = 100
 MIN_SOUND_SECONDS = 0.025
@@ -203,6 +204,8 @@ class Request:
         seconds: stop after so much sound; None for all of it.
         fit: "cover" fills the frame and crops; "pad" is the published black padding, for parity.
         tail: features after the audio ends: "silence" as it is encoded, or "zeros" as published, for parity.
+        pose_end: what follows when a pose video ends before the sound: "hold" its last picture, "loop" all of it again,
+            or "black" as published, for parity.
         lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
         sink_distance: how far ahead of a block the reference image stands.
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
@@ -220,6 +223,7 @@ class Request:
     lead: Lead = "sync"
     sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
     clip_blocks: int = CLIP_BLOCKS
+    pose_end: PoseEnd = "hold"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +233,14 @@ class VideoShape:
     Attributes:
         width, height: pixels.
         steps, clip_blocks: as in `Request`.
+        pose: whether a pose video is encoded beside the blocks.
     """
 
     width: int
     height: int
     steps: int
     clip_blocks: int = CLIP_BLOCKS
+    pose: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -261,6 +267,7 @@ class ResolvedRequest:
         samples: of sound that are used, at the audio's own rate.
         notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
+        pose: whether it follows a pose video.
     """
 
     width: int
@@ -275,11 +282,12 @@ class ResolvedRequest:
     samples: int
     notes: tuple[str, ...]
     clip_blocks: int = CLIP_BLOCKS
+    pose: bool = False
 
     @property
     def shape(self) -> VideoShape:
         """What a plan depends on."""
-        return VideoShape(self.width, self.height, self.steps, self.clip_blocks)
+        return VideoShape(self.width, self.height, self.steps, self.clip_blocks, pose=self.pose)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -380,7 +388,7 @@ def check_request(request: Request) -> None:
         )
     if any("\ud800" <= letter <= "\udfff" for letter in request.prompt or ""):  # what Python makes of undecodable bytes
         raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
-    for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
+    for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead), ("pose_end", PoseEnd)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if not isinstance(given, str) or given not in choices:
             raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")

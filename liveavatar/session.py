@@ -20,6 +20,7 @@ import torch
 from .encoders.audio import BlockFeatures
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
+from .pose import PoseLatents
 from .request import ResolvedRequest, SinkDistance
 from .stage import Changes
 from .streams import Decoder, FrameStream, LatentStream
@@ -36,6 +37,7 @@ class Conditioning:
         prompt: prompt features [n, text_dim].
         audio: features of every block.
         changes: of prompt (features) and portrait, on the way.
+        pose: of every block; None where no pose is followed.
     """
 
     reference: torch.Tensor
@@ -43,6 +45,7 @@ class Conditioning:
     prompt: torch.Tensor
     audio: BlockFeatures
     changes: Changes = dataclasses.field(default_factory=Changes)
+    pose: PoseLatents | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,8 @@ class Session:
         """Stop the work and remove what was spooled."""
         self.latents.close()
         self.job.conditioning.audio.close()
+        if self.job.conditioning.pose is not None:
+            self.job.conditioning.pose.close()
 
     def __enter__(self) -> Session:
         return self

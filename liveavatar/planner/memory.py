@@ -329,6 +329,9 @@ def embedder_parameters(config: ModelConfig) -> int:
 
 _DECODE_WORK = 0.8
 """Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
+_ENCODE_SHARE, _ENCODE_STATE = 0.593, 0.376
+"""Operations of an encode against those of a decode, and what an encode remembers against what it takes: counted for
+the published VAE, and taken for what is moved and for small ones, too."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
 """Bytes per latent pixel of a block's frames in float32, to which tiles add theirs."""
 
@@ -347,6 +350,7 @@ class AuxModels:
         text, audio: parameters of the encoders.
         encode_work: numbers that an encode takes at most per latent pixel, with what it remembers.
         tiny: the decoder that works in place of the VAE's own; None: none.
+        pose: whether pose latents are encoded beside the decode.
     """
 
     vae: int
@@ -357,6 +361,7 @@ class AuxModels:
     audio: int
     encode_work: int
     tiny: DecoderConfig | None = None
+    pose: bool = False
 
     def vae_bytes(
         self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
@@ -379,6 +384,7 @@ class AuxModels:
             return self._with_tiny(latent_size, size, grid)
         cache = self.decode_state * size
         device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
+        device += self._pose_bytes(size, grid) if self.pose else 0
         if tiles == WHOLE:
             return MemoryUse(device)
         height, width = latent_size
@@ -394,15 +400,22 @@ class AuxModels:
         figures = decoder_figures(self.tiny)
         decode = int(1.1 * (figures.work * size + _FRAME_BYTES)) * height * width
         encode = self.encode_work * size * grid.tile
-        return MemoryUse((self.vae + figures.parameters) * size + max(encode, decode))
+        beside = decode + self._pose_bytes(size, grid) if self.pose else max(encode, decode)
+        return MemoryUse((self.vae + figures.parameters) * size + beside)
+
+    def _pose_bytes(self, size: int, grid: Grid) -> int:
+        """Of an encode beside the decode: in tiles, one works and all remember."""
+        return int(self.encode_work * size * (grid.tile + _ENCODE_STATE * (grid.covered - grid.tile)))
 
     def decode_work(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> tuple[float, float]:
-        """10^12 operations to decode so many latent frames, and bytes that are moved beside; where tiles overlap,
-        twice."""
-        if self.tiny is not None:
-            return decoder_figures(self.tiny).flops * math.prod(latent_size) * latents / 1e12, 0.0
+        """10^12 operations to decode so many latent frames, and to encode their poses, and bytes that are moved beside;
+        where tiles overlap, twice."""
         pixels = Grid.of(*latent_size, tiles).covered * latents
-        return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
+        encode = _ENCODE_SHARE if self.pose else 0.0
+        if self.tiny is not None:
+            small = decoder_figures(self.tiny).flops * math.prod(latent_size) * latents
+            return (small + encode * self.decode_flops * pixels) / 1e12, encode * self.decode_bytes * pixels
+        return (1 + encode) * self.decode_flops * pixels / 1e12, (1 + encode) * self.decode_bytes * pixels
 
     def encoder_bytes(self, size: int) -> int:
         """The larger encoder: they are never there together."""
@@ -441,11 +454,12 @@ _SMALL = {
 }
 
 
-def aux_models(config: ModelConfig, tiny: DecoderConfig | None = None) -> AuxModels:
+def aux_models(config: ModelConfig, tiny: DecoderConfig | None = None, pose: bool = False) -> AuxModels:
     """Those of a network; one that is not known is taken to have the published ones, which are large.
 
     Args:
         config: of the network.
         tiny: the decoder that works in place of the VAE's own.
+        pose: whether a pose video is followed.
     """
-    return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny)
+    return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny, pose=pose)

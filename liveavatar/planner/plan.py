@@ -325,7 +325,7 @@ def assemble(
     tiny: DecoderConfig | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
-    beside, size = aux_models(config, tiny), DTYPE_BYTES[dtype]
+    beside, size = aux_models(config, tiny, resolved.pose), DTYPE_BYTES[dtype]
     vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,

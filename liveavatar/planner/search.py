@@ -391,7 +391,8 @@ class PlanSearch:
         tiles: Tiles = WHOLE,
     ):
         self.video, self.config, self.hardware, self.options = video, config, hardware, options
-        self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config, options.tiny), tiles
+        self.size, self.tiles = DTYPE_BYTES[options.dtype], tiles
+        self.aux_models = aux_models(config, options.tiny, video.pose)
         held = self.aux_models.vae_bytes(
             video.latent_size, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
         )

@@ -39,7 +39,7 @@ LAYERS = (
     },
     {"weights"},
     {"model", "vae", "encoders"},
-    {"streams", "media", "receipt", "offload"},
+    {"streams", "media", "pose", "receipt", "offload"},
     {"planner", "placement", "stage", "components", "mini"},
     {"session"},
     {"codec"},
