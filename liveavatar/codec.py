@@ -23,7 +23,6 @@ from .components import Components, load_decoder, tiny_config
 from .config import BLOCK_FRAMES, MOTION_FRAMES
 from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
-from .errors import PoseError
 from .events import (
     ENCODING_AUDIO,
     ENCODING_IMAGE,
@@ -39,7 +38,7 @@ from .events import (
 )
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_pixels
-from .media.pose_video import Pictures, PoseSource, endless_pictures
+from .media.pose_video import Pictures, PoseSource, endless_pictures, refuse_pose_in_workers
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .pose import Encode, PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
@@ -426,13 +425,3 @@ def _pose_latents(
     size = resolved.width, resolved.height
     pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
     return encoders.encode_pose(pictures, resolved, tiles)
-
-
-def refuse_pose_in_workers(in_workers: bool) -> None:
-    """Refuse a pose video where the stages are in processes of their own.
-
-    Raises:
-        PoseError: they are.
-    """
-    if in_workers:
-        raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")

@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, LatentScale, PoseEncoders, refuse_pose_in_workers
+from .codec import Encoders, ExecConfig, LatentScale, PoseEncoders
 from .encoders.audio import AudioEncoder, AudioFeatures, Tail
 from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, Callback, ignore, share_event
-from .media.pose_video import Pictures
+from .media.pose_video import Pictures, refuse_pose_in_workers
 from .pose import PoseLatents
 from .request import ResolvedRequest
 from .spool import Rows

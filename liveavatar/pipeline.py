@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, encode_conditioning, refuse_pose_in_workers, vae_decoder
+from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
 from .components import Components, files_of, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
@@ -29,7 +29,7 @@ from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
 from .inputs import devices_of, extra_lora_of, path_given, pose_files, read_inputs, request_with, with_pose
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
-from .media.pose_video import PoseSource, pose_source
+from .media.pose_video import PoseSource, open_pose, refuse_pose_in_workers
 from .placement import Placement
 from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
@@ -188,7 +188,7 @@ class LiveAvatarPipeline:
         notes: list[str] = []
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = pixels.shape[1], pixels.shape[0]
-        source = self._pose_source(pose)
+        source = self.pose_source(pose)
         resolved, plan = self.plan(
             request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)), pose=source
         )
@@ -239,14 +239,14 @@ class LiveAvatarPipeline:
         check_request(request)
         return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
 
-    def _pose_source(self, pose: GivenPose | None) -> PoseSource | None:
+    def pose_source(self, pose: GivenPose | None) -> PoseSource | None:
         """A pose video that was given.
 
         Raises:
             PoseError: it cannot be read, or not be followed where the stages are.
         """
         refuse_pose_in_workers(pose is not None and self.placement.processes)
-        return None if pose is None else pose_source(pose)
+        return None if pose is None else open_pose(pose)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
@@ -348,7 +348,7 @@ class LiveAvatarPipeline:
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
         size, samples = (image.shape[1], image.shape[0]), audio.audio
-        source = self._pose_source(pose)
+        source = self.pose_source(pose)
         resolved, plan = self.plan(
             request, size, len(samples.samples), samples.rate, (*audio.notes, *notes), pose=source
         )

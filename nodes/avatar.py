@@ -14,6 +14,7 @@ from .schema import (
     ModelSocket,
     clip_input,
     mask_input,
+    pose_input,
     prompt_input,
     seconds_input,
     seed_input,
@@ -53,6 +54,7 @@ class Avatar(io.ComfyNode):
                 ),
                 mask_input(),
                 clip_input(),
+                pose_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
@@ -80,14 +82,18 @@ class Avatar(io.ComfyNode):
         filename_prefix: str,
         mask: Any = None,
         clip: Any = None,
+        pose: Any = None,
     ) -> io.NodeOutput:
         """The same as the modular graph."""
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
-            planned = model.plan(request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate)
+            followed = model.pose_source(convert.pose_source(pose))
+            planned = model.plan(
+                request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate, pose=followed
+            )
         with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
             context = core_parts.read_prompt(model, prompt, clip, progress)
             voice = model.encode_audio(used, request.seconds, progress)
-            take = model.prepare(request, pixels, voice, context, convert.image_notes(image))
+            take = model.prepare(request, pixels, voice, context, convert.image_notes(image), pose=followed)
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.request import Fit, Request, SinkDistance
+from ..liveavatar.request import Fit, PoseEnd, Request, SinkDistance
 from . import convert
 from .schema import (
     CATEGORY,
@@ -16,6 +16,7 @@ from .schema import (
     ModelSocket,
     advanced,
     mask_input,
+    pose_input,
     seed_input,
     size_fault,
     size_input,
@@ -74,6 +75,17 @@ class Sampler(io.ComfyNode):
                     )
                 ),
                 mask_input(),
+                pose_input(),
+                advanced(
+                    io.Combo.Input(
+                        "pose_end",
+                        options=["hold", "loop", "black"],
+                        default="hold",
+                        optional=True,
+                        tooltip="When the pose ends before the sound: hold its last picture, loop it, or black as "
+                        "published.",
+                    )
+                ),
             ],
             outputs=[
                 LatentsSocket.Output(
@@ -102,12 +114,16 @@ class Sampler(io.ComfyNode):
         sink: str,
         sink_distance: int,
         mask: Any = None,
+        pose: Any = None,
+        pose_end: PoseEnd = "hold",
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
-        request = Request(size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance)
+        request = Request(
+            size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance, pose_end=pose_end
+        )
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes))
+            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes, pose=convert.pose_source(pose)))

@@ -1,8 +1,8 @@
 """Where the nodes of an example graph stand.
 
 ComfyUI fits a template into three quarters of its canvas when it opens, and the classic canvas draws no words below
-57 %. In a window of 1500 x 800 it is shown at 60 % or more if its nodes, with their title bars, take at most
-1855 x 980. Both renderers draw nodes of the same size, no smaller than they are saved; `BELOW` holds what either needs
+57 %. In a window of 1500 x 800 it is shown at 58 % or more if its nodes, with their title bars, take at most
+1920 x 1014. Both renderers draw nodes of the same size, no smaller than they are saved; `BELOW` holds what either needs
 under the widgets.
 """
 

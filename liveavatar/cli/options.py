@@ -89,6 +89,17 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     _add_parity_arguments(parser)
 
 
+def add_pose_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the body does."""
+    parser.add_argument("--pose", metavar="FILE", help="a video of a body (DWPose) whose movements are followed")
+    parser.add_argument(
+        "--pose-end",
+        default="hold",
+        metavar="hold|loop|black",
+        help="when it ends before the sound: hold its last picture (default), loop it, or black as published",
+    )
+
+
 def add_part_arguments(parser: argparse.ArgumentParser) -> None:
     """Parts of the model that are named one by one."""
     parts = parser.add_argument_group("parts of the model that are not beside it: files, or their names in ComfyUI")
@@ -160,6 +171,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         lead=arguments.lead,
         sink_distance=_distance(arguments.sink_distance),
         clip_blocks=clip_blocks_of(arguments.clip_frames),
+        pose_end=getattr(arguments, "pose_end", "hold"),
     )
 
 

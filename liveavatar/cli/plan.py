@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingFilesError, OutputError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
+from .options import (
+    add_pose_arguments,
+    add_request_arguments,
+    check_placement_options,
+    parts_of,
+    placement_of,
+    request_of,
+)
 from .parser import number
 from .tables import note_lines, plan_lines, resolved_lines, simulation_lines
 
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..placement import Placement
     from ..planner import Hardware, Plan
-    from ..request import ResolvedRequest
+    from ..request import Request, ResolvedRequest
     from ..task_graph import Simulation
 
 _ASSUMED_SECONDS = 10.0
@@ -38,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="P", help="the portrait (default: a picture of the asked aspect)")
     parser.add_argument("--audio", metavar="W", help="the voice (default: --seconds of sound, or 10)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help=argparse.SUPPRESS)
+    add_pose_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--simulate", action="store_true", help="play the pipeline: throughput, delay, waiting")
     parser.add_argument(
@@ -79,7 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     components, config = _model(arguments)
     notes += _prompt_notes(components, arguments.model, config, arguments.prompt)
-    resolved, plan = _plan(arguments, components, config, resolve(request, image, *length, notes))
+    resolved = resolve(request, image, *length, notes)
+    if arguments.pose:
+        resolved = _with_pose(arguments, request, resolved)
+    resolved, plan = _plan(arguments, components, config, resolved)
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
         _write(draw_memory(plan.terms_by_device, dict(plan.usable)), arguments.plot)
@@ -98,6 +109,19 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _with_pose(arguments: argparse.Namespace, request: Request, resolved: ResolvedRequest) -> ResolvedRequest:
+    """What will be made where a pose video is followed.
+
+    Raises:
+        PoseError: it cannot be read, or not be followed by worker processes.
+    """
+    from ..inputs import with_pose
+    from ..media.pose_video import PoseFile, refuse_pose_in_workers
+
+    refuse_pose_in_workers(arguments.engine == "ray")
+    return with_pose(resolved, request, PoseFile(arguments.pose))
 
 
 def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: Plan) -> Simulation:
@@ -121,10 +145,11 @@ def _plan(
     arguments: argparse.Namespace, components: Components | None, config: ModelConfig, resolved: ResolvedRequest
 ) -> tuple[ResolvedRequest, Plan]:
     """The plan of a video, on devices that need not be here; as `Placement.plan`."""
-    from ..components import notes_of
+    from ..components import notes_of, tiny_config
 
     placement, hardware = _where(arguments)
-    resolved, plan = placement.plan(resolved, config, arguments.model, hardware)
+    tiny = tiny_config(components) if components else None
+    resolved, plan = placement.plan(resolved, config, arguments.model, hardware, tiny)
     return resolved, dataclasses.replace(plan, notes=(*plan.notes, *(notes_of(components) if components else ())))
 
 

@@ -44,12 +44,14 @@ class PoseFile:
 
     Args:
         file: its path, or its content.
+        start, length: the part of it that is shown, in seconds; without a length all of the rest.
 
     Raises:
-        PoseError: nothing there, no video, or none with a picture that can be read.
+        PoseError: nothing there, no video, or no picture that can be read in that part.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | io.BytesIO):
+    def __init__(self, file: str | os.PathLike[str] | io.BytesIO, start: float = 0.0, length: float | None = None):
+        self._start, self._length = start, length
         self._file = file if isinstance(file, io.BytesIO) else check_input_file(file, "pose video", PoseError)
         self._name = "The pose video" if isinstance(file, io.BytesIO) else str(file)
         self.seconds: float | None = None
@@ -78,19 +80,32 @@ class PoseFile:
 
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        if stream.duration or container.duration:
-            known = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
-            self.seconds = float(known)
+        self.seconds = self._promised_seconds(container, stream)
         lasts, now = float(1 / (stream.guessed_rate or stream.average_rate or FPS)), 0.0
+        first: float | None = None
         try:
             for frame in container.decode(stream):
                 now = frame.time if frame.time is not None else now
-                rgb = frame.to_ndarray(format="rgb24")
-                yield now, now + lasts, np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90))
+                first = now if first is None else first
+                if self._length is not None and now - first >= self._start + self._length - _SLACK:
+                    return
+                if now + lasts - first > self._start + _SLACK:
+                    rgb = frame.to_ndarray(format="rgb24")
+                    yield now, now + lasts, np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90))
                 now += lasts
         except (av.error.FFmpegError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or "too large for the memory"
             raise PoseError(f"{self._name} cannot be read beyond {now:.2f} s ({reason}).", _SAVE_AS) from error
+
+    def _promised_seconds(self, container: Any, stream: Any) -> float | None:
+        """How long the part lasts, as far as the header says it."""
+        import av
+
+        if not stream.duration and not container.duration:
+            return self._length
+        whole = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
+        rest = max(0.0, float(whole) - self._start)
+        return rest if self._length is None else min(rest, self._length)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -143,7 +158,7 @@ class PosePictures:
         yield from self._pictures
 
 
-def pose_source(given: object) -> PoseSource:
+def open_pose(given: object) -> PoseSource:
     """A pose video that was given as a file, as pictures, or as a source already.
 
     Raises:
@@ -157,6 +172,16 @@ def pose_source(given: object) -> PoseSource:
         source: PoseSource = given  # type: ignore[assignment]
         return source
     raise PoseError(f"A pose video of type {type(given).__name__} is not understood.", "Give a file or pictures.")
+
+
+def refuse_pose_in_workers(in_workers: bool) -> None:
+    """Refuse a pose video where the stages are in processes of their own.
+
+    Raises:
+        PoseError: they are.
+    """
+    if in_workers:
+        raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")
 
 
 def check_pose_size(picture: np.ndarray) -> None:

@@ -18,8 +18,8 @@ from liveavatar.media.pose_video import (
     PosePictures,
     at_25_fps,
     endless_pictures,
+    open_pose,
     pose_note,
-    pose_source,
 )
 
 
@@ -80,6 +80,15 @@ def test_containers_and_contents_are_read(tmp_path, name):
 
 def test_a_video_that_starts_late_starts_at_once(tmp_path):
     assert numbers(PoseFile(write(tmp_path / "p.mkv", 25, 5, start=50)).pictures()) == list(range(5))
+
+
+def test_a_part_of_a_file_is_read(tmp_path):
+    path = write(tmp_path / "p.mp4", 25, 20)
+    part = PoseFile(path, start=0.2, length=0.16)
+    assert numbers(part.pictures()) == [5, 6, 7, 8] and part.seconds == pytest.approx(0.16)
+    assert numbers(PoseFile(path, start=0.6).pictures()) == [15, 16, 17, 18, 19]
+    with pytest.raises(PoseError, match="holds no picture"):
+        PoseFile(path, start=3.0)
 
 
 @pytest.mark.parametrize("end", ["hold", "loop", "black"])
@@ -148,7 +157,7 @@ def nothing(tmp_path):
 )
 def test_what_cannot_be_followed_is_refused(tmp_path, make, message):
     with pytest.raises(PoseError, match=message) as refusal:
-        pose_source(make(tmp_path))
+        open_pose(make(tmp_path))
     assert refusal.value.nearest
 
 
