@@ -55,6 +55,15 @@ def _image(ending: str) -> Callable[[random.Random, Path], None]:
     return attempt
 
 
+def _pose(rng: random.Random, folder: Path) -> None:
+    from liveavatar.media.pose_video import PoseFile, endless_pictures
+
+    path = _written(folder / "pose.mp4", mutated_bytes(rng, video_file(), [video_file()]))
+    pictures = endless_pictures(PoseFile(path), rng.choice(("hold", "loop", "black")), 64, 64, "cover")
+    assert all(next(pictures).shape == (64, 64, 3) for _ in range(40))
+    pictures.close()
+
+
 def _video(rng: random.Random, folder: Path) -> None:
     path = _written(folder / "video.mp4", mutated_bytes(rng, video_file(), [video_file()]))
     _command_line("repair", str(path))
@@ -170,6 +179,7 @@ KINDS: Mapping[str, Callable[[random.Random, Path], None]] = {
     **{ending: _audio(ending) for ending in AUDIO},
     **{ending: _image(ending) for ending in IMAGES},
     "mp4": _video,
+    "pose": _pose,
     "safetensors": _safetensors,
     "pickle": _pickled,
     "model-json": _model(lambda name: name.endswith(".json"), lambda rng, data: mutated_json(rng, json.loads(data))),

@@ -124,7 +124,9 @@ class PoseFile:
                 video = container.streams.video
                 if not video:
                     raise PoseError(f"{self._name} holds no pictures.", "Give a video of the pose, not a sound.")
-                if video[0].width * video[0].height > MAX_PIXELS:
+                if (form := video[0].codec_context) is None:
+                    raise PoseError(f"{self._name} has pictures in a form that cannot be read.", _SAVE_AS)
+                if form.width * form.height > MAX_PIXELS:
                     raise PoseError(f"{self._name} has too many pixels per picture.", "Scale it down first.")
                 yield container
 

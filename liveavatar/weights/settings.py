@@ -82,7 +82,10 @@ def is_light(path: Path) -> bool:
         ModelError: damaged.
     """
     source = open_file(path)
-    return kind_of(source.keys()) is Kind.VAE and vae_tensors(source)[1]["base_dim"] == LightConfig().base_dim
+    if kind_of(source.keys()) is not Kind.VAE:
+        return False
+    first = next((key for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in source.keys()), None)  # noqa: SIM118
+    return first is not None and source.shape(first)[:1] == (LightConfig().base_dim,)
 
 
 def decoder_weights(path: Path) -> tuple[TensorSource, DecoderConfig]:
