@@ -20,8 +20,8 @@ import torch
 
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
-from .config import BLOCK_FRAMES, MOTION_FRAMES
-from .encoders.audio import AudioEncoder, AudioFeatures, Tail, as_audio_encoder, encode_audio
+from .config import BLOCK_FRAMES, MOTION_FRAMES, VAE_WARMUP_LATENTS
+from .encoders.audio import AudioEncoder, AudioFeatures, ShiftedFeatures, Tail, as_audio_encoder, encode_audio
 from .encoders.text import encode_text
 from .events import (
     ENCODING_AUDIO,
@@ -37,13 +37,14 @@ from .events import (
     share_event,
 )
 from .media.audio import AudioClip, mono_16k
-from .media.image import fit_image, to_pixels
+from .media.image import fit_image, to_clip, to_pixels
 from .media.pose_video import Pictures, PoseSource, endless_pictures, refuse_pose_in_workers
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .pose import Encode, PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
+from .stage import Changes
 from .streams import Decoder, refuse_nan, to_bytes
 from .utils import to_device_async
 from .vae.decoding import latent_decoder
@@ -52,6 +53,7 @@ from .vae.tiling import encode_tiles, open_decoder, open_encoder
 from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
+from .video_state import VideoState
 from .weights.load import watched_reads
 
 if TYPE_CHECKING:
@@ -136,6 +138,11 @@ class Encoders(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """An image [1, 3, 1, H, W] in [-1, 1] as latents on the CPU: of itself [16, 1, h, w], and of it standing still
         for 73 frames [16, 19, h, w]; encoded in so many tiles."""
+        ...
+
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """The last frames of a video [1, 3, 73, H, W] in [-1, 1] as latents on the CPU [16, 19, h, w]; as
+        `encode_image`."""
         ...
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
@@ -238,6 +245,12 @@ class LocalEncoders:
             return encode
 
         return PoseLatents(pictures, open_clip, resolved.clip_blocks)
+
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """See `Encoders`."""
+        vae = self.vae
+        with self.exec_config.active(), heartbeat(vae.encoder, callback, share_event(ENCODING_IMAGE, 1.0)):
+            return encode_tiles(vae, pixels, tiles)[0].cpu()
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; there are no notices."""
@@ -381,6 +394,7 @@ def encode_conditioning(
     context: torch.Tensor | None = None,
     features: AudioFeatures | None = None,
     pose: PoseSource | None = None,
+    tail: np.ndarray | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
@@ -394,22 +408,25 @@ def encode_conditioning(
         context: the prompt's features, where they are there already.
         features: of the audio, likewise.
         pose: a pose video that is followed; it is encoded block by block, later.
+        tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
     """
     if context is None:
         context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
     own = features is None
     if features is None:
-        used = mono_16k(audio.limited(resolved.samples / audio.rate))
-        features = encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)
+        features = _encode_used(encoders, request, resolved, audio, callback)
     try:
         pixels = to_pixels(fit_image(image, resolved.width, resolved.height, request.fit))
         reference, motion = encoders.encode_image(pixels, callback, tiles)
+        if tail is not None:
+            motion = encoders.encode_motion(to_clip(tail), callback, tiles)
     except BaseException:
         if own:
             features.close()
         raise
+    before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
     followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
-    return Conditioning(reference, motion, context, features, pose=followed)
+    return Conditioning(reference, motion, context, features, before=before, pose=followed)
 
 
 def _pose_latents(
@@ -425,3 +442,46 @@ def _pose_latents(
     size = resolved.width, resolved.height
     pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
     return encoders.encode_pose(pictures, resolved, tiles)
+
+
+def continued_conditioning(
+    encoders: Encoders,
+    request: Request,
+    resolved: ResolvedRequest,
+    state: VideoState,
+    audio: AudioClip,
+    callback: Callback = ignore,
+    *,
+    context: torch.Tensor | None = None,
+    features: AudioFeatures | None = None,
+) -> Conditioning:
+    """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
+    prompt as long as it is not given another one."""
+    changes, first_block = Changes(), state.info.block
+    for start in state.info.portraits:
+        changes.portraits.skip(start)
+    before = state.read("prompt").clone()
+    if state.info.prompt_start:
+        changes.prompts.add(state.info.prompt_start, before)
+    if context is None and resolved.prompt != state.info.prompt:
+        context = encoders.encode_prompt(prompt_to_encode(resolved.prompt), callback)
+    if context is not None and not torch.equal(context, before):
+        changes.prompts.add(first_block, context)
+    if features is None:
+        features = _encode_used(encoders, request, resolved, audio, callback)
+    return Conditioning(
+        state.read("first_frame").clone(),
+        state.read("motion").clone(),
+        state.read("first_prompt").clone(),
+        ShiftedFeatures(features, first_block),
+        changes,
+        state.read("latents").clone(),
+    )
+
+
+def _encode_used(
+    encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
+) -> AudioFeatures:
+    """Features of the part of the audio that is used."""
+    used = mono_16k(audio.limited(resolved.samples / audio.rate))
+    return encoders.encode_audio(used, resolved.blocks * BLOCK_FRAMES, request.tail, callback)

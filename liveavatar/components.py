@@ -8,6 +8,7 @@ without memory and filled with exactly what they own.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -32,7 +33,7 @@ from .weights.settings import (
     vae_weights,
 )
 from .weights.shapes import check_shapes, transformer_shapes
-from .weights.source import TensorSource, opening_files_once
+from .weights.source import SafetensorsSource, TensorSource, opening_files_once
 from .weights.tokenizer import JsonTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ _MINI_DECODER = FULL_VAE
 Device: TypeAlias = "torch.device | str"
 
 
+_PIECE = 1 << 16
 _FETCH_FOLDER = "Fetch the published folder again."
 
 
@@ -185,6 +187,26 @@ def files_of(components: Components) -> tuple[Path, ...]:
             shards = path.parent.glob("*.safetensors") if sharded else ()
             found += (path, *shards)
     return tuple(dict.fromkeys(found))
+
+
+def network_fingerprint(components: Components) -> str:
+    """What tells the network of a model from another one: of its files, LoRAs included, the lengths and some pieces."""
+    found = hashlib.blake2b(digest_size=16)
+    files: ModelFiles | None = getattr(components, "files", None)
+    if files is None:
+        found.update(f"{components.name} {components.config}".encode())
+        return found.hexdigest()
+    whole = files.transformer
+    shards = SafetensorsSource(whole).shards() if whole.suffix == ".json" or "-of-" in whole.name else [whole]
+    for path in (*shards, *filter(None, (files.config, files.lora)), *(lora.path for lora in files.extra_loras)):
+        size = path.stat().st_size
+        found.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - _PIECE)):
+                file.seek(place)
+                found.update(file.read(_PIECE))
+    found.update(str([lora.strength for lora in files.extra_loras]).encode())
+    return found.hexdigest()
 
 
 def tiny_config(components: Components) -> DecoderConfig | None:

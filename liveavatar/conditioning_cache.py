@@ -126,6 +126,10 @@ class CachedEncoders:
         callback(share_event(ENCODING_IMAGE, 1.0))
         return found
 
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """See `Encoders`."""
+        return self.encoders.encode_motion(pixels, callback, tiles)
+
     def encode_pose(
         self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
     ) -> PoseLatents:

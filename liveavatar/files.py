@@ -364,7 +364,7 @@ def _replace(claim: OutputClaim, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_all(file: BinaryIO, data: bytes | bytearray) -> None:
+def write_all(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
     """Write all of it to an unbuffered file, which may take less at a time."""
     with memoryview(data) as left:
         done = 0

@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from .config import BLOCK_FRAMES
 from .errors import LiveAvatarError, LoRAError, PlanError, RequestError, shown
 from .media.audio import AudioClip
 from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .media.pose_video import PoseFile, PoseSource, pose_note
 from .placement import devices_named
-from .request import Request, ResolvedRequest
+from .request import Request, ResolvedRequest, check_request, frame_count, sample_count
 from .weights.lora import ExtraLoRA
+
+GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
+"""A further LoRA: its file, alone or with its strength."""
+GivenPose = str | os.PathLike[str] | np.ndarray | PoseSource
+"""A pose video: its file, or its pictures."""
 
 
 def request_with(request: Request, options: dict[str, Any]) -> Request:
@@ -90,22 +96,32 @@ def path_given(given: object, what: str, kind: type[LiveAvatarError]) -> str:
 
 
 def read_inputs(
-    image: str | os.PathLike[str] | np.ndarray,
+    image: str | os.PathLike[str] | np.ndarray | None,
     audio: str | os.PathLike[str] | AudioClip,
     seconds: float | None = None,
     notes: list[str] | None = None,
-) -> tuple[np.ndarray, AudioClip, tuple[Path, ...]]:
+) -> tuple[np.ndarray | None, AudioClip, tuple[Path, ...]]:
     """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Args:
-        image, audio: files, or what is decoded already.
+        image, audio: files, or what is decoded already; the image may be left out.
         seconds: of the audio that are used; None: all.
         notes: a sentence is added for everything of the image that is left out or altered.
 
     Raises:
         ImageError, AudioError: what cannot be read or used.
     """
-    pixels = check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    pixels = (
+        None if image is None else check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
+    )
     clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
+
+
+def used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:
+    """The part of audio that is used, and the blocks that cover it."""
+    request = Request(seconds=seconds)
+    check_request(request)
+    used = sample_count(request, len(audio.samples), audio.rate)
+    return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)

@@ -6,8 +6,9 @@ every result can be kept and used again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,20 +17,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, encode_conditioning, vae_decoder
-from .components import Components, files_of, notes_of, open_components, tiny_config
+from .codec import Encoders, ExecConfig, vae_decoder
+from .components import Components, files_of, network_fingerprint, notes_of, open_components, tiny_config
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
+from .continuation import (
+    ContinueFrom,
+    Start,
+    StateStore,
+    VideoLeft,
+    VideoTail,
+    check_state_path,
+    refuse_workers,
+    start_of,
+    video_task,
+    with_state,
+)
 from .encoders.audio import AudioEncoder, AudioFeatures, encode_audio, gather_frame_features
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
-from .errors import AudioError, ModelError, RequestError, shown
+from .errors import AudioError, ImageError, ModelError, RequestError, shown
 from .events import Callback, Event, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .inputs import devices_of, extra_lora_of, path_given, pose_files, read_inputs, request_with, with_pose
+from .inputs import (
+    GivenLoRA,
+    GivenPose,
+    devices_of,
+    extra_lora_of,
+    path_given,
+    pose_files,
+    read_inputs,
+    request_with,
+    used_audio,
+    with_pose,
+)
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
-from .media.pose_video import PoseSource, open_pose, refuse_pose_in_workers
+from .media.pose_video import PoseSource, open_pose, refuse_pose_in_continuation, refuse_pose_in_workers
 from .placement import Placement
 from .planner import Hardware, Plan
 from .planner.disk import TemporaryBytes
@@ -39,24 +63,16 @@ from .request import (
     Request,
     ResolvedRequest,
     check_request,
-    frame_count,
     prompt_to_encode,
     resolve,
     resolve_open,
-    sample_count,
 )
-from .session import OpenDecoder, Session, VideoTask
+from .session import OpenDecoder, Session
 from .streams import FrameStream
-from .weights.lora import ExtraLoRA
+from .video_state import VideoState
 
 if TYPE_CHECKING:
     from .vae.autoencoder import AutoencoderKLWan
-
-
-GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
-"""A further LoRA: its file, alone or with its strength."""
-GivenPose = str | os.PathLike[str] | np.ndarray | PoseSource
-"""A pose video: its file, or its pictures."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,21 +157,24 @@ class LiveAvatarPipeline:
 
     def __call__(
         self,
-        image: str | os.PathLike[str] | np.ndarray,
+        image: str | os.PathLike[str] | np.ndarray | None,
         audio: str | os.PathLike[str] | AudioClip,
         prompt: str | None = None,
         *,
         request: Request | None = None,
+        continue_from: ContinueFrom | None = None,
         pose: GivenPose | None = None,
         **options: Any,
     ) -> VideoJob:
         """A video that waits to be watched or saved: inputs are read and the work is planned, nothing is loaded.
 
         Args:
-            image: a file, or uint8 [H, W, 3].
+            image: a file, or uint8 [H, W, 3]. A video that goes on from a state needs none.
             audio: a file, or an `AudioClip`.
             prompt: what the video shows; None: that of the request.
             request: what to make; by default `Request()`.
+            continue_from: what another video has left: the file of a state, or `VideoJob.left`; or an MP4, from whose
+                last frames it goes on approximately.
             pose: a video of a body whose movements are followed: a file, or pictures uint8 [n, H, W, 3], 25 a second.
             options: fields of `Request` in place of the request's: size, steps, seed, seconds...
 
@@ -165,13 +184,15 @@ class LiveAvatarPipeline:
         if prompt is not None:
             options["prompt"] = prompt
         request = request_with(Request() if request is None else request, options)
-        return VideoJob(self, self.describe(image, audio, request, pose))
+        start = start_of(continue_from)
+        return VideoJob(self, self.describe(image, audio, request, start, pose), start=start)
 
     def describe(
         self,
-        image: str | os.PathLike[str] | np.ndarray,
+        image: str | os.PathLike[str] | np.ndarray | None,
         audio: str | os.PathLike[str] | AudioClip,
         request: Request,
+        start: Start | None = None,
         pose: GivenPose | None = None,
     ) -> VideoSpec:
         """Read the inputs, and say what a request would really make of them (`resolved`) and where (`plan`).
@@ -179,6 +200,7 @@ class LiveAvatarPipeline:
         Args:
             image, audio, pose: as in `__call__`.
             request: what to make.
+            start: what it goes on from.
 
         Raises:
             LiveAvatarError: as `__call__`.
@@ -186,13 +208,16 @@ class LiveAvatarPipeline:
         check_request(request)
         prompt_to_encode(request.prompt)
         notes: list[str] = []
+        if image is None and start is None:
+            raise ImageError("No portrait was given.", "Give a picture, or a video to go on from.")
+        if image is None and isinstance(start, VideoTail):
+            image = start.first
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
-        size = pixels.shape[1], pixels.shape[0]
-        source = self.pose_source(pose)
-        resolved, plan = self.plan(
-            request, size, len(clip.samples), clip.rate, (*notes, *audio_notes(clip)), pose=source
-        )
-        inputs += (*files_of(self.components), *pose_files(source))
+        size = None if pixels is None else (pixels.shape[1], pixels.shape[0])
+        source = open_pose(pose)
+        resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start, source)
+        inputs += (*files_of(self.components), *([start.path] if isinstance(start, VideoState | VideoTail) else ()))
+        inputs += pose_files(source)
         return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, pose=source)
 
     @property
@@ -226,9 +251,37 @@ class LiveAvatarPipeline:
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
+        refuse_pose_in_workers(pose is not None and self.placement.processes)
         notes = (*notes, *self._checked(request))
         resolved = resolve(request, image_size, samples, rate, notes)
         return self._planned(resolved if pose is None else with_pose(resolved, request, pose))
+
+    def _plan(
+        self,
+        request: Request,
+        image_size: tuple[int, int] | None,
+        audio: AudioClip,
+        notes: Sequence[str],
+        start: Start | None,
+        pose: PoseSource | None = None,
+    ) -> tuple[ResolvedRequest, Plan]:
+        """As `plan`, also of a video that goes on from what another one left; its image may be left out."""
+        refuse_workers(self.placement.processes, request, start)
+        asked = request
+        if not isinstance(start, VideoTail | None):
+            refuse_pose_in_continuation(pose is not None)
+            check_request(request)
+            start.check(self.config, self.network, self.components.name)
+            request = start.info.request_for(request, image_size)
+            image_size = start.info.width, start.info.height
+        assert image_size is not None
+        resolved, plan = self.plan(request, image_size, len(audio.samples), audio.rate, notes, pose=pose)
+        return with_state(resolved, plan, self.config, asked, start), plan
+
+    @functools.cached_property
+    def network(self) -> str:
+        """What tells the network from another one; see `network_fingerprint`."""
+        return network_fingerprint(self.components)
 
     def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make where nobody knows how long the sound will be; as `plan`."""
@@ -238,15 +291,6 @@ class LiveAvatarPipeline:
         """What is to be told of the prompt of a request that can be made."""
         check_request(request)
         return prompt_notes(self.components.tokenizer, request.prompt, self.config.text_len)
-
-    def pose_source(self, pose: GivenPose | None) -> PoseSource | None:
-        """A pose video that was given.
-
-        Raises:
-            PoseError: it cannot be read, or not be followed where the stages are.
-        """
-        refuse_pose_in_workers(pose is not None and self.placement.processes)
-        return None if pose is None else open_pose(pose)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
         name, loaded = self.components.name, self.backend.bytes_by_device
@@ -298,7 +342,7 @@ class LiveAvatarPipeline:
         Raises:
             AudioError: too short; the audio encoder is another one than the network was trained with.
         """
-        used, blocks = _used_audio(audio, seconds)
+        used, blocks = used_audio(audio, seconds)
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
         if audio_encoder is None:
             features = self.encoders().encode_audio(samples, frames, "silence", callback)
@@ -315,7 +359,7 @@ class LiveAvatarPipeline:
         Raises:
             AudioError: as `encode_audio`, and as `gather_frame_features`.
         """
-        used, blocks = _used_audio(audio, seconds)
+        used, blocks = used_audio(audio, seconds)
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
         return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES), used.notes)
 
@@ -326,6 +370,7 @@ class LiveAvatarPipeline:
         audio: AudioInput,
         context: torch.Tensor,
         notes: Sequence[str] = (),
+        continue_from: ContinueFrom | None = None,
         pose: GivenPose | None = None,
     ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
@@ -336,6 +381,7 @@ class LiveAvatarPipeline:
             audio: from `encode_audio` or `from_audio_states`.
             context: from `encode_prompt` [n, text_dim].
             notes: what is to be told of image and prompt, a sentence each.
+            continue_from: as in `__call__`; the image only says what size is meant then.
             pose: as in `__call__`.
 
         Raises:
@@ -347,11 +393,9 @@ class LiveAvatarPipeline:
                 f"The prompt was encoded as {list(context.shape)}; this model reads [n, {self.config.text_dim}].",
                 "Encode it with this model's own text encoder, or with the UMT5-XXL it was trained with.",
             )
-        size, samples = (image.shape[1], image.shape[0]), audio.audio
-        source = self.pose_source(pose)
-        resolved, plan = self.plan(
-            request, size, len(samples.samples), samples.rate, (*audio.notes, *notes), pose=source
-        )
+        size, samples, start = (image.shape[1], image.shape[0]), audio.audio, start_of(continue_from)
+        source = open_pose(pose)
+        resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start, source)
         if audio.features.blocks < resolved.blocks:
             raise AudioError(
                 f"The voice was listened to for {audio.features.blocks} blocks; the video has {resolved.blocks}.",
@@ -360,7 +404,7 @@ class LiveAvatarPipeline:
         self._check_audio_encoder(audio.features.layers, audio.features.channels)
         files = (*files_of(self.components), *pose_files(source))
         spec = VideoSpec(self.components, request, resolved, plan, image, samples, files, pose=source)
-        return VideoJob(self, spec, audio, context)
+        return VideoJob(self, spec, audio, context, start)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
         """Who encodes and decodes; where there is no plan yet, at the place that plans will have."""
@@ -402,10 +446,12 @@ class VideoJob:
         spec: VideoSpec,
         audio: AudioInput | None = None,
         context: torch.Tensor | None = None,
+        start: Start | None = None,
     ):
         """What was encoded already is given; the rest is encoded when the video is first watched."""
-        self.pipeline, self.spec, self.audio, self.context = pipeline, spec, audio, context
+        self.pipeline, self.spec, self.audio, self.context, self._start = pipeline, spec, audio, context, start
         self._session: Session | None = None
+        self._store = StateStore(spec, pipeline.network) if spec.request.keep_state else None
 
     @property
     def config(self) -> ModelConfig:
@@ -424,21 +470,9 @@ class VideoJob:
         if not self.complete:
             self.pipeline.make_room(p.plan)
         if self._session is None:
+            features = None if self.audio is None else self.audio.features
             encoders = self.pipeline.encoders(p.plan)
-            encoders.load_vae(callback)
-            conditioning = encode_conditioning(
-                encoders,
-                p.request,
-                p.resolved,
-                p.image,
-                p.audio,
-                callback,
-                p.plan.vae_tiles,
-                context=self.context,
-                features=None if self.audio is None else self.audio.features,
-                pose=p.pose,
-            )
-            task = VideoTask(p.resolved, conditioning, p.request.sink_distance)
+            task = video_task(encoders, p, self._start, callback, context=self.context, features=features)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
 
@@ -474,6 +508,8 @@ class VideoJob:
         session.callback = on_event
         try:
             latents = torch.cat(list(session.latents), 1)[None]
+            if self._store is not None:
+                self._store.write(session)
         finally:
             session.callback = ignore
         mean, inverse_std = self.pipeline.encoders(self.spec.plan).latent_scale()
@@ -485,6 +521,7 @@ class VideoJob:
         receipt: str | os.PathLike[str] | None = None,
         callback: Callback = ignore,
         vae: AutoencoderKLWan | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> Receipt:
         """Make the video, or replay it, and write its receipt beside it.
 
@@ -493,6 +530,8 @@ class VideoJob:
             receipt: the JSON; by default the video's name with `.json`. "-" is the standard output.
             callback: called with every event; may raise `Cancelled`.
             vae: decodes instead of the model's own.
+            state: a file for what a continuation needs (see `Request.keep_state`). It is written when the video is
+                complete; and where it is cancelled, after the blocks that had begun then.
 
         Returns:
             The receipt as written, with status "complete".
@@ -509,13 +548,16 @@ class VideoJob:
                 f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
             )
         self._check_room()
+        store, state_path = self._store, check_state_path(self.spec, self.config, state, (Path(out), place))
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
             with recorder.timed("prepare"):
                 session = self.session(recorder.on_event)
             try:
-                recorder.write(session, session.frames_through(self._decoder_factory(vae)))
+                with contextlib.nullcontext() if store is None else store.saving(recorder, session, state_path):
+                    stop = None if state_path is None else session.job.stop
+                    recorder.write(session, session.frames_through(self._decoder_factory(vae)), stop)
             except BaseException:
                 session.latents.cancel()  # or a paused run would hold its KV caches as long as the video job
                 raise
@@ -527,6 +569,15 @@ class VideoJob:
             e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
             self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
         return recorder.receipt
+
+    @property
+    def left(self) -> VideoLeft:
+        """What the video will leave, for one that continues it; the video is made then, where it was not yet.
+
+        Raises:
+            StateError: it does not keep that (see `Request.keep_state`).
+        """
+        return VideoLeft(self.spec, self._store, self.session)
 
     def _check_room(self) -> None:
         """Make sure, before the work begins, that the temporary folder can hold what is kept there.
@@ -545,16 +596,3 @@ class VideoJob:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
         return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
-
-
-def receipt_text(receipt: Path) -> str:
-    """A receipt as it was written."""
-    return json.dumps(json.loads(receipt.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)
-
-
-def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:
-    """The part of audio that is used, and the blocks that cover it."""
-    request = Request(seconds=seconds)
-    check_request(request)
-    used = sample_count(request, len(audio.samples), audio.rate)
-    return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ class VideoSpec:
         components: where the weights would come from.
         request, resolved: what was asked, and what that means.
         plan: where it would run.
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3]; None where the portrait is that of the video that is continued.
         audio: as read.
         inputs: the files they and the model are read from, which no output may replace.
         pose: a pose video that is followed.
@@ -58,7 +59,7 @@ class VideoSpec:
     request: Request
     resolved: ResolvedRequest
     plan: Plan
-    image: np.ndarray
+    image: np.ndarray | None
     audio: AudioClip
     inputs: tuple[Path, ...] = ()
     pose: PoseSource | None = None
@@ -88,6 +89,10 @@ class VideoRecorder:
         self._generating_since = 0.0
         self._latest: Event | None = None
         self._frames = 0
+        self._stop: threading.Event | None = None
+        """See `write`."""
+        self.state: Path | None = None
+        """Where the state of the video was written."""
         self._writer = self._new_writer()
         self._receipt_claim: OutputClaim | None = None
         self.receipt = Receipt(
@@ -134,12 +139,14 @@ class VideoRecorder:
             self._writer.claim()
             yield
 
-    def write(self, session: Session, frames: FrameStream) -> None:
+    def write(self, session: Session, frames: FrameStream, stop: threading.Event | None = None) -> None:
         """Write the video to its end.
 
         Args:
             session: makes the latents; its callback becomes `on_event`.
             frames: decoded from them.
+            stop: set by a wish to cancel, where the blocks that have begun are to be finished first; None: the wish
+                ends the work at once.
         """
         session.callback = self.on_event
         with self._writer:
@@ -150,10 +157,13 @@ class VideoRecorder:
                         session.engine.load(self.on_event)
                 self._generating_since = time.monotonic()
                 with self.timed("generate"):
+                    if stop is not None:
+                        self._stop = stop
+                        self._interrupts.hold()
                     with WriterThread(self._writer) as writing:
                         for pixels in frames:
                             rgb = to_rgb24(pixels)
-                            with self._interrupts.held():
+                            with self._interrupts.held() if stop is None else contextlib.nullcontext():
                                 writing.write(rgb)
                             self._frames = writing.frames
                             self.on_event(dataclasses.replace(self._reached(), images=rgb))
@@ -166,8 +176,9 @@ class VideoRecorder:
         """The callback of what is recorded.
 
         Raises:
-            Cancelled: somebody has pressed Ctrl-C.
-            Whatever the recorder's callback raises.
+            Cancelled: somebody has pressed Ctrl-C, or the recorder's callback raises it; not where the video can be
+                continued: then it is raised when the blocks that have begun are finished.
+            Whatever else the recorder's callback raises.
         """
         if event.notice:
             event = self._noticed(event)
@@ -175,9 +186,14 @@ class VideoRecorder:
             event = self._reached()
         elif event.phase == GENERATING and event.images is None:
             event = self._latest = self._estimated(event)
-        if self._interrupts.asked:
-            raise Cancelled("Cancelled.")
-        self.callback(event)
+        try:
+            if self._interrupts.asked:
+                raise Cancelled("Cancelled.")
+            self.callback(event)
+        except Cancelled:
+            if self._stop is None:
+                raise
+            self._stop.set()
 
     def _new_writer(self) -> VideoWriter:
         e, plan = self.spec.resolved, self.spec.plan
@@ -288,7 +304,8 @@ class VideoRecorder:
         written = self._writer.frames_written
         if not written:
             return "Cancelled before the first frame; no video was written."
-        return f"Cancelled; {self.out} plays and holds {written} of {self.spec.resolved.frames} frames."
+        left = f"Cancelled; {self.out} plays and holds {written} of {self.spec.resolved.frames} frames."
+        return left if self.state is None else f"{left} {self.state} continues it."
 
 
 @contextlib.contextmanager

@@ -211,6 +211,8 @@ class Request:
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
             clip, a block attends to the last `clip_blocks` blocks including itself, and after the first clip the sink
             is renewed from the first generated latent frame. The model was trained with 4.
+        keep_state: whether the video shall be continued: it ends with a whole block then, up to 11 frames later, and
+            what that needs is kept until it is saved.
     """
 
     size: str = "704x384"
@@ -223,6 +225,7 @@ class Request:
     lead: Lead = "sync"
     sink_distance: SinkDistance = dataclasses.field(default_factory=SinkDistance)
     clip_blocks: int = CLIP_BLOCKS
+    keep_state: bool = False
     pose_end: PoseEnd = "hold"
 
 
@@ -267,6 +270,7 @@ class ResolvedRequest:
         samples: of sound that are used, at the audio's own rate.
         notes: what is to be told of the inputs, and every difference between what was asked and this, a sentence each.
         clip_blocks: as in `Request`.
+        first_block: the number of its first block; not 0 where it continues another video.
         pose: whether it follows a pose video.
     """
 
@@ -282,6 +286,7 @@ class ResolvedRequest:
     samples: int
     notes: tuple[str, ...]
     clip_blocks: int = CLIP_BLOCKS
+    first_block: int = 0
     pose: bool = False
 
     @property
@@ -325,12 +330,13 @@ def resolve(
     used = sample_count(request, samples, rate)
     frames = frame_count(used, rate)
     drop = _ORIGINAL_DROP if request.lead == "original" else 0
+    blocks = -(-(frames + drop) // BLOCK_FRAMES)
     seed = secrets.randbits(63) if request.seed == -1 else request.seed
     resolved = ResolvedRequest(
         width=width,
         height=height,
-        frames=frames,
-        blocks=-(-(frames + drop) // BLOCK_FRAMES),
+        frames=blocks * BLOCK_FRAMES if request.keep_state else frames,
+        blocks=blocks,
         drop=drop,
         steps=request.steps,
         seed=seed,
@@ -379,6 +385,10 @@ def check_request(request: Request) -> None:
         raise RequestError(
             f"{shown(seconds)} seconds of video cannot be made.",
             f"Ask for at least {MIN_SOUND_SECONDS} seconds, or leave it out to use all of the sound.",
+        )
+    if request.keep_state and request.lead == "original":
+        raise RequestError(
+            "A video whose first 3 frames are dropped, as published, cannot be continued.", "Use --lead sync."
         )
     if not isinstance(request.prompt, str | None):
         raise _wrong_type("prompt", request.prompt, "a text")
@@ -502,6 +512,8 @@ def _notes(
         notes.append(
             f"{resolved.blocks} whole blocks make {made} frames; {resolved.frames} are kept, as long as the sound"
         )
+    if request.keep_state and (silent := made / FPS - resolved.seconds) > 1 / FPS:
+        notes.append(f"the video ends with a whole block, {silent:.2f} s after the sound, so that it can be continued")
     if request.seconds is not None and request.seconds > sound_seconds + 1e-6:
         notes.append(f"{request.seconds:g} s were asked for, but the sound ends after {sound_seconds:.2f} s")
     if request.prompt is None:

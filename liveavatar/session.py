@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from .config import BLOCK_LATENTS
 from .encoders.audio import BlockFeatures
+from .errors import Cancelled
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
 from .pose import PoseLatents
 from .request import ResolvedRequest, SinkDistance
 from .stage import Changes
+from .stage_state import SavedTensors
 from .streams import Decoder, FrameStream, LatentStream
 from .task_graph import BlockGate
+from .vae.decoding import CONTEXT_LATENTS
+from .weights.writing import LazyTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Conditioning:
         prompt: prompt features [n, text_dim].
         audio: features of every block.
         changes: of prompt (features) and portrait, on the way.
+        before: latents [16, 3 n, h, w] of the blocks before the first, which its decoder has to have seen; None: there
+            are none.
         pose: of every block; None where no pose is followed.
     """
 
@@ -45,6 +54,7 @@ class Conditioning:
     prompt: torch.Tensor
     audio: BlockFeatures
     changes: Changes = dataclasses.field(default_factory=Changes)
+    before: torch.Tensor | None = None
     pose: PoseLatents | None = None
 
 
@@ -57,17 +67,37 @@ class VideoTask:
         conditioning: of what.
         distance: where the reference stands at each block.
         gate: lets blocks in whose number is not known beforehand; None: there are as many as was resolved.
+        start: what the blocks before the first one have left (see `stage_state`); the reference in the conditioning is
+            the first latent frame of block 0 then. None: there are none before.
+        keep_state: whether the engine keeps what the blocks leave, for `Engine.take_state`.
+        stop: once it is set, no further block is begun; those that have begun are finished.
     """
 
     resolved: ResolvedRequest
     conditioning: Conditioning
     distance: SinkDistance
     gate: BlockGate | None = None
+    start: SavedTensors | None = None
+    keep_state: bool = False
+    stop: threading.Event | None = None
 
     @property
     def blocks(self) -> int | None:
-        """How many there are; None where that is not known."""
-        return self.resolved.blocks if self.gate is None else None
+        """The number of the last block and one; None where that is not known."""
+        return self.resolved.first_block + self.resolved.blocks if self.gate is None else None
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineState:
+    """What a run has left in the stages.
+
+    Attributes:
+        block: the number of the next block.
+        tensors: of all stages (see `stage_state`), read from them when they are written.
+    """
+
+    block: int
+    tensors: Mapping[str, LazyTensor]
 
 
 class Engine(Protocol):
@@ -95,6 +125,11 @@ class Engine(Protocol):
 
     def stage_seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage in the latest run."""
+        ...
+
+    def take_state(self) -> EngineState | None:
+        """What the latest run has left, where its job wanted that and every block that had begun was finished. The
+        engine keeps it no longer."""
         ...
 
     def release(self) -> None:
@@ -128,6 +163,7 @@ class Session:
         self.engine, self.job, self.open_decoder, self.callback = engine, job, open_decoder, callback
         self.decode_seconds = 0.0
         self._latest = Event(GENERATING)
+        self._keeper: LatentKeeper | None = None
         self.latents = LatentStream(job.resolved.blocks, self._run, spool_dir)
 
     @property
@@ -141,6 +177,15 @@ class Session:
         """The video, decoded by somebody else."""
         resolved = self.job.resolved
         return FrameStream(self.latents, lambda: self._decoder(open_decoder), resolved.frames, resolved.drop)
+
+    def take_state(self) -> EngineState | None:
+        """What the latest run has left, with what its decoder has to see again: complete, but for the prompt. None
+        where `VideoTask.keep_state` was not set, or blocks that had begun were not finished; the second time, too."""
+        left, keeper = self.engine.take_state(), self._keeper
+        if left is None or keeper is None:
+            return None
+        motion = LazyTensor.of(self.job.conditioning.motion)
+        return EngineState(left.block, {"motion": motion, **keeper.tensors(), **left.tensors})
 
     def close(self) -> None:
         """Stop the work and remove what was spooled."""
@@ -158,7 +203,13 @@ class Session:
     def _run(self) -> Iterator[torch.Tensor]:
         # A run that kept the session would keep the stream, which could then not end it when both are forgotten.
         me = weakref.proxy(self)
-        return self.engine.run(self.job, lambda event: me._on_engine_event(event))
+        latents = self.engine.run(self.job, lambda event: me._on_engine_event(event))
+        if not self.job.keep_state:
+            return latents
+        if self.job.stop is not None:
+            self.job.stop.clear()
+        self._keeper = LatentKeeper(self.job)
+        return self._keeper.passing(latents)
 
     def _on_engine_event(self, event: Event) -> None:
         if not event.notice:
@@ -174,6 +225,9 @@ class Session:
         if self.latents.produced == self.latents.blocks:
             self._latest = Event(GENERATING)  # what is replayed is no task of that run
         decode = open_decoder(self.job.conditioning.motion, self._on_decoder_event)
+        if (before := self.job.conditioning.before) is not None:
+            for block in before.split(BLOCK_LATENTS, 1):
+                decode(block)
 
         def timed(latents: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()
@@ -182,6 +236,42 @@ class Session:
             return pixels
 
         return timed
+
+
+class LatentKeeper:
+    """Of the latents of a run, those that a video which continues it needs.
+
+    Args:
+        job: of the run.
+    """
+
+    def __init__(self, job: VideoTask):
+        given = job.conditioning
+        before = () if given.before is None else given.before.split(BLOCK_LATENTS, 1)
+        self._recent = deque(before, maxlen=CONTEXT_LATENTS)
+        self._first_frame = None if job.start is None else given.reference
+        self._left, self._stop = job.resolved.blocks, job.stop
+
+    def passing(self, latents: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The blocks as they come.
+
+        Raises:
+            Cancelled: the work was stopped before the last one.
+        """
+        with contextlib.closing(latents):  # type: ignore[type-var]
+            for block in latents:
+                self._recent.append(block)
+                self._first_frame = block[:, :1].clone() if self._first_frame is None else self._first_frame
+                self._left -= 1
+                yield block
+        if self._left and self._stop is not None and self._stop.is_set():
+            raise Cancelled("The video was cancelled.", "It can be continued from its state.")
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """By their names in a state; there is at least one block."""
+        assert self._first_frame is not None
+        kept = {"first_frame": self._first_frame, "latents": torch.cat(list(self._recent), 1)}
+        return {name: LazyTensor.of(tensor) for name, tensor in kept.items()}
 
 
 @contextlib.contextmanager

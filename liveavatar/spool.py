@@ -175,6 +175,53 @@ class Spool:
         self._chunks = []
 
 
+class SlotFile:
+    """Equally shaped float32 arrays by number, in an unnamed file that uses the room of forgotten ones again.
+
+    Not thread-safe.
+
+    Raises:
+        OutputError: the temporary folder cannot take them; of `put`, too.
+    """
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile(_no_room)
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+        self._shape: tuple[int, ...] = ()
+        self.nbytes = 0
+        """Of the file."""
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def put(self, number: int, values: np.ndarray) -> None:
+        """Keep an array."""
+        self._shape = values.shape
+        slot = self._free.pop() if self._free else len(self._slots)
+        self._file.write(slot * values.nbytes, np.ascontiguousarray(values, np.float32))
+        self.nbytes = max(self.nbytes, (slot + 1) * values.nbytes)
+        self._slots[number] = slot
+
+    def get(self, number: int) -> np.ndarray:
+        """An array that is kept.
+
+        Raises:
+            KeyError: it is not.
+        """
+        values = np.empty(self._shape, np.float32)
+        self._file.read_into(self._slots[number] * values.nbytes, values)
+        return values
+
+    def forget(self, before: int) -> None:
+        """Let go of the arrays of smaller numbers."""
+        self._free += [self._slots.pop(number) for number in [n for n in self._slots if n < before]]
+
+    def close(self) -> None:
+        """Remove the file. May be called again."""
+        self._file.close()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """A stretch of a spool that lies in a file. Slicing reads nothing; `numpy.asarray` of a slice reads it.

@@ -125,7 +125,7 @@ def task_count(
 ) -> int:
     """Tasks of a video from block `first` on: every block at every step in every part, and the prefills of its sink
     versions."""
-    versions = 0 if first else 1 + renews_sink(blocks, clip_blocks, portraits)
+    versions = (not first) + (first <= clip_blocks and renews_sink(blocks, clip_blocks, portraits))
     versions += sum(first <= start < blocks for start in portraits)
     prefills = versions * partition.stages
     return (blocks - first) * (partition.last_step + 1) * len(partition.layer_shards) + prefills
@@ -134,6 +134,15 @@ def task_count(
 def is_first(task: Task) -> bool:
     """Whether no task comes before it: it takes up noise, or an image."""
     return task.shard == 0 and (task.step == 0 if isinstance(task, Denoise) else task.version != 1)
+
+
+def first_prefills(
+    partition: Partition, block: int, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()
+) -> tuple[Prefill, ...]:
+    """The prefills that begin with a block: of the first image with block 0, whose prompt they attend to, and of
+    another one with the block from which it holds."""
+    versions = [0] * (block == 0) + [sink_version(block, clip_blocks, portraits)] * (block in portraits)
+    return tuple(Prefill(version, group, 0) for version in versions for group in range(len(partition.step_groups)))
 
 
 def renews_sink(blocks: int | None, clip_blocks: int = CLIP_BLOCKS, portraits: Sequence[int] = ()) -> bool:
@@ -200,7 +209,8 @@ def paced_order(
         partition: who owns what.
         blocks: how many blocks the video has; None: as many as the gate lets in.
         cost: virtual duration of a task; by default its share of the layers.
-        first: the block to begin with: 0, or beyond the first clip, where the stages hold all that blocks before left.
+        first: the block to begin with; where it is not 0, the stages hold all that blocks before left. Within the first
+            clip the sink is then renewed at once, and the inputs of that are there.
         clip_blocks: blocks of a clip; the first block of the second clip waits for the sink that block 0 renews.
         gate: asked before a block is admitted. It is waited for only when there is nothing else to do, and what runs
             meanwhile runs in an order of its own, with the same numbers.
@@ -227,8 +237,6 @@ class _PacedSchedule:
         gate: BlockGate,
         portraits: Sequence[int],
     ):
-        if 0 < first <= clip_blocks:
-            raise ValueError(f"Block {first} cannot come first: the sink is renewed before block {clip_blocks}.")
         self.partition, self.cost, self.first, self.clip_blocks, self.gate = partition, cost, first, clip_blocks, gate
         self.portraits = portraits
         self.total = blocks
@@ -249,8 +257,9 @@ class _PacedSchedule:
 
     def play(self) -> Iterator[Start]:
         now, finished = 0.0, self.first
-        for group in range(0 if self.first else self.groups):
-            self._wait(Prefill(0, group, 0))
+        if self.first and self.first <= self.clip_blocks and renews_sink(self.total, self.clip_blocks, self.portraits):
+            for group in range(self.groups):
+                self._wait(Prefill(1, group, 0))
         while finished != self.total:
             if self._may_admit(now):
                 self._admit()
@@ -264,10 +273,8 @@ class _PacedSchedule:
 
     def _admit(self) -> None:
         block = self.admitted
-        if block in self.portraits:
-            version = sink_version(block, self.clip_blocks, self.portraits)
-            for group in range(self.groups):
-                self._wait(Prefill(version, group, 0))
+        for prefill in first_prefills(self.partition, block, self.clip_blocks, self.portraits):
+            self._wait(prefill)
         self.waiting[block] = Denoise(block, 0, 0)
         self.admitted += 1
         self.open += 1
@@ -290,7 +297,7 @@ class _PacedSchedule:
         return min(times)
 
     def _start_ready(self, now: float) -> Iterator[Start]:
-        ready = sorted((t for t in self.waiting.values() if self._ready(t)), key=_priority)
+        ready = sorted((t for t in self.waiting.values() if self._ready(t)), key=priority)
         for task in ready:
             stage = self.partition.stage_of(task)
             if stage not in self.idle:
@@ -340,7 +347,9 @@ def _owner(task: Task, groups: int) -> int:
     return task.block if isinstance(task, Denoise) else -1 - task.group - task.version * groups
 
 
-def _priority(task: Task) -> tuple[int, int, int]:
+def priority(task: Task) -> tuple[int, int, int]:
+    """Among the tasks that are ready a stage takes the one that is smallest by this: a prefill, then the earlier step,
+    then the older block."""
     return (0, task.version, task.group) if isinstance(task, Prefill) else (1, task.step, task.block)
 
 

@@ -36,6 +36,11 @@ class Timeline(Generic[T]):
         self._values.append(value)  # first, so that whoever sees the start finds the value
         self.starts.append(block)
 
+    def skip(self, block: int) -> None:
+        """Count a change at a block whose value nobody will ask for."""
+        self._values.append(None)
+        self.starts.append(block)
+
     def version(self, block: int) -> int:
         """How many changes there were up to and including a block."""
         return bisect.bisect_right(self.starts, block)
@@ -50,6 +55,24 @@ class Timeline(Generic[T]):
         if value is None:
             raise ValueError(f"Version {version} is forgotten.")
         return value
+
+    def holding(self, block: int, first: T) -> T:
+        """The value that holds at a block; `first` before the first change.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        version = self.version(block)
+        return self.value(version) if version else first
+
+    def beginning(self, block: int) -> T | None:
+        """The value that begins to hold at a block; None where none does.
+
+        Raises:
+            ValueError: it is forgotten.
+        """
+        version = self.version(block)
+        return self.value(version) if version and self.starts[version - 1] == block else None
 
     def forget(self, block: int) -> None:
         """Let go of the values that hold at no block from this one on; it is not asked for them again."""

@@ -17,6 +17,7 @@ from .lora import LoRA
 from .plan import Plan
 from .sample import Sample
 from .sampler import Sampler
+from .state import LoadState, SaveState
 from .text import TextEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -32,6 +33,8 @@ NODES: list[type[io.ComfyNode]] = [
     Sample,
     LoRA,
     AudioList,
+    SaveState,
+    LoadState,
 ]
 
 

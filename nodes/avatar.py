@@ -88,7 +88,7 @@ class Avatar(io.ComfyNode):
         request = Request(size=size, prompt=prompt, steps=steps, seed=seed, seconds=seconds or None)
         pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
-            followed = model.pose_source(convert.pose_source(pose))
+            followed = convert.pose_source(pose)
             planned = model.plan(
                 request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate, pose=followed
             )

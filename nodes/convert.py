@@ -259,14 +259,14 @@ class CoreAudioEncoder:
         """Width of a hidden state."""
         return int(self._model.encoder.layer_norm.weight.shape[0])
 
-    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
-        """Normalised 16 kHz samples [n] -> hidden states [features, channels]."""
+    def states(self, samples: np.ndarray, rows: slice = slice(None)) -> list[torch.Tensor]:
+        """Normalised 16 kHz samples [n] -> these rows of the hidden states [features, channels]."""
         from .patcher import load_core_model
 
         load_core_model(self._encoder.patcher)
         values = torch.from_numpy(np.ascontiguousarray(samples))[None].to(self._encoder.load_device)
         features = self._model.feature_projection(self._model.feature_extractor(values))
-        return [state[0].float() for state in self._model.encoder(features)[1]]
+        return [state[0][rows].float() for state in self._model.encoder(features)[1]]
 
 
 def core_audio_encoder(audio_encoder: Any) -> CoreAudioEncoder:

@@ -29,8 +29,9 @@ from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
 from ..liveavatar.model.attention_backends import set_host_kernel
-from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob, receipt_text
+from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from ..liveavatar.placement import Placement, all_devices, devices_named
+from ..liveavatar.receipt import receipt_text
 from ..liveavatar.task_graph import Denoise
 from . import paths
 from .patcher import manage
@@ -278,7 +279,7 @@ class NodeProgress:
         busy = None if event.stage is None else plan.stages[event.stage].device
         names = dict.fromkeys([*(s.device for s in plan.stages), plan.vae_device])
         return numbers | {
-            "block": task.block + 1 if task else 1,
+            "block": task.block - resolved.first_block + 1 if task else 1,
             "step": task.step + 1 if task else 0,
             "frames": event.frames,
             "seconds_ready": event.frames / FPS,

@@ -10,7 +10,8 @@ from typing import Any
 import folder_paths
 
 from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_tiny, load_vae, open_components
-from ..liveavatar.errors import LiveAvatarError, MissingFilesError
+from ..liveavatar.errors import LiveAvatarError, MissingFilesError, StateError
+from ..liveavatar.video_state import VideoState, is_state
 from ..liveavatar.weights.folder import find_model, inspect_model
 from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
 from ..liveavatar.weights.places import FULL_VAE, PLACES, TINY_VAE, is_named_like
@@ -23,6 +24,8 @@ MINIATURE = "miniature (comes along)"
 AUTOMATIC = "automatic"
 VAE_WORDS = (TINY_VAE, FULL_VAE)
 OWN_CATEGORY = "liveavatar"
+NO_STATE = "none"
+_STATE_SUFFIX = ".safetensors"
 _FOLDER_CATEGORIES = (OWN_CATEGORY, "diffusion_models", "diffusers")
 
 
@@ -44,6 +47,50 @@ def files(category: str) -> list[str]:
 def temporary_folder() -> Path:
     """Where ComfyUI keeps what need not stay."""
     return Path(folder_paths.get_temp_directory())
+
+
+def state_folder() -> Path:
+    """Where states of videos are saved and found."""
+    return Path(folder_paths.get_output_directory()) / OWN_CATEGORY
+
+
+def new_state(prefix: str) -> Path:
+    """A name for a state that is not taken yet; its folder is made."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(state_folder()))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / f"{name}_{counter:05}_{_STATE_SUFFIX}"
+
+
+def states() -> list[str]:
+    """Names of the states that were saved, after the choice of none."""
+    folder = state_folder()
+    found = folder.rglob(f"*{_STATE_SUFFIX}") if folder.is_dir() else ()
+    return [NO_STATE, *sorted(path.relative_to(folder).as_posix() for path in found if is_state(path))]
+
+
+def open_state(name: str) -> VideoState | None:
+    """The state of a name; nothing where none is wanted.
+
+    Raises:
+        StateError: no such state.
+    """
+    if name == NO_STATE:
+        return None
+    if fault := state_fault(name):
+        raise StateError(fault, "Choose one of the list; press R to read it anew.")
+    return VideoState(state_folder() / name)
+
+
+def state_fault(name: str) -> str:
+    """What is wrong with the name of a state; "" where nothing is."""
+    known = name in states()
+    return "" if known else f"There is no state {name} in the folder {OWN_CATEGORY} of the output folder."
+
+
+def state_fingerprint(name: str) -> str:
+    """Changes with the file of a state."""
+    path = state_folder() / name
+    return f"{path.stat().st_mtime_ns} {path.stat().st_size}" if name != NO_STATE and path.is_file() else ""
 
 
 def lora_choices() -> list[str]:

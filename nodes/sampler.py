@@ -14,6 +14,7 @@ from .schema import (
     AudioSocket,
     LatentsSocket,
     ModelSocket,
+    StateSocket,
     advanced,
     mask_input,
     pose_input,
@@ -23,6 +24,7 @@ from .schema import (
     steps_input,
     supported,
 )
+from .state import state_of
 from .words import refused_in_widgets
 
 
@@ -75,6 +77,21 @@ class Sampler(io.ComfyNode):
                     )
                 ),
                 mask_input(),
+                advanced(
+                    io.Boolean.Input(
+                        "keep_state",
+                        default=False,
+                        optional=True,
+                        tooltip="Keep what another Sampler needs to continue this video. It ends with a whole block "
+                        "then, up to 0.48 s after the sound.",
+                    )
+                ),
+                StateSocket.Input(
+                    "state",
+                    optional=True,
+                    tooltip="Of another Sampler whose keep_state is on, or from Load State: this video continues that "
+                    "one, with its portrait and seed, as if it had never ended.",
+                ),
                 pose_input(),
                 advanced(
                     io.Combo.Input(
@@ -90,7 +107,10 @@ class Sampler(io.ComfyNode):
             outputs=[
                 LatentsSocket.Output(
                     display_name="latents", tooltip="A stream for Streaming VAE Decode, or for Latents to LATENT."
-                )
+                ),
+                StateSocket.Output(
+                    display_name="state", tooltip="With keep_state, for a Sampler that continues it, or for Save State."
+                ),
             ],
             **supported(search_aliases=["talking head", "lip sync", "s2v", "avatar", "live avatar sampler"]),
         )
@@ -114,6 +134,8 @@ class Sampler(io.ComfyNode):
         sink: str,
         sink_distance: int,
         mask: Any = None,
+        keep_state: bool = False,
+        state: Any = None,
         pose: Any = None,
         pose_end: PoseEnd = "hold",
     ) -> io.NodeOutput:
@@ -121,9 +143,18 @@ class Sampler(io.ComfyNode):
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
         context, prompt = convert.prompt_embedding(positive, model.config), convert.prompt_of(positive)
         request = Request(
-            size=size, prompt=prompt, steps=steps, seed=seed, fit=fit, sink_distance=distance, pose_end=pose_end
+            size=size,
+            prompt=prompt,
+            steps=steps,
+            seed=seed,
+            fit=fit,
+            sink_distance=distance,
+            keep_state=keep_state,
+            pose_end=pose_end,
         )
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            return io.NodeOutput(model.prepare(request, pixels, audio, context, notes, pose=convert.pose_source(pose)))
+            followed = convert.pose_source(pose)
+            job = model.prepare(request, pixels, audio, context, notes, state_of(state), pose=followed)
+            return io.NodeOutput(job, job)

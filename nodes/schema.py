@@ -17,6 +17,7 @@ ModelSocket = io.Custom("LIVEAVATAR_MODEL")
 AudioSocket = io.Custom("LIVEAVATAR_AUDIO")
 LatentsSocket = io.Custom("LIVEAVATAR_LATENTS")
 LoRAsSocket = io.Custom("LIVEAVATAR_LORAS")
+StateSocket = io.Custom("LIVEAVATAR_STATE")
 
 SINKS = ("drawn from the seed", "fixed")
 

@@ -16,6 +16,7 @@ _WIDGETS = {
     **{f"--{name}": name.replace("-", "_") for name in ("kv-dtype", "kv-offload", "offload-text-kv", "offload-layers")},
     **{f"--{name}": name.replace("-", "_") for name in ("vram-cap", "host-ram", "allow-smaller", "vae-tiles")},
     **{f"--{name}": name.replace("-", "_") for name in ("text-encoder", "audio-encoder")},
+    "--save-state": "Save State",
     "--gpus": "cards",
     "--engine ray": "engine worker processes",
     "--engine local": "engine this process",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 AUDIO = ("wav", "mp3", "ogg", "m4a", "flac")
@@ -105,6 +107,30 @@ def tensor_file() -> bytes:
 
     tensors = {f"layer.{i}.weight": torch.ones(4, 6, dtype=dtype) for i, dtype in enumerate(_dtypes())}
     return bytes(save(tensors, {"format": "pt", "alpha": "8"}))
+
+
+@functools.cache
+def state_file() -> bytes:
+    """The state of a video of two blocks of 64x64, all zeros, of a network whose fingerprint is "network"."""
+    import torch
+
+    from liveavatar.config import BLOCK_LATENTS, MOTION_LATENTS, UNTRAINED
+    from liveavatar.request import SinkDistance
+    from liveavatar.stage_state import state_shapes
+    from liveavatar.video_state import StateInfo, write_state
+    from liveavatar.weights.writing import LazyTensor
+
+    info = StateInfo(
+        2, "untrained", "network", 64, 64, 1, 4, 3, SinkDistance(), "A person.", 0, (), "float32", 1, "plain", "plain"
+    )
+    shapes = dict(state_shapes(UNTRAINED, 1, 4, 16, 2, "plain"))
+    shapes |= {"first_frame": (16, 1, 8, 8), "motion": (16, MOTION_LATENTS, 8, 8)}
+    shapes |= {"latents": (16, 2 * BLOCK_LATENTS, 8, 8)}
+    shapes |= dict.fromkeys(("prompt", "first_prompt"), (3, UNTRAINED.text_dim))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        write_state(path, info, {name: LazyTensor.of(torch.zeros(shape)) for name, shape in shapes.items()})
+        return path.read_bytes()
 
 
 @functools.cache

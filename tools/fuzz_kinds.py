@@ -22,7 +22,17 @@ from typing import Any
 
 from liveavatar.errors import LiveAvatarError
 
-from .fuzz_corpus import AUDIO, IMAGES, TENSORS, audio_file, image_files, pickled_files, tensor_file, video_file
+from .fuzz_corpus import (
+    AUDIO,
+    IMAGES,
+    TENSORS,
+    audio_file,
+    image_files,
+    pickled_files,
+    state_file,
+    tensor_file,
+    video_file,
+)
 from .fuzz_mutations import mutated_bytes, mutated_json
 from .fuzz_requests import call_pipeline, plan_placement, plan_with_options
 
@@ -79,6 +89,27 @@ def _safetensors(rng: random.Random, folder: Path) -> None:
     for key in keys:
         source.read(key)
     list(source.zeros(keys))
+
+
+def _tail(rng: random.Random, folder: Path) -> None:
+    from liveavatar.media.last_frames import read_last_frames
+
+    path = _written(folder / "before.mp4", mutated_bytes(rng, video_file(), [video_file()]))
+    assert read_last_frames(path, 73).frames.ndim == 4
+
+
+def _state(rng: random.Random, folder: Path) -> None:
+    from liveavatar.config import UNTRAINED
+    from liveavatar.request import Request
+    from liveavatar.video_state import VideoState
+
+    content = state_file()
+    content = _with_header(rng, content) if rng.random() < 0.6 else mutated_bytes(rng, content, [content])
+    state = VideoState(_written(folder / "a.state", content))
+    state.check(UNTRAINED, "network", "untrained")
+    state.info.request_for(Request(size="64x64"))
+    for name in state.keys():  # noqa: SIM118
+        state.read(name)
 
 
 def _pickled(rng: random.Random, folder: Path) -> None:
@@ -179,6 +210,8 @@ KINDS: Mapping[str, Callable[[random.Random, Path], None]] = {
     **{ending: _audio(ending) for ending in AUDIO},
     **{ending: _image(ending) for ending in IMAGES},
     "mp4": _video,
+    "tail": _tail,
+    "state": _state,
     "pose": _pose,
     "safetensors": _safetensors,
     "pickle": _pickled,

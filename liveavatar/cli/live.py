@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import ipaddress
 import secrets
 import sys
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
+from .backends import add_worker_arguments, backend_of, check_worker_options
 from .demo import ASSETS
-from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
+from .options import add_request_arguments, check_placement_options, parts_of, request_of
 from .parser import whole_number
 from .terminal import REFUSED, say, say_error
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..live.server import LiveServer
 
 PORT = 8030
-_UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync", "engine": "local"}
+_UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync"}
 """Options of videos that a live talk does not have, with what they are where they were not given."""
 
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     add_request_arguments(parser)
+    add_worker_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_of(arguments)
     check_placement_options(arguments)
     check_request(request)
+    check_worker_options(arguments)
     _check(arguments)
     from ..live.server import LiveServer
     from ..media.image import read_image
@@ -56,12 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     token = arguments.token if arguments.token is not None else "" if local else secrets.token_urlsafe(16)
     try:
         image = read_image(Path(arguments.image or ASSETS / "portrait.png"))
-        pipeline = LiveAvatarPipeline.from_pretrained(
-            arguments.model, placement=placement_of(arguments), **parts_of(arguments)
-        )
-        pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
-        server = LiveServer(pipeline, image, dataclasses.replace(request, seconds=None), token, tuple(arguments.origin))
-        asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
+        with backend_of(arguments) as backend:
+            pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
+            pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
+            server = LiveServer(pipeline, image, request, token, tuple(arguments.origin))
+            asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
     except LiveAvatarError as error:
         say_error(error)
         return REFUSED

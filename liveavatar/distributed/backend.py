@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from ..errors import PlanError
 from ..events import Callback, ignore
 from ..placement import Placement
 from ..planner import Plan
-from ..session import VideoTask
+from ..session import EngineState, VideoTask
 from .cluster import LOCAL, check_address, ray_module
 from .cluster_token import checked_token
 from .encoders import RayEncoders, only_local
@@ -77,6 +78,10 @@ class RayEngine:
         """Busy seconds of each stage in the latest run."""
         return self._video.seconds if self._video else (0.0,) * len(self.plan.stages)
 
+    def take_state(self) -> EngineState | None:
+        """See `Engine`; there is none."""
+        return None
+
     def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
 
@@ -88,20 +93,25 @@ class RayEngine:
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
-            PlanError: its length is open, or its prompt or portrait changes.
+            PlanError: it continues another video, or shall be continued.
         """
-        changes = job.conditioning.changes
-        if job.gate is not None or len(changes.prompts) or len(changes.portraits):
-            raise only_local("A video of open length, or with changes of prompt or portrait,")
+        if job.start is not None or job.keep_state:
+            raise only_local("To continue a video, or to keep what that needs,")
         ticket = self._jobs.acquire(callback)
+        video = None
         try:
             self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)
-            for block in range(job.resolved.blocks):
+            for block in itertools.count() if job.blocks is None else range(job.blocks):
                 if not ticket.is_current:
                     raise superseded()
                 ticket.thread = threading.current_thread()
-                yield video.next_latent(block, callback)
+                latent = video.next_latent(block, callback)
+                if latent is None:
+                    break
+                yield latent
         finally:
+            if video is not None:
+                video.close()
             if ticket.is_current:
                 self.pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
                 self.pool.remove_snapshots()

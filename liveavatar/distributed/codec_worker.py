@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..codec import ExecConfig, LocalEncoders
-from ..encoders.audio import AudioFeatures, Tail
+from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
 from ..errors import Cancelled
 from ..events import Event
 from ..spool import Spool
@@ -28,8 +28,8 @@ _log = logging.getLogger("liveavatar.worker")
 class CodecWorker(BaseWorker):
     """Encoders and VAE of one model at a time, and the decoders that are open.
 
-    Methods are called from several threads of Ray. Whatever computes does so alone; `audio_progress` and `close_audio`
-    answer meanwhile.
+    Methods are called from several threads of Ray. Whatever computes does so alone, but for a prompt or an image that
+    is encoded: a live talk goes on meanwhile. `audio_progress` and `close_audio` answer at any time.
 
     Args:
         log: the file that its output goes to.
@@ -37,23 +37,26 @@ class CodecWorker(BaseWorker):
 
     def __init__(self, log: str) -> None:
         super().__init__(log)
-        self._alone = threading.Lock()
+        self._alone, self._encoding = threading.Lock(), threading.Lock()
         self._opened: tuple[ModelSpec, ExecConfig] | None = None
         self._codec: LocalEncoders | None = None
         self._decoders: dict[int, Decoder] = {}
         self._audio: dict[int, _AudioJob] = {}
+        self._audio_encoders: dict[int, AudioEncoder] = {}
 
     def open(self, model: ModelSpec, exec_config: ExecConfig) -> None:
         """Open a model for the calls that follow; nothing is loaded yet."""
         with self._alone:
             if self._opened != (model, exec_config):
                 self._decoders.clear()
+                self._audio_encoders.clear()
                 self._codec = LocalEncoders(model.open(), exec_config)
                 self._opened = (model, exec_config)
 
     def encode_prompt(self, prompt: str) -> torch.Tensor:
         """See `Encoders.encode_prompt`."""
-        return self._compute(lambda codec: codec.encode_prompt(prompt))
+        with self._encoding:
+            return self._the_codec.encode_prompt(prompt)
 
     def load_vae(self) -> int:
         """Have the VAE; its bytes."""
@@ -63,7 +66,13 @@ class CodecWorker(BaseWorker):
 
     def encode_image(self, pixels: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.encode_image`."""
-        return self._compute(lambda codec: codec.encode_image(pixels, tiles=tiles))
+        self._compute(lambda codec: codec.load_vae())
+        with self._encoding:
+            return self._the_codec.encode_image(pixels, tiles=tiles)
+
+    def encode_motion(self, pixels: torch.Tensor, tiles: Tiles) -> torch.Tensor:
+        """See `Encoders.encode_motion`."""
+        return self._compute(lambda codec: codec.encode_motion(pixels, tiles=tiles))
 
     def latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Encoders.latent_scale`."""
@@ -102,6 +111,23 @@ class CodecWorker(BaseWorker):
         audio = self._audio.pop(number, None)
         if audio is not None:
             audio.stopped = True
+
+    # -- audio encoders, by number --
+
+    def open_audio_encoder(self, number: int) -> tuple[int, int]:
+        """Load an audio encoder; the layers and channels of its states."""
+        encoder = self._audio_encoders[number] = self._compute(lambda codec: codec.audio_encoder())
+        return encoder.layers, encoder.channels
+
+    def audio_states(self, number: int, samples: np.ndarray, first: int, stop: int) -> list[torch.Tensor]:
+        """Rows `first` to `stop` of what an audio encoder makes of samples; see `AudioEncoder.states`."""
+        encoder = self._audio_encoders[number]
+        with self._alone, self._the_codec.exec_config.active():
+            return [state.float().cpu() for state in encoder.states(samples, slice(first, stop))]
+
+    def close_audio_encoder(self, number: int) -> None:
+        """Let an audio encoder go."""
+        self._audio_encoders.pop(number, None)
 
     # -- decoders, by number --
 

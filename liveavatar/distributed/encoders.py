@@ -14,7 +14,7 @@ import torch
 from ..codec import ExecConfig, LatentScale
 from ..components import Components
 from ..config import BLOCK_FRAMES
-from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
+from ..encoders.audio import ALL_ROWS, AudioEncoder, AudioFeatures, Tail, feature_count
 from ..errors import PlanError
 from ..events import (
     ENCODING_AUDIO,
@@ -94,8 +94,9 @@ class RayEncoders:
             self._worker.call_async("close_audio", number)
 
     def audio_encoder(self, callback: Callback = ignore) -> AudioEncoder:
-        """Not to be had: it lives in the worker."""
-        raise only_local("Live talk")
+        """See `Encoders`; it stays in the worker. A worker that is lost is replaced, with the same numbers."""
+        _Heartbeat(callback, ENCODING_AUDIO)
+        return _RemoteAudioEncoder(self._worker, self.exec_config, self._open, callback)
 
     def load_vae(self, callback: Callback = ignore) -> None:
         """See `Encoders`."""
@@ -111,6 +112,13 @@ class RayEncoders:
         reference, motion = self._call("encode the image", heartbeat, "encode_image", pixels, tiles)
         heartbeat.set_share(1.0)
         return reference, motion
+
+    def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
+        """See `Encoders`."""
+        motion: torch.Tensor = self._call(
+            "encode the video", _Heartbeat(callback, ENCODING_IMAGE), "encode_motion", pixels, tiles
+        )
+        return motion
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; a worker that is lost is replaced, with the same frames."""
@@ -164,7 +172,60 @@ class _Heartbeat:
         self()
 
 
-class _RemoteDecoder:
+class _RemotePart:
+    """A part of the model in the codec worker; one that is lost is replaced, as often as workers may be.
+
+    Args:
+        handle: of the worker.
+        exec_config: where it works.
+        have_worker: has one that has opened the model.
+        callback: called with a notice of every worker that was replaced, and again and again while one works.
+    """
+
+    def __init__(
+        self, handle: CodecWorkerHandle, exec_config: ExecConfig, have_worker: Callable[[], None], callback: Callback
+    ):
+        self._handle, self._place, self._have_worker, self._callback = handle, exec_config, have_worker, callback
+        self._number, self._restarts, self._done = next(_numbers), Restarts(handle.limits.restarts), 0
+        """Of the part in the worker; how often that may be replaced; blocks that are done."""
+        self._worker: WorkerHandle | None = None
+
+    def _begin(self) -> None:
+        """Have the part in a worker that does not have it yet."""
+        self._have_worker()
+        self._open()
+        self._worker = self._handle.worker
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _next(self, doing: str, name: str, *given: Any) -> Any:
+        """What the worker makes of the next block."""
+        while True:
+            try:
+                if self._handle.worker is None or self._handle.worker is not self._worker:
+                    self._begin()
+                result = self._call(doing, name, *given)
+            except WorkerError as error:
+                if not self._restarts.allow(error, self._done):
+                    raise
+                _log.warning("%s It is replaced.", error)
+                text = f"{error.what.rstrip('.')}; it was replaced, going on from block {self._done}."
+                self._callback(notice_event(text))
+                continue
+            self._done += 1
+            return result
+
+    def _heartbeat(self) -> None:
+        self._callback(Event(GENERATING))
+
+    def _call(self, doing: str, name: str, *given: Any) -> Any:
+        return self._handle.call(
+            self._place, doing, self._handle.limits.deadline, self._heartbeat, name, self._number, *given
+        )
+
+
+class _RemoteDecoder(_RemotePart):
     """One video being decoded, with the latents that a new worker would need to go on."""
 
     def __init__(
@@ -176,48 +237,45 @@ class _RemoteDecoder:
         tiles: Tiles,
         callback: Callback,
     ):
-        self._handle, self._place, self._have_worker = handle, exec_config, have_worker
-        self._motion, self._tiles, self._callback = motion, tiles, callback
+        super().__init__(handle, exec_config, have_worker, callback)
+        self._motion, self._tiles = motion, tiles
         self._recent: deque[torch.Tensor] = deque(maxlen=CONTEXT_LATENTS)
-        self._number, self._restarts, self._decoded = next(_numbers), Restarts(handle.limits.restarts), 0
-        self._worker: WorkerHandle | None = None
         self._begin()
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        while True:
-            try:
-                self._restore()
-                pixels = torch.from_numpy(self._call("decode", latents))
-            except WorkerError as error:
-                if not self._restarts.allow(error, self._decoded):
-                    raise
-                _log.warning("%s It is replaced.", error)
-                text = f"{error.what.rstrip('.')}; it was replaced, going on from block {self._decoded}."
-                self._callback(notice_event(text))
-                continue
-            self._recent.append(latents)
-            self._decoded += 1
-            return pixels
+        pixels = torch.from_numpy(self._next("decode", "decode", latents))
+        self._recent.append(latents)
+        return pixels
 
     def __del__(self) -> None:
         self._handle.call_async("close_decoder", self._number)
 
-    def _begin(self) -> None:
-        self._have_worker()
-        self._call("open_decoder", self._motion, self._tiles)
-        self._worker = self._handle.worker
+    def _open(self) -> None:
+        """Open the decoder, and decode again what its state depends on."""
+        self._call("decode", "open_decoder", self._motion, self._tiles)
+        for latents in self._recent:
+            self._call("decode", "decode", latents)
 
-    def _restore(self) -> None:
-        """Open the decoder in a worker that does not have it yet, and decode again what its state depends on."""
-        if self._handle.worker is None or self._handle.worker is not self._worker:
-            self._begin()
-            for latents in self._recent:
-                self._call("decode", latents)
 
-    def _heartbeat(self) -> None:
-        self._callback(Event(GENERATING))
+class _RemoteAudioEncoder(_RemotePart):
+    """The audio encoder in the codec worker (see `liveavatar.encoders.audio.AudioEncoder`); it has no state."""
 
-    def _call(self, name: str, *given: Any) -> Any:
-        return self._handle.call(
-            self._place, "decode", self._handle.limits.deadline, self._heartbeat, name, self._number, *given
-        )
+    layers = channels = 0
+
+    def __init__(
+        self, handle: CodecWorkerHandle, exec_config: ExecConfig, have_worker: Callable[[], None], callback: Callback
+    ):
+        super().__init__(handle, exec_config, have_worker, callback)
+        self._begin()
+
+    def states(self, samples: np.ndarray, rows: slice = ALL_ROWS) -> list[torch.Tensor]:
+        """See `AudioEncoder`; only the rows that are wanted travel."""
+        first, stop, _ = rows.indices(feature_count(len(samples)))
+        states: list[torch.Tensor] = self._next("encode the audio", "audio_states", samples, first, stop)
+        return states
+
+    def __del__(self) -> None:
+        self._handle.call_async("close_audio_encoder", self._number)
+
+    def _open(self) -> None:
+        self.layers, self.channels = self._call("encode the audio", "open_audio_encoder")

@@ -15,20 +15,25 @@ import torch
 
 from .. import compiler
 from ..errors import LiveAvatarError
-from ..events import GENERATING, Callback, Event, notice_event
+from ..events import GENERATING, HEARTBEAT_SECONDS, Callback, Event, notice_event
 from ..noise_schedule import NoiseSchedule
 from ..planner import Plan
 from ..session import VideoTask
+from ..stage import Portrait
 from ..task_graph import task_count
 from . import ray_compat
+from .block_source import BlockSource
 from .pool import PROBE_AFTER_SECONDS, WorkerPool
 from .queue import PauseFlag
-from .snapshots import latest_common
+from .snapshots import NUM_KEPT, latest_common
 from .wire import ModelSpec, RunSpec, WorkerEvents, WorkerFault
 from .worker_handle import Restarts, WorkerError, WorkerHandle
 
 _EVENTS_SECONDS = 1.0
 """A worker without events answers after this time."""
+_POLL_SECONDS = 0.5
+_GATE_SECONDS = 0.02
+"""Between two questions whether a block may begin, of an open number."""
 _SECOND_HAND_SECONDS = 3.0
 """How long the cause is waited for when all that is known is that a link broke."""
 
@@ -79,6 +84,7 @@ class RunMonitor:
     Args:
         pool, workers: whose worker processes.
         plan, job: what they run.
+        source: of its blocks.
         beginning: number, first block and folder of the run.
         received: gets the blocks.
         pause: holds further blocks back.
@@ -90,24 +96,28 @@ class RunMonitor:
         workers: list[WorkerHandle],
         plan: Plan,
         job: VideoTask,
+        source: BlockSource,
         beginning: RunStart,
         received: ReceivedBlocks,
         pause: PauseFlag,
     ):
         self._pool, self._workers, self._plan, self._job, self._beginning = pool, workers, plan, job, beginning
-        self._blocks, self._received, self._pause = job.resolved.blocks, received, pause
+        self._source, self._received, self._pause = source, received, pause
         self._allowed = self._next = beginning.first
         self._seconds = [0.0] * len(workers)
         self._events: dict[Any, int] = {}
         """Stages whose events were requested, by the reference of their answer."""
         self._requested = [0.0] * len(workers)
-        self._audio_refs: dict[Any, int] = {}
-        """Blocks whose audio is being embedded, by the reference of the answer."""
+        self._embedding: dict[Any, int] = {}
+        """Blocks whose audio and prompt are being embedded, by the reference of the answer."""
+        self._snapshots: dict[int, tuple[int, ...]] = {}
+        """By stage: boundaries of its complete snapshots."""
         self._lost_link: tuple[float, int, str] | None = None
         """Time, stage and words of a broken link whose cause is not known yet."""
-        clip_blocks = job.resolved.clip_blocks
-        self._total = task_count(plan.partition, self._blocks, clip_blocks=clip_blocks)
-        self._tasks = self._total - task_count(plan.partition, self._blocks, beginning.first, clip_blocks)
+        clip_blocks, portraits, first = job.resolved.clip_blocks, source.portraits, beginning.first
+        self._total = task_count(plan.partition, job.blocks, 0, clip_blocks, portraits) if job.blocks else 0
+        self._tasks = task_count(plan.partition, first, 0, clip_blocks, portraits) if first else 0
+        self._called = time.monotonic()
         self._begin()
 
     @property
@@ -115,42 +125,80 @@ class RunMonitor:
         """Busy seconds of each stage."""
         return tuple(self._seconds)
 
-    def next_latent(self, block: int, callback: Callback) -> torch.Tensor:
-        """Block number `block`, in order; with the last one all tasks are done and reported.
+    def next_latent(self, block: int, callback: Callback) -> torch.Tensor | None:
+        """Block number `block`, in order; with the last one of a known number all tasks are done and reported. None:
+        there is no such block.
 
-        While the pause holds back what it needs, `callback` is called with that.
+        While the pause holds back what it needs, `callback` is called with that; while the gate does, with the latest
+        progress.
 
         Raises:
             WorkerError: a worker was lost, hung or failed.
         """
-        last = block == self._blocks - 1
-        # As many blocks as there are stages are at work at once; two more may wait for the caller.
-        wanted = min(self._blocks, block + self._plan.partition.stages + 2)
         while True:
             if not self._pause.on:
-                self._allow(wanted)
-            if self._received and not (last and self._tasks < self._total):
-                break
-            if self._allowed < wanted:
+                self._allow(block)
+            if self._is_there(block):
+                return self._received.pop()
+            if block == self._source.total:
+                return None
+            if self._pause.on and self._allowed < self._limit(block):
                 self._pause.notify(callback)
-            self._poll(callback)
-        return self._received.pop()
+            self._wait(block, callback)
+
+    def _is_there(self, block: int) -> bool:
+        """Whether a block has come in, and if it is the last one, all tasks with it."""
+        last = self._job.blocks == block + 1
+        return bool(self._received) and not (last and self._tasks < self._total)
+
+    def _limit(self, block: int) -> int:
+        """How many blocks may have begun while the caller waits for `block`.
+
+        As many blocks as there are stages are at work at once, and one is begun as another ends; one more may wait for
+        the caller. With one less, grids of stages fall short of their pace where the number of blocks is open.
+        """
+        limit = min(block, self._next) + self._plan.partition.stages + 2
+        return limit if self._source.total is None else min(limit, self._source.total)
+
+    def _wait(self, block: int, callback: Callback) -> None:
+        """Wait a moment for answers, and for the gate where it is open."""
+        if self._source.total is not None or self._pause.on or self._allowed >= self._limit(block):
+            self._poll(callback, _POLL_SECONDS)
+        elif self._allowed > self._next:
+            self._poll(callback, _GATE_SECONDS)
+        else:  # nothing is under way: workers are asked now and then whether they live
+            self._wait_for_gate(HEARTBEAT_SECONDS)
+            self._poll(callback, 0.0)
+        if self._source.is_open and time.monotonic() - self._called > HEARTBEAT_SECONDS:
+            self._call(callback, Event(GENERATING, self._tasks, self._total))
+
+    def _wait_for_gate(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._source.has(self._allowed) and time.monotonic() < until and self._source.total is None:
+            time.sleep(_GATE_SECONDS)
+
+    def _call(self, callback: Callback, event: Event) -> None:
+        self._called = time.monotonic()
+        callback(event)
 
     def _begin(self) -> None:
         resolved, material, distance = self._job.resolved, self._job.conditioning, self._job.distance
-        schedule = NoiseSchedule.flow_matching(resolved.steps)
-        conditions = self._workers[0].call("embed", _own(material.prompt), [*schedule.timesteps, 0.0])
+        schedule, first = NoiseSchedule.flow_matching(resolved.steps), self._beginning.first
+        prompt = self._source.prompt_before(first)
+        conditions = self._workers[0].call("embed", _own(prompt), [*schedule.timesteps, 0.0])
         # Handed on only when it is there, so that a worker is never kept waiting by another.
         self._pool.gather(self._plan, {0: conditions}, self._pool.limits.deadline, "embed the prompt")
+        portraits = () if self._source.is_open else tuple(b for b in self._source.portraits if b >= first)
         begun = {}
         for stage, worker in enumerate(self._workers):
             spec = RunSpec(
                 run=self._beginning.number,
                 stage=stage,
                 partition=self._plan.partition,
-                blocks=self._blocks,
+                blocks=self._job.blocks,
+                portraits=portraits,
                 clip_blocks=resolved.clip_blocks,
-                first=self._beginning.first,
+                first=first,
                 snapshot_blocks=self._plan.snapshot_blocks,
                 folder=self._beginning.folder,
                 seed=resolved.seed,
@@ -172,35 +220,40 @@ class RunMonitor:
         self._requested[stage] = time.monotonic()
         self._events[self._workers[stage].call("events", _EVENTS_SECONDS)] = stage
 
-    def _allow(self, blocks: int) -> None:
-        """Let the first so many blocks be worked on."""
-        for block in range(self._allowed, blocks):
-            features = self._job.conditioning.audio.block(block)
-            self._audio_refs[self._workers[0].call("embed_audio", features)] = block
-        self._allowed = max(self._allowed, blocks)
+    def _allow(self, block: int) -> None:
+        """Let further blocks be worked on while the caller waits for `block`."""
+        while self._allowed < self._limit(block) and self._source.has(self._allowed):
+            prompt = self._source.prompt(self._allowed)
+            context = None if prompt is None else _own(prompt)
+            ref = self._workers[0].call("embed_block", self._source.features(self._allowed), context)
+            self._embedding[ref] = self._allowed
+            self._allowed += 1
 
-    def _poll(self, callback: Callback) -> None:
-        """Wait a moment for answers and act on them."""
-        owing = [*self._events, *self._audio_refs]
+    def _poll(self, callback: Callback, seconds: float) -> None:
+        """Wait so long for answers and act on them."""
+        owing = [*self._events, *self._embedding]
         if owing:
-            done = ray_compat.wait(owing, 0.5)
+            done = ray_compat.wait(owing, seconds)
         else:
             done = []
-            time.sleep(0.1)
+            time.sleep(min(seconds, 0.1))
         for ref in done:
-            if ref in self._audio_refs:
-                self._distribute_audio(self._audio_refs.pop(ref), ref)
+            if ref in self._embedding:
+                self._distribute(self._embedding.pop(ref), ref)
             else:
                 self._handle_events(self._events.pop(ref), ref, callback)
         self._check_silence()
 
-    def _distribute_audio(self, block: int, ref: Any) -> None:
-        """Send the embedded audio of a block to all stages, which allows the block."""
+    def _distribute(self, block: int, ref: Any) -> None:
+        """Send what a block is made of to all stages, which allows the block."""
         kind, value = self._pool.result(self._plan, 0, ref)
         if kind != "ok":
             raise self._pool.worker_lost(self._plan, 0, f"failed: {value[0]}", value[1])
+        portrait = self._source.portrait(block)
+        if portrait is not None:
+            portrait = Portrait(_own(portrait.reference), _own(portrait.motion))
         for worker in self._workers:
-            worker.call("allow", self._beginning.number, block, ref)
+            worker.call("allow", self._beginning.number, block, ref, portrait)
 
     def _handle_events(self, stage: int, ref: Any, callback: Callback) -> None:
         kind, value = self._pool.result(self._plan, stage, ref)
@@ -213,6 +266,7 @@ class RunMonitor:
         for latent in events.latents:
             self._received.add(self._next, latent)
             self._next += 1
+        self._forget_old(stage, events.snapshots)
         if events.fault is not None:
             self._handle_fault(stage, events.fault)
         elif events.state in ("stopped", "idle"):
@@ -222,7 +276,16 @@ class RunMonitor:
             raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
         for task in events.tasks:
             self._tasks += 1
-            callback(Event(GENERATING, self._tasks, self._total, task=task, stage=stage))
+            self._call(callback, Event(GENERATING, self._tasks, self._total, task=task, stage=stage))
+
+    def _forget_old(self, stage: int, snapshots: tuple[int, ...]) -> None:
+        """Let the blocks go with which no run will begin: two boundaries that all stages have are enough."""
+        if self._snapshots.get(stage) != snapshots:
+            self._snapshots[stage] = snapshots
+            if len(self._snapshots) == len(self._workers):
+                common = set.intersection(*map(set, self._snapshots.values()))
+                usable = sorted(b for b in common if b <= self._received.count)
+                self._source.forget(usable[-NUM_KEPT] if len(usable) >= NUM_KEPT else 0)
 
     def _handle_fault(self, stage: int, fault: WorkerFault) -> None:
         if fault.kind == "link":
@@ -263,6 +326,9 @@ def superseded() -> LiveAvatarError:
 
 _numbers = itertools.count(1)
 """Of videos and runs, in this process."""
+_KEPT_INTERVALS = 4
+"""Intervals between snapshots of which blocks are kept, because some snapshots may fail, or come late."""
+_LEAST_KEPT = 64
 _log = logging.getLogger(__name__)
 
 
@@ -281,6 +347,7 @@ class VideoRun:
     def __init__(self, pool: WorkerPool, plan: Plan, model: ModelSpec, job: VideoTask, pause: PauseFlag):
         self._pool, self._plan, self._model, self._job, self._pause = pool, plan, model, job, pause
         self._received, self._restarts = ReceivedBlocks(), Restarts(pool.limits.restarts)
+        self._source = BlockSource(job, max(_LEAST_KEPT, _KEPT_INTERVALS * plan.snapshot_blocks))
         self._run: RunMonitor | None = None
         self._folder = ""
         self._lost: list[WorkerError] = []
@@ -293,11 +360,16 @@ class VideoRun:
         """Busy seconds of each stage."""
         return _sums(self._seconds, self._run.seconds) if self._run else self._seconds
 
-    def next_latent(self, block: int, callback: Callback) -> torch.Tensor:
-        """Block number `block`, in order; with the last one all tasks are done and reported.
+    def close(self) -> None:
+        """Let go of what was kept of its blocks."""
+        self._source.close()
+
+    def next_latent(self, block: int, callback: Callback) -> torch.Tensor | None:
+        """Block number `block`, in order; see `RunMonitor.next_latent`.
 
         Raises:
-            WorkerError: a worker failed, or was lost and may not be replaced.
+            WorkerError: a worker failed, or was lost and may not be replaced; or what would have to be computed again
+                is forgotten.
         """
         while True:
             try:
@@ -305,7 +377,8 @@ class VideoRun:
                 return run.next_latent(block, callback)
             except WorkerError as error:
                 self._seconds, self._run = self.seconds, None
-                if not self._restarts.allow(error, delivered=block):
+                # One of no stage came from the gate, where other workers may have been at work.
+                if error.stage < 0 or not self._restarts.allow(error, delivered=block):
                     raise
                 _log.warning("A worker is replaced: %s", error)
                 self._lost.append(error)
@@ -316,8 +389,12 @@ class VideoRun:
         if not self._folder or Path(self._folder).parent != self._pool.resources.folder:  # with Ray, it is a new one
             self._folder = self._pool.open_folder(number)
         first = self._latest_boundary(workers) if self._lost else 0
+        if first < self._source.oldest:
+            raise self._lost[-1]
         beginning = RunStart(number, first, self._folder)
-        self._run = RunMonitor(self._pool, workers, self._plan, self._job, beginning, self._received, self._pause)
+        self._run = RunMonitor(
+            self._pool, workers, self._plan, self._job, self._source, beginning, self._received, self._pause
+        )
         lost, self._lost = self._lost, []
         for error in lost:
             callback(notice_event(f"{error.what.rstrip('.')}; it was replaced, going on from block {first}."))

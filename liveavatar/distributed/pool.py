@@ -189,6 +189,7 @@ class CodecWorkerHandle:
     def __init__(self, limits: FaultLimits, resources: PoolResources):
         self.limits, self.resources = limits, resources
         self._used = time.monotonic()
+        self._opening = threading.Lock()  # live, one thread encodes a prompt while another decodes
 
     @property
     def worker(self) -> WorkerHandle | None:
@@ -220,14 +221,15 @@ class CodecWorkerHandle:
             PlanError: there is no such machine or device.
             LiveAvatarError: the model is not where the worker is.
         """
-        worker = self.worker
-        if worker is None or worker.device != exec_config.device:
-            worker = self._start(exec_config, heartbeat)
-        if worker.opened != (model, exec_config):
-            worker.loaded_bytes = {}
-            there = dataclasses.replace(exec_config, device=DeviceName.parse(exec_config.device).device)
-            self.call(exec_config, "open the model", LOAD_TIMEOUT_SECONDS, heartbeat, "open", model, there)
-            worker.opened = (model, exec_config)
+        with self._opening:
+            worker = self.worker
+            if worker is None or worker.device != exec_config.device:
+                worker = self._start(exec_config, heartbeat)
+            if worker.opened != (model, exec_config):
+                worker.loaded_bytes = {}
+                there = dataclasses.replace(exec_config, device=DeviceName.parse(exec_config.device).device)
+                self.call(exec_config, "open the model", LOAD_TIMEOUT_SECONDS, heartbeat, "open", model, there)
+                worker.opened = (model, exec_config)
 
     def load_vae(self, exec_config: ExecConfig, heartbeat: Heartbeat) -> None:
         """Have the VAE loaded."""
@@ -248,21 +250,21 @@ class CodecWorkerHandle:
         """
         worker = self.worker
         if worker is None:
-            raise self._worker_lost(exec_config, "was given back")
+            raise self._worker_lost(worker, exec_config, "was given back")
         ref, since = worker.call(name, *given), time.monotonic()
         while not ray_compat.wait([ref], _POLL_SECONDS):
             heartbeat()
             waited = time.monotonic() - since
             if waited > PROBE_AFTER_SECONDS and not worker.is_reachable:
-                raise self._worker_lost(exec_config, MACHINE_LOST, replaceable=False)
+                raise self._worker_lost(worker, exec_config, MACHINE_LOST, replaceable=False)
             if waited > seconds:
-                raise self._worker_lost(exec_config, f"could not {doing} within {seconds:.0f} s")
+                raise self._worker_lost(worker, exec_config, f"could not {doing} within {seconds:.0f} s")
         self._used = time.monotonic()
         try:
             kind, value = answer(ref)
         except ray_compat.import_ray().exceptions.RayError as error:
             loss = loss_from(error)
-            raise self._worker_lost(exec_config, loss.happened, loss.nearest, loss.replaceable) from None
+            raise self._worker_lost(worker, exec_config, loss.happened, loss.nearest, loss.replaceable) from None
         if kind == "refused":
             raise LiveAvatarError(*value)
         if kind != "ok":
@@ -291,17 +293,22 @@ class CodecWorkerHandle:
         worker.device = exec_config.device
         handshake: Handshake = self.call(exec_config, "start", START_TIMEOUT_SECONDS, heartbeat, "handshake")
         if problem := handshake.incompatibility():
-            raise self._worker_lost(exec_config, problem, replaceable=False)
+            raise self._worker_lost(worker, exec_config, problem, replaceable=False)
         worker.handshake = handshake
         self.resources.record_workers()
         return worker
 
     def _worker_lost(
-        self, exec_config: ExecConfig, happened: str, nearest: str = START_ANEW, replaceable: bool = True
+        self,
+        worker: WorkerHandle | None,
+        exec_config: ExecConfig,
+        happened: str,
+        nearest: str = START_ANEW,
+        replaceable: bool = True,
     ) -> WorkerError:
-        worker = self.worker
         lines = worker.log_lines() if worker and worker.is_reachable else []
-        self.resources.stop_worker(CODEC)
+        if worker is self.worker:  # else another thread has replaced it already
+            self.resources.stop_worker(CODEC)
         return WorkerError(
             f"{_named(exec_config)} {happened}.", f"{nearest}{log_tail_text(lines)}", replaceable=replaceable
         )

@@ -1,8 +1,9 @@
 """Snapshots of a stage between two blocks, as files, so that a worker that replaces it goes on from there.
 
 A snapshot at boundary b is all that the blocks before b left: for every step of the stage its KV caches, saved when
-block b - 1 has passed them and before block b does, and the second version of the sink, which never changes. Stages
-save while the pipeline runs, each at its own time; no stage waits for another, and only a thread waits for the disk.
+block b - 1 has passed them and before block b does, and the version of the sink that block b - 1 attends to, which
+never changes. Stages save while the pipeline runs, each at its own time; no stage waits for another, and only a thread
+waits for the disk.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..utils import format_bytes
 NUM_KEPT = 2
 """Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
 _SINK = 1
-"""The version that is in use at every boundary."""
+"""The version as which a sink comes back: a run that begins beyond the first clip counts from there on."""
 _SINK_PART = "sink"
 _RESERVE = 2
 """Snapshots that disk and memory must have room for before one is begun, because other stages need them too."""
@@ -50,11 +51,14 @@ class Snapshots:
     def __init__(self, folder: Path, steps: range, first: int = 0):
         self._folder, self._steps = folder, steps
         self._wanted: dict[int, bool] = {}
-        """Boundaries of which something was to be saved, and whether there was room."""
+        """Boundaries that not all steps have passed, and whether there was room for them."""
+        self._passed = dict.fromkeys(steps, first)
+        """By step: the latest boundary that was to be saved."""
         self._missing: dict[int, int] = {}
         """Boundaries that are being written, and how many files they still lack; like what follows the thread's own."""
-        self._complete = [b for b in complete_in(folder, steps) if b <= first]
+        self._complete = tuple(b for b in complete_in(folder, steps) if b <= first)
         self._failed: set[int] = set()
+        """Boundaries that could not be written, and that some step may not have passed."""
         self._usable = self._make_folder()
         self._clean()
         self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
@@ -66,6 +70,11 @@ class Snapshots:
         """Files to be written, about."""
         return self._to_write.qsize()
 
+    @property
+    def complete(self) -> tuple[int, ...]:
+        """Boundaries of the snapshots that are whole, ascending."""
+        return self._complete
+
     def restore(self, boundary: int, stage: Stage) -> None:
         """Give a new stage what one like it held at a boundary.
 
@@ -76,14 +85,23 @@ class Snapshots:
         for step in self._steps:
             stage.restore_kv_caches(step, _read(_file(self._folder, boundary, str(step))))
 
-    def save(self, boundary: int, step: int, stage: Stage) -> None:
-        """Copy what a step holds now; it is written soon."""
+    def save(self, boundary: int, step: int, stage: Stage, sink: int = _SINK) -> None:
+        """Copy what a step holds now; it is written soon.
+
+        Args:
+            boundary, step: of which; boundaries rise.
+            stage: holds it.
+            sink: the version that the block before the boundary attends to.
+        """
         if boundary not in self._wanted:
             self._wanted[boundary] = self._has_room(boundary, stage)
             if self._wanted[boundary]:
-                self._to_write.put((boundary, _SINK_PART, stage.save_sink(_SINK)))
+                self._to_write.put((boundary, _SINK_PART, stage.save_sink(sink)))
         if self._wanted[boundary]:
             self._to_write.put((boundary, str(step), stage.save_kv_caches(step)))
+        self._passed[step] = boundary
+        for old in [b for b in self._wanted if b <= min(self._passed.values())]:
+            del self._wanted[old]
 
     def close(self) -> None:
         """Return when all that was saved is written."""
@@ -145,7 +163,8 @@ class Snapshots:
         if missing > 1:
             self._missing[boundary] = missing - 1
         else:
-            self._complete = [*self._complete, boundary][-NUM_KEPT:]
+            self._complete = (*self._complete, boundary)[-NUM_KEPT:]
+            self._failed = {b for b in self._failed if b > boundary}
             self._clean()
 
     def _clean(self) -> None:

@@ -1,4 +1,4 @@
-"""One run of one stage in its worker: inputs come in by their task, tasks run in the paced order, outputs go out."""
+"""One run of one stage in its worker: inputs come in by their task, tasks run in their order, outputs go out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ..model.layer import AudioTokens, LayerOps
+from ..model.layer import LayerOps
 from ..model.transformer import CausalS2VTransformer, TimestepEmbedding
 from ..planner import snapshot_due
 from ..session import cpu_threads
-from ..stage import InitialInputs, Stage, StageConditioning, StageInput
-from ..task_graph import Denoise, Task, ends_block, followers, is_first
+from ..stage import Stage, StageConditioning, StageInput
+from ..task_graph import Denoise, Task, ends_block, followers, sink_version
 from .links import ABORT, END, Link, ReceiveThread, SendThread
 from .snapshots import Snapshots, stage_folder
-from .topology import own_tasks
+from .task_queue import BlockInput, TaskQueue
 from .wire import (
     LoadSpec,
     RunSpec,
@@ -59,11 +59,8 @@ class StageRun:
         self._steps = self.partition.step_groups[spec.stage // len(self.partition.layer_shards)]
         self._net, self._ops, self._text, self._time = net, ops, text, time
         self._device, self._dtype = torch.device(load_spec.device), getattr(torch, load_spec.dtype)
-        self._initial = InitialInputs(spec.reference, spec.seed, spec.size, self._dtype, spec.clip_blocks)
         self._changed = threading.Condition()
-        self._inputs: dict[Task, StageInput] = {}
-        self._audio: dict[int, AudioTokens] = {}
-        """Of the blocks that are allowed."""
+        self._queue = TaskQueue(spec, self._steps, self._dtype)
         self._tasks: list[Task] = []
         self._latents: list[torch.Tensor] = []
         self._seconds = self._started = 0.0
@@ -79,10 +76,10 @@ class StageRun:
 
     # -- called by the worker --
 
-    def allow(self, block: int, audio: AudioTokens) -> None:
-        """Allow a block, with its embedded audio."""
+    def allow(self, block: int, block_input: BlockInput) -> None:
+        """Allow a block, with what it is made of."""
         with self._changed:
-            self._audio[block] = audio
+            self._queue.allow(block, block_input)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -112,8 +109,9 @@ class StageRun:
             tasks, self._tasks = self._tasks, []
             latents, self._latents = self._latents, []
             busy = time.monotonic() - self._started if self._started else 0.0
+            kept = () if self._snapshots is None else self._snapshots.complete
             state = self._state()
-            return WorkerEvents(state, tuple(tasks), tuple(latents), self._seconds, busy, self._fault)
+            return WorkerEvents(state, tuple(tasks), tuple(latents), self._seconds, busy, self._fault, kept)
 
     def stats(self) -> tuple[str, int, float]:
         """State, tasks run, and seconds busy with them."""
@@ -127,7 +125,7 @@ class StageRun:
 
     def _receive(self, task: Task, inputs: StageInput) -> None:
         with self._changed:
-            self._inputs[task] = inputs
+            self._queue.receive(task, inputs)
             self._changed.notify_all()
 
     def _lose(self, error: BaseException) -> None:
@@ -150,7 +148,9 @@ class StageRun:
                 if self.spec.first and self._snapshots is not None:
                     self._snapshots.restore(self.spec.first, stage)
                     _log.info("going on from block %s", self.spec.first)
-                done = all(self._step(stage, task) for task in self._own_tasks())
+                while (taken := self._wait_for_task()) is not None:
+                    self._step(stage, *taken)
+                done = self._queue.finished
         except BaseException as error:
             fault = fault_from(error)
             if fault.kind != "refused":
@@ -160,14 +160,9 @@ class StageRun:
             out.finish(END if done else ABORT)
         with self._changed:
             self._started = 0.0
-            self._inputs.clear()
-            self._audio.clear()
+            self._queue.clear()
             self._running = False
             self._changed.notify_all()
-
-    def _own_tasks(self) -> Iterable[Task]:
-        o = self.spec
-        return own_tasks(self.partition, o.blocks, o.stage, o.first, o.clip_blocks)
 
     def _opened_snapshots(self) -> Snapshots | None:
         o = self.spec
@@ -179,7 +174,8 @@ class StageRun:
         if self._snapshots is None or not isinstance(task, Denoise):
             return
         if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks, o.clip_blocks):
-            self._snapshots.save(task.block + 1, task.step, stage)
+            sink = sink_version(task.block, o.clip_blocks, self._queue.portraits)
+            self._snapshots.save(task.block + 1, task.step, stage, sink)
 
     def _stage(self) -> Stage:
         o = self.spec
@@ -193,19 +189,15 @@ class StageRun:
             prompt=self._text,
             time=self._time,
             motion=o.motion,
-            audio=self._audio.__getitem__,
+            audio=self._queue.audio,
             clip_blocks=o.clip_blocks,
+            changes=self._queue.changes,
         )
         storage, work = self.load_spec.storage, self._ops
         return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work)
 
-    def _step(self, stage: Stage, task: Task) -> bool:
-        """Run one task when its input is there; False when the run was stopped."""
-        inputs = self._wait_for(task)
-        if inputs is None:
-            return False
-        with self._changed:
-            self._started = time.monotonic()
+    def _step(self, stage: Stage, task: Task, inputs: StageInput) -> None:
+        """Run a task, and hand on what it leaves."""
         left = stage.run(task, inputs)
         if self._device.type == "cuda":
             # Not the whole device: a transfer of a link may be on its way there, whose other end has gone.
@@ -214,34 +206,34 @@ class StageRun:
         self._send(task, left)
         self._save_snapshot(stage, task)
         with self._changed:
+            seconds = time.monotonic() - self._started
             self._done += 1
-            self._seconds += time.monotonic() - self._started
+            self._seconds += seconds
             self._started = 0.0
-            if isinstance(task, Denoise) and task.step == self._steps[-1]:
-                self._audio.pop(task.block)
+            self._queue.add_ended(task, seconds)
             if latent is not None:
                 self._latents.append(latent)
             self._tasks.append(task)
             self._changed.notify_all()
-        return True
 
-    def _wait_for(self, task: Task) -> StageInput | None:
+    def _wait_for_task(self) -> tuple[Task, StageInput] | None:
+        """The task to run now, with its input; None when all have run, or the run was stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._ready(task))
-            if self._stopped:
-                return None
-            return self._inputs.pop(task, None) or self._initial.stage_input(task)
-
-    def _ready(self, task: Task) -> bool:
-        if isinstance(task, Denoise) and task.block not in self._audio:
-            return False
-        return task in self._inputs or is_first(task)
+            while not self._stopped and not self._queue.finished:
+                now = time.monotonic()
+                task = self._queue.next_ready(now)
+                if task is not None:
+                    self._started = now
+                    return task, self._queue.take(task, now)
+                self._changed.wait(self._queue.seconds_to_begin(now))
+            return None
 
     def _send(self, task: Task, left: StageInput) -> None:
-        for follower in followers(self.partition, self.spec.blocks, task, self.spec.clip_blocks):
+        o = self.spec
+        for follower in followers(self.partition, o.blocks, task, o.clip_blocks, self._queue.portraits):
             to = self.partition.stage_of(follower)
             inputs = left.for_follower(task, follower)
-            if to == self.spec.stage:
+            if to == o.stage:
                 self._receive(follower, inputs)
             else:
                 self._out[to].put(follower, inputs)

@@ -11,10 +11,15 @@ from ..task_graph import Denoise, Partition, Prefill, Task, followers, paced_ord
 
 
 def own_tasks(
-    partition: Partition, blocks: int, stage: int, first: int = 0, clip_blocks: int = CLIP_BLOCKS
+    partition: Partition,
+    blocks: int,
+    stage: int,
+    first: int = 0,
+    clip_blocks: int = CLIP_BLOCKS,
+    portraits: Sequence[int] = (),
 ) -> Iterator[Task]:
-    """The tasks of one stage from block `first` on, in the order in which it runs them."""
-    order = paced_order(partition, blocks, first=first, clip_blocks=clip_blocks)
+    """The tasks of one stage from block `first` on, in the order in which it runs them; see `paced_order`."""
+    order = paced_order(partition, blocks, first=first, clip_blocks=clip_blocks, portraits=portraits)
     return (start.task for start in order if start.stage == stage)
 
 

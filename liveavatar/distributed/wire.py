@@ -26,6 +26,7 @@ from ..components import Components, FolderComponents
 from ..errors import LiveAvatarError, PlanError
 from ..noise_schedule import NoiseSchedule
 from ..request import SinkDistance
+from ..stage import Portrait
 from ..storage import StorageConfig
 from ..task_graph import Denoise, Partition, Prefill, Task
 from ..utils import OUT_OF_FILES_NEAREST, is_out_of_files
@@ -167,7 +168,9 @@ class RunSpec:
         run: number of the run; what is sent for another run is ignored.
         stage: its own number.
         partition: of all stages.
-        blocks, clip_blocks, seed: of the video.
+        blocks: of the video; None where nobody knows how many there will be: it ends when it is stopped.
+        portraits: blocks from `first` on at which another portrait begins, where they are known beforehand.
+        clip_blocks, seed: of the video.
         first: the block to begin with: 0, or one of which all stages have kept a snapshot.
         snapshot_blocks: as in the plan.
         folder: where all stages keep their snapshots.
@@ -182,7 +185,8 @@ class RunSpec:
     run: int
     stage: int
     partition: Partition
-    blocks: int
+    blocks: int | None
+    portraits: tuple[int, ...]
     clip_blocks: int
     first: int
     snapshot_blocks: int
@@ -208,6 +212,7 @@ class WorkerEvents:
         seconds: the stage was busy in this run.
         busy: seconds that the present task has taken; 0 between tasks.
         fault: what ended the run; None for nothing.
+        snapshots: boundaries of its complete snapshots, ascending.
     """
 
     state: str
@@ -216,6 +221,7 @@ class WorkerEvents:
     seconds: float
     busy: float
     fault: WorkerFault | None
+    snapshots: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +264,7 @@ _TYPES = {
     kind.__name__: kind
     for kind in (
         *(Handshake, ModelSpec, LoadSpec, RunSpec, WorkerEvents, WorkerStats, WorkerFault),
-        *(Denoise, Prefill, Partition, LinkSpec, NoiseSchedule, SinkDistance, StorageConfig, ExecConfig),
+        *(Denoise, Prefill, Partition, LinkSpec, Portrait, NoiseSchedule, SinkDistance, StorageConfig, ExecConfig),
     )
 }
 _TENSORS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)

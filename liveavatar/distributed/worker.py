@@ -25,12 +25,14 @@ from ..model.transformer import EMBEDDERS, CausalS2VTransformer, ModelSlice, Tim
 from ..offload.host_weights import HostWeightCache, remove_unused
 from ..offload.streams import limit_device_memory
 from ..session import cpu_threads
+from ..stage import Portrait
 from ..storage import StorageConfig, embedder_storage
 from . import cluster
 from .links import Link
 from .registry import last_lines
 from .snapshots import complete_in, remove, stage_folder
 from .stage_run import StageRun
+from .task_queue import BlockInput
 from .topology import LinkSpec
 from .wire import Handshake, LoadSpec, ModelSpec, RunSpec, WorkerEvents, WorkerStats
 
@@ -205,11 +207,19 @@ class StageWorker(BaseWorker):
             time = net.embed_timesteps(timesteps)
             return net.embed_text(context).cpu(), time.head.cpu(), time.layers.cpu()
 
-    def embed_audio(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Embedded audio of a block, from its features [audio_layers, audio_dim, 12], for all stages."""
+    def embed_block(
+        self, features: torch.Tensor, context: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Embedded audio of a block for all stages, and the embedded prompt that holds from it on, if one does.
+
+        Args:
+            features: of the audio [audio_layers, audio_dim, 12].
+            context: features of the prompt [n, text_dim].
+        """
         with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
-            audio = self._embedders().embed_audio(features[None])
-            return audio.frame.cpu(), audio.tokens.cpu()
+            net = self._embedders()
+            audio, text = net.embed_audio(features[None]), None if context is None else net.embed_text(context).cpu()
+            return audio.frame.cpu(), audio.tokens.cpu(), text
 
     def complete_snapshots(self, folder: str, stage: int, steps: tuple[int, int]) -> tuple[int, ...]:
         """The boundaries at which this machine has whole snapshots of a stage, whoever wrote them."""
@@ -225,14 +235,22 @@ class StageWorker(BaseWorker):
         text, head, layers = conditioning
         incoming = [link for (_, to), link in self._links.items() if to == self._number]
         outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
-        _log.info("run %s: %s blocks of %sx%s", spec.run, spec.blocks, spec.size[1] * 8, spec.size[0] * 8)
+        blocks = "an open number of" if spec.blocks is None else spec.blocks
+        _log.info("run %s: %s blocks of %sx%s", spec.run, blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
         self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing)
 
-    def allow(self, run: int, block: int, audio: tuple[torch.Tensor, ...]) -> None:
-        """Allow a block of this run, with its embedded audio."""
+    def allow(
+        self,
+        run: int,
+        block: int,
+        embedded: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        portrait: Portrait | None,
+    ) -> None:
+        """Allow a block of this run, with what `embed_block` gave, and the portrait that holds from it on."""
         if self._run is not None and self._run.spec.run == run:
-            self._run.allow(block, AudioTokens(*audio))
+            frame, tokens, prompt = embedded
+            self._run.allow(block, BlockInput(AudioTokens(frame, tokens), prompt, portrait))
 
     def events(self, wait: float) -> WorkerEvents:
         """See `StageRun.events`."""

@@ -165,6 +165,30 @@ class AudioFeatures:
             self._spool.close()
 
 
+class ShiftedFeatures:
+    """Features of a video that continues another one: its blocks are counted from the other's.
+
+    Args:
+        features: of its own sound.
+        first_block: the number of its first block.
+    """
+
+    def __init__(self, features: BlockFeatures, first_block: int):
+        self._features, self._first_block = features, first_block
+        self.layers, self.channels = features.layers, features.channels
+
+    def block(self, b: int) -> torch.Tensor:
+        """See `BlockFeatures`."""
+        return self._features.block(b - self._first_block)
+
+    def close(self) -> None:
+        """See `BlockFeatures`."""
+        self._features.close()
+
+
+ALL_ROWS = slice(None)
+
+
 class AudioEncoder(Protocol):
     """A wav2vec2 model, wherever it comes from.
 
@@ -178,8 +202,9 @@ class AudioEncoder(Protocol):
     @property
     def channels(self) -> int: ...
 
-    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
-        """Normalised 16 kHz samples [n] -> `layers` tensors [feature_count(n), channels]; see `hidden_states`."""
+    def states(self, samples: np.ndarray, rows: slice = ALL_ROWS) -> list[torch.Tensor]:
+        """Normalised 16 kHz samples [n] -> these rows of `layers` tensors [feature_count(n), channels]; see
+        `hidden_states`."""
         ...
 
 
@@ -196,9 +221,9 @@ class TransformersAudioEncoder:
         self.layers: int = model.config.num_hidden_layers + 1
         self.channels: int = model.config.hidden_size
 
-    def states(self, samples: np.ndarray) -> list[torch.Tensor]:
-        """See `hidden_states`."""
-        return hidden_states(self.model, samples)
+    def states(self, samples: np.ndarray, rows: slice = ALL_ROWS) -> list[torch.Tensor]:
+        """See `AudioEncoder`."""
+        return [state[rows] for state in hidden_states(self.model, samples)]
 
 
 def as_audio_encoder(model: Any) -> AudioEncoder:

@@ -32,11 +32,24 @@ from ..offload.host_weights import HostWeightCache, HostWeights
 from ..offload.layers import host_weights_of, load_offloaded, resident_bytes
 from ..offload.streams import AsyncHostTensor, limit_device_memory
 from ..planner import Plan, StagePlan
-from ..session import VideoTask, cpu_threads
+from ..session import EngineState, VideoTask, cpu_threads
 from ..stage import Changes, InitialInputs, Stage, StageConditioning, StageInput
+from ..stage_state import SavedTensors, restore_stage, stage_state
 from ..storage import PLAIN, StorageConfig, embedder_storage, weight_storage
-from ..task_graph import Partition, Task, ends_block, followers, is_first, paced_order, task_count
+from ..task_graph import (
+    BlockGate,
+    Denoise,
+    Partition,
+    Prefill,
+    Task,
+    ends_block,
+    followers,
+    is_first,
+    paced_order,
+    task_count,
+)
 from ..weights.load import TensorDevice, watched_reads
+from ..weights.writing import LazyTensor
 from .compile import CompiledLayers, compiled_notice, compiling_notice
 from .prefetch import PrefetchThread, all_on_accelerators
 
@@ -227,6 +240,8 @@ class LocalEngine:
         self._dtype: torch.dtype = getattr(torch, plan.dtype)
         self.models = models or ModelCache()
         self._timer = StageTimer(plan)
+        self._kept: _LocalRun | None = None
+        """The latest run, where its job wants what it leaves."""
 
     @property
     def loaded(self) -> bool:
@@ -305,25 +320,40 @@ class LocalEngine:
 
         Weights are loaded, and the callback is called, by whoever pulls.
         """
+        self._kept = None
         self.load(callback)
         self._timer = StageTimer(self.plan)
         make = functools.partial(self._latents, job)
         devices = (torch.device(stage.device) for stage in self.plan.stages)
         wait = _PatientWait(self._timer, callback)
         blocks = PrefetchThread(make, wait.on_event, devices) if self._prefetch else make(wait.on_event)
-        with contextlib.closing(blocks):
-            for latent in blocks:
-                yield wait.until_there(latent)
+        try:
+            with contextlib.closing(blocks):
+                for latent in blocks:
+                    yield wait.until_there(latent)
+        finally:
+            if self._kept is not None and self._kept.boundary is None:
+                self._kept = None
+
+    def take_state(self) -> EngineState | None:
+        """See `Engine`."""
+        run, self._kept = self._kept, None
+        if run is None or run.boundary is None:
+            return None
+        with self._inference():
+            return EngineState(run.boundary, run.state(run.boundary))
 
     def _latents(self, job: VideoTask, callback: Callback) -> Generator[AsyncHostTensor, None, None]:
         """The finished latents, on their way to the CPU."""
         with self._inference():
             run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
-        partition, clip_blocks = self.plan.partition, job.resolved.clip_blocks
+        if job.keep_state:
+            self._kept = run
+        partition, clip_blocks, first = self.plan.partition, job.resolved.clip_blocks, job.resolved.first_block
         portraits = job.conditioning.changes.portraits.starts
-        total = 0 if job.blocks is None else task_count(partition, job.blocks, 0, clip_blocks, portraits)
-        order = paced_order(partition, job.blocks, clip_blocks=clip_blocks, gate=job.gate, portraits=portraits)
-        for start in order:
+        total = 0 if job.blocks is None else task_count(partition, job.blocks, first, clip_blocks, portraits)
+        gate = job.gate if job.stop is None else _until_set(job.stop)
+        for start in paced_order(partition, job.blocks, None, first, clip_blocks, gate, portraits):
             with self._inference():
                 with self._timer.time(start.stage):
                     finished = run.run(start.task)
@@ -415,6 +445,11 @@ class LocalEngine:
         return self.models.get(self.components, device, model_slice, self._dtype, storage)
 
 
+def _until_set(stop: threading.Event) -> BlockGate:
+    """A gate that is open until then."""
+    return lambda block, wait: not stop.is_set()
+
+
 class _PatientWait:
     """Waits for latents that an accelerator still makes, and calls back meanwhile with the tasks it has finished.
 
@@ -457,11 +492,38 @@ class _LocalRun:
         reference, portraits = job.conditioning.reference, job.conditioning.changes.portraits
         self.initial = InitialInputs(reference, e.seed, e.latent_size, dtype, e.clip_blocks, portraits)
         self.inputs: dict[Task, StageInput] = {}
+        self.begun = self.ended = e.first_block
+        """One more than the number of the latest block."""
+        if job.start is not None:
+            self._restore(job.start, e.first_block)
+
+    @property
+    def boundary(self) -> int | None:
+        """The number of the next block, where all that have begun are finished; None where some are not, or none has
+        been made."""
+        return self.begun if self.begun == self.ended > 0 else None
+
+    def state(self, boundary: int) -> dict[str, LazyTensor]:
+        """What all stages hold at a boundary."""
+        parts = (stage_state(stage, boundary) for stage in self.stages)
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def _restore(self, saved: SavedTensors, boundary: int) -> None:
+        for stage in self.stages:
+            restore_stage(stage, boundary, saved)
+        if boundary <= self.clip_blocks:  # the sink is renewed again, if it was, from what block 0 left
+            first_frame = StageInput(self.initial.reference.to(self.initial.dtype))
+            self.inputs |= {Prefill(1, group, 0): first_frame for group in range(len(self.partition.step_groups))}
 
     def run(self, task: Task) -> torch.Tensor | None:
         """Run one task; the latent when it ends its block."""
         stage_input = self.initial.stage_input(task) if is_first(task) else self.inputs.pop(task)
+        if isinstance(task, Denoise):
+            self.begun = max(self.begun, task.block + 1)
         left = self.stages[self.partition.stage_of(task)].run(task, stage_input)
         for follower in followers(self.partition, self.blocks, task, self.clip_blocks, self.initial.portraits.starts):
             self.inputs[follower] = left.for_follower(task, follower)
-        return left.latent if ends_block(self.partition, task) else None
+        if not ends_block(self.partition, task):
+            return None
+        self.ended += 1
+        return left.latent

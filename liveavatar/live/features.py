@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 
 from ..config import AUDIO_FEATURE_RATE, AUDIO_SAMPLE_RATE, BLOCK_FRAMES, FPS
-from ..encoders.audio import FEATURE_RATE, HOP, AudioEncoder, feature_indices
+from ..encoders.audio import FEATURE_RATE, HOP, AudioEncoder, feature_count, feature_indices
 from ..errors import AudioError
 from .audio_feed import BlockAudio
 
@@ -70,8 +70,7 @@ class RollingFeatures:
         start, stop = audio.silence, audio.silence + audio.spoken
         self._loudness.add(audio.heard[start:stop])
         window = np.concatenate((self._past, audio.heard, audio.ahead))
-        states = self.encoder.states(self._loudness.normalized(window))
-        features = self._of_frames(states, len(self._past) // HOP)
+        features = self._of_frames(self._loudness.normalized(window), len(self._past) // HOP)
         self._past = np.concatenate((self._past, audio.heard))[-self._past_limit :]
         with self._lock:
             self._blocks[self._next] = features
@@ -95,14 +94,15 @@ class RollingFeatures:
         with self._lock:
             self._blocks.clear()
 
-    def _of_frames(self, states: list[torch.Tensor], own: int) -> torch.Tensor:
-        """[layers, channels, 12] of the block whose sound begins at row `own` of the states."""
-        first = self._next * BLOCK_FRAMES
+    def _of_frames(self, window: np.ndarray, own: int) -> torch.Tensor:
+        """[layers, channels, 12] of the block whose sound begins at row `own` of the window's hidden states."""
+        first, last_row = self._next * BLOCK_FRAMES, feature_count(len(window)) - 1
         steps = feature_indices(first + BLOCK_FRAMES)[first:]
         left, rest = np.divmod(steps * FEATURE_RATE, AUDIO_FEATURE_RATE)
-        left += own - self._next * BLOCK_FRAMES * FEATURE_RATE // FPS
-        left = np.clip(left, 0, len(states[0]) - 1)
-        right = np.minimum(left + 1, len(states[0]) - 1)
+        left = np.clip(left + own - self._next * BLOCK_FRAMES * FEATURE_RATE // FPS, 0, last_row)
+        right = np.minimum(left + 1, last_row)
         weight = torch.from_numpy((rest / AUDIO_FEATURE_RATE).astype(np.float32))[:, None]
+        states = self.encoder.states(window, slice(left[0], right[-1] + 1))
+        left, right = left - left[0], right - left[0]
         picked = [(1 - weight) * s[left].float().cpu() + weight * s[right].float().cpu() for s in states]
         return rearrange(torch.stack(picked), "layers frames c -> layers c frames").contiguous()

@@ -21,8 +21,9 @@ class Pace:
     """Takes the sound of one block after the other from a feed.
 
     In real time, blocks begin every 0.48 s. Speech begins inside a block, so that with its look-ahead it is there; a
-    block in which nobody speaks is silent. Otherwise blocks begin as soon as their sound and its look-ahead are there,
-    and nothing is filled in but behind an utterance: the same sound gives the same blocks, however it was pushed.
+    block in which nobody speaks is silent. Speech that had to wait is caught up with: its blocks begin at once until
+    they are in time again. Otherwise blocks begin as soon as their sound and its look-ahead are there, and nothing is
+    filled in but behind an utterance: the same sound gives the same blocks, however it was pushed.
 
     Args:
         feed: where sound comes from.
@@ -42,11 +43,23 @@ class Pace:
         self._clock = clock
         self._stopped = threading.Event()
         self._due: float | None = None
+        self._due_lock = threading.Lock()  # blocks may begin in another thread than they are handed out
         self._in_speech = False
         self.late_blocks = 0
         """Blocks that began more than half a block after their time."""
-        self.is_late = False
-        """Whether the latest one did."""
+        self._was_late = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the latest block began late, or the next one is late already."""
+        due = self._due
+        return self._was_late or (self.real_time and due is not None and self._is_late(due))
+
+    def hold(self, seconds: float) -> None:
+        """Let all that follows be due so much later: nobody has read what was made."""
+        with self._due_lock:
+            if self._due is not None:
+                self._due += seconds
 
     def next_audio(self, wait: bool) -> BlockAudio | Literal["later", "never"]:
         """The sound of the next block; "later" where it would have to be waited for, "never" after the last one.
@@ -93,8 +106,13 @@ class Pace:
         audio = self.feed.take(self.ahead, silence)
         self._in_speech = audio.silence + audio.spoken == BLOCK_SAMPLES and audio.spoken > 0
         now = self._clock()
-        due = now if self._due is None else self._due
-        self.is_late = self.real_time and now - due > BLOCK_SECONDS / 2
-        self.late_blocks += self.is_late
-        self._due = (due if now - due < BLOCK_SECONDS else now) + BLOCK_SECONDS
+        with self._due_lock:
+            due = now if self._due is None else self._due
+            starts_anew = not audio.spoken and now - due >= BLOCK_SECONDS  # silence has nothing to catch up with
+            self._due = (now if starts_anew else due) + BLOCK_SECONDS
+        self._was_late = self.real_time and self._is_late(due)
+        self.late_blocks += self._was_late
         return audio
+
+    def _is_late(self, due: float) -> bool:
+        return self._clock() - due > BLOCK_SECONDS / 2

@@ -17,8 +17,8 @@ import torch
 from ..codec import Encoders
 from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
 from ..encoders.text import prompt_notes
-from ..errors import RequestError
-from ..events import Callback, ignore
+from ..errors import Cancelled, RequestError
+from ..events import Callback, Event, ignore
 from ..media.image import check_image, fit_image, to_pixels
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request, prompt_to_encode
@@ -76,9 +76,13 @@ class _Progress:
     def add(self, block: LiveBlock, ahead: int) -> None:
         """Count a finished block, whose features knew so many samples (at 16 kHz) after it."""
         self.blocks, self.speaking = block.number + 1, block.spoken
-        heard_ms = 1000 * (BLOCK_SECONDS + ahead / AUDIO_SAMPLE_RATE)
-        self.lag_ms = round(heard_ms + 1000 * (block.finished - block.begun), 1)
+        self.lag_ms = round(self.heard_ms(ahead) + 1000 * (block.finished - block.begun), 1)
         self._finished.append(block.finished)
+
+    @staticmethod
+    def heard_ms(ahead: int) -> float:
+        """How long the first sample of a block waits until its features can be made."""
+        return 1000 * (BLOCK_SECONDS + ahead / AUDIO_SAMPLE_RATE)
 
     @property
     def fps(self) -> float | None:
@@ -97,7 +101,7 @@ class LiveStats:
         state: "idle": nobody speaks; "speaking"; "starved": blocks are made too slowly for real time; "interrupted":
             what was to be said is dropped; "closed".
         block: blocks that are finished.
-        lag_ms: from a sample of sound to its picture, of the latest block.
+        lag_ms: from a sample of sound to its picture, of the latest block; or more, where the next one takes longer.
         fps: frames a second over the latest blocks, as they were made; None before there are two.
         queued_seconds: sound that waits.
         late_blocks: how many began more than half a block after their time.
@@ -152,10 +156,11 @@ class LiveSession:
         self.resolved, self.plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))
         self.feed = AudioFeed()
         self._pace = Pace(self.feed, lookahead, real_time)
+        self._callback, self._closing = callback, threading.Event()
         pipeline.make_room(self.plan)
         self._encoders: Encoders = pipeline.encoders(self.plan)
         self._encoders.load_vae(callback)
-        self._features = RollingFeatures(self._encoders.audio_encoder(callback))
+        self._features = RollingFeatures(self._encoders.audio_encoder(self._on_event))
         context = self._encoders.encode_prompt(prompt_to_encode(request.prompt), callback)
         first = self._portrait(image, callback)
         self._changes, self._pending = Changes(), _Pending()
@@ -163,12 +168,10 @@ class LiveSession:
         self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
         self._engine = pipeline.backend.engine(pipeline.components, self.plan)
         self._engine.load(callback)
-        self._decoder: Decoder = self._encoders.decoder(first.motion, callback, self.plan.vae_tiles)
-        self._callback = callback
+        self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
         self._taken: deque[tuple[BlockAudio, float]] = deque()
         """Sound and time of the blocks that are being made."""
         self._made: queue.Queue[LiveBlock | None] = queue.Queue(_WAITING_BLOCKS)
-        self._closing = threading.Event()
         self._error: BaseException | None = None
         self._progress = _Progress()
         self._thread = threading.Thread(target=self._run, name="liveavatar-live", daemon=True)
@@ -250,7 +253,7 @@ class LiveSession:
         return LiveStats(
             state=self._state(),
             block=p.blocks,
-            lag_ms=p.lag_ms,
+            lag_ms=max(p.lag_ms, self._lag_ms()),
             fps=p.fps,
             queued_seconds=self.feed.queued_seconds,
             late_blocks=self._pace.late_blocks,
@@ -270,7 +273,15 @@ class LiveSession:
             return "interrupted"
         if not self._progress.speaking and not self.feed.queued:
             return "idle"
-        return "starved" if self._pace.is_late else "speaking"
+        return "starved" if self._pace.is_late and not self._made.full() else "speaking"
+
+    def _lag_ms(self) -> float:
+        """Of the block that is being made, so far."""
+        try:
+            begun = self._taken[0][1]
+        except IndexError:
+            return 0.0
+        return round(self._progress.heard_ms(self._pace.ahead) + 1000 * (time.monotonic() - begun), 1)
 
     def _portrait(self, image: np.ndarray, callback: Callback) -> Portrait:
         e = self.resolved
@@ -290,7 +301,7 @@ class LiveSession:
 
     def _run(self) -> None:
         try:
-            with contextlib.closing(self._engine.run(self._job, self._callback)) as latents:  # type: ignore[type-var]
+            with contextlib.closing(self._engine.run(self._job, self._on_event)) as latents:  # type: ignore[type-var]
                 for number, latent in enumerate(latents):
                     images = to_rgb24(self._decoder(latent))
                     self._emit(number, images)
@@ -308,11 +319,19 @@ class LiveSession:
         self._progress.add(block, self._pace.ahead)
         self._put(block)
 
+    def _on_event(self, event: Event) -> None:
+        """The callback of all work: a session that is closed ends before the next task."""
+        if self._closing.is_set():
+            raise Cancelled("The live session was closed.")
+        self._callback(event)
+
     def _put(self, block: LiveBlock | None) -> None:
+        begun = time.monotonic()
         while not self._closing.is_set():
             with contextlib.suppress(queue.Full):
                 self._made.put(block, timeout=_POLL_SECONDS)
                 break
+        self._pace.hold(time.monotonic() - begun)
 
     def _let_in(self, block: int, wait: bool) -> bool | None:
         """The gate of the engine (see `task_graph.BlockGate`), in whichever thread runs its tasks."""

@@ -124,6 +124,13 @@ def to_pixels(rgb: np.ndarray) -> torch.Tensor:
     return pixels.float().div(255.0).mul(2.0).sub(1.0).contiguous()
 
 
+def to_clip(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [n, H, W, 3] to float32 [1, 3, n, H, W], as `to_pixels`."""
+    import torch
+
+    return torch.cat([to_pixels(frame) for frame in frames], 2)
+
+
 def _read(path: Path, notes: list[str]) -> np.ndarray:
     """The upright RGB of a file that may be an image."""
     with warnings.catch_warnings():

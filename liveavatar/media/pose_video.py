@@ -160,12 +160,14 @@ class PosePictures:
         yield from self._pictures
 
 
-def open_pose(given: object) -> PoseSource:
-    """A pose video that was given as a file, as pictures, or as a source already.
+def open_pose(given: object) -> PoseSource | None:
+    """A pose video that was given as a file, as pictures, or as a source already; None where none was.
 
     Raises:
         PoseError: it is none of these, or as `PoseFile` and `PosePictures`.
     """
+    if given is None:
+        return None
     if isinstance(given, str | os.PathLike | io.BytesIO):
         return PoseFile(given)
     if isinstance(given, np.ndarray):
@@ -184,6 +186,18 @@ def refuse_pose_in_workers(in_workers: bool) -> None:
     """
     if in_workers:
         raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")
+
+
+def refuse_pose_in_continuation(goes_on: bool) -> None:
+    """Refuse a pose video where a video goes on from the state of another.
+
+    Raises:
+        PoseError: it does.
+    """
+    if goes_on:
+        raise PoseError(
+            "A video that goes on from a state cannot follow a pose video.", "Leave the pose or the state out."
+        )
 
 
 def check_pose_size(picture: np.ndarray) -> None:

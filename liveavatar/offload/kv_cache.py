@@ -7,7 +7,7 @@ so the two ways of saving combine: what is copied are the tensors the format kee
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -63,6 +63,22 @@ def _updated(rows: torch.Tensor, scales: torch.Tensor, window: Window, new: torc
     attended[window.own] = new
     rows[window.own], scales[window.own] = quantize_rows_fp8(new)
     return attended
+
+
+def as_kv_format(rows: Sequence[torch.Tensor], tensors: int) -> tuple[torch.Tensor, ...]:
+    """Rows of a KV cache as one of another format keeps them; those of the same format as they are.
+
+    Args:
+        rows: keys and values, and in fp8 their scales: as of `KVCacheLayer.tensors`.
+        tensors: how many the other one keeps.
+    """
+    if len(rows) == tensors:
+        return tuple(rows)
+    if len(rows) == 4:
+        k, v, k_scale, v_scale = rows
+        return k.float() * k_scale, v.float() * v_scale
+    (k, k_scale), (v, v_scale) = (quantize_rows_fp8(each) for each in rows)
+    return k, v, k_scale, v_scale
 
 
 @dataclasses.dataclass(frozen=True)

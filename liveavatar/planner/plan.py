@@ -53,12 +53,12 @@ SNAPSHOT_SHARE = 0.05
 LEAST_SNAPSHOT_BLOCKS = 8
 
 
-def snapshot_interval(nbytes: int, blocks: int, clip_blocks: int = CLIP_BLOCKS) -> int:
+def snapshot_interval(nbytes: int, blocks: int | None, clip_blocks: int = CLIP_BLOCKS) -> int:
     """Blocks from one snapshot to the next, so that writing takes little of the time; 0: the video has no snapshot.
 
     Args:
         nbytes: of the snapshot of the largest stage.
-        blocks: of the video.
+        blocks: of the video; None: nobody knows.
         clip_blocks: of a clip; there is no snapshot before the second clip is under way.
     """
     seconds = nbytes / SNAPSHOT_BYTES_PER_SECOND / SNAPSHOT_SHARE
@@ -66,12 +66,13 @@ def snapshot_interval(nbytes: int, blocks: int, clip_blocks: int = CLIP_BLOCKS) 
     return interval if snapshot_due(interval, interval, blocks, clip_blocks) else 0
 
 
-def snapshot_due(block: int, interval: int, blocks: int, clip_blocks: int = CLIP_BLOCKS) -> bool:
+def snapshot_due(block: int, interval: int, blocks: int | None, clip_blocks: int = CLIP_BLOCKS) -> bool:
     """Whether a snapshot is kept of all that the blocks before `block` left.
 
     Not while the first version of the sink is in use, so that whoever goes on from a snapshot needs no prefill.
     """
-    return interval > 0 and block % interval == 0 and clip_blocks < block < blocks
+    inside = clip_blocks < block and (blocks is None or block < blocks)
+    return interval > 0 and block % interval == 0 and inside
 
 
 THIS_MACHINE = "this machine"
@@ -342,7 +343,7 @@ def assemble(
         vae_host=vae.host,
         encoders=beside.encoder_bytes(size),
         snapshot_blocks=snapshot_interval(
-            max(stage.snapshot_bytes for stage in stages), resolved.blocks, resolved.clip_blocks
+            max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
         clip_blocks=resolved.clip_blocks,
     )

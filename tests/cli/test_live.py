@@ -23,7 +23,9 @@ pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
     "options, said",
     [
         (["--seconds", "3"], "--seconds is not for live talk"),
-        (["--engine", "ray"], "--engine is not for live talk"),
+        (["--engine", "rays"], "The engine 'rays' is not known"),
+        (["--restarts", "1"], "--restarts is for worker processes"),
+        (["--engine", "ray", "--restarts", "-1"], "--restarts -1 is not possible"),
         (["--port", "70000"], "0 to 65535"),
         (["--size", "1x1"], "too small"),
         (["--image", "/nowhere.png"], "nowhere.png"),

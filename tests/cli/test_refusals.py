@@ -95,7 +95,8 @@ def test_options_that_cannot_be_served(inputs, option, value, words):
 
 
 LINES = [
-    (["generate"], "--image", "--audio", "required", "--help"),
+    (["generate"], "--audio", "required", "--help"),
+    (["generate", "--audio", "a.wav"], "required", "--image", "--help"),
     (["generate", "--image", "a.png", "--audio", "a.wav", "--stpes", "4"], "--stpes", "Did you mean --steps?"),
     (["generate", "--image", "a.png", "--audio", "a.wav", "--size", "704", "384"], "384", "needs quotes"),
     (["generate", "--image"], "--image", "expected one argument"),

@@ -62,6 +62,20 @@ def modular(**given: Any) -> Graph:
     }
 
 
+def two_parts(**given: Any) -> Graph:
+    """A video, and one that goes on from it with another voice, both with core Save Video; the state as a file."""
+    graph = modular(**given)
+    graph["sampler"]["inputs"]["keep_state"] = True
+    graph["keep"] = node("LiveAvatarSaveState", state=["sampler", 1], filename_prefix="state")
+    graph["voice2"] = node("LoadAudio", audio=VOICE)
+    graph["audio2"] = node("LiveAvatarAudioFeatures", model=["model", 0], audio=["voice2", 0], seconds=0.5)
+    links = {"state": ["sampler", 1], "audio": ["audio2", 0], "keep_state": False}
+    graph["sampler2"] = node("LiveAvatarSampler", **graph["sampler"]["inputs"] | links)
+    graph["decode2"] = node("LiveAvatarDecode", latents=["sampler2", 0], vae="automatic", filename_prefix="second")
+    graph["receipt2"] = node("PreviewAny", source=["decode2", 1])
+    return graph
+
+
 def one_node(**given: Any) -> Graph:
     """The all-in-one node, with the same words as `modular`."""
     said = _defaults(given)

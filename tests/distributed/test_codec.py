@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from distributed.videos import notices
 from liveavatar.codec import Encoders, ExecConfig, LocalEncoders
 from liveavatar.components import open_components
 from liveavatar.distributed import RayBackend, WorkerError
+from liveavatar.distributed.codec_worker import CodecWorker
+from liveavatar.distributed.wire import ModelSpec
 from liveavatar.errors import Cancelled, LiveAvatarError
 from liveavatar.events import ENCODING_AUDIO, Event
 from liveavatar.vae.decoding import CONTEXT_LATENTS
@@ -53,6 +58,38 @@ def test_words_sound_and_picture_become_the_same_numbers(here: LocalEncoders, th
     assert torch.equal(there.encode_image(wide, tiles=(1, 2))[0], in_tiles) and not torch.equal(in_tiles, whole)
     for a, b in zip(there.latent_scale(), here.latent_scale(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_images_are_decoded_while_a_prompt_is_encoded(
+    here: LocalEncoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, begun, go_on = CodecWorker(str(tmp_path / "worker.log")), threading.Event(), threading.Event()
+    encode = LocalEncoders.encode_prompt
+
+    def slowly(encoders: LocalEncoders, prompt: str) -> torch.Tensor:
+        begun.set()
+        assert go_on.wait(60)
+        return encode(encoders, prompt)
+
+    monkeypatch.setattr(LocalEncoders, "encode_prompt", slowly)
+    worker.open(ModelSpec.of(COMPONENTS), PLACE)
+    with ThreadPoolExecutor() as pool:
+        prompt = pool.submit(worker.encode_prompt, "a calm man")
+        assert begun.wait(60)
+        worker.open_decoder(1, noise(16, 19, 8, 8), (1, 1))
+        assert worker.decode(1, noise(16, 3, 8, 8)).shape == (3, 12, 64, 64)
+        assert not prompt.done()
+        go_on.set()
+        assert torch.equal(prompt.result(), encode(here, "a calm man"))
+
+
+def test_states_of_sound_are_those_of_the_encoder_here(here: LocalEncoders, there: Encoders) -> None:
+    wave = np.random.default_rng(1).standard_normal(16_000).astype(np.float32)
+    mine, theirs = (encoders.audio_encoder() for encoders in (here, there))
+    assert (theirs.layers, theirs.channels) == (mine.layers, mine.channels)
+    for rows in (slice(None), slice(20, 30)):
+        states = zip(theirs.states(wave, rows), mine.states(wave), strict=True)
+        assert all(torch.equal(one, other[rows]) for one, other in states)
 
 
 def test_a_refusal_of_the_library_arrives_as_one(here: LocalEncoders, there: Encoders) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cli.runs import generate, run, write_inputs
 
 from liveavatar.media.video import probe
+from liveavatar.video_state import VideoState
 
 resource = pytest.importorskip("resource")
 PROJECT = Path(__file__).parents[2]
@@ -28,12 +29,12 @@ def inputs(tmp_path):
     return write_inputs(tmp_path, 40)
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """The command line in a process of its own, on 40 s of sound."""
     command = [sys.executable, "-m", "liveavatar", "generate", "--image", "portrait.png", "--audio", "voice.wav"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "temporary")}
     return subprocess.Popen(
-        [*command, "--size", "64x64", "--threads", "1", "--out", "out.mp4"],
+        [*command, "--size", "64x64", "--threads", "1", "--out", "out.mp4", *arguments],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -101,6 +102,21 @@ def test_kill_9_leaves_a_playable_file_and_no_claim(inputs):
     nothing_else(inputs)
     ran = generate(inputs, seconds=0.3)
     assert ran.code == 0 and told(inputs)["status"] == "complete" and frames_in(inputs / "out.mp4") == 8
+
+
+def test_stopped_half_way_a_video_that_keeps_its_state_can_be_continued(inputs):
+    process = start(inputs, "--steps", "1", "--save-state", "out.state")
+    wait_until(process, begun(inputs))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in CANCELLED and "out.state continues it" in said, said
+    info = VideoState(inputs / "out.state").info
+    assert frames_in(inputs / "out.mp4") == 12 * info.block == told(inputs)["probed"]["frames"]
+    going_on = {"continue": inputs / "out.state", "image": None, "out": inputs / "next.mp4"}
+    assert generate(inputs, seconds=0.3, **going_on).code == 0
+    for name in ("out.state", "next.mp4", "next.json"):
+        (inputs / name).unlink()
+    nothing_else(inputs)
 
 
 def test_stopped_half_way_the_file_is_whole_up_to_there(inputs):

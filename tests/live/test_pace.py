@@ -100,6 +100,37 @@ def test_a_block_that_begins_late_is_told(clock: Clock) -> None:
     assert pace.late_blocks == 2
 
 
+def test_speech_that_had_to_wait_is_caught_up_with_and_then_in_time_again(clock: Clock) -> None:
+    feed = AudioFeed()
+    pace, begun = Pace(feed, 0.16, clock=clock), []
+    for tick in range(2000):
+        feed.push(ramp(tick * 160, 160), RATE)
+        if not 300 <= tick < 800 and isinstance(pace.next_audio(wait=False), BlockAudio):  # nobody asks for 5 s
+            begun.append(tick)
+        if tick == 799:
+            assert pace.is_late
+        clock.now += 0.01
+    gaps = np.diff(begun)
+    stall = int(np.argmax(gaps))
+    assert 450 < gaps[stall] < 560
+    assert all(gaps[stall + 1 : stall + 10] == 1), "at once"
+    assert all(47 <= gap <= 49 for gap in gaps[-10:]), "in time"
+    assert len(begun) == pytest.approx(2000 / 48, abs=3)
+    assert not pace.is_late
+
+
+def test_time_in_which_nobody_reads_is_nothing_to_catch_up_with(clock: Clock) -> None:
+    feed = AudioFeed()
+    feed.push(ramp(0, 160_000), RATE)
+    pace = Pace(feed, 0.16, clock=clock)
+    assert isinstance(pace.next_audio(wait=False), BlockAudio)
+    clock.now += 60
+    pace.hold(60)
+    assert pace.next_audio(wait=False) == "later" and not pace.is_late
+    clock.now += 0.5
+    assert isinstance(pace.next_audio(wait=False), BlockAudio)
+
+
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=10), st.integers(0, AHEAD))
 def test_without_a_clock_the_same_sound_gives_the_same_blocks(pieces: list[int], ahead: int) -> None:
     sound = ramp(0, sum(pieces))

@@ -49,7 +49,11 @@ def latents(nodes, model, image, audio, positive):
     return sample(nodes, model, image, audio, positive)
 
 
-def sample(nodes, model, image, audio, positive, **more):
+def sample(nodes, model, image, audio, positive, **widgets):
+    return sampled(nodes, model, image, audio, positive, **widgets)[0]
+
+
+def sampled(nodes, model, image, audio, positive, **widgets):
     (voice,) = run(nodes["LiveAvatarAudioFeatures"], model=model, audio=audio, seconds=0.0)
     return run(
         nodes["LiveAvatarSampler"],
@@ -57,12 +61,11 @@ def sample(nodes, model, image, audio, positive, **more):
         positive=positive,
         audio=voice,
         image=image,
-        **SIZE,
         fit="cover",
         sink="drawn from the seed",
         sink_distance=30,
-        **more,
-    )[0]
+        **(SIZE | widgets),
+    )
 
 
 def decode(nodes, latents, vae="automatic"):
@@ -191,6 +194,33 @@ def test_a_second_decode_replays(nodes, host, latents):
     again = json.loads(decode(nodes, latents).args[1])
     assert again["frames_sha256"] == first["frames_sha256"]
     assert all(data["phase"] != "loading the network" for _, data in host.messages)
+
+
+def test_a_sampler_goes_on_from_what_another_one_leaves_and_from_a_file(nodes, host, model, image, audio, positive):
+    first, state = sampled(nodes, model, image, audio, positive, keep_state=True)
+    beside = [image, {**audio, "waveform": audio["waveform"][..., :7000]}, positive]
+    one = sample(nodes, model, *beside, state=state)
+    assert one.spec.resolved.first_block == 3 and not first.complete
+    (told,) = run(nodes["LiveAvatarSaveState"], state=state, filename_prefix="state")
+    assert first.complete and "1.44 s of video" in told
+    name = nodes["LiveAvatarLoadState"].define_schema().inputs[0].given["options"][-1]
+    assert told.startswith(str(host.base / "output" / "liveavatar" / name))
+    two = sample(nodes, model, *beside, state=run(nodes["LiveAvatarLoadState"], file=name)[0])
+    receipts = [json.loads(decode(nodes, job).args[1]) for job in (one, two, first)]
+    assert receipts[0]["frames_sha256"] == receipts[1]["frames_sha256"]
+    assert [r["probed"]["frames"] for r in receipts] == [11, 11, 36]
+
+
+def test_what_nothing_can_go_on_from_is_refused_in_widgets(pack, nodes, model, image, audio, positive):
+    _, state = sampled(nodes, model, image, audio, positive)
+    with pytest.raises(pack.liveavatar.errors.StateError, match="Set keep_state there"):
+        sample(nodes, model, image, audio, positive, state=state)
+    with pytest.raises(pack.liveavatar.errors.StateError, match="There is no state"):
+        run(nodes["LiveAvatarLoadState"], file="../secret.safetensors")
+    _, state = sampled(nodes, model, image, audio, positive, keep_state=True)
+    wide = image.expand(1, 64, 64, 3).repeat(1, 1, 2, 1)
+    with pytest.raises(pack.liveavatar.errors.SizeError, match="Use size 64x64"):
+        sample(nodes, model, wide, audio, positive, size="128x64", state=state)
 
 
 def test_the_end_of_the_process_stops_the_prompt_and_waits_for_it(pack, nodes, host, latents):

@@ -33,8 +33,9 @@ from liveavatar.errors import (
 )
 from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
-from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob, receipt_text
+from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob
 from liveavatar.placement import Placement
+from liveavatar.receipt import receipt_text
 from liveavatar.request import Request
 from liveavatar.session import VideoTask
 from liveavatar.streams import to_rgb24

@@ -121,7 +121,7 @@ def test_pictures_are_read_beside_the_blocks_and_let_go(inputs):
 
 
 def test_the_spec_tells_of_it(inputs, tmp_path):
-    made = pipeline().describe(*inputs, REQUEST, PICTURES[:10])
+    made = pipeline().describe(*inputs, REQUEST, pose=PICTURES[:10])
     plain = pipeline().describe(*inputs, REQUEST)
     assert made.resolved.pose and not plain.resolved.pose
     assert any("pose video ends after 0.40 s" in note for note in made.resolved.notes)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.errors import PlanError
 from liveavatar.planner import LEAST_SNAPSHOT_BLOCKS, Plan, make_plan, snapshot_due, snapshot_interval
-from liveavatar.request import Request, resolve
+from liveavatar.request import Request, resolve, resolve_open
 
 
 def plan_of(config, seconds: float, **given) -> Plan:
@@ -29,6 +29,13 @@ def test_an_interval_costs_little_and_is_used_at_least_once(nbytes: int, blocks:
 
 def test_clips_longer_than_the_shortest_interval_still_have_snapshots() -> None:
     assert snapshot_interval(0, 100) == LEAST_SNAPSHOT_BLOCKS and snapshot_interval(0, 100, 20) == 21
+
+
+def test_a_video_whose_length_nobody_knows_has_them_too() -> None:
+    assert snapshot_interval(0, None) == LEAST_SNAPSHOT_BLOCKS
+    assert [b for b in range(40) if snapshot_due(b, 8, None)] == [8, 16, 24, 32]
+    resolved = resolve_open(Request(size="64x64"), (640, 640))
+    assert make_plan(resolved, UNTRAINED, model="x").snapshot_blocks == LEAST_SNAPSHOT_BLOCKS
 
 
 def test_the_published_model_on_four_devices_keeps_one_every_few_minutes() -> None:
