@@ -12,9 +12,9 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,17 +48,21 @@ from .events import (
 )
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_clip, to_pixels
+from .media.pose_video import Pictures, PoseSource, endless_pictures, refuse_pose_in_workers
 from .offload.pinned_memory import PinnedPool
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
+from .pose import Encode, PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning, cpu_threads
 from .spool import Rows
 from .stage import Changes, Portrait
 from .streams import Decoder, refuse_nan, to_bytes
 from .timeline import Timeline
+from .utils import to_device_async
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
-from .vae.tiling import encode_tiles, open_decoder
+from .vae.tiling import encode_tiles, open_decoder, open_encoder
+from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import WanDecoder
 from .video_state import VideoState
@@ -104,6 +108,23 @@ class ExecConfig:
         limit_device_memory(self.device, self.cap)
         with torch.inference_mode(), cpu_threads(self.threads):
             yield torch.device(self.device), getattr(torch, self.dtype)
+
+
+@runtime_checkable
+class PoseEncoders(Protocol):
+    """Encoders that encode pose videos, too."""
+
+    def encode_pose(
+        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
+    ) -> PoseLatents:
+        """The latents of a pose video, block by block as they are asked for, in whichever thread asks.
+
+        Args:
+            pictures: opens it: pictures uint8 [H, W, 3] of the video's size, without end.
+            resolved: the video that follows it.
+            tiles: in which it is encoded.
+        """
+        ...
 
 
 class Encoders(Protocol):
@@ -171,6 +192,7 @@ class LocalEncoders:
         self.components, self.exec_config = components, exec_config
         self._vae: AutoencoderKLWan | None = None
         self._pinned = PinnedPool()
+        self._small: torch.nn.Module | None = None
         self._decoder: LatentDecoder | None = None
 
     def encode_prompts(self, prompts: Sequence[str], callback: Callback = ignore) -> list[torch.Tensor]:
@@ -228,6 +250,24 @@ class LocalEncoders:
         callback(share_event(ENCODING_IMAGE, 1.0))
         return reference, motion
 
+    def encode_pose(
+        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
+    ) -> PoseLatents:
+        """See `PoseEncoders`."""
+        vae, exec_config = self.vae, self.exec_config
+
+        def open_clip() -> Encode:
+            encoder = open_encoder(vae, resolved.latent_size, tiles)
+
+            def encode(pictures: np.ndarray) -> torch.Tensor:
+                with exec_config.active() as (device, _):
+                    rgb = to_device_async(torch.from_numpy(pictures), device).permute(3, 0, 1, 2).contiguous()
+                    return encoder(rgb[None].float().div(255.0).mul(2.0).sub(1.0))[0]
+
+            return encode
+
+        return PoseLatents(pictures, open_clip, resolved.clip_blocks)
+
     def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
         """See `Encoders`."""
         vae = self.vae
@@ -251,12 +291,12 @@ class LocalEncoders:
     @property
     def nbytes(self) -> int:
         """See `Encoders`."""
-        parts = (self._vae, self._decoder if isinstance(self._decoder, torch.nn.Module) else None)
+        parts = (self._vae, self._small)
         return sum(p.nbytes for part in parts if part is not None for p in part.parameters())
 
     def release(self) -> None:
         """See `Encoders`."""
-        self._vae = self._decoder = None
+        self._vae = self._small = self._decoder = None
         self._pinned.clear()
 
     @property
@@ -268,11 +308,11 @@ class LocalEncoders:
         return self._vae
 
     def _open_decoder(self) -> LatentDecoder:
-        """The tiny decoder, where there is one, or the VAE's own."""
+        """The one that works in place of the VAE's own, or that."""
         with self.exec_config.active() as where:
-            tiny = load_decoder(self.components, *where)
+            self._small = small = load_decoder(self.components, *where)
             backend = COMPILER if self.exec_config.compiled and where[0].type == "cuda" else None
-            return tiny or WanDecoder(self.vae, backend)
+            return small if isinstance(small, TinyDecoder) else WanDecoder(small or self.vae, backend)
 
     def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""
@@ -382,6 +422,7 @@ def encode_conditioning(
     contexts: Contexts = NO_CONTEXTS,
     features: BlockFeatures | None = None,
     portraits: Portraits = (),
+    pose: PoseSource | None = None,
     tail: np.ndarray | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
@@ -398,6 +439,7 @@ def encode_conditioning(
         contexts: of prompts of its timeline, likewise.
         features: of the audio, likewise.
         portraits: images that take the place of the first one, with the blocks they begin at.
+        pose: a pose video that is followed; it is encoded block by block, later.
         tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
     """
     known = context if resolved.prompt == request.prompt else None
@@ -418,7 +460,23 @@ def encode_conditioning(
     for (block, _), latents in zip(portraits, encoded, strict=True):
         changes.portraits.add(block, Portrait(*latents))
     before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
-    return Conditioning(reference, motion, first, features, changes, before)
+    followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
+    return Conditioning(reference, motion, first, features, changes, before, followed)
+
+
+def _pose_latents(
+    encoders: Encoders, pose: PoseSource, request: Request, resolved: ResolvedRequest, tiles: Tiles
+) -> PoseLatents:
+    """The latents of a pose video, fitted as the portrait is.
+
+    Raises:
+        PoseError: these encoders encode none.
+    """
+    refuse_pose_in_workers(not isinstance(encoders, PoseEncoders))
+    assert isinstance(encoders, PoseEncoders)
+    size = resolved.width, resolved.height
+    pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
+    return encoders.encode_pose(pictures, resolved, tiles)
 
 
 def continued_conditioning(

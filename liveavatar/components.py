@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from .config import PRESETS, ModelConfig, TinyConfig
+from .config import PRESETS, DecoderConfig, LightConfig, ModelConfig
 from .errors import LiveAvatarError, LoRAError, MissingFilesError, ModelError
 from .planner.packed import PackedBytes, PackedSizes, packed_linears, packed_sizes
 from .storage import WeightFormat
@@ -31,9 +31,9 @@ from .weights.settings import (
     audio_weights,
     check_layers,
     config_of_single_file,
+    decoder_weights,
     text_settings,
     text_weights,
-    tiny_weights,
     vae_weights,
 )
 from .weights.shapes import check_shapes, transformer_shapes
@@ -213,8 +213,8 @@ def network_fingerprint(components: Components) -> str:
     return found.hexdigest()
 
 
-def tiny_config(components: Components) -> TinyConfig | None:
-    """Dimensions of the tiny decoder that works instead of the VAE's own; None where there is none."""
+def tiny_config(components: Components) -> DecoderConfig | None:
+    """Dimensions of the decoder that works in place of the VAE's own; None where there is none."""
     return components.tiny_config if isinstance(components, FolderComponents) else None
 
 
@@ -225,8 +225,8 @@ def packed_of(components: Components) -> PackedSizes | None:
     return packed_sizes(components.config, components.packed, components.packed_text_encoder)
 
 
-def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
-    """The tiny decoder that works instead of the VAE's own; None where there is none."""
+def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | AutoencoderKLWan | None:
+    """The decoder that works in place of the VAE's own; None where there is none."""
     return components.tiny_vae(device, dtype) if isinstance(components, FolderComponents) else None
 
 
@@ -242,15 +242,17 @@ def load_vae(path: Path, device: Device, dtype: torch.dtype) -> AutoencoderKLWan
     return optimize_layout(_filled(lambda: build_vae(**settings), source, device, dtype))
 
 
-def load_tiny(path: Path, device: Device, dtype: torch.dtype) -> TinyDecoder:
-    """The tiny decoder in a file.
+def load_tiny(path: Path, device: Device, dtype: torch.dtype) -> TinyDecoder | AutoencoderKLWan:
+    """The tiny decoder, or the pruned VAE, in a file.
 
     Raises:
         MissingFilesError, ModelError: it is not there, damaged, or another network.
     """
     from .vae.tiny import TinyDecoder, fold_upsampling
 
-    source, config = tiny_weights(path)
+    source, config = decoder_weights(path)
+    if isinstance(config, LightConfig):
+        return load_vae(path, device, dtype)
     return fold_upsampling(_filled(lambda: TinyDecoder(config), source, device, dtype))
 
 
@@ -317,12 +319,12 @@ class FolderComponents:
         return load_vae(self.files.vae, device, dtype)
 
     @property
-    def tiny_config(self) -> TinyConfig | None:
-        """Dimensions of the tiny decoder, where one is to work."""
-        return None if self.files.tiny_vae is None else tiny_weights(self.files.tiny_vae)[1]
+    def tiny_config(self) -> DecoderConfig | None:
+        """Dimensions of the decoder in place of the VAE's own, where one is to work."""
+        return None if self.files.tiny_vae is None else decoder_weights(self.files.tiny_vae)[1]
 
-    def tiny_vae(self, device: Device, dtype: torch.dtype) -> TinyDecoder | None:
-        """The tiny decoder, where one is to work."""
+    def tiny_vae(self, device: Device, dtype: torch.dtype) -> TinyDecoder | AutoencoderKLWan | None:
+        """The decoder in place of the VAE's own, where one is to work."""
         return None if self.files.tiny_vae is None else load_tiny(self.files.tiny_vae, device, dtype)
 
     def text_encoder(self, device: Device, dtype: torch.dtype) -> tuple[UMT5EncoderModel, Any]:

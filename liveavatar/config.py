@@ -223,3 +223,18 @@ class TinyConfig:
 
     widths: tuple[int, int, int, int] = (256, 128, 64, 64)
     latent_scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LightConfig:
+    """Dimensions of a pruned VAE (lightvaew2_1): the network of the VAE, of the same latents, with fewer channels.
+
+    Attributes:
+        base_dim: channels of its widest-in-space level; 96 in the VAE that it stands for.
+    """
+
+    base_dim: int = 24
+
+
+DecoderConfig = TinyConfig | LightConfig
+"""Of a decoder that works in place of the VAE's own."""

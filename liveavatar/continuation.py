@@ -288,7 +288,16 @@ def video_task(
         assert s.image is not None
         tail = start.frames if isinstance(start, VideoTail) else None
         conditioning = encode_conditioning(
-            encoders, s.request, s.resolved, s.image, s.audio, callback, s.plan.vae_tiles, tail=tail, **known
+            encoders,
+            s.request,
+            s.resolved,
+            s.image,
+            s.audio,
+            callback,
+            s.plan.vae_tiles,
+            tail=tail,
+            pose=s.pose,
+            **known,
         )
     keep = spec.request.keep_state
     return VideoTask(

@@ -74,6 +74,10 @@ class StateError(RequestError):
     """The state of a video cannot be read, or the video that is asked for cannot go on from it."""
 
 
+class PoseError(RequestError):
+    """The pose video cannot be read or used."""
+
+
 class PlanError(RequestError):
     """The stages cannot be laid out as asked on the devices at hand."""
 

@@ -11,14 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from .config import BLOCK_FRAMES
 from .errors import LiveAvatarError, LoRAError, PlanError, RequestError, shown
 from .media.audio import AudioClip
 from .media.audio_file import read_audio
 from .media.image import check_image, read_image
+from .media.pose_video import PoseFile, PoseSource, pose_note
 from .placement import devices_named
-from .request import Request
+from .request import Request, ResolvedRequest, check_request, frame_count, sample_count
 from .timed_changes import TimedChange
 from .weights.lora import ExtraLoRA
+
+GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
+"""A further LoRA: its file, alone or with its strength."""
+GivenPose = str | os.PathLike[str] | np.ndarray | PoseSource
+"""A pose video: its file, or its pictures."""
 
 
 def request_with(request: Request, options: dict[str, Any]) -> Request:
@@ -37,6 +44,18 @@ def request_with(request: Request, options: dict[str, Any]) -> Request:
                 f"A request has no {name!r}.", f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
             )
     return dataclasses.replace(request, **options)
+
+
+def with_pose(resolved: ResolvedRequest, request: Request, pose: PoseSource) -> ResolvedRequest:
+    """What will be made where a pose video is followed."""
+    note = pose_note(pose, request.pose_end, resolved.seconds)
+    return dataclasses.replace(resolved, pose=True, notes=(*resolved.notes, *([note] if note else [])))
+
+
+def pose_files(pose: PoseSource | None) -> tuple[Path, ...]:
+    """The file that a pose video is read from, which nothing may replace; none where it is none."""
+    path = pose.path if isinstance(pose, PoseFile) else None
+    return () if path is None else (path,)
 
 
 def devices_of(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -113,3 +132,11 @@ def read_inputs(
     clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
     clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
     return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
+
+
+def used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:
+    """The part of audio that is used, and the blocks that cover it."""
+    request = Request(seconds=seconds)
+    check_request(request)
+    used = sample_count(request, len(audio.samples), audio.rate)
+    return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)

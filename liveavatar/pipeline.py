@@ -33,9 +33,22 @@ from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, ImageError, ModelError, RequestError
 from .events import Callback, ignore
 from .hardware_cache import CachedHardware, DetectHardware, detect_hardware
-from .inputs import devices_of, extra_lora_of, path_given, read_inputs, read_portraits, request_with
+from .inputs import (
+    GivenLoRA,
+    GivenPose,
+    devices_of,
+    extra_lora_of,
+    path_given,
+    pose_files,
+    read_inputs,
+    read_portraits,
+    request_with,
+    used_audio,
+    with_pose,
+)
 from .media.audio import AudioClip, audio_notes, mono_16k
 from .media.image import check_image
+from .media.pose_video import PoseSource, open_pose, refuse_pose_in_continuation, refuse_pose_in_workers
 from .placement import Placement
 from .planner import Hardware, Plan
 from .recorder import VideoSpec
@@ -43,23 +56,16 @@ from .request import (
     Request,
     ResolvedRequest,
     check_request,
-    frame_count,
     is_long_audio,
     prompt_to_encode,
     resolve,
     resolve_open,
-    sample_count,
 )
 from .video_job import AudioInput, VideoJob
 from .video_state import VideoState
-from .weights.lora import ExtraLoRA
 
 if TYPE_CHECKING:
     pass
-
-
-GivenLoRA = str | os.PathLike[str] | tuple[str | os.PathLike[str], float] | ExtraLoRA
-"""A further LoRA: its file, alone or with its strength."""
 
 
 class LiveAvatarPipeline:
@@ -135,6 +141,7 @@ class LiveAvatarPipeline:
         *,
         request: Request | None = None,
         continue_from: ContinueFrom | None = None,
+        pose: GivenPose | None = None,
         **options: Any,
     ) -> VideoJob:
         """A video that waits to be watched or saved: inputs are read and the work is planned, nothing is loaded.
@@ -146,6 +153,7 @@ class LiveAvatarPipeline:
             request: what to make; by default `Request()`.
             continue_from: what another video has left: the file of a state, or `VideoJob.left`; or an MP4, from whose
                 last frames it goes on approximately.
+            pose: a video of a body whose movements are followed: a file, or pictures uint8 [n, H, W, 3], 25 a second.
             options: fields of `Request` in place of the request's: size, steps, seed, seconds...
 
         Raises:
@@ -155,7 +163,7 @@ class LiveAvatarPipeline:
             options["prompt"] = prompt
         request = request_with(Request() if request is None else request, options)
         start = start_of(continue_from)
-        return VideoJob(self, self.describe(image, audio, request, start), start=start)
+        return VideoJob(self, self.describe(image, audio, request, start, pose), start=start)
 
     def describe(
         self,
@@ -163,11 +171,12 @@ class LiveAvatarPipeline:
         audio: str | os.PathLike[str] | AudioClip,
         request: Request,
         start: Start | None = None,
+        pose: GivenPose | None = None,
     ) -> VideoSpec:
         """Read the inputs, and say what a request would really make of them (`resolved`) and where (`plan`).
 
         Args:
-            image, audio: as in `__call__`.
+            image, audio, pose: as in `__call__`.
             request: what to make.
             start: what it goes on from.
 
@@ -184,11 +193,12 @@ class LiveAvatarPipeline:
         portraits = read_portraits(request.timeline, notes)
         pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
         size = None if pixels is None else (pixels.shape[1], pixels.shape[0])
-        resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start)
-        inputs += (*portraits, *files_of(self.components))
+        source = open_pose(pose)
+        resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start, source)
+        inputs += (*portraits, *files_of(self.components), *pose_files(source))
         inputs += (start.path,) if isinstance(start, VideoState | VideoTail) else ()
         changed = tuple((block, portraits[file]) for block, file in resolved.portrait_changes)
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed)
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed, source)
 
     @property
     def config(self) -> ModelConfig:
@@ -201,7 +211,14 @@ class LiveAvatarPipeline:
         return sum(self.backend.bytes_by_device().values())
 
     def plan(
-        self, request: Request, image_size: tuple[int, int], samples: int, rate: int, notes: Sequence[str] = ()
+        self,
+        request: Request,
+        image_size: tuple[int, int],
+        samples: int,
+        rate: int,
+        notes: Sequence[str] = (),
+        *,
+        pose: PoseSource | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
@@ -209,12 +226,15 @@ class LiveAvatarPipeline:
             image_size: width and height.
             samples, rate: length of the audio.
             notes: what is to be told of the inputs, a sentence each.
+            pose: the pose video that is followed.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
+        refuse_pose_in_workers(pose is not None and self.placement.processes)
         notes = (*notes, *self._checked(request))
-        return self._planned(resolve(request, image_size, samples, rate, notes))
+        resolved = resolve(request, image_size, samples, rate, notes)
+        return self._planned(resolved if pose is None else with_pose(resolved, request, pose))
 
     def _plan(
         self,
@@ -223,17 +243,19 @@ class LiveAvatarPipeline:
         audio: AudioClip,
         notes: Sequence[str],
         start: Start | None,
+        pose: PoseSource | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """As `plan`, also of a video that goes on from what another one left; its image may be left out."""
         refuse_workers(self.placement.processes, request, start)
         asked = request
         if not isinstance(start, VideoTail | None):
+            refuse_pose_in_continuation(pose is not None)
             check_request(request)
             start.check(self.config, self.network, self.components.name)
             request = start.info.request_for(request, image_size)
             image_size = start.info.width, start.info.height
         assert image_size is not None
-        resolved, plan = self.plan(request, image_size, len(audio.samples), audio.rate, notes)
+        resolved, plan = self.plan(request, image_size, len(audio.samples), audio.rate, notes, pose=pose)
         return with_state(resolved, plan, self.config, asked, start), plan
 
     @functools.cached_property
@@ -307,7 +329,7 @@ class LiveAvatarPipeline:
         Raises:
             AudioError: too short; the audio encoder is another one than the network was trained with.
         """
-        used, blocks = _used_audio(audio, seconds)
+        used, blocks = used_audio(audio, seconds)
         if audio_encoder is None and is_long_audio(len(used.samples), used.rate):
             return AudioInput(used, None, audio_notes(used))
         samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
@@ -326,7 +348,7 @@ class LiveAvatarPipeline:
         Raises:
             AudioError: as `encode_audio`, and as `gather_frame_features`.
         """
-        used, blocks = _used_audio(audio, seconds)
+        used, blocks = used_audio(audio, seconds)
         self._check_audio_encoder(len(states), states[0].shape[-1] if len(states) else 0)
         return AudioInput(used, gather_frame_features(states, blocks * BLOCK_FRAMES), used.notes)
 
@@ -339,6 +361,7 @@ class LiveAvatarPipeline:
         notes: Sequence[str] = (),
         continue_from: ContinueFrom | None = None,
         contexts: Contexts = NO_CONTEXTS,
+        pose: GivenPose | None = None,
     ) -> VideoJob:
         """A video that waits to be watched; nothing is loaded.
 
@@ -351,6 +374,7 @@ class LiveAvatarPipeline:
             continue_from: as in `__call__`; the image only says what size is meant then.
             contexts: of prompts of the request's timeline, by their text; the others are encoded when the video is
                 made.
+            pose: as in `__call__`.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -359,7 +383,8 @@ class LiveAvatarPipeline:
         for found in (context, *contexts.values()):
             self._check_context(found)
         size, samples, start = (image.shape[1], image.shape[0]), audio.audio, start_of(continue_from)
-        resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start)
+        source = open_pose(pose)
+        resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start, source)
         if (features := audio.features) is not None:
             if features.blocks < resolved.blocks:
                 raise AudioError(
@@ -367,8 +392,8 @@ class LiveAvatarPipeline:
                     "Encode all of the audio that the video uses.",
                 )
             self._check_audio_encoder(features.layers, features.channels)
-        files = files_of(self.components)
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files)
+        files = (*files_of(self.components), *pose_files(source))
+        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files, pose=source)
         return VideoJob(self, spec, audio, context, contexts, start)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:
@@ -403,11 +428,3 @@ class LiveAvatarPipeline:
                 f"{self.config.audio_layers} of {self.config.audio_dim}.",
                 "Use the model's own audio encoder, or the wav2vec2 it was trained with.",
             )
-
-
-def _used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:
-    """The part of audio that is used, and the blocks that cover it."""
-    request = Request(seconds=seconds)
-    check_request(request)
-    used = sample_count(request, len(audio.samples), audio.rate)
-    return audio.limited(used / audio.rate), -(-frame_count(used, audio.rate) // BLOCK_FRAMES)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from .attention_choice import AttentionUse, check_attention, resolve_attention
 from .compiler import check_compiler, missing_requirements
-from .config import ModelConfig, TinyConfig
+from .config import DecoderConfig, ModelConfig
 from .device_names import DeviceName
 from .errors import PlanError, shown
 from .gpus import gpu_count
@@ -221,7 +221,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
-        tiny: TinyConfig | None = None,
+        tiny: DecoderConfig | None = None,
         packed: PackedSizes | None = None,
     ) -> tuple[ResolvedRequest, Plan]:
         """The plan of one video, and what it will be by that plan; as `make_plan`."""
@@ -234,7 +234,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         hardware: Callable[[], Hardware] = Hardware.detect,
-        tiny: TinyConfig | None = None,
+        tiny: DecoderConfig | None = None,
         packed: PackedSizes | None = None,
     ) -> Plan:
         """The plan of one video; the devices need not be here.
@@ -244,7 +244,7 @@ class Placement:
             config: of the network.
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
-            tiny: the tiny decoder that works instead of the VAE's own.
+            tiny: the decoder that works in place of the VAE's own.
             packed: of the matrices of a model in a GGUF file.
 
         Raises:
@@ -267,7 +267,7 @@ class Placement:
         config: ModelConfig,
         model: str,
         available: Hardware | None,
-        tiny: TinyConfig | None,
+        tiny: DecoderConfig | None,
         packed: PackedSizes | None,
     ) -> Plan:
         """Chosen for devices, or laid out as asked where there are none."""

@@ -234,3 +234,8 @@ def _host_peak() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def receipt_text(receipt: Path) -> str:
+    """A receipt as it was written."""
+    return json.dumps(json.loads(receipt.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)

@@ -25,6 +25,7 @@ from .files import OutputClaim, first_same, is_same_file, is_stream, path_of, re
 from .interrupt import Interrupts, interrupts
 from .media.audio import AudioClip
 from .media.mp4 import check_end
+from .media.pose_video import PoseSource
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .media.writing import WriterThread
 from .planner import Plan, suggest_next
@@ -52,6 +53,7 @@ class VideoSpec:
         audio: as read.
         inputs: the files they and the model are read from, which no output may replace.
         portraits: images that take the place of the first one, with the blocks they begin at.
+        pose: a pose video that is followed.
     """
 
     components: Components
@@ -62,6 +64,7 @@ class VideoSpec:
     audio: AudioClip
     inputs: tuple[Path, ...] = ()
     portraits: tuple[tuple[int, np.ndarray], ...] = ()
+    pose: PoseSource | None = None
 
 
 class VideoRecorder:

@@ -180,6 +180,7 @@ def _guess(text: str) -> str:
 Fit = Literal["cover", "pad"]
 Tail = Literal["silence", "zeros"]
 Lead = Literal["sync", "original"]
+PoseEnd = Literal["hold", "loop", "black"]
 
 MAX_STEPS = 100
 LONG_AUDIO_SECONDS = 600.0
@@ -207,6 +208,8 @@ class Request:
         seconds: stop after so much sound; None for all of it.
         fit: "cover" fills the frame and crops; "pad" is the published black padding, for parity.
         tail: features after the audio ends: "silence" as it is encoded, or "zeros" as published, for parity.
+        pose_end: what follows when a pose video ends before the sound: "hold" its last picture, "loop" all of it again,
+            or "black" as published, for parity.
         lead: "sync" keeps all 12 frames of block 0; "original" drops three, as published, for parity.
         sink_distance: how far ahead of a block the reference image stands.
         clip_blocks: blocks of one clip, 1 to 20; the published `infer_frames` divided by 12. Noise is drawn clip by
@@ -229,6 +232,7 @@ class Request:
     clip_blocks: int = CLIP_BLOCKS
     keep_state: bool = False
     timeline: tuple[TimedChange, ...] = ()
+    pose_end: PoseEnd = "hold"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +245,7 @@ class VideoShape:
         changes_prompt: whether another prompt may be read on the way.
         keeps_audio_encoder: whether the audio encoder works while blocks are made.
         live: whether blocks are to be made at the pace of speech, and soon.
+        pose: whether a pose video is encoded beside the blocks.
     """
 
     width: int
@@ -250,6 +255,7 @@ class VideoShape:
     changes_prompt: bool = False
     keeps_audio_encoder: bool = False
     live: bool = False
+    pose: bool = False
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -279,6 +285,7 @@ class ResolvedRequest:
         first_block: the number of its first block; not 0 where it continues another video.
         prompt_changes, portrait_changes: `(block, what)`: prompts, and files of portraits, that take the place of the
             first ones; blocks are counted from its own first one.
+        pose: whether it follows a pose video.
     """
 
     width: int
@@ -296,6 +303,7 @@ class ResolvedRequest:
     first_block: int = 0
     prompt_changes: tuple[tuple[int, str], ...] = ()
     portrait_changes: tuple[tuple[int, Path], ...] = ()
+    pose: bool = False
 
     @property
     def shape(self) -> VideoShape:
@@ -308,6 +316,7 @@ class ResolvedRequest:
             changes_prompt=self.is_open or bool(self.prompt_changes),
             keeps_audio_encoder=self.is_open or self.long_audio,
             live=self.is_open,
+            pose=self.pose,
         )
 
     @property
@@ -433,7 +442,7 @@ def check_request(request: Request) -> None:
     for prompt in (request.prompt, *(change.prompt for change in request.timeline)):
         if any("\ud800" <= letter <= "\udfff" for letter in prompt or ""):  # what Python makes of undecodable bytes
             raise RequestError("The prompt holds bytes that are no text.", "Write it in UTF-8.")
-    for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead)):
+    for name, allowed in (("fit", Fit), ("tail", Tail), ("lead", Lead), ("pose_end", PoseEnd)):
         given, choices = getattr(request, name), allowed.__args__  # type: ignore[attr-defined]
         if not isinstance(given, str) or given not in choices:
             raise RequestError(f"{name} = {shown(given)} is not known.", f"Use {' or '.join(choices)}.")

@@ -25,6 +25,7 @@ from .encoders.audio import BlockFeatures
 from .errors import Cancelled
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
+from .pose import PoseLatents
 from .request import ResolvedRequest, SinkDistance
 from .stage import Changes
 from .stage_state import SavedTensors
@@ -46,6 +47,7 @@ class Conditioning:
         changes: of prompt (features) and portrait, on the way.
         before: latents [16, 3 n, h, w] of the blocks before the first, which its decoder has to have seen; None: there
             are none.
+        pose: of every block; None where no pose is followed.
     """
 
     reference: torch.Tensor
@@ -54,6 +56,7 @@ class Conditioning:
     audio: BlockFeatures
     changes: Changes = dataclasses.field(default_factory=Changes)
     before: torch.Tensor | None = None
+    pose: PoseLatents | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +196,8 @@ class Session:
         """Stop the work and remove what was spooled."""
         self.latents.close()
         self.job.conditioning.audio.close()
+        if self.job.conditioning.pose is not None:
+            self.job.conditioning.pose.close()
 
     def __enter__(self) -> Session:
         return self

@@ -66,6 +66,7 @@ class StageConditioning:
         audio: block -> its audio tokens.
         clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
         changes: of prompt (embedded) and portrait.
+        pose: block -> its pose latents [16, 3, h, w]; None where no pose is followed.
     """
 
     rows: int
@@ -79,6 +80,7 @@ class StageConditioning:
     audio: Callable[[int], AudioTokens]
     clip_blocks: int = CLIP_BLOCKS
     changes: Changes = dataclasses.field(default_factory=Changes)
+    pose: Callable[[int], torch.Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Stage:
     def _denoise(self, task: Denoise, inputs: StageInput) -> StageInput:
         step = task.step
         caches = self._block_caches(task)
-        tokens = self.net.embed_block(inputs.latent) if inputs.tokens is None else inputs.tokens
+        tokens = self._embedded(task.block, inputs.latent) if inputs.tokens is None else inputs.tokens
         audio = self.conditioning.audio(task.block).to(self.device)
         audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
         rope = self.grid.block(task.block)
@@ -222,6 +224,11 @@ class Stage:
             return StageInput(inputs.latent, tokens)
         velocity = self.net.velocity(tokens, self.head_time[step], self.grid.rows, self.grid.columns)
         return StageInput(self.conditioning.schedule.euler(step, inputs.latent, velocity))
+
+    def _embedded(self, block: int, latent: torch.Tensor) -> torch.Tensor:
+        """The tokens of a block, with the pose that it follows."""
+        pose = self.conditioning.pose
+        return self.net.embed_block(latent, None if pose is None else to_device_async(pose(block), self.device))
 
     def _block_caches(self, task: Denoise) -> Sequence[KVCache]:
         clip_blocks = self.conditioning.clip_blocks

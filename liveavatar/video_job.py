@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -211,8 +210,3 @@ class VideoJob:
             encoders = self.pipeline.encoders(plan)
             return lambda motion, callback: encoders.decoder(motion, callback, plan.vae_tiles)
         return lambda motion, callback: vae_decoder(vae, motion, plan.threads, plan.vae_tiles, callback, as_bytes=True)
-
-
-def receipt_text(receipt: Path) -> str:
-    """A receipt as it was written."""
-    return json.dumps(json.loads(receipt.read_text(encoding="utf-8")), indent=2, ensure_ascii=False)

@@ -15,6 +15,7 @@ from .schema import (
     ModelSocket,
     clip_input,
     mask_input,
+    pose_input,
     prompt_input,
     seconds_input,
     seed_input,
@@ -57,6 +58,7 @@ class Avatar(io.ComfyNode):
                 mask_input(),
                 clip_input(),
                 timeline_input(),
+                pose_input(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="For core Save Video."),
@@ -86,15 +88,20 @@ class Avatar(io.ComfyNode):
         mask: Any = None,
         clip: Any = None,
         timeline: str = "",
+        pose: Any = None,
     ) -> io.NodeOutput:
         """The same as the modular graph."""
         changes = parse_timeline(timeline)
         request = Request(size, prompt, steps, seed, seconds or None, timeline=changes)
         pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
         with refused_in_widgets():
-            planned = model.plan(request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate)
+            followed = convert.pose_source(pose)
+            planned = model.plan(
+                request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate, pose=followed
+            )
         with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
             contexts = core_parts.read_prompts(model, [prompt, *convert.prompts_of(changes)], clip, progress)
             voice = model.encode_audio(used, request.seconds, progress)
-            take = model.prepare(request, pixels, voice, contexts[prompt], convert.image_notes(image), contexts)
+            notes = convert.image_notes(image)
+            take = model.prepare(request, pixels, voice, contexts[prompt], notes, contexts=contexts, pose=followed)
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

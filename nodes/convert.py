@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..liveavatar.config import ModelConfig
-from ..liveavatar.errors import AudioError, ImageError, RequestError
+from ..liveavatar.config import FPS, ModelConfig
+from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError
 from ..liveavatar.media.audio import AudioClip
+from ..liveavatar.media.pose_video import Pictures, PoseFile, PoseSource
 from ..liveavatar.timed_changes import TimedChange
 
 _MOST_WHITE, _LEAST_BLACK = 8.0, -0.5
@@ -72,6 +73,43 @@ def _transparent(mask: Any, size: tuple[int, int]) -> torch.Tensor:
     if tuple(first.shape) != size:
         first = torch.nn.functional.interpolate(first[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     return first.clamp(0, 1)[..., None]
+
+
+class PoseImages:
+    """An IMAGE batch as a pose video, 25 pictures a second; each is converted when it is read.
+
+    Raises:
+        ImageError: as `image_array`, of the first picture.
+    """
+
+    def __init__(self, images: Any):
+        image_array(images)
+        self._images = images
+
+    @property
+    def seconds(self) -> float:
+        """How long they last."""
+        return len(self._images) / FPS
+
+    def pictures(self) -> Pictures:
+        """The pictures, uint8 [H, W, 3]."""
+        return (image_array(self._images[i : i + 1]) for i in range(len(self._images)))
+
+
+def pose_source(pose: Any) -> PoseSource | None:
+    """IMAGE batch or VIDEO -> pose video; None where nothing is connected.
+
+    A VIDEO of core is read from its file, and only the part that it was trimmed to.
+
+    Raises:
+        PoseError, ImageError: it cannot be read.
+    """
+    if pose is None or isinstance(pose, torch.Tensor):
+        return None if pose is None else PoseImages(pose)
+    if not callable(getattr(pose, "get_stream_source", None)):
+        raise PoseError(f"The pose is of type {type(pose).__name__}.", "Connect core Load Video, or an IMAGE batch.")
+    start, length = pose.get_active_trim_window() if hasattr(pose, "get_active_trim_window") else (0.0, 0.0)
+    return PoseFile(pose.get_stream_source(), start, length or None)
 
 
 def image_notes(image: Any) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from ..liveavatar.placement import Placement, all_devices, devices_named
+from ..liveavatar.receipt import receipt_text
 from ..liveavatar.task_graph import Denoise
-from ..liveavatar.video_job import receipt_text
 from . import paths
 from .patcher import manage
 from .runs import latest_messages, register, workflow_of

@@ -68,8 +68,9 @@ class LoadModel(io.ComfyNode):
                         options=[*paths.vaes(), *paths.VAE_WORDS],
                         default=paths.AUTOMATIC,
                         tooltip="The VAE of Wan 2.1. automatic: the one beside the model, or wan_2.1_vae* in vae. A "
-                        "tiny one (taew2_1*, lighttaew2_1* in vae_approx) decodes in its place: faster, in less "
-                        "memory, a little softer. tiny: the first of them; full: none.",
+                        "tiny one (taew2_1*, lighttaew2_1* in vae_approx) or a pruned one (lightvaew2_1* in vae) "
+                        "decodes in its place: faster, in less memory, a little softer. tiny: the first tiny one; "
+                        "full: none.",
                     )
                 ),
                 advanced(

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.request import Fit, Request, SinkDistance
+from ..liveavatar.request import Fit, PoseEnd, Request, SinkDistance
 from . import convert
 from .schema import (
     CATEGORY,
@@ -17,6 +17,7 @@ from .schema import (
     StateSocket,
     advanced,
     mask_input,
+    pose_input,
     seed_input,
     size_fault,
     size_input,
@@ -91,6 +92,17 @@ class Sampler(io.ComfyNode):
                     tooltip="Of another Sampler whose keep_state is on, or from Load State: this video continues that "
                     "one, with its portrait and seed, as if it had never ended.",
                 ),
+                pose_input(),
+                advanced(
+                    io.Combo.Input(
+                        "pose_end",
+                        options=["hold", "loop", "black"],
+                        default="hold",
+                        optional=True,
+                        tooltip="When the pose ends before the sound: hold its last picture, loop it, or black as "
+                        "published.",
+                    )
+                ),
             ],
             outputs=[
                 LatentsSocket.Output(
@@ -124,6 +136,8 @@ class Sampler(io.ComfyNode):
         mask: Any = None,
         keep_state: bool = False,
         state: Any = None,
+        pose: Any = None,
+        pose_end: PoseEnd = "hold",
     ) -> io.NodeOutput:
         """The stream, refused now where it could not be made."""
         distance = SinkDistance() if sink == SINKS[0] else SinkDistance("fixed", sink_distance)
@@ -138,9 +152,11 @@ class Sampler(io.ComfyNode):
             sink_distance=distance,
             keep_state=keep_state,
             timeline=timeline,
+            pose_end=pose_end,
         )
         pixels = convert.image_array(image, mask)
         notes = (*convert.image_notes(image), *convert.prompt_notes(positive, model.config))
         with refused_in_widgets():
-            job = model.prepare(request, pixels, audio, context, notes, state_of(state), contexts)
+            followed = convert.pose_source(pose)
+            job = model.prepare(request, pixels, audio, context, notes, state_of(state), contexts, followed)
             return io.NodeOutput(job, job)

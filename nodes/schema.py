@@ -44,6 +44,17 @@ def replacing(given: Any, choices: Mapping[str, str]) -> Any:
     return given
 
 
+def pose_input() -> Any:
+    """A body whose movements are followed."""
+    return io.MultiType.Input(
+        "pose",
+        types=[io.Image, io.Video],
+        optional=True,
+        tooltip="A body whose movements are followed, as DWPose draws it: a VIDEO, or an IMAGE batch of 25 pictures a "
+        "second. It is read beside the blocks. Not with worker processes.",
+    )
+
+
 def mask_input() -> Any:
     """Where the portrait is transparent."""
     return io.Mask.Input(

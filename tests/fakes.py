@@ -79,10 +79,10 @@ def write_lora(path: Path, config: ModelConfig, seed: int) -> None:
     save_file(lora, path)
 
 
-def write_vae(path: Path, seed: int) -> None:
+def write_vae(path: Path, seed: int, base_dim: int = VAE_BASE_DIM) -> None:
     from liveavatar.vae.wan import build_vae
 
-    tensors = random_tensors(lambda: build_vae(base_dim=VAE_BASE_DIM), seed)
+    tensors = random_tensors(lambda: build_vae(base_dim=base_dim), seed)
     halves = [f"{half}.{place}" for half in ("encoder", "decoder") for place in _vae_places()]
     torch.save(_originals(tensors, [*halves, "conv1", "conv2"], vae_to_diffusers), path)
 

@@ -66,6 +66,15 @@ def _image(ending: str) -> Callable[[random.Random, Path], None]:
     return attempt
 
 
+def _pose(rng: random.Random, folder: Path) -> None:
+    from liveavatar.media.pose_video import PoseFile, endless_pictures
+
+    path = _written(folder / "pose.mp4", mutated_bytes(rng, video_file(), [video_file()]))
+    pictures = endless_pictures(PoseFile(path), rng.choice(("hold", "loop", "black")), 64, 64, "cover")
+    assert all(next(pictures).shape == (64, 64, 3) for _ in range(40))
+    pictures.close()
+
+
 def _video(rng: random.Random, folder: Path) -> None:
     path = _written(folder / "video.mp4", mutated_bytes(rng, video_file(), [video_file()]))
     _command_line("repair", str(path))
@@ -217,6 +226,7 @@ KINDS: Mapping[str, Callable[[random.Random, Path], None]] = {
     "mp4": _video,
     "tail": _tail,
     "state": _state,
+    "pose": _pose,
     "safetensors": _safetensors,
     "pickle": _pickled,
     "gguf": _gguf,

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from ..errors import Cancelled, LiveAvatarError, RequestError
 from ..request import DEFAULT_PROMPT, check_request
 from .backends import add_worker_arguments, backend_of, check_worker_options
-from .options import add_request_arguments, check_placement_options, parts_of, request_of
+from .options import (
+    add_pose_arguments,
+    add_request_arguments,
+    check_placement_options,
+    parts_of,
+    request_of,
+)
 from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
@@ -24,6 +30,7 @@ _ABOUT = {
     "mini": "this is the miniature: it knows drawn people of 128x128 only, and is no measure of the 14B model",
     "untrained": "this model is untrained: it proves the machinery, the picture is noise",
 }
+_ABOUT_POSE = "this model never learnt what a pose means: it only disturbs the picture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--audio", required=True, metavar="W", help="the voice, any sound file")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help="what the video shows, in words")
+    add_pose_arguments(parser)
     default = OUTPUT / "avatar.mp4"
     parser.add_argument(
         "--out", default=str(default), metavar="FILE.mp4", help=f"the video; replaces an older one (default: {default})"
@@ -74,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
-    given = (arguments.image, arguments.audio, arguments.timeline, arguments.token_file, arguments.continue_from)
+    a = arguments
+    given = (a.image, a.audio, a.timeline, a.pose, a.token_file, a.continue_from)
     receipt_path = check_outputs(out, arguments.receipt, filter(None, given))
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
@@ -83,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
             start = start_of(arguments.continue_from)
             if start is not None and arguments.size is None:
                 request = dataclasses.replace(request, size=size_of(start))
-            made = pipeline(arguments.image, arguments.audio, request=request, continue_from=start)
+            given_pose = arguments.pose
+            made = pipeline(arguments.image, arguments.audio, request=request, continue_from=start, pose=given_pose)
             with contextlib.closing(made) as video:
                 if not quiet:
                     say(_spec_lines(video.spec, arguments.model, out))
@@ -103,4 +113,5 @@ def _spec_lines(spec: VideoSpec, model: str, out: Path) -> list[str]:
     """What will be made, before anything is loaded."""
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
     notes += [*spec.resolved.notes, *([_ABOUT[model]] if model in _ABOUT else []), *spec.plan.notes]
+    notes += [_ABOUT_POSE] if spec.pose is not None and model in _ABOUT else []
     return [*resolved_lines(spec.resolved), *plan_lines(spec.plan), *note_lines(notes)]

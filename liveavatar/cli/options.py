@@ -101,6 +101,17 @@ def _add_timeline_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pose_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the body does."""
+    parser.add_argument("--pose", metavar="FILE", help="a video of a body (DWPose) whose movements are followed")
+    parser.add_argument(
+        "--pose-end",
+        default="hold",
+        metavar="hold|loop|black",
+        help="when it ends before the sound: hold its last picture (default), loop it, or black as published",
+    )
+
+
 def add_part_arguments(parser: argparse.ArgumentParser) -> None:
     """Parts of the model that are named one by one."""
     parts = parser.add_argument_group("parts of the model that are not beside it: files, or their names in ComfyUI")
@@ -114,8 +125,9 @@ def add_part_arguments(parser: argparse.ArgumentParser) -> None:
     parts.add_argument(
         "--vae",
         metavar="FILE|tiny|full",
-        help="the VAE of Wan 2.1; or what decodes in its place: the file of a tiny one (taew2_1, lighttaew2_1), tiny "
-        "for the one beside the model or in ComfyUI's vae_approx, full for none",
+        help="the VAE of Wan 2.1; or what decodes in its place: the file of a tiny one (taew2_1, lighttaew2_1) or "
+        "of a pruned one (lightvaew2_1), tiny for the tiny one beside the model or in "
+        "ComfyUI's vae_approx, full for none",
     )
     parts.add_argument("--text-encoder", metavar="FILE", help="UMT5-XXL")
     parts.add_argument("--tokenizer", metavar="DIR", help="of the text encoder, where its file has none")
@@ -176,6 +188,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         sink_distance=_distance(arguments.sink_distance),
         clip_blocks=clip_blocks_of(arguments.clip_frames),
         timeline=read_timeline(arguments.timeline) if arguments.timeline else (),
+        pose_end=getattr(arguments, "pose_end", "hold"),
     )
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingFilesError, OutputError, RequestError, shown
 from ..request import DEFAULT_PROMPT, check_request
-from .options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
+from .options import (
+    add_pose_arguments,
+    add_request_arguments,
+    check_placement_options,
+    parts_of,
+    placement_of,
+    request_of,
+)
 from .parser import number
 from .tables import live_lines, note_lines, plan_lines, resolved_lines, simulation_lines
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..placement import Placement
     from ..planner import Hardware, LiveForecast, Plan
-    from ..request import ResolvedRequest
+    from ..request import Request, ResolvedRequest
     from ..task_graph import Simulation
 
 _ASSUMED_SECONDS = 10.0
@@ -39,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="P", help="the portrait (default: a picture of the asked aspect)")
     parser.add_argument("--audio", metavar="W", help="the voice (default: --seconds of sound, or 10)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help=argparse.SUPPRESS)
+    add_pose_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--simulate", action="store_true", help="play the pipeline: throughput, delay, waiting")
     parser.add_argument(
@@ -92,8 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
     length = length or (math.ceil(min(arguments.seconds or _ASSUMED_SECONDS, _MOST_SECONDS) * 16_000), 16_000)
     components, config = _model(arguments)
     notes += _prompt_notes(components, arguments.model, config, arguments.prompt)
-    asked = resolve_open(request, image, notes) if arguments.live else resolve(request, image, *length, notes)
-    resolved, plan = _plan(arguments, components, config, asked)
+    resolved = resolve_open(request, image, notes) if arguments.live else resolve(request, image, *length, notes)
+    if arguments.pose:
+        resolved = _with_pose(arguments, request, resolved)
+    resolved, plan = _plan(arguments, components, config, resolved)
     live = _live(arguments, resolved, plan) if arguments.live else None
     bars = arguments.plot and arguments.gpus and not arguments.simulate
     if bars:
@@ -116,6 +126,19 @@ def run(arguments: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def _with_pose(arguments: argparse.Namespace, request: Request, resolved: ResolvedRequest) -> ResolvedRequest:
+    """What will be made where a pose video is followed.
+
+    Raises:
+        PoseError: it cannot be read, or not be followed by worker processes.
+    """
+    from ..inputs import with_pose
+    from ..media.pose_video import PoseFile, refuse_pose_in_workers
+
+    refuse_pose_in_workers(arguments.engine == "ray")
+    return with_pose(resolved, request, PoseFile(arguments.pose))
 
 
 def _simulation(arguments: argparse.Namespace, resolved: ResolvedRequest, plan: Plan) -> Simulation:

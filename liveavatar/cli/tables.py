@@ -65,7 +65,7 @@ def plan_lines(plan: Plan) -> list[str]:
     lines += attention_lines(plan.attention_uses)
     lines += [f"kept    {kept}" for kept in _kept(plan)]
     if plan.tiny_decoder:
-        lines.append("kept    VAE: a tiny decoder makes the frames, the VAE encodes the portrait")
+        lines.append("kept    VAE: a small decoder makes the frames, the VAE encodes the portrait")
     if plan.vae_tiles != (1, 1):
         rows_of, columns = plan.vae_tiles
         rest = f", what they remember on the host ({gigabytes(plan.vae_host)})" if plan.vae_host else ""

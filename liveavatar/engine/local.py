@@ -425,7 +425,23 @@ class LocalEngine:
             audio=self._audio_tokens(embedders, job),
             clip_blocks=resolved.clip_blocks,
             changes=Changes(changes.prompts.map(embedders.embed_text), changes.portraits),
+            pose=self._pose_latents(job),
         )
+
+    def _pose_latents(self, job: VideoTask) -> Callable[[int], torch.Tensor] | None:
+        """The pose latents of each block, encoded when first asked for, and kept for the blocks that are open: going
+        back would encode a clip again."""
+        pose, kept = job.conditioning.pose, dict[int, torch.Tensor]()
+        if pose is None:
+            return None
+
+        def latents(block: int) -> torch.Tensor:
+            if block not in kept:
+                kept[block] = pose.block(block)
+                kept.pop(block - self.plan.partition.stages - 1, None)
+            return kept[block]
+
+        return latents
 
     def _audio_tokens(self, embedders: CausalS2VTransformer, job: VideoTask) -> Callable[[int], AudioTokens]:
         """The audio features of each block, kept for the blocks that are open."""

@@ -15,13 +15,14 @@ from ..config import (
     SPATIAL_STRIDE,
     UNTRAINED,
     WINDOW_BLOCKS,
+    DecoderConfig,
     ModelConfig,
-    TinyConfig,
 )
 from ..errors import PlanError
 from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, offloaded_layers
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 from ..weights.block_types import UNPACKED_AT_ONCE
+from .decoders import decoder_figures
 from .packed import PackedSizes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -381,6 +382,9 @@ _UMT5_MATRIX = 10_240 * 4096
 """Numbers in the largest matrix of UMT5-XXL that is no embedding."""
 _DECODE_WORK = 0.8
 """Activations of a decode against its caches; 0.75 was found with every allocation tracked."""
+_ENCODE_SHARE, _ENCODE_STATE = 0.593, 0.376
+"""Operations of an encode against those of a decode, and what an encode remembers against what it takes: counted for
+the published VAE, and taken for what is moved and for small ones, too."""
 _FRAME_BYTES = BLOCK_FRAMES * 3 * SPATIAL_STRIDE**2 * 4
 """Bytes per latent pixel of a block's frames in float32, to which tiles add theirs."""
 
@@ -398,7 +402,8 @@ class AuxModels:
             block at 704x384 in 16 bits; those of the small ones in 32 bits.
         text, audio: parameters of the encoders.
         encode_work: numbers that an encode takes at most per latent pixel, with what it remembers.
-        tiny: the tiny decoder that works instead of the VAE's own; None: none.
+        tiny: the decoder that works in place of the VAE's own; None: none.
+        pose: whether pose latents are encoded beside the decode.
     """
 
     vae: int
@@ -408,7 +413,8 @@ class AuxModels:
     text: int
     audio: int
     encode_work: int
-    tiny: TinyConfig | None = None
+    tiny: DecoderConfig | None = None
+    pose: bool = False
 
     def vae_bytes(
         self, latent_size: tuple[int, int], size: int, tiles: Tiles = WHOLE, on_gpu: bool = True
@@ -431,6 +437,7 @@ class AuxModels:
             return self._with_tiny(latent_size, size, grid)
         cache = self.decode_state * size
         device = self.vae * size + int((1 + _DECODE_WORK) * cache * grid.tile)
+        device += self._pose_bytes(size, grid) if self.pose else 0
         if tiles == WHOLE:
             return MemoryUse(device)
         height, width = latent_size
@@ -439,21 +446,29 @@ class AuxModels:
         return MemoryUse(device, kept) if on_gpu else MemoryUse(device + kept - cache * grid.tile)
 
     def _with_tiny(self, latent_size: tuple[int, int], size: int, grid: Grid) -> MemoryUse:
-        """Weights of the VAE and of the tiny decoder, and of an encode, which alone works in tiles, and a decode the
-        larger one."""
+        """Weights of the VAE and of the decoder in its place, and of an encode, which alone works in tiles, and a
+        decode the larger one."""
         assert self.tiny is not None
         height, width = latent_size
-        decode = int(1.1 * (tiny_work(self.tiny) * size + _FRAME_BYTES)) * height * width
+        figures = decoder_figures(self.tiny)
+        decode = int(1.1 * (figures.work * size + _FRAME_BYTES)) * height * width
         encode = self.encode_work * size * grid.tile
-        return MemoryUse((self.vae + tiny_parameters(self.tiny)) * size + max(encode, decode))
+        beside = decode + self._pose_bytes(size, grid) if self.pose else max(encode, decode)
+        return MemoryUse((self.vae + figures.parameters) * size + beside)
+
+    def _pose_bytes(self, size: int, grid: Grid) -> int:
+        """Of an encode beside the decode: in tiles, one works and all remember."""
+        return int(self.encode_work * size * (grid.tile + _ENCODE_STATE * (grid.covered - grid.tile)))
 
     def decode_work(self, latent_size: tuple[int, int], latents: int, tiles: Tiles = WHOLE) -> tuple[float, float]:
-        """10^12 operations to decode so many latent frames, and bytes that are moved beside; where tiles overlap,
-        twice."""
-        if self.tiny is not None:
-            return tiny_flops(self.tiny) * math.prod(latent_size) * latents / 1e12, 0.0
+        """10^12 operations to decode so many latent frames, and to encode their poses, and bytes that are moved beside;
+        where tiles overlap, twice."""
         pixels = Grid.of(*latent_size, tiles).covered * latents
-        return self.decode_flops * pixels / 1e12, self.decode_bytes * pixels
+        encode = _ENCODE_SHARE if self.pose else 0.0
+        if self.tiny is not None:
+            small = decoder_figures(self.tiny).flops * math.prod(latent_size) * latents
+            return (small + encode * self.decode_flops * pixels) / 1e12, encode * self.decode_bytes * pixels
+        return (1 + encode) * self.decode_flops * pixels / 1e12, (1 + encode) * self.decode_bytes * pixels
 
     def encoder_bytes(self, size: int, packed: PackedSizes | None = None) -> int:
         """The larger encoder: they are never there together. One in a GGUF file stays packed, and unpacks a matrix."""
@@ -471,38 +486,6 @@ class AuxModels:
         """
         seconds = LIVE_WINDOW_SECONDS if live else LONG_WINDOW_SECONDS
         return (self.audio + int(AUDIO_WORK * AUDIO_SAMPLE_RATE * seconds)) * size
-
-
-_TINY_LEVELS = ((1, 1, 1), (4, 1, 2), (16, 2, 2))
-"""Of a tiny decoder: pixels per latent pixel, frames per latent frame, and frames that each becomes."""
-_TINY_BLOCKS, _TINY_BLOCK_WEIGHTS = 3, 36
-"""Memory blocks per level, and weights of one over its width squared: 3 x 3 from twice, once and once the width."""
-
-
-def tiny_parameters(tiny: TinyConfig) -> int:
-    """Numbers in a tiny decoder, as it works."""
-    first, *_, last = tiny.widths
-    total = 9 * 16 * first + first + 9 * last * 3 + 3
-    for width, following, (_, _, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
-        blocks = _TINY_BLOCKS * (_TINY_BLOCK_WEIGHTS * width**2 + 3 * width)
-        total += blocks + 16 * grown * width * following
-    return total
-
-
-def tiny_flops(tiny: TinyConfig) -> float:
-    """Operations of a tiny decoder per latent pixel and latent frame."""
-    first, *_, last = tiny.widths
-    total = 9 * 16 * first + 4 * 64 * 9 * last * 3
-    for width, following, (pixels, frames, grown) in zip(tiny.widths, tiny.widths[1:], _TINY_LEVELS, strict=False):
-        blocks = _TINY_BLOCKS * _TINY_BLOCK_WEIGHTS * width**2
-        total += pixels * frames * (blocks + 16 * grown * width * following)
-    return 2.0 * total
-
-
-def tiny_work(tiny: TinyConfig) -> int:
-    """Numbers that a tiny decoder takes per latent pixel: what it remembers, and twice its last frames."""
-    state = sum(_TINY_BLOCKS * width * pixels for width, (pixels, _, _) in zip(tiny.widths, _TINY_LEVELS, strict=False))
-    return state + 2 * 4 * 64 * tiny.widths[-1]
 
 
 PUBLISHED_AUX = AuxModels(
@@ -537,11 +520,12 @@ _SMALL = {
 }
 
 
-def aux_models(config: ModelConfig, tiny: TinyConfig | None = None) -> AuxModels:
+def aux_models(config: ModelConfig, tiny: DecoderConfig | None = None, pose: bool = False) -> AuxModels:
     """Those of a network; one that is not known is taken to have the published ones, which are large.
 
     Args:
         config: of the network.
-        tiny: the decoder that works instead of the VAE's own.
+        tiny: the decoder that works in place of the VAE's own.
+        pose: whether a pose video is followed.
     """
-    return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny)
+    return dataclasses.replace(_SMALL.get(config, PUBLISHED_AUX), tiny=tiny, pose=pose)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..attention_choice import AttentionUse
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, ModelConfig, TinyConfig
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, DecoderConfig, ModelConfig
 from ..errors import PlanError
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
@@ -139,7 +139,7 @@ class Plan:
         size: width and height it is for; smaller than what was asked only where that was allowed.
         vae: bytes of the VAE on its device: weights, decode caches and the activations of a decode.
         vae_tiles: rows and columns in which it decodes and encodes; (1, 1): the whole image at once.
-        tiny_decoder: whether a tiny decoder works in place of the VAE's own, which only encodes.
+        tiny_decoder: whether another decoder works in place of the VAE's own, which only encodes.
         vae_host: decode caches of tiles, pinned on the host of its device.
         encoders: bytes of the largest encoder, which works beside the VAE before the network is there.
         audio_encoder: bytes of the audio encoder beside the VAE, where it works while blocks are made; else 0.
@@ -269,7 +269,7 @@ def make_plan(
     snapshot_blocks: int | None = None,
     processes: bool = False,
     vae_tiles: Tiles = WHOLE,
-    tiny: TinyConfig | None = None,
+    tiny: DecoderConfig | None = None,
     packed: PackedSizes | None = None,
 ) -> Plan:
     """Lay the stages out as asked.
@@ -286,7 +286,7 @@ def make_plan(
         snapshot_blocks: blocks from one snapshot to the next; 0: none; None: as `snapshot_interval` says.
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
-        tiny: the tiny decoder that works instead of the VAE's own.
+        tiny: the decoder that works in place of the VAE's own.
         packed: of the matrices of a model in a GGUF file.
 
     Raises:
@@ -336,11 +336,11 @@ def assemble(
     vae_device: str,
     threads: int,
     vae_tiles: Tiles = WHOLE,
-    tiny: TinyConfig | None = None,
+    tiny: DecoderConfig | None = None,
     packed: PackedSizes | None = None,
 ) -> Plan:
     """Stages and what surrounds them."""
-    beside, size, video = aux_models(config, tiny), DTYPE_BYTES[dtype], resolved.shape
+    beside, size, video = aux_models(config, tiny, resolved.pose), DTYPE_BYTES[dtype], resolved.shape
     vae = beside.vae_bytes(resolved.latent_size, size, vae_tiles, is_gpu(vae_device))
     return Plan(
         model=model,

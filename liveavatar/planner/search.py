@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, ModelConfig, TinyConfig
+from ..config import BLOCK_LATENTS, WINDOW_BLOCKS, DecoderConfig, ModelConfig
 from ..request import VideoShape
 from ..storage import NUM_SLOTS, StorageConfig
 from ..task_graph import Partition
@@ -37,7 +37,7 @@ class PlanOptions:
         processes: whether every stage, and the VAE, will work in a process of its own.
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
-        tiny: the tiny decoder that works instead of the VAE's own, which then only encodes; None: none.
+        tiny: the decoder that works in place of the VAE's own, which then only encodes; None: none.
         packed: of the matrices of a model in a GGUF file; None: it is in none.
     """
 
@@ -48,7 +48,7 @@ class PlanOptions:
     processes: bool = False
     vae_tiles: Tiles | None = None
     compiled: bool = False
-    tiny: TinyConfig | None = None
+    tiny: DecoderConfig | None = None
     packed: PackedSizes | None = None
 
 
@@ -331,7 +331,8 @@ class PlanSearch:
         tiles: Tiles = WHOLE,
     ):
         self.video, self.config, self.hardware, self.options = video, config, hardware, options
-        self.size, self.aux_models, self.tiles = DTYPE_BYTES[options.dtype], aux_models(config, options.tiny), tiles
+        self.size, self.tiles = DTYPE_BYTES[options.dtype], tiles
+        self.aux_models = aux_models(config, options.tiny, video.pose)
         held = self.aux_models.vae_bytes(
             video.latent_size, self.size, tiles, all(is_gpu(device.name) for device in hardware.devices)
         )

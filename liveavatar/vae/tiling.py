@@ -12,7 +12,7 @@ import torch
 from ..config import SPATIAL_STRIDE
 from .decoding import DecodeState, LatentDecoder, decode_block, latent_decoder, open_decode
 from .tile_grid import WHOLE, Grid, Tiles
-from .wan import FeatureMap, encode
+from .wan import FeatureMap, StreamEncoder, encode
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderKLWan
@@ -100,6 +100,34 @@ def encode_tiles(vae: AutoencoderKLWan, pixels: torch.Tensor, tiles: Tiles) -> t
     height, width = (n // SPATIAL_STRIDE for n in pixels.shape[-2:])
     blender = TileBlender(Grid.of(height, width, tiles), 1, vae.device)
     return blender.blend(encode(vae, tile) for tile in blender.split(pixels, SPATIAL_STRIDE))
+
+
+def open_encoder(vae: AutoencoderKLWan, size: tuple[int, int], tiles: Tiles) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes latents of the next frames of a video; arguments are those of `TiledEncoder`."""
+    return StreamEncoder(vae) if tiles == WHOLE else TiledEncoder(vae, size, tiles)
+
+
+class TiledEncoder:
+    """The encode of one video in pieces and in tiles, as `StreamEncoder`.
+
+    Args:
+        vae: encodes; may be shared.
+        size: height and width of a latent frame.
+        tiles: rows and columns.
+
+    Raises:
+        ValueError: more tiles than there are latents for.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, size: tuple[int, int], tiles: Tiles):
+        grid = Grid.of(*size, tiles)
+        self._blender = TileBlender(grid, 1, vae.device)
+        self._encoders = [StreamEncoder(vae) for _ in grid.places]
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The latents of the next frames."""
+        tiles = zip(self._encoders, self._blender.split(pixels, SPATIAL_STRIDE), strict=True)
+        return self._blender.blend(encoder(tile) for encoder, tile in tiles)
 
 
 class TileBlender:

@@ -46,14 +46,29 @@ def encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
             f"The VAE cannot encode {frames} frames of {width}x{height}.",
             f"It takes 1, 5, 9, ... frames of a width and height that are multiples of {SPATIAL_STRIDE}.",
         )
-    features = empty_features(vae.encoder)
-    latents = []
-    for chunk in (pixels[:, :, :1], *pixels[:, :, 1:].split(FRAMES_PER_LATENT, dim=2)):
-        if chunk.shape[2]:
-            moments = vae.encoder(chunk.to(vae.device, vae.dtype), feat_cache=features, feat_idx=[0])
+    encoder = StreamEncoder(vae)
+    first, rest = encoder(pixels[:, :, :1]), pixels[:, :, 1:]
+    return torch.cat((first, encoder(rest)), 2) if rest.shape[2] else first
+
+
+class StreamEncoder:
+    """The encode of one video in pieces: its first frame, then four frames or a multiple of them at a time.
+
+    Args:
+        vae: encodes; may be shared, the memory of the video lies here.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan):
+        self._vae, self._features = vae, empty_features(vae.encoder)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The latents of the next frames [1, 3, 1 or 4n, H, W], as of `encode`: [1, 16, 1 or n, H / 8, W / 8]."""
+        vae, latents = self._vae, []
+        for chunk in pixels.split(FRAMES_PER_LATENT, dim=2):
+            moments = vae.encoder(chunk.to(vae.device, vae.dtype), feat_cache=self._features, feat_idx=[0])
             latents.append(vae.quant_conv(moments)[:, : vae.config["z_dim"]])
-    mean, inverse_std = latent_scale(vae)
-    return ((torch.cat(latents, 2) - mean) * inverse_std).float()
+        mean, inverse_std = latent_scale(vae)
+        return ((torch.cat(latents, 2) - mean) * inverse_std).float()
 
 
 def latent_scale(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:

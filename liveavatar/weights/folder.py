@@ -32,7 +32,14 @@ from .places import (
     places_of,
 )
 from .quantised import DequantisedSource
-from .settings import audio_settings, hugging_face_weights, text_settings, tiny_weights, vae_weights
+from .settings import (
+    audio_settings,
+    decoder_weights,
+    hugging_face_weights,
+    is_light,
+    text_settings,
+    vae_weights,
+)
 from .source import GGUF, PICKLED, SafetensorsSource, TensorSource, open_weights, opening_files_once, shards_of
 from .tokenizer import carries_tokenizer
 
@@ -58,7 +65,7 @@ class ModelFiles:
         text_encoder: `models_t5_umt5-xxl-enc-bf16.pth`, one safetensors file, or a transformers folder.
         tokenizer: transformers folder; None where the text encoder's file carries it.
         audio_encoder: transformers folder, or one safetensors file.
-        tiny_vae: decodes instead of the VAE, which then only encodes; None where the VAE does both.
+        tiny_vae: of another decoder that works in place of the VAE's own: tiny or pruned; None where there is none.
         extra_loras: further LoRAs that are merged, with their strengths.
     """
 
@@ -248,7 +255,10 @@ class _Look:
 
 
 def _decoder_apart(given: Mapping[str, str | Path | None], look: _Look) -> dict[str, str | Path | None]:
-    """Parts with a tiny VAE told apart from a full one, which is then found as if none had been named."""
+    """Parts with a small VAE told apart from a full one, which is then found as if none had been named.
+
+    A pruned one is whole: where no other is there, it encodes, too.
+    """
     name = given.get("vae")
     if name is None:
         return dict(given)
@@ -256,10 +266,11 @@ def _decoder_apart(given: Mapping[str, str | Path | None], look: _Look) -> dict[
     if str(name) in (FULL_VAE, TINY_VAE):
         return rest if str(name) == FULL_VAE else {**rest, "tiny_vae": TINY_VAE}
     full = next((p for p in look.candidates(_VAE, name) if p.exists()), None)
-    tiny = full is None and any(p.exists() for p in look.candidates(_TINY, name))
-    if tiny or (full is not None and full.is_file() and kind_of(open_file(full).keys()) is Kind.TINY_VAE):
-        return {**rest, "tiny_vae": name}
-    return dict(given)
+    small = full is None and any(p.exists() for p in look.candidates(_TINY, name))
+    if full is not None and full.is_file():
+        light = any(p.exists() for p in look.candidates(_VAE, None)) and is_light(full)
+        small = light or kind_of(open_file(full).keys()) is Kind.TINY_VAE
+    return {**rest, "tiny_vae": name if full is None else full} if small else dict(given)
 
 
 def _root(path: str | Path) -> Path:
@@ -408,7 +419,7 @@ def _vae(path: Path) -> str:
 
 
 def _tiny_vae(path: Path) -> str:
-    source, _ = tiny_weights(path)
+    source, _ = decoder_weights(path)
     return _note(path, source)
 
 

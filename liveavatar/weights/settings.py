@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import WAN2_2_S2V_14B, WAN_LATENT_SCALE, ModelConfig, TinyConfig
+from ..config import WAN2_2_S2V_14B, WAN_LATENT_SCALE, DecoderConfig, LightConfig, ModelConfig, TinyConfig
 from ..errors import MissingFilesError, ModelError
 from .formats import open_file, umt5_to_transformers, vae_to_diffusers, wav2vec2_key
 from .gguf import refuse_another_architecture
 from .header import AnotherKind, read_settings, shortened
-from .kinds import Kind, count_layers, in_diffusers_names, refuse_another_kind
+from .kinds import Kind, count_layers, in_diffusers_names, kind_of, refuse_another_kind
 from .quantised import SPIECE, DequantisedSource
 from .source import RenamedSource, TensorSource, open_weights
 
@@ -74,6 +74,28 @@ def vae_tensors(tensors: TensorSource) -> tuple[TensorSource, dict[str, Any]]:
     if len(shape) != 5:
         raise ModelError(f"{tensors.describe()} is no VAE of Wan 2.1.", Kind.VAE.nearest)
     return source, {"base_dim": shape[0]}
+
+
+def is_light(path: Path) -> bool:
+    """Whether a file is the published pruned VAE: by its width, as it has the names of the VAE it stands for.
+
+    Raises:
+        ModelError: damaged.
+    """
+    source = open_file(path)
+    if kind_of(source.keys()) is not Kind.VAE:
+        return False
+    first = next((key for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in source.keys()), None)  # noqa: SIM118
+    return first is not None and source.shape(first)[:1] == (LightConfig().base_dim,)
+
+
+def decoder_weights(path: Path) -> tuple[TensorSource, DecoderConfig]:
+    """Tensors of a decoder that works in place of the VAE's own, a tiny or a pruned one, and its dimensions.
+
+    Raises:
+        ModelError: another network, one of another model's latents, or damaged.
+    """
+    return (vae_weights(path)[0], LightConfig()) if is_light(path) else tiny_weights(path)
 
 
 _TINY_LAYERS = (1, 8, 14, 20, 22)

@@ -28,6 +28,7 @@ _DTYPES = {
     "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "uint8",  # exponents alone; what they scale says what they mean
     "U64": "uint64",
     "U32": "uint32",
     "U16": "uint16",

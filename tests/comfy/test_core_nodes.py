@@ -10,6 +10,7 @@ import graphs
 import pytest
 from live_client import Client
 from live_server import Server
+from media.videos import write_film
 from outcome import assert_correct, receipt_of, saved, succeeded
 from video_file import look_into
 
@@ -134,3 +135,16 @@ def write_tone(path: Path, rate: int, seconds: float) -> None:
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(bytes(samples))
+
+
+def test_a_pose_comes_as_a_video_or_as_pictures(server: Server, client: Client) -> None:
+    write_film(server.base / "input" / "pose.mp4", 12, None, 128, 128)
+    plain = graphs.modular(seconds=0.9, steps=1)
+    graph = plain | {"film": graphs.node("LoadVideo", file="pose.mp4")}
+    graph["pictures"] = graphs.node("GetVideoComponents", video=["film", 0])
+    found = [receipt_of(succeeded(client.run(plain)))]
+    for source in ("film", "pictures"):
+        posed = graphs.changed(graph, "sampler", pose=[source, 0], pose_end="loop")
+        found.append(receipt_of(succeeded(client.run(posed))))
+        assert any("pose video ends after 0.48 s of 0.90 s" in note for note in found[-1]["effective"]["notes"])
+    assert found[0]["frames_sha256"] not in [receipt["frames_sha256"] for receipt in found[1:]]

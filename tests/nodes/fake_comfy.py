@@ -171,6 +171,13 @@ class _Io(types.ModuleType):
     def Custom(io_type: str) -> Kind:
         return Kind(io_type)
 
+    class MultiType:
+        """An input of several types, which is said with a comma between them."""
+
+        @staticmethod
+        def Input(id: str, types: list[Kind], **given: Any) -> Slot:
+            return Slot(",".join(kind.io_type for kind in types), EVERY_INPUT, id, given)
+
     def __getattr__(self, name: str) -> Any:
         if name in SOCKETS:
             return Kind(SOCKETS[name])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from media.videos import write_film
 
 
 @pytest.fixture
@@ -54,6 +55,37 @@ def test_what_is_no_mask_is_refused(convert, errors, mask):
 def test_what_is_no_picture_is_refused(convert, errors, image):
     with pytest.raises(errors.ImageError, match="Load Image"):
         convert.image_array(image)
+
+
+class Video:
+    """VIDEO of core, trimmed."""
+
+    def __init__(self, path, start=0.0, length=0.0):
+        self.path, self.trim = path, (start, length)
+
+    def get_stream_source(self):
+        return str(self.path)
+
+    def get_active_trim_window(self):
+        return self.trim
+
+
+def test_a_pose_is_a_batch_of_pictures_or_a_video(convert, errors, tmp_path):
+    batch = torch.rand(3, 20, 30, 3)
+    pose = convert.pose_source(batch)
+    assert pose.seconds == 3 / 25
+    for shown, image in zip(pose.pictures(), batch, strict=True):
+        np.testing.assert_array_equal(shown, convert.image_array(image[None]))
+    write_film(tmp_path / "pose.mp4", 24, None)
+    assert sum(1 for _ in convert.pose_source(Video(tmp_path / "pose.mp4")).pictures()) == 24
+    assert sum(1 for _ in convert.pose_source(Video(tmp_path / "pose.mp4", 0.4, 0.2)).pictures()) == 5
+    assert convert.pose_source(None) is None
+    with pytest.raises(errors.PoseError, match="dict"):
+        convert.pose_source({})
+    with pytest.raises(errors.ImageError):
+        convert.pose_source(torch.rand(0, 20, 30, 3))
+    with pytest.raises(errors.PoseError, match="There is no pose video"):
+        convert.pose_source(Video(tmp_path / "none.mp4"))
 
 
 def test_nothing_on_an_input_is_told_as_that(convert, errors):

@@ -111,6 +111,22 @@ def test_the_modular_graph_and_the_single_node_make_the_same_video(nodes, host, 
     assert json.loads(single.args[1])["frames_sha256"] == json.loads(receipt)["frames_sha256"]
 
 
+def test_both_graphs_follow_a_pose_alike(nodes, latents, model, image, audio, positive):
+    pose = torch.rand(10, 64, 64, 3, generator=torch.Generator().manual_seed(2))
+    posed = sample(nodes, model, image, audio, positive, pose=pose)
+    assert posed.spec.resolved.pose and any("pose video ends" in note for note in posed.spec.resolved.notes)
+    words = {"prompt": "A person talks.", "seconds": 0.0, "filename_prefix": "clip"}
+    single = fake_comfy.run(
+        nodes["LiveAvatarGenerate"], model=model, image=image, audio=audio, **words, **SIZE, pose=pose
+    )
+    hashes = [json.loads(out.args[1])["frames_sha256"] for out in (decode(nodes, posed), single)]
+    assert hashes[0] == hashes[1]
+    looped = sample(nodes, model, image, audio, positive, pose=pose, pose_end="loop")
+    assert (
+        len({*hashes, *(json.loads(decode(nodes, other).args[1])["frames_sha256"] for other in (looped, latents))}) == 3
+    )
+
+
 def test_receipt_and_video_tell_the_prompt_that_was_used(nodes, latents, model, image, audio):
     assert prompts_told(decode(nodes, latents)) == ["A person talks."] * 3
     single = {"model": model, "image": image, "audio": audio, "prompt": "A man sings.", **SIZE, "seconds": 0.0}

@@ -35,12 +35,12 @@ from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
 from liveavatar.pipeline import AudioInput, LiveAvatarPipeline, VideoJob
 from liveavatar.placement import Placement
+from liveavatar.receipt import receipt_text
 from liveavatar.request import Request
 from liveavatar.session import VideoTask
 from liveavatar.streams import to_rgb24
 from liveavatar.task_graph import task_count
 from liveavatar.vae.wan import latent_scale
-from liveavatar.video_job import receipt_text
 
 REQUEST = Request(size="64x64", steps=2, seed=9)
 SECONDS = 1.3

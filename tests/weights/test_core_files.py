@@ -109,7 +109,10 @@ WRONG = {
     "int8": ({Q: torch.ones(24, 24, dtype=torch.int8), **scale_of(ONE, torch.ones(()))}, "I8"),
     "two scales": ({**scale_of(ONE, torch.ones(())), **scale_of(ONE, torch.ones(()), "scale_weight")}, "two scales"),
     "a scale of nothing": (scale_of("blocks.7.ffn.0", torch.ones(())), "a scale but no matrix for blocks.7"),
-    "a mark without scale": (scale_of(ONE, as_bytes(b"{}"), "comfy_quant"), f"lacks the scale of {ONE}"),
+    "a mark without scale": (
+        scale_of(ONE, as_bytes(b'{"format": "float8_e4m3fn"}'), "comfy_quant"),
+        f"lacks the scale of {ONE}",
+    ),
     "a mark not in bytes": (
         scale_of(ONE, torch.ones(2), "comfy_quant") | scale_of(ONE, torch.ones(())),
         "not said in bytes but in F32",
@@ -191,7 +194,8 @@ def test_what_begins_training_as_zeros_may_be_zeros(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ('{"layers": {"blocks.0.self_attn.q": {"format": "mxfp8"}}}', "mxfp8"),
+        ('{"layers": {"blocks.0.self_attn.q": {"format": "svdquant_w4a4"}}}', "in svdquant_w4a4"),
+        ('{"layers": {"blocks.0.self_attn.q": {"format": "mxfp8"}}}', "lacks the scale"),
         ('{"layers": {"blocks.0.self_attn.q": {"format": "float8_e4m3fn"}}}', "lacks the scale"),
         ('{"layers": {"blocks.0.self_attn.q": 3}}', "stores blocks.0.self_attn.q in 3"),
         ("{", "damaged"),

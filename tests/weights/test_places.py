@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from weights.core_files import write_core_files
 
 from liveavatar.components import FolderComponents, open_components
-from liveavatar.config import UNTRAINED
+from liveavatar.config import UNTRAINED, TinyConfig
 from liveavatar.errors import LoRAError, MissingFilesError, ModelError
+from liveavatar.vae.tiny import TinyDecoder
 from liveavatar.weights.folder import find_model, format_inspection, inspect_model
+from liveavatar.weights.lora import ExtraLoRA
 
 SMALL = dataclasses.replace(UNTRAINED, num_layers=1, audio_inject_layers=(0,), audio_layers=2, audio_dim=64)
 SHARDS = "diffusion_pytorch_model*"
@@ -47,6 +49,20 @@ def core(original, tmp_path):
 def network(path):
     """The transformer's tensors of an official folder."""
     return {key: tensor for shard in sorted(path.glob("*-of-*")) for key, tensor in load_file(shard).items()}
+
+
+@pytest.mark.parametrize("named", ["tiny", "taew2_1.safetensors"])
+@pytest.mark.parametrize("further", [0, 1])
+def test_a_tiny_vae_works_beside_the_full_one(folder, original, named, further, monkeypatch):
+    with torch.device("meta"):
+        shapes = {key: t.shape for key, t in TinyDecoder(TinyConfig((8, 8, 4, 4))).state_dict().items()}
+    save_file({key: torch.ones(shape) for key, shape in shapes.items()}, folder / "taew2_1.safetensors")
+    monkeypatch.chdir(folder)
+    loras = [ExtraLoRA(folder / LORA, 0.5)] * further
+    found = find_model(folder, vae=named, extra_loras=loras)
+    assert (found.vae, found.tiny_vae.resolve()) == (folder / VAE, folder / "taew2_1.safetensors")
+    assert [lora.strength for lora in found.extra_loras] == [0.5] * further
+    assert find_model(folder, vae="full").tiny_vae is None and find_model(folder).tiny_vae is None
 
 
 # -- ComfyUI's folders --

@@ -1,0 +1,270 @@
+"""A pose video: what the body does. Pictures are read in a stream, 25 a second, and brought to the video's size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from ..config import FPS
+from ..errors import LiveAvatarError, PoseError
+from ..request import PoseEnd
+from ..utils import check_input_file
+from .image import Fit, fit_image
+from .image_formats import MAX_PIXELS, check_sides
+
+Pictures = Generator[np.ndarray, None, None]
+"""Pictures uint8 [H, W, 3], one after the other."""
+T = TypeVar("T")
+_SLACK = 0.005
+"""Seconds by which a picture may be late and still counts: containers round time stamps to milliseconds."""
+_SAVE_AS = "Save it as MP4, MOV, WebM or MKV."
+
+
+class PoseSource(Protocol):
+    """Where the pictures of a pose video come from."""
+
+    def pictures(self) -> Pictures:
+        """All of them from the first one on, uint8 [H, W, 3], 25 a second."""
+        ...
+
+    @property
+    def seconds(self) -> float | None:
+        """How long they last; None where nobody says it."""
+        ...
+
+
+class PoseFile:
+    """A video file as a pose video; only a few of its pictures are in memory at a time.
+
+    Args:
+        file: its path, or its content.
+        start, length: the part of it that is shown, in seconds; without a length all of the rest.
+
+    Raises:
+        PoseError: nothing there, no video, or no picture that can be read in that part.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | io.BytesIO, start: float = 0.0, length: float | None = None):
+        self._start, self._length = start, length
+        self._file = file if isinstance(file, io.BytesIO) else check_input_file(file, "pose video", PoseError)
+        self._name = "The pose video" if isinstance(file, io.BytesIO) else str(file)
+        self.seconds: float | None = None
+        with contextlib.closing(self.pictures()) as pictures:
+            if (first := next(pictures, None)) is None:
+                raise PoseError(f"{self._name} holds no picture.", _SAVE_AS)
+        check_pose_size(first)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where it has a path."""
+        return self._file if isinstance(self._file, Path) else None
+
+    def pictures(self) -> Pictures:
+        """See `PoseSource`.
+
+        Raises:
+            PoseError: damaged.
+        """
+        with self._opened() as container:
+            yield from at_25_fps(self._timed(container))
+
+    def _timed(self, container: Any) -> Iterator[tuple[float, float, np.ndarray]]:
+        """Begin and end of each picture in seconds, and the picture, upright."""
+        import av
+
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self.seconds = self._promised_seconds(container, stream)
+        lasts, now = float(1 / (stream.guessed_rate or stream.average_rate or FPS)), 0.0
+        first: float | None = None
+        try:
+            for frame in container.decode(stream):
+                now = frame.time if frame.time is not None else now
+                first = now if first is None else first
+                if self._length is not None and now - first >= self._start + self._length - _SLACK:
+                    return
+                if now + lasts - first > self._start + _SLACK:
+                    rgb = frame.to_ndarray(format="rgb24")
+                    yield now, now + lasts, np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90))
+                now += lasts
+        except (av.error.FFmpegError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or "too large for the memory"
+            raise PoseError(f"{self._name} cannot be read beyond {now:.2f} s ({reason}).", _SAVE_AS) from error
+
+    def _promised_seconds(self, container: Any, stream: Any) -> float | None:
+        """How long the part lasts, as far as the header says it."""
+        import av
+
+        if not stream.duration and not container.duration:
+            return self._length
+        whole = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
+        rest = max(0.0, float(whole) - self._start)
+        return rest if self._length is None else min(rest, self._length)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """FFmpeg's container of the file."""
+        import av
+
+        file = self._file.open("rb") if isinstance(self._file, Path) else io.BytesIO(self._file.getbuffer())
+        with file:
+            try:
+                # a file object: FFmpeg would read a name as a protocol or a pattern
+                container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="ignore")
+            except (av.error.FFmpegError, OSError) as error:
+                why = getattr(error, "strerror", None) or error
+                raise PoseError(f"{self._name} is no video that can be read ({why}).", _SAVE_AS) from error
+            with container:
+                video = container.streams.video
+                if not video:
+                    raise PoseError(f"{self._name} holds no pictures.", "Give a video of the pose, not a sound.")
+                if (form := video[0].codec_context) is None:
+                    raise PoseError(f"{self._name} has pictures in a form that cannot be read.", _SAVE_AS)
+                if form.width * form.height > MAX_PIXELS:
+                    raise PoseError(f"{self._name} has too many pixels per picture.", "Scale it down first.")
+                yield container
+
+
+class PosePictures:
+    """Pictures in memory as a pose video, 25 a second.
+
+    Args:
+        pictures: uint8 [n, H, W, 3].
+
+    Raises:
+        PoseError: none, or another shape or type.
+    """
+
+    def __init__(self, pictures: np.ndarray):
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
+            raise PoseError(
+                f"Pose pictures of type {pictures.dtype} and shape {list(pictures.shape)} are not understood.",
+                "Give at least one, uint8 [pictures, height, width, 3].",
+            )
+        check_pose_size(pictures[0])
+        self._pictures = pictures
+
+    @property
+    def seconds(self) -> float:
+        """See `PoseSource`."""
+        return len(self._pictures) / FPS
+
+    def pictures(self) -> Pictures:
+        """See `PoseSource`."""
+        yield from self._pictures
+
+
+def open_pose(given: object) -> PoseSource | None:
+    """A pose video that was given as a file, as pictures, or as a source already; None where none was.
+
+    Raises:
+        PoseError: it is none of these, or as `PoseFile` and `PosePictures`.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str | os.PathLike | io.BytesIO):
+        return PoseFile(given)
+    if isinstance(given, np.ndarray):
+        return PosePictures(given)
+    if callable(getattr(given, "pictures", None)):
+        source: PoseSource = given  # type: ignore[assignment]
+        return source
+    raise PoseError(f"A pose video of type {type(given).__name__} is not understood.", "Give a file or pictures.")
+
+
+def refuse_pose_in_workers(in_workers: bool) -> None:
+    """Refuse a pose video where the stages are in processes of their own.
+
+    Raises:
+        PoseError: they are.
+    """
+    if in_workers:
+        raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")
+
+
+def refuse_pose_in_continuation(goes_on: bool) -> None:
+    """Refuse a pose video where a video goes on from the state of another.
+
+    Raises:
+        PoseError: it does.
+    """
+    if goes_on:
+        raise PoseError(
+            "A video that goes on from a state cannot follow a pose video.", "Leave the pose or the state out."
+        )
+
+
+def check_pose_size(picture: np.ndarray) -> None:
+    """Refuse pictures that are too small.
+
+    Raises:
+        PoseError: a side under 16 pixels.
+    """
+    try:
+        check_sides(picture.shape[1], picture.shape[0], "The pose video")
+    except LiveAvatarError as error:
+        raise PoseError(error.what, error.nearest) from None
+
+
+def at_25_fps(timed: Iterator[tuple[float, float, T]]) -> Iterator[T]:
+    """At each 1/25 s the latest of those that have begun by then.
+
+    Args:
+        timed: begin and end in seconds, and what is shown between them; the first one's begin counts as 0.
+    """
+    shown, start, end, number = None, None, 0.0, 0
+    for begin, until, value in timed:
+        start = begin if start is None else start
+        while shown is not None and number / FPS < begin - start - _SLACK:
+            yield shown
+            number += 1
+        shown, end = value, until - start
+    while shown is not None and number / FPS < end - _SLACK:
+        yield shown
+        number += 1
+
+
+def endless_pictures(source: PoseSource, end: PoseEnd, width: int, height: int, fit: Fit) -> Pictures:
+    """The pictures of a pose video at the size of the video, and what follows when they end; without end.
+
+    Args:
+        end: "hold" shows the last one, "loop" all again, "black" black as published.
+        fit: as of `fit_image`.
+
+    Raises:
+        PoseError: there is none.
+    """
+    after = yield from _fitted(source, width, height, fit)
+    while end == "loop":
+        yield from _fitted(source, width, height, fit)
+    after = np.zeros_like(after) if end == "black" else after
+    while True:
+        yield after
+
+
+def _fitted(source: PoseSource, width: int, height: int, fit: Fit) -> Generator[np.ndarray, None, np.ndarray]:
+    """All pictures at the size of the video; returns the last one."""
+    latest: np.ndarray | None = None
+    for picture in source.pictures():
+        latest = fit_image(np.ascontiguousarray(picture), width, height, fit)
+        yield latest
+    if latest is None:
+        raise PoseError("The pose video holds no picture.", _SAVE_AS)
+    return latest
+
+
+def pose_note(source: PoseSource, end: PoseEnd, seconds: float) -> str | None:
+    """What is to be told of a pose video of another length than the video; None where nothing is known of that."""
+    lasts = source.seconds
+    if lasts is None or abs(lasts - seconds) < 1 / FPS:
+        return None
+    if lasts > seconds:
+        return f"of the pose video, the first {seconds:.2f} s of {lasts:.2f} s are used"
+    then = {"hold": "its last picture is held", "loop": "it is repeated", "black": "black pictures follow"}[end]
+    return f"the pose video ends after {lasts:.2f} s of {seconds:.2f} s: {then}"
