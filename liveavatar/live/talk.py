@@ -13,6 +13,7 @@ from ..errors import RequestError
 from ..media.fragments import FragmentEncoder
 from .audio_feed import OUTPUT_RATE
 from .session import LiveBlock, LiveSession
+from .sound_queue import SoundQueue
 
 PENDING_BYTES = 4 << 20
 """Encoded video that waits for a slow viewer; more is left out, whole blocks at a time."""
@@ -30,6 +31,7 @@ class Talk:
         session: belongs to the talk from now on.
         on_end: called in the talk's thread when the session has ended, with what ended it or None.
         record: called with every block; slower than real time it delays the avatar.
+        sounds: said first; until then nobody else is heard.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Talk:
         session: LiveSession,
         on_end: Callable[[BaseException | None], None],
         record: Callable[[LiveBlock], None] | None = None,
+        sounds: SoundQueue | None = None,
     ):
         self.session, self.token = session, secrets.token_urlsafe(16)
+        self.sounds = sounds or SoundQueue(())
         self._on_end, self._record = on_end, record
         self._changed = threading.Lock()
         self._send: Send | None = None
@@ -66,14 +70,23 @@ class Talk:
         return self._send is not None
 
     def push(self, samples: np.ndarray, rate: int) -> None:
-        """Add sound; a paused talk takes none.
+        """Add sound; a paused talk takes none, nor one that has something else to say first.
 
         Raises:
-            RequestError: as `LiveSession.push`, or it is paused.
+            RequestError: as `LiveSession.push`, or it is paused or not yet ready to listen.
         """
         if not self._going.is_set():
             raise RequestError("The talk is paused.", "Resume it first.")
+        if not self.sounds.over:
+            raise RequestError("The sounds that were given at the start are still being said.", "Interrupt them first.")
         self.session.push(samples, rate)
+
+    def interrupt(self) -> float:
+        """Drop what has not been said, the sounds of the start too; see `LiveSession.interrupt`."""
+        self.sounds.clear()
+        dropped = self.session.interrupt()
+        self.sounds.feed(self.session)
+        return dropped
 
     def pause(self) -> None:
         """Stand still."""
@@ -98,7 +111,9 @@ class Talk:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
+            self.sounds.feed(self.session)
             for block in self.session.blocks():
+                self.sounds.feed(self.session)
                 if self._record is not None:
                     self._record(block)
                 self._show(block)
