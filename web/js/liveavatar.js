@@ -282,7 +282,7 @@ export class RunPanel {
     }
     const over = ENDS.includes(at.phase);
     const watched = this.running ? (now - this.began) / 1000 : 0;
-    const took = Math.max(watched, number(at.elapsed) ?? 0);
+    const took = number(at.elapsed) ?? watched; // the server's clock: another page that comes later shows the same
     if (over && this.running) at = { ...this.last, ...at }; // the last word may leave out the numbers before it
     this.last = at;
     const say = lines(words(), at, took);
