@@ -149,6 +149,7 @@ class Connection:
                 "model": self.room.model,
                 "voice": voices.available(),
                 "resumed": watch is not None,
+                **self.room.details,
             }
         )
         if watch is not None:
@@ -216,6 +217,10 @@ class Connection:
             self.tell({"type": "error", "code": type(error).__name__, "what": "The talk broke off.", "nearest": ""})
         self.tell({"type": "bye"})
 
+    def hang_up(self) -> None:
+        """Close the connection when all that was told is sent."""
+        self._out.put_nowait(None)
+
     # -- what goes out --
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -249,6 +254,7 @@ class Connection:
                     "lag_ms": stats.lag_ms,
                     "fps": stats.fps,
                     "queued_s": round(stats.queued_seconds, 2),
+                    "listening": talk.sounds.over,
                     "late_blocks": stats.late_blocks,
                     "skipped_blocks": talk.skipped_blocks,
                 }

@@ -38,6 +38,8 @@ class Room(abc.ABC):
 
     def __init__(self, model: str, token: str = "", idle_seconds: float = IDLE_SECONDS):
         self.model, self.token, self.idle_seconds = model, token, idle_seconds
+        self.details: dict[str, Any] = {}
+        """What else a client is told that says hello."""
         self.talk: Talk | None = None
         self.watcher: Connection | None = None
         """The client of the talk, as long as it is there."""

@@ -21,6 +21,7 @@ _PAGE = Path(__file__).with_name("page")
 _FILES = {
     "index.html": "text/html",
     "live.js": "text/javascript",
+    "client.js": "text/javascript",
     "player.js": "text/javascript",
     "words.js": "text/javascript",
     "microphone.js": "text/javascript",

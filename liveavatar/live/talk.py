@@ -32,6 +32,7 @@ class Talk:
         on_end: called in the talk's thread when the session has ended, with what ended it or None.
         record: called with every block; slower than real time it delays the avatar.
         sounds: said first; until then nobody else is heard.
+        most_blocks: it ends after so many.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Talk:
         on_end: Callable[[BaseException | None], None],
         record: Callable[[LiveBlock], None] | None = None,
         sounds: SoundQueue | None = None,
+        most_blocks: int | None = None,
     ):
         self.session, self.token = session, secrets.token_urlsafe(16)
         self.sounds = sounds or SoundQueue(())
-        self._on_end, self._record = on_end, record
+        self._on_end, self._record, self._most_blocks = on_end, record, most_blocks
         self._changed = threading.Lock()
         self._send: Send | None = None
         self._encoder: FragmentEncoder | None = None
@@ -117,6 +119,8 @@ class Talk:
                 if self._record is not None:
                     self._record(block)
                 self._show(block)
+                if block.number + 1 == self._most_blocks:
+                    break
                 self._going.wait()
         except BaseException as caught:
             error = caught

@@ -63,9 +63,19 @@ export class Player {
     if (!ranges.length) return;
     const last = ranges.length - 1;
     if (video.currentTime < ranges.start(last) || this.ahead > 3) video.currentTime = Math.max(ranges.start(last), ranges.end(last) - AHEAD);
-    if (video.paused && this.ahead > AHEAD) video.play().catch(() => {});
+    if (video.paused && this.ahead > AHEAD) this.play();
     video.playbackRate = this.ahead > 1 ? 1.08 : this.ahead > 0.7 ? 1.03 : 1;
   }
+
+  // Browsers let pages make no sound before somebody has clicked there.
+  play() {
+    this.video.play().then(
+      () => (this.blocked = false),
+      (error) => (this.blocked = error.name === "NotAllowedError"),
+    );
+  }
+
+  blocked = false;
 
   // What has come so far, as one file.
   get file() {
@@ -74,6 +84,9 @@ export class Player {
 
   close() {
     clearInterval(this.timer);
+    URL.revokeObjectURL(this.video.src);
+    this.video.removeAttribute("src");
+    this.video.load();
   }
 }
 
