@@ -10,6 +10,7 @@ import ipaddress
 import secrets
 import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from .parser import whole_number
 from .terminal import REFUSED, say, say_error
 
 if TYPE_CHECKING:
+    from ..live.network import OutputStatus
+    from ..live.outputs import Outputs
     from ..live.server import LiveServer
 
 PORT = 8030
@@ -38,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin", action="append", default=[], metavar="URL", help="another page that may connect; may be repeated"
     )
+    parser.add_argument("--record", metavar="FILE", help="record the talk as an MP4; further talks as FILE-2 and so on")
+    parser.add_argument(
+        "--out-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="send the talk to rtmp://, rtsp://, srt:// or whip+https://; may be repeated",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     add_request_arguments(parser)
 
@@ -48,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     _check(arguments)
+    outputs = _outputs(arguments)
     from ..live.server import LiveServer
     from ..media.image import read_image
     from ..pipeline import LiveAvatarPipeline
@@ -60,7 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model, placement=placement_of(arguments), **parts_of(arguments)
         )
         pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # what cannot be made is refused now
-        server = LiveServer(pipeline, image, dataclasses.replace(request, seconds=None), token, tuple(arguments.origin))
+        server = LiveServer(
+            pipeline,
+            image,
+            dataclasses.replace(request, seconds=None),
+            token,
+            tuple(arguments.origin),
+            outputs=outputs,
+        )
         asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
     except LiveAvatarError as error:
         say_error(error)
@@ -109,6 +128,34 @@ def _check(arguments: argparse.Namespace) -> None:
             f"Live talk needs the package aiohttp, which this Python ({sys.executable}) lacks.",
             "Install it (ComfyUI has it, and so has .venv after `make setup`).",
         ) from error
+
+
+def _outputs(arguments: argparse.Namespace) -> Outputs:
+    """Where talks go besides the page.
+
+    Raises:
+        LiveAvatarError: a file that cannot be written, or an address that cannot be sent to.
+    """
+    from ..live.addresses import parse_address
+    from ..live.outputs import Outputs
+    from ..recorder import check_outputs
+
+    if arguments.record is not None:
+        check_outputs(arguments.record, inputs=[arguments.image] if arguments.image else [])
+    addresses = tuple(parse_address(url) for url in arguments.out_url)
+    return Outputs(None if arguments.record is None else Path(arguments.record), addresses, _say_news())
+
+
+def _say_news() -> Callable[[OutputStatus], None]:
+    """Prints what happens to outputs, each state once until it changes."""
+    states: dict[str, str] = {}
+
+    def say_it(status: OutputStatus) -> None:
+        if status.state != "connecting" and states.get(status.to) != status.state:
+            say([f"{status.state:<8}{status.what or status.to}"])
+            states[status.to] = status.state
+
+    return say_it
 
 
 def _is_local(host: str) -> bool:

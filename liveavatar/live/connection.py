@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import json
 import logging
@@ -257,6 +258,7 @@ class Connection:
                     "listening": talk.sounds.over,
                     "late_blocks": stats.late_blocks,
                     "skipped_blocks": talk.skipped_blocks,
+                    "outputs": [dataclasses.asdict(status) for status in self.room.outputs],
                 }
             )
             if time.monotonic() - talk.last_heard > self.room.idle_seconds:

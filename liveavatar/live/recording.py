@@ -41,14 +41,24 @@ class TalkRecording:
         self._writer = VideoWriter(path, width, height, clip, None, {"title": "Live Avatar", "comment": comment})
 
     @property
+    def frames(self) -> int:
+        """Images so far."""
+        return self._writer.frames_written
+
+    @property
     def seconds(self) -> float:
         """Length so far."""
-        return self._writer.frames_written / FPS
+        return self.frames / FPS
 
     @property
     def note(self) -> str | None:
         """Why the closed file still is in fragments; None where it is not."""
         return self._writer.note
+
+    @property
+    def frames_sha256(self) -> str:
+        """See `VideoWriter`."""
+        return self._writer.frames_sha256
 
     def write(self, block: LiveBlock) -> None:
         """Append a block.

@@ -15,6 +15,8 @@ from ..errors import RequestError
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request
 from .connection import call_in
+from .network import OutputStatus
+from .outputs import Outputs, TalkOutputs
 from .session import LiveSession
 from .talk import Talk
 
@@ -89,6 +91,11 @@ class Room(abc.ABC):
         if watcher is not None:
             watcher.say_ended(error)
 
+    @property
+    def outputs(self) -> tuple[OutputStatus, ...]:
+        """How what the talk is sent and written to goes, besides its watcher."""
+        return ()
+
     def close_unless_resumed(self, talk: Talk) -> None:
         """The client has gone; its talk waits a moment for it."""
 
@@ -109,6 +116,7 @@ class WaitingRoom(Room):
         pipeline: makes the video.
         image, request: portrait and request where a client names none.
         token, idle_seconds: see `Room`.
+        outputs: where every talk goes besides its watcher.
     """
 
     def __init__(
@@ -118,9 +126,12 @@ class WaitingRoom(Room):
         request: Request,
         token: str = "",
         idle_seconds: float = IDLE_SECONDS,
+        outputs: Outputs | None = None,
     ):
         super().__init__(pipeline.components.name, token, idle_seconds)
         self.pipeline, self.image, self.request = pipeline, image, request
+        self._all_outputs = outputs or Outputs()
+        self._outputs: TalkOutputs | None = None
         self._turn = asyncio.Lock()
         """Held from the first moment of a talk to its last."""
         self._waiting = 0
@@ -140,8 +151,19 @@ class WaitingRoom(Room):
         except BaseException:
             opening.add_done_callback(self._give_back)
             raise
-        self.talk = Talk(session, lambda error: call_in(loop, self.ended, error))
+        self._outputs = outputs = self._all_outputs.begin(session)
+
+        def on_end(error: BaseException | None) -> None:
+            outputs.close()
+            call_in(loop, self.ended, error)
+
+        self.talk = Talk(session, on_end, outputs.write)
         self.watch(client, self.talk)
+
+    @property
+    def outputs(self) -> tuple[OutputStatus, ...]:
+        """See `Room`."""
+        return () if self._outputs is None else self._outputs.statuses
 
     def ended(self, error: BaseException | None) -> None:
         """The next one may begin, too."""

@@ -12,6 +12,7 @@ from ..pipeline import LiveAvatarPipeline
 from ..request import Request
 from .connection import Connection
 from .contract import MAX_PICTURE
+from .outputs import Outputs
 from .room import IDLE_SECONDS, Room, WaitingRoom
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class LiveServer:
     """Serves one page and its talks, with one pipeline.
 
     Args:
-        pipeline, image, request, token, idle_seconds: see `WaitingRoom`.
+        pipeline, image, request, token, idle_seconds, outputs: see `WaitingRoom`.
         origins: pages that may connect besides the server's own, such as "https://example.org".
     """
 
@@ -76,8 +77,9 @@ class LiveServer:
         token: str = "",
         origins: tuple[str, ...] = (),
         idle_seconds: float = IDLE_SECONDS,
+        outputs: Outputs | None = None,
     ):
-        self.room, self.origins = WaitingRoom(pipeline, image, request, token, idle_seconds), origins
+        self.room, self.origins = WaitingRoom(pipeline, image, request, token, idle_seconds, outputs), origins
 
     @property
     def token(self) -> str:

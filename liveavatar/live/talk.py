@@ -116,9 +116,9 @@ class Talk:
             self.sounds.feed(self.session)
             for block in self.session.blocks():
                 self.sounds.feed(self.session)
+                self._show(block)
                 if self._record is not None:
                     self._record(block)
-                self._show(block)
                 if block.number + 1 == self._most_blocks:
                     break
                 self._going.wait()

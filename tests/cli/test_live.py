@@ -28,6 +28,10 @@ pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
         (["--size", "1x1"], "too small"),
         (["--image", "/nowhere.png"], "nowhere.png"),
         (["--model", "/nowhere"], "nowhere"),
+        (["--record", "talk.avi"], "ends in .mp4"),
+        (["--record", "/nowhere/talk.mp4"], "does not exist"),
+        (["--out-url", "ftp://a.example/live"], "no protocol that is known"),
+        (["--out-url", "rtmp://a.example/only"], "key of the stream"),
     ],
 )
 def test_what_cannot_be_served_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
