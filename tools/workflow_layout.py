@@ -32,6 +32,7 @@ BELOW = {
     "LiveAvatarGenerate": 124,
     "LiveAvatarSampler": 60,
     "LiveAvatarDecode": 230,
+    "LiveAvatarLive": 164,
     "LiveAvatarPlan": 174,
     "LiveAvatarTextEncode": 62,
     "LiveAvatarAudioFeatures": 22,

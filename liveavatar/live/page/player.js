@@ -67,15 +67,19 @@ export class Player {
     video.playbackRate = this.ahead > 1 ? 1.08 : this.ahead > 0.7 ? 1.03 : 1;
   }
 
-  // Browsers let pages make no sound before somebody has clicked there.
+  blocked = false; // Browsers let pages make no sound before somebody has clicked there: until then it plays silently.
+
   play() {
-    this.video.play().then(
-      () => (this.blocked = false),
-      (error) => (this.blocked = error.name === "NotAllowedError"),
-    );
+    this.video.play().catch((error) => {
+      if (error.name === "NotAllowedError") this.blocked = this.video.muted = true;
+    });
   }
 
-  blocked = false;
+  // Somebody has clicked.
+  unblock() {
+    this.blocked = this.video.muted = false;
+    this.play();
+  }
 
   // What has come so far, as one file.
   get file() {
