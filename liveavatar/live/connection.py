@@ -20,18 +20,19 @@ from ..config import FPS
 from ..errors import LiveAvatarError, RequestError
 from ..media.fragments import MIME
 from ..media.image import read_image
-from . import voices
+from . import voices, webrtc
 from .audio_feed import OUTPUT_RATE
 from .contract import MAX_SAID, VERSION, Message, error_message, parse, samples_of
 from .pace import LOOKAHEAD_SECONDS
 from .talk import Talk
+from .viewers import FragmentViewer
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from .room import Room
 
-_SLOW = {"start", "say", "prompt"}
+_SLOW = {"start", "say", "prompt", "offer"}
 """Messages whose work takes long."""
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class Connection:
         self._portrait: np.ndarray | None = None
         """Of the talk to come."""
         self._format: tuple[int, Any] | None = None
+        self._viewer: FragmentViewer | None = None
+        self._peer: webrtc.WebRtcPeer | None = None
+        """Whoever watches over WebRTC."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._slow: set[asyncio.Task[None]] = set()
 
@@ -74,6 +78,7 @@ class Connection:
                 task.cancel()
             await asyncio.gather(*self._slow, return_exceptions=True)
             await self.room.leave(self, self._leaving)
+            await self._close_peer()
             self._out.put_nowait(None)
             await sender
 
@@ -149,6 +154,7 @@ class Connection:
                 "mime": MIME,
                 "model": self.room.model,
                 "voice": voices.available(),
+                "webrtc": webrtc.available(),
                 "resumed": watch is not None,
                 **self.room.details,
             }
@@ -176,6 +182,14 @@ class Connection:
 
     async def _on_portrait(self) -> None:
         self._picture_follows = True
+
+    async def _on_offer(self, sdp: str) -> None:
+        talk = self._open_talk()
+        if self._peer is not None:
+            await self._close_peer()
+            self._show_fragments(talk)
+        self._peer = peer = webrtc.WebRtcPeer(lambda connected: self._peer_changed(peer, talk, connected))
+        self.tell({"type": "answer", "sdp": await peer.answer(sdp)})
 
     async def _on_end_of_speech(self) -> None:
         self._open_talk().session.end_of_speech()
@@ -205,9 +219,27 @@ class Connection:
 
     def watch(self, talk: Talk) -> None:
         """Send the talk's video from its next block on."""
-        talk.watch(lambda data: call_in(self._loop, self._put, data), lambda: self._out_bytes)
+        self._show_fragments(talk)
         e = talk.session.resolved
         self.tell({"type": "started", "width": e.width, "height": e.height, "seed": e.seed, "resume": talk.token})
+
+    def _show_fragments(self, talk: Talk) -> None:
+        self._viewer = FragmentViewer(lambda data: call_in(self._loop, self._put, data), lambda: self._out_bytes)
+        talk.watch(self._viewer.show)
+
+    def _peer_changed(self, peer: webrtc.WebRtcPeer, talk: Talk, connected: bool) -> None:
+        """WebRTC takes the place of the fragments as long as it is connected."""
+        if peer is not self._peer or talk is not self._talk:
+            return
+        if connected:
+            talk.watch(lambda block: call_in(self._loop, peer.put, block))
+        else:
+            self._show_fragments(talk)
+
+    async def _close_peer(self) -> None:
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            await peer.close()
 
     def say_ended(self, error: BaseException | None) -> None:
         """Tell that the talk is over, and why if something broke it off."""
@@ -217,6 +249,7 @@ class Connection:
             _log.error("The talk broke off.", exc_info=error)
             self.tell({"type": "error", "code": type(error).__name__, "what": "The talk broke off.", "nearest": ""})
         self.tell({"type": "bye"})
+        self._begin(self._close_peer())
 
     def hang_up(self) -> None:
         """Close the connection when all that was told is sent."""
@@ -257,13 +290,19 @@ class Connection:
                     "queued_s": round(stats.queued_seconds, 2),
                     "listening": talk.sounds.over,
                     "late_blocks": stats.late_blocks,
-                    "skipped_blocks": talk.skipped_blocks,
+                    "skipped_blocks": self._skipped_blocks,
+                    "playout_ms": 0 if self._peer is None else round(1000 * self._peer.waiting_seconds),
                     "outputs": [dataclasses.asdict(status) for status in self.room.outputs],
                 }
             )
             if time.monotonic() - talk.last_heard > self.room.idle_seconds:
                 self._leaving = True
                 await self.socket.close(message=b"idle")
+
+    @property
+    def _skipped_blocks(self) -> int:
+        fragments = 0 if self._viewer is None else self._viewer.skipped_blocks
+        return fragments + (0 if self._peer is None else self._peer.playout.skipped_blocks)
 
     def _begin(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)
