@@ -185,11 +185,14 @@ class Connection:
 
     async def _on_offer(self, sdp: str) -> None:
         talk = self._open_talk()
-        if self._peer is not None:
-            await self._close_peer()
-            self._show_fragments(talk)
+        await self._on_hang_up()
         self._peer = peer = webrtc.WebRtcPeer(lambda connected: self._peer_changed(peer, talk, connected))
         self.tell({"type": "answer", "sdp": await peer.answer(sdp)})
+
+    async def _on_hang_up(self) -> None:
+        if self._peer is not None:
+            await self._close_peer()
+            self._show_fragments(self._open_talk())
 
     async def _on_end_of_speech(self) -> None:
         self._open_talk().session.end_of_speech()

@@ -58,6 +58,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "prompt": {"text": Field(str, True)},
     "portrait": {},
     "offer": {"sdp": Field(str, True)},
+    "hang_up": {},
     "end_of_speech": {},
     "interrupt": {},
     "pause": {},

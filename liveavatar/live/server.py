@@ -24,6 +24,7 @@ _FILES = {
     "live.js": "text/javascript",
     "client.js": "text/javascript",
     "player.js": "text/javascript",
+    "peer.js": "text/javascript",
     "words.js": "text/javascript",
     "microphone.js": "text/javascript",
     "live.css": "text/css",

@@ -127,7 +127,7 @@ def test_what_is_said_comes_back_as_video(play: Callable[..., None]) -> None:
 
 def test_pages_and_nothing_else_are_served(play: Callable[..., None]) -> None:
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
-        for name in ("", "live.js", "client.js", "player.js", "words.js", "microphone.js", "live.css"):
+        for name in ("", "live.js", "client.js", "player.js", "peer.js", "words.js", "microphone.js", "live.css"):
             async with http.get(f"{url}/{name}") as answer:
                 assert answer.status == 200
                 assert await answer.text()

@@ -77,9 +77,10 @@ def test_picture_and_sound_come_as_tracks_and_the_fragments_pause(play: Callable
         stats = await client.until("stats")
         assert stats["playout_ms"] < 1000
         assert len(client.video) == before, "nothing is sent twice"
-        await viewer.close()
+        await client.send({"type": "hang_up"})
         client.video = b""
         await client.frames(12)
+        await viewer.close()
         await client.send({"type": "bye"})
 
     play(scenario)

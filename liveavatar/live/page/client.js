@@ -1,5 +1,6 @@
 // The client of a live talk, by the contract of docs/live.md: its WebSocket, what it plays and what it hears. Shared by
 // the page of `liveavatar live` and the panel in ComfyUI.
+import { Peer } from "./peer.js";
 import { Player } from "./player.js";
 
 const VERSION = 1;
@@ -14,8 +15,12 @@ export class LiveClient {
   listening = true; // whether the avatar hears the microphone
   queued = 0; // seconds of speech that wait
   lag = 0; // seconds from a sample of sound to its picture, at the server
+  playout = 0; // seconds that a picture waits at the server for its turn, over WebRTC
+  webrtc = false; // whether server and browser have WebRTC
+  lowDelay = false; // whether the talk is to be watched over WebRTC
   microphone = null;
   player = null;
+  peer = null;
   resume = "";
   retries = 0;
 
@@ -32,7 +37,8 @@ export class LiveClient {
 
   // Seconds from what is spoken to its picture on this page.
   get delay() {
-    return this.lag + (this.player?.ahead ?? 0) + (this.microphone ? Math.max(0, this.queued - HEARD) : 0);
+    const shown = this.peer?.connected ? this.playout + this.peer.ahead : (this.player?.ahead ?? 0);
+    return this.lag + shown + (this.microphone ? Math.max(0, this.queued - HEARD) : 0);
   }
 
   connect() {
@@ -64,21 +70,55 @@ export class LiveClient {
   told(message) {
     if (message.type === "ready") {
       this.retries = 0;
-      if (!window.MediaSource?.isTypeSupported(message.mime)) return this.on.unplayable?.();
-      this.player ??= new Player(this.video, message.mime);
+      this.webrtc = message.webrtc && Boolean(window.RTCPeerConnection);
+      if (window.MediaSource?.isTypeSupported(message.mime)) this.player ??= new Player(this.video, message.mime);
+      else if (this.webrtc) this.lowDelay = true;
+      else return this.on.unplayable?.();
       this.voice = message.voice;
       this.gone = !message.resumed && Boolean(this.resume); // the talk that it wanted to come back to
       if (this.gone) this.ended();
     } else if (message.type === "started") {
       Object.assign(this, { talking: true, resume: message.resume });
       if (this.microphone) this.tellRate();
+      this.call();
+    } else if (message.type === "answer") {
+      this.peer?.take(message.sdp);
     } else if (message.type === "stats") {
       Object.assign(this, { queued: message.queued_s, lag: message.lag_ms / 1000, listening: message.listening });
+      this.playout = message.playout_ms / 1000;
     } else if (message.type === "bye") this.ended();
     this.on[message.type]?.(message);
   }
 
+  // Watch over WebRTC where that is wanted; until it is connected, and if it breaks, the server sends fragments.
+  async call() {
+    this.hangUp();
+    if (!this.webrtc || !this.lowDelay || !this.talking) return;
+    const peer = (this.peer = new Peer({ video: this.video, on: { lost: () => this.hangUp() } }));
+    this.send("offer", { sdp: await peer.offer() });
+  }
+
+  hangUp() {
+    if (!this.peer) return;
+    if (this.peer.connected) this.called = this.peer;
+    this.peer.close();
+    this.peer = null;
+    if (this.talking) this.send("hang_up");
+  }
+
+  setLowDelay(wanted) {
+    this.lowDelay = wanted;
+    this.call();
+    this.called = null;
+  }
+
+  // What was watched so far, as one file.
+  get file() {
+    return this.called?.file ?? this.player?.file ?? new Blob();
+  }
+
   ended() {
+    this.hangUp();
     this.persistent = this.talking = this.paused = false;
     this.resume = "";
     this.mute();

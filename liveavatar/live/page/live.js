@@ -12,6 +12,8 @@ const client = new LiveClient({
   on: {
     ready() {
       $("say").placeholder = client.voice ? words.say : words.noVoice;
+      $("webrtc-row").hidden = !client.webrtc;
+      $("webrtc").checked = client.lowDelay;
       if (client.gone) ended();
       show();
     },
@@ -54,7 +56,6 @@ function say(text) {
 function ended() {
   if (talked) {
     say(words.ended);
-    $("download").href = URL.createObjectURL(client.player.file);
     $("download").hidden = false;
   }
   starting = talked = false;
@@ -76,6 +77,13 @@ async function listen() {
   show();
 }
 
+function keep() {
+  const { file } = client, link = $("download");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(file);
+  link.download = `live-avatar.${file.type.endsWith("webm") ? "webm" : "mp4"}`;
+}
+
 function begin() {
   const prompt = $("prompt").value.trim();
   starting = true;
@@ -90,10 +98,11 @@ function wire() {
   document.documentElement.lang = language;
   const texts = { "say-button": "sayButton", "prompt-button": "promptButton", interrupt: "interrupt", microphone: "microphone",
     "portrait-label": "portrait", "sound-label": "sound", download: "download", "delay-label": "delay", "fps-label": "fps",
-    "queued-label": "queued", "late-label": "late" };
+    "queued-label": "queued", "late-label": "late", "webrtc-label": "webrtc" };
   for (const [id, name] of Object.entries(texts)) $(id).textContent = words[name];
   $("prompt").placeholder = words.prompt;
-  $("download").download = "live-avatar.mp4";
+  $("download").onclick = keep;
+  $("webrtc").onchange = ({ target }) => client.setLowDelay(target.checked);
   $("start").onclick = () => (client.talking ? client.send("bye") : begin());
   $("microphone").onclick = () => (client.microphone ? (client.mute(), show()) : listen());
   $("interrupt").onclick = () => client.send("interrupt");
