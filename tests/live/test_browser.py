@@ -95,14 +95,11 @@ def test_the_page_watches_over_webrtc_and_goes_back_to_the_socket(page: Any, tmp
     page.wait_for_function(f"{watched} && document.getElementById('video').currentTime > 1", timeout=SECONDS)
     assert page.evaluate("document.getElementById('video').videoWidth") > 0
     page.wait_for_function("/talking|slow/.test(document.getElementById('state').textContent)", timeout=SECONDS)
-    page.wait_for_timeout(6000)
-    print("delay over WebRTC:", page.inner_text("#delay"))
+    assert re.fullmatch(r"\d+\.\d\d s", page.inner_text("#delay"))
     page.uncheck("#webrtc")
     page.wait_for_function("!document.getElementById('video').srcObject", timeout=SECONDS)
     begun = played(page)
     page.wait_for_function(f"document.getElementById('video').currentTime != {begun}", timeout=SECONDS)
-    page.wait_for_timeout(6000)
-    print("delay over the WebSocket:", page.inner_text("#delay"))
     page.check("#webrtc")
     page.wait_for_function(watched, timeout=SECONDS)
     page.wait_for_timeout(3000)
@@ -116,7 +113,7 @@ def test_the_page_watches_over_webrtc_and_goes_back_to_the_socket(page: Any, tmp
     import av
 
     with av.open(str(kept)) as container:
-        assert sum(packet.size > 0 for packet in container.demux(video=0)) >= 24
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) >= 12
         assert container.streams.audio
 
 

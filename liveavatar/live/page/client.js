@@ -99,11 +99,14 @@ export class LiveClient {
   }
 
   hangUp() {
-    if (!this.peer) return;
-    if (this.peer.connected) this.called = this.peer;
-    this.peer.close();
+    const peer = this.peer;
     this.peer = null;
-    if (this.talking) this.send("hang_up");
+    peer?.close();
+    if (peer?.connected) {
+      this.called = peer;
+      this.player?.open();
+    }
+    if (peer && this.talking) this.send("hang_up");
   }
 
   setLowDelay(wanted) {
