@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from live.test_server import Client
 
-from liveavatar.live import room as live_room
+from liveavatar.live import hosted as live_hosted
 from liveavatar.live.hosted import HostedRoom
 from liveavatar.live.session import LiveSession
 from liveavatar.live.talk import Talk
@@ -130,7 +130,7 @@ def test_a_page_that_is_reloaded_takes_the_place_of_the_one_before(
 def test_a_talk_without_its_page_ends_where_it_needs_one(
     loop: Any, open_session: Callable[..., LiveSession], monkeypatch: pytest.MonkeyPatch, needs_page: bool
 ) -> None:
-    monkeypatch.setattr(live_room, "RESUME_SECONDS", 0.2)
+    monkeypatch.setattr(live_hosted, "PAGE_SECONDS", 0.2)
     room = hosted(loop, needs_page)
     session = open_session()
     begin(room, session)

@@ -177,7 +177,8 @@ function insecure() {
 
 const STYLE = `
 .liveavatar .controls { display: flex; flex: none; gap: 4px; margin: 0; }
-.liveavatar .live > .poster { box-sizing: border-box; padding: 12px 24px; display: grid; place-items: center;
+.liveavatar.run.idle:has(.poster) > :is(.bar, .line) { display: none; }
+.liveavatar .live > .poster { font-size: 12px; line-height: 17px; box-sizing: border-box; padding: 12px 24px; display: grid; place-items: center;
   text-align: center; white-space: pre-line; overflow: auto; cursor: default; user-select: text; border-radius: 4px;
   background: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent); }
 .liveavatar .controls button { flex: 0 1 auto; padding: 3px 8px; font: inherit; cursor: pointer; border-radius: 4px;
