@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.errors import RequestError
+from ..liveavatar.errors import Cancelled, RequestError
 from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
 from ..liveavatar.live.audio_feed import BLOCK_SECONDS
 from ..liveavatar.live.hosted import HostedRoom
@@ -190,7 +190,7 @@ def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes)
             try:
                 with TalkRecording(out, e.width, e.height, dataclasses.asdict(e)) as recording:
                     _talk(progress, room, session, recording, wishes)
-            except BaseException:
+            except Cancelled:
                 out.unlink(missing_ok=True)
                 raise
             progress.details = {"file": progress.file, "seconds": recording.seconds}
@@ -269,6 +269,6 @@ def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPi
         "seconds": recording.seconds,
         "late_blocks": stats.late_blocks,
         "changes": [list(change) for change in stats.changes],
-        "note": recording.note,
+        "notes": [*e.notes, *session.plan.notes, *filter(None, [recording.note])],
     }
     return json.dumps(told, ensure_ascii=False, indent=1)

@@ -22,6 +22,12 @@ web = pytest.importorskip("aiohttp.web")
 from liveavatar.live.server import serve_socket  # noqa: E402
 
 
+async def settled() -> None:
+    """Wait for all that is under way."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """Of the host's server, in its own thread."""
@@ -29,6 +35,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield loop
+    asyncio.run_coroutine_threadsafe(settled(), loop).result(20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
