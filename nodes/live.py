@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.errors import RequestError
-from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Event
+from ..liveavatar.errors import Cancelled, RequestError
+from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
 from ..liveavatar.live.audio_feed import BLOCK_SECONDS
 from ..liveavatar.live.hosted import HostedRoom
 from ..liveavatar.live.recording import TalkRecording
@@ -183,17 +183,28 @@ def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes)
     room = HostedRoom(model.components.name, server_loop(), details, needs_page=wishes.source == MICROPHONE)
     with talks.opened(room, prompt, node):
         watched = _wait_for_page(progress, room, invite(room, node, prompt, details), wishes.source)
-        with LiveSession(model, wishes.image, wishes.request, real_time=watched, callback=progress) as session:
+        loading = _only_loading(progress)
+        with LiveSession(model, wishes.image, wishes.request, real_time=watched, callback=loading) as session:
             e = session.resolved
             out = place_video(progress, wishes.prefix, e.width, e.height)
             try:
                 with TalkRecording(out, e.width, e.height, dataclasses.asdict(e)) as recording:
                     _talk(progress, room, session, recording, wishes)
-            except BaseException:
+            except Cancelled:
                 out.unlink(missing_ok=True)
                 raise
             progress.details = {"file": progress.file, "seconds": recording.seconds}
             return video_output(progress, _receipt(session, recording, model, out))
+
+
+def _only_loading(progress: NodeProgress) -> Callback:
+    """Leaves out what is told of single tasks later, in the session's thread."""
+
+    def callback(event: Event) -> None:
+        if event.phase in PHASES:
+            progress(event)
+
+    return callback
 
 
 def _wait_for_page(progress: NodeProgress, room: HostedRoom, invited: bool, source: str) -> bool:
@@ -230,9 +241,13 @@ def _talk(
     if room.stopped.is_set():
         raise RequestError("It was stopped before it began, so there is no recording.", "Queue the graph again.")
     room.begin(lambda on_end: Talk(session, on_end, recording.write, sounds, most))
+    told = -1
     try:
         while not room.over.wait(_LOOK_SECONDS):
-            progress(Event(TALKING, session.stats.block, most))
+            progress.check()
+            if (block := session.stats.block) != told:
+                progress(Event(TALKING, block, most))
+                told = block
     finally:
         room.close()
     if room.error is not None:
@@ -254,6 +269,6 @@ def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPi
         "seconds": recording.seconds,
         "late_blocks": stats.late_blocks,
         "changes": [list(change) for change in stats.changes],
-        "note": recording.note,
+        "notes": [*e.notes, *session.plan.notes, *filter(None, [recording.note])],
     }
     return json.dumps(told, ensure_ascii=False, indent=1)

@@ -27,6 +27,11 @@ def opened(room: HostedRoom, prompt: str, node: str) -> Iterator[None]:
         room.close()
 
 
+def room_of(prompt: str, node: str) -> HostedRoom | None:
+    """The room of a node that talks now."""
+    return _rooms.get((prompt, node))
+
+
 def register(routes: Any, origins: tuple[str, ...] = ()) -> None:
     """Add the routes to those of ComfyUI's server.
 
@@ -39,7 +44,7 @@ def register(routes: Any, origins: tuple[str, ...] = ()) -> None:
 
     @routes.get(SOCKET_ROUTE)
     async def join(request: web.Request) -> web.StreamResponse:
-        room = _rooms.get((request.match_info["prompt"], request.match_info["node"]))
+        room = room_of(request.match_info["prompt"], request.match_info["node"])
         if room is None:
             raise web.HTTPNotFound(text="This talk is over.")
         return await serve_socket(request, room, origins)

@@ -32,7 +32,7 @@ BELOW = {
     "LiveAvatarGenerate": 124,
     "LiveAvatarSampler": 60,
     "LiveAvatarDecode": 230,
-    "LiveAvatarLive": 164,
+    "LiveAvatarLive": 426,
     "LiveAvatarPlan": 174,
     "LiveAvatarTextEncode": 62,
     "LiveAvatarAudioFeatures": 22,

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
+PAGE_SECONDS = 30.0
+"""How long a talk waits for its page to come back: a host's page may take long to load."""
+
+
 class HostedRoom(Room):
     """A room whose talk the host begins and ends. One page, which was given the token, watches, speaks and may stop it.
 
@@ -35,7 +39,7 @@ class HostedRoom(Room):
 
     def __init__(self, model: str, loop: asyncio.AbstractEventLoop, details: dict[str, Any], needs_page: bool):
         super().__init__(model, secrets.token_urlsafe(24), math.inf)
-        self.details, self.needs_page = details, needs_page
+        self.details, self.needs_page, self.resume_seconds = details, needs_page, PAGE_SECONDS
         self._loop = loop
         self._own: Talk | None = None
         self.answered = threading.Event()

@@ -40,6 +40,7 @@ class Room(abc.ABC):
 
     def __init__(self, model: str, token: str = "", idle_seconds: float = IDLE_SECONDS):
         self.model, self.token, self.idle_seconds = model, token, idle_seconds
+        self.resume_seconds = RESUME_SECONDS
         self.details: dict[str, Any] = {}
         """What else a client is told that says hello."""
         self.talk: Talk | None = None
@@ -88,6 +89,8 @@ class Room(abc.ABC):
     def ended(self, error: BaseException | None) -> None:
         """The talk is over: its client is told."""
         watcher, self.watcher, self.talk = self.watcher, None, None
+        for timer in self._timers:
+            timer.cancel()
         if watcher is not None:
             watcher.say_ended(error)
 
@@ -100,7 +103,7 @@ class Room(abc.ABC):
         """The client has gone; its talk waits a moment for it."""
 
         async def close() -> None:
-            await asyncio.sleep(RESUME_SECONDS)
+            await asyncio.sleep(self.resume_seconds)
             if talk is self.talk and self.watcher is None:
                 await asyncio.to_thread(talk.close)
 

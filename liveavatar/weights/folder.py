@@ -164,10 +164,11 @@ def find_model(path: str | Path, *, extra_loras: Sequence[ExtraLoRA] = (), **giv
         listed = "; ".join(f"{item.name} ({item.note})" for item in wrong)
         nearest = " ".join([*(item.nearest for item in wrong if item.nearest), _fetch_sentence(found.commands)]).strip()
         raise kind(f"The model at {found.root} is not complete: {listed}.", nearest)
-    places = {k.field: item.path for k, item in zip(_KINDS, found.items, strict=False)}
+    parts = found.items[: len(found.items) - len(extra_loras)]
+    places = {k.field: item.path for k, item in zip((*_KINDS, _TINY), parts, strict=False)}
     extra = tuple(
         dataclasses.replace(lora, path=item.path)
-        for lora, item in zip(extra_loras, found.items[len(_KINDS) :], strict=True)
+        for lora, item in zip(extra_loras, found.items[len(parts) :], strict=True)
         if item.path is not None
     )
     # Every usable item has a path, but for a LoRA or configuration not needed, and a tokenizer inside a file.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from live.test_server import Client
 
-from liveavatar.live import room as live_room
+from liveavatar.live import hosted as live_hosted
 from liveavatar.live.hosted import HostedRoom
 from liveavatar.live.session import LiveSession
 from liveavatar.live.talk import Talk
@@ -22,6 +22,12 @@ web = pytest.importorskip("aiohttp.web")
 from liveavatar.live.server import serve_socket  # noqa: E402
 
 
+async def settled() -> None:
+    """Wait for all that is under way."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """Of the host's server, in its own thread."""
@@ -29,6 +35,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield loop
+    asyncio.run_coroutine_threadsafe(settled(), loop).result(20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -130,7 +137,7 @@ def test_a_page_that_is_reloaded_takes_the_place_of_the_one_before(
 def test_a_talk_without_its_page_ends_where_it_needs_one(
     loop: Any, open_session: Callable[..., LiveSession], monkeypatch: pytest.MonkeyPatch, needs_page: bool
 ) -> None:
-    monkeypatch.setattr(live_room, "RESUME_SECONDS", 0.2)
+    monkeypatch.setattr(live_hosted, "PAGE_SECONDS", 0.2)
     room = hosted(loop, needs_page)
     session = open_session()
     begin(room, session)

@@ -8,7 +8,7 @@ import { LIVE, RunPanel, grow, hideOldVideo, locale, make, mount } from "./livea
 const CLIENT = "/liveavatar/live/page/client.js"; // what this panel shares with the page of `liveavatar live`
 const KEPT = "liveavatar.talk"; // the invitation, for this tab after a reload
 const MICROPHONE = "microphone";
-const HEIGHTS = { idle: 84, insecure: 150, talking: 392 };
+const HIGH = 352; // with the picture; what was recorded is shown by ComfyUI itself
 
 const WORDS = {
   en: {
@@ -18,6 +18,8 @@ const WORDS = {
       `Browsers give the microphone only to pages of localhost and https, and this one is neither. Either run ` +
       `ssh -L ${port}:localhost:${port} ${host} here and open ${address}, or start ComfyUI with --tls-keyfile and ` +
       `--tls-certfile.`,
+    loading: "Allow the microphone when the browser asks.\nIt begins when the model is loaded.",
+    loadingSounds: "It begins when the model is loaded.",
     refused: "The microphone was not allowed, or there is none. Allow it in the browser's address bar, then press Microphone.",
     mute: "Mute microphone",
     unmute: "Microphone",
@@ -49,6 +51,8 @@ const WORDS = {
     insecure: (port, host, address) =>
       `浏览器只允许 localhost 和 https 页面使用麦克风，本页面两者都不是。请在本机运行 ssh -L ${port}:localhost:${port} ` +
       `${host} 并打开 ${address}，或用 --tls-keyfile 和 --tls-certfile 启动 ComfyUI。`,
+    loading: "浏览器询问时请允许使用麦克风。\n模型加载完后开始。",
+    loadingSounds: "模型加载完后开始。",
     refused: "未获准使用麦克风，或没有麦克风。请在浏览器地址栏中允许，然后点击“麦克风”。",
     mute: "关闭麦克风",
     unmute: "麦克风",
@@ -172,8 +176,11 @@ function insecure() {
 // ---------------------------------------------------------------------------------------------------------- panel
 
 const STYLE = `
-.liveavatar.run > .controls { display: flex; flex-direction: column; gap: 4px; flex: none; }
-.liveavatar .controls > * { display: flex; gap: 4px; margin: 0; }
+.liveavatar .controls { display: flex; flex: none; gap: 4px; margin: 0; }
+.liveavatar.run.idle:has(.poster) > :is(.bar, .line) { display: none; }
+.liveavatar .live > .poster { font-size: 12px; line-height: 17px; box-sizing: border-box; padding: 12px 24px; display: grid; place-items: center;
+  text-align: center; white-space: pre-line; overflow: auto; cursor: default; user-select: text; border-radius: 4px;
+  background: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent); }
 .liveavatar .controls button { flex: 0 1 auto; padding: 3px 8px; font: inherit; cursor: pointer; border-radius: 4px;
   border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 25%, transparent); color: inherit;
   background: var(--comfy-input-bg, #222); white-space: nowrap; }
@@ -199,7 +206,7 @@ const button = (className, act) => Object.assign(make("button", className), { ty
 function form(act) {
   const input = Object.assign(make("input"), { maxLength: 2000, autocomplete: "off" });
   const send = Object.assign(make("button"), { type: "submit" });
-  const element = make("form", "", input, send);
+  const element = make("form", "controls", input, send);
   element.onsubmit = (event) => {
     event.preventDefault();
     const text = input.value.trim();
@@ -208,7 +215,7 @@ function form(act) {
   return { element, input, send };
 }
 
-// The bar and words of every run, and while it talks the stream and its buttons.
+// The bar and words of every run; between them the picture, or before there is one what to do.
 export class LivePanel extends RunPanel {
   constructor(node) {
     super("", true);
@@ -224,12 +231,14 @@ export class LivePanel extends RunPanel {
       talk?.client.send("prompt", { text });
       talk?.show({ note: words().changed });
     });
+    this.poster = make("div", "poster faint");
     this.note = make("div", "note faint");
     this.note.setAttribute("role", "status");
-    const buttons = make("div", "", this.microphone, this.interrupt, this.stop);
-    this.controls = make("div", "controls", buttons, this.say.element, this.prompt.element);
-    this.controls.onpointerdown = (event) => event.stopPropagation(); // it is no handle of the node
-    this.element.append(this.controls, this.note);
+    this.buttons = make("div", "controls", this.microphone, this.interrupt, this.stop);
+    const forms = [this.say.element, this.prompt.element, this.note];
+    for (const one of [this.buttons, ...forms]) one.onpointerdown = (event) => event.stopPropagation(); // no handle
+    const [bar, line, below] = this.element.childNodes;
+    this.element.replaceChildren(bar, line, below, this.buttons, this.live, ...forms);
     this.draw();
   }
 
@@ -239,8 +248,7 @@ export class LivePanel extends RunPanel {
   }
 
   get height() {
-    if (this.talk?.client?.talking) return HEIGHTS.talking;
-    return this.note.textContent.length > 120 ? HEIGHTS.insecure : this.live.hidden ? HEIGHTS.idle : super.height;
+    return this.last === null || this.running ? HIGH : super.height;
   }
 
   widget(name) {
@@ -249,29 +257,39 @@ export class LivePanel extends RunPanel {
 
   show(at, now) {
     super.show(at, now);
-    if (!this.running) talk?.invitation.node === at.node && talk.close();
+    if (!this.running && talk?.invitation.node === at.node) talk.close();
     this.draw();
   }
 
   watch(autoplay) {
-    if (this.talk) this.talk.client.player?.unblock();
+    if (this.talk) this.talk.client?.player?.unblock();
     else super.watch(autoplay);
   }
 
   draw() {
-    const current = this.talk, client = current?.client, talking = Boolean(client?.talking);
-    this.controls.hidden = !talking;
-    if (talking) this.drawTalk(current, client);
-    else if (this.shows) this.look(null);
-    this.shows = talking;
+    const current = this.talk, talking = Boolean(current?.client?.talking);
+    for (const one of [this.buttons, this.say.element, this.prompt.element]) one.hidden = !talking;
+    if (talking) this.drawTalk(current, current.client);
+    else if (this.last === null || this.running) this.drawPoster(current);
     if (this.last?.phase === "done") this.left.textContent = words().recorded(clock(words(), this.last.seconds ?? 0));
-    this.note.textContent = current ? current.note : this.last ? "" : this.advice();
-    hideOldVideo(this.node, this.running && !this.live.hidden);
+    this.note.textContent = talking ? current.note : "";
+    hideOldVideo(this.node, this.running);
     if (this.height > this.had) grow(this.node);
     this.had = this.height;
   }
 
   had = Infinity; // height when it was drawn last
+
+  put(element) {
+    this.live.hidden = false;
+    if (this.live.firstChild !== element) this.live.replaceChildren(element);
+  }
+
+  drawPoster(current) {
+    this.poster.textContent = current?.note || (this.last ? this.loading() : this.advice());
+    this.live.title = "";
+    this.put(this.poster);
+  }
 
   // What a newcomer wants to know before the first run.
   advice() {
@@ -280,12 +298,14 @@ export class LivePanel extends RunPanel {
     return navigator.mediaDevices ? say.idle(minutes) : insecure();
   }
 
+  loading() {
+    return this.widget("source") === MICROPHONE ? words().loading : words().loadingSounds;
+  }
+
   drawTalk(current, client) {
-    const say = words(), state = current.state;
-    this.live.hidden = false;
+    const say = words(), usesMicrophone = current.usesMicrophone;
     this.live.title = client.player?.blocked ? say.blocked : "";
-    if (this.live.firstChild !== current.video) this.live.replaceChildren(current.video);
-    const usesMicrophone = current.usesMicrophone;
+    this.put(current.video);
     this.microphone.hidden = this.say.element.hidden = !usesMicrophone;
     this.microphone.textContent = client.microphone ? say.mute : say.unmute;
     this.microphone.className = `wide ${client.microphone ? "on" : ""}`;
@@ -296,7 +316,7 @@ export class LivePanel extends RunPanel {
     this.prompt.send.textContent = say.promptButton;
     Object.assign(this.interrupt, { textContent: say.interrupt, title: say.interruptTip });
     Object.assign(this.stop, { textContent: say.stop, title: say.stopTip, disabled: Boolean(current.stopping) });
-    if (state) this.drawMeter(say, state, client, current);
+    if (current.state) this.drawMeter(say, current.state, client, current);
   }
 
   drawMeter(say, state, client, current) {
