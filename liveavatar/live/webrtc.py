@@ -42,7 +42,7 @@ class WebRtcPeer:
         if not available():
             raise RequestError(
                 "This server has no WebRTC: its Python lacks the package aiortc.",
-                "Watch over the WebSocket, or install the extra: pip install live-avatar[live].",
+                "Watch over the WebSocket, or install aiortc there.",
             )
         self.playout, self._on_change = Playout(), on_change
         self._begun = time.monotonic()

@@ -115,7 +115,7 @@ def test_a_server_without_the_package_says_so(
         await client.until("started")
         await client.send({"type": "offer", "sdp": "v=0"})
         error = await client.until("error")
-        assert "aiortc" in error["what"] and "pip install" in error["nearest"]
+        assert "aiortc" in error["what"] and "install aiortc" in error["nearest"]
 
     play(scenario)
 

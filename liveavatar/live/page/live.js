@@ -32,6 +32,7 @@ const client = new LiveClient({
       $("fps").textContent = message.fps?.toFixed(1) ?? "–";
       $("queued").textContent = `${message.queued_s.toFixed(1)} s`;
       $("late").textContent = message.late_blocks;
+      $("outputs").textContent = message.outputs.map((one) => one.what || `${one.to}: ${words.outputs[one.state]}`).join("\n");
     },
     error(message) {
       say(`${message.what} ${message.nearest}`);

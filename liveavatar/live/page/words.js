@@ -12,6 +12,7 @@ const WORDS = {
     refused: "The microphone was not allowed.", unplayable: "This browser cannot play the stream (MediaSource with H.264).",
     states: { idle: "quiet", speaking: "talking", starved: "too slow for real time", interrupted: "interrupted",
       closed: "ended", paused: "paused" },
+    outputs: { recording: "is being recorded", connecting: "connecting…", sending: "is being sent", closed: "ended" },
   },
   zh: {
     start: "开始", end: "结束", microphone: "麦克风", interrupt: "停止说话", pause: "暂停", resume: "继续",
@@ -23,6 +24,7 @@ const WORDS = {
     insecure: "浏览器只允许 localhost 和 https 页面使用麦克风。请在本机打开此页面，或通过 https 访问。",
     refused: "未获准使用麦克风。", unplayable: "此浏览器无法播放该视频流（MediaSource H.264）。",
     states: { idle: "安静", speaking: "正在说话", starved: "速度不够实时", interrupted: "已打断", closed: "已结束", paused: "已暂停" },
+    outputs: { recording: "正在录制", connecting: "正在连接…", sending: "正在发送", closed: "已结束" },
   },
 };
 
