@@ -24,7 +24,8 @@ from livekit.agents.voice.avatar import (
 )
 
 from liveavatar import LiveAvatarPipeline, Request
-from liveavatar.live.session import LiveBlock, LiveSession
+from liveavatar.live.block import LiveBlock
+from liveavatar.live.session import LiveSession
 from liveavatar.media.image import read_image
 
 MODEL = os.environ.get("LIVE_AVATAR_MODEL", "mini")

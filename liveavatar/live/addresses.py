@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from ..errors import RequestError
 
+WHIP = "whip"
 HIDDEN = "***"
 """Stands for what only the server may know: passwords, keys of streams."""
 
@@ -19,25 +21,23 @@ class Protocol:
     """How a kind of address is spoken to.
 
     Attributes:
-        format: FFmpeg's name of the container.
-        sound: PyAV's name of the encoder of the sound.
+        format: FFmpeg's name of the container; `WHIP` has none.
         example: an address.
         options: of the container.
     """
 
     format: str
-    sound: str
     example: str
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-_RTMP = Protocol("flv", "aac", "rtmp://127.0.0.1/live/key", {"flvflags": "no_duration_filesize"})
-_WHIP = Protocol("whip", "libopus", "whip+https://:TOKEN@example.org/whip/room")
+_RTMP = Protocol("flv", "rtmp://127.0.0.1/live/key", {"flvflags": "no_duration_filesize"})
+_WHIP = Protocol(WHIP, "whip+https://:TOKEN@example.org/whip/room")
 PROTOCOLS: Mapping[str, Protocol] = {
     "rtmp": _RTMP,
     "rtmps": _RTMP,
-    "rtsp": Protocol("rtsp", "aac", "rtsp://127.0.0.1:8554/live", {"rtsp_transport": "tcp"}),
-    "srt": Protocol("mpegts", "aac", "srt://127.0.0.1:9000"),
+    "rtsp": Protocol("rtsp", "rtsp://127.0.0.1:8554/live", {"rtsp_transport": "tcp"}),
+    "srt": Protocol("mpegts", "srt://127.0.0.1:9000"),
     "whip+https": _WHIP,
     "whip+http": _WHIP,
 }
@@ -79,7 +79,7 @@ def parse_address(text: str) -> OutputAddress:
     parts = _split(text, scheme, protocol)
     options = dict(protocol.options)
     url = text
-    if protocol.format == "whip":
+    if protocol.format == WHIP:
         url = f"{scheme.removeprefix('whip+')}{text[len(scheme) :]}"
         if parts.username or parts.password:
             options["authorization"] = unquote(parts.password or parts.username or "")
@@ -128,12 +128,12 @@ def _check_installed(scheme: str, protocol: Protocol) -> bool:
     """
     import av
 
-    if protocol.format not in av.formats_available:
-        raise RequestError(
-            f"The FFmpeg {_version()} of the installed PyAV cannot send by {scheme}.",
-            "Use a newer PyAV (package av), or another protocol: rtmp://.",
-        )
-    if missing := {"libx264", protocol.sound} - av.codecs_available:
+    if protocol.format == WHIP:
+        for name in ("aiortc", "aiohttp"):
+            if importlib.util.find_spec(name) is None:
+                raise RequestError(f"WHIP needs the package {name}.", "Install it, or use another protocol: rtmp://.")
+        return False
+    if missing := {"libx264", "aac"} - av.codecs_available:
         raise RequestError(
             f"The installed PyAV lacks {', '.join(sorted(missing))}.", "Install the published PyAV wheel (package av)."
         )
@@ -145,12 +145,6 @@ def _check_installed(scheme: str, protocol: Protocol) -> bool:
             "Install ffmpeg, or use another protocol: rtmp://.",
         )
     return True
-
-
-def _version() -> str:
-    import av
-
-    return ".".join(map(str, av.library_versions["libavformat"]))
 
 
 def _knows_srt() -> bool:

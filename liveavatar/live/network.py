@@ -15,8 +15,8 @@ from typing import BinaryIO, Literal, cast
 from ..files import write_all
 from .addresses import OutputAddress
 from .audio_feed import OUTPUT_RATE
+from .block import LiveBlock
 from .sender import Order, start
-from .session import LiveBlock
 
 WAITING_BLOCKS = 4
 """Blocks that wait to be sent; with one more, the oldest is left out, picture and sound."""
@@ -188,12 +188,10 @@ class NetworkOutput:
 
 
 def _order(address: OutputAddress, width: int, height: int) -> Order:
-    protocol = address.protocol
     return Order(
         url=address.url,
         host=address.host,
-        format=protocol.format,
-        sound=protocol.sound,
+        format=address.protocol.format,
         options=dict(address.options),
         needs_program=address.needs_program,
         width=width,

@@ -16,9 +16,10 @@ from ..files import OutputClaim, remove_leftovers
 from ..media.video import probe
 from ..receipt import Receipt, claim_receipt, now, versions, write_receipt
 from .addresses import OutputAddress
+from .block import LiveBlock
 from .network import NetworkOutput, OutputStatus
 from .recording import TalkRecording
-from .session import LiveBlock, LiveSession
+from .session import LiveSession
 
 OnChange = Callable[[OutputStatus], None]
 """Called with every new state of an output, in whichever thread found it out."""

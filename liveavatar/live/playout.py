@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import BLOCK_FRAMES
 from .audio_feed import BLOCK_SECONDS, OUTPUT_RATE
-from .session import LiveBlock
+from .block import LiveBlock
 
 SLOT_SECONDS = 0.02
 """The clock's step: a packet of sound, half the time of a picture."""

@@ -14,7 +14,7 @@ from ..config import FPS
 from ..media.audio import AudioClip
 from ..media.video import VideoWriter
 from .audio_feed import OUTPUT_RATE
-from .session import LiveBlock
+from .block import LiveBlock
 
 
 class TalkRecording:

@@ -9,6 +9,7 @@ lines of JSON: {"state": "sending"} when the server has let it in, {"error": why
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -24,6 +25,7 @@ import numpy as np
 
 from ..config import BLOCK_FRAMES, FPS
 from ..media.block_encoder import BlockEncoder
+from .addresses import WHIP
 
 _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
@@ -39,7 +41,7 @@ class Order:
     """What is to be sent where.
 
     Attributes:
-        url, host, format, sound, options, needs_program: see `OutputAddress` and `Protocol`.
+        url, host, format, options, needs_program: see `OutputAddress` and `Protocol`.
         width, height: pixels.
         rate: samples of sound a second.
     """
@@ -47,7 +49,6 @@ class Order:
     url: str
     host: str
     format: str
-    sound: str
     options: dict[str, str]
     needs_program: bool
     width: int
@@ -63,6 +64,10 @@ class Order:
     def audio_bytes(self) -> int:
         """Bytes of a block's sound, float32."""
         return self.rate * BLOCK_FRAMES // FPS * 4
+
+
+class Refused(Exception):
+    """The server says no, or something that cannot be understood; says what."""
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -90,11 +95,16 @@ def main() -> None:
 
 def _send(order: Order, source: BinaryIO) -> None:
     socket.getaddrinfo(order.host, None)
+    if order.format == WHIP:
+        from . import whip
+
+        asyncio.run(whip.send(order.url, order.options, _blocks(order, source), _say_sending))
+        return
     with _container(order) as container:
-        encoder = BlockEncoder(container, order.width, order.height, order.rate, order.sound)
+        encoder = BlockEncoder(container, order.width, order.height, order.rate)
         if not order.needs_program:  # which hears of the server only when it has something to send
             container.start_encoding()
-        _answer({"state": "sending"})
+        _say_sending()
         for images, audio in _blocks(order, source):
             encoder.write(images, audio)
         encoder.close()
@@ -135,9 +145,15 @@ def _reason(error: Exception) -> str:
     """Why it is over, without the address that FFmpeg's own messages repeat."""
     if isinstance(error, socket.gaierror):
         return "its host is not known"
+    if isinstance(error, Refused):
+        return str(error)
     if isinstance(error, BrokenPipeError | ConnectionResetError):
         return "the connection was closed"
     return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _say_sending() -> None:
+    _answer({"state": "sending"})
 
 
 def _answer(data: dict[str, str]) -> None:

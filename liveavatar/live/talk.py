@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import RequestError
-from .session import LiveBlock, LiveSession
+from .block import LiveBlock
+from .session import LiveSession
 from .sound_queue import SoundQueue
 
 Show = Callable[[LiveBlock], None]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..media.fragments import FragmentEncoder
 from .audio_feed import OUTPUT_RATE
-from .session import LiveBlock
+from .block import LiveBlock
 
 PENDING_BYTES = 4 << 20
 """Encoded video that waits for a slow viewer; more is left out, whole blocks at a time."""

@@ -1,4 +1,4 @@
-"""A viewer over WebRTC: picture and sound of a talk as two tracks, sent the moment they are due."""
+"""A talk over WebRTC: its picture and sound as two tracks, sent the moment they are due."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
+from .block import LiveBlock
 from .playout import SLOT_SECONDS, Playout
-from .session import LiveBlock
 
 if TYPE_CHECKING:
     from aiortc import RTCPeerConnection
@@ -27,7 +27,7 @@ def available() -> bool:
 
 
 class WebRtcPeer:
-    """The server's end of one connection. Belongs to the thread of the event loop it is made in.
+    """Our end of one connection. Belongs to the thread of the event loop it is made in.
 
     No server on the internet is asked for addresses: whoever watches has to reach one of this machine's own.
 
@@ -68,16 +68,10 @@ class WebRtcPeer:
         Raises:
             RequestError: it cannot be understood.
         """
-        from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+        from aiortc import RTCSessionDescription
 
-        from .webrtc_tracks import AudioTrack, VideoTrack
-
-        # Without any server here, aiortc would ask a public one for this machine's address.
-        self._connection = connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        connection.on("connectionstatechange", self._state_changed)
+        connection = self._connect()
         try:
-            connection.addTrack(VideoTrack(self))
-            connection.addTrack(AudioTrack(self))
             await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             for transceiver in connection.getTransceivers():
                 transceiver.direction = "sendonly"  # what nobody reads would pile up
@@ -90,12 +84,39 @@ class WebRtcPeer:
             ) from error
         return connection.localDescription.sdp
 
+    async def offer(self) -> str:
+        """What somebody who is to watch has to answer, as SDP."""
+        connection = self._connect()
+        for transceiver in connection.getTransceivers():
+            transceiver.direction = "sendonly"
+        await connection.setLocalDescription(await connection.createOffer())
+        return connection.localDescription.sdp
+
+    async def take(self, answer: str) -> None:
+        """Use the answer to an offer."""
+        from aiortc import RTCSessionDescription
+
+        assert self._connection is not None
+        await self._connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
     async def close(self) -> None:
         """End the connection. May be called again."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.remove_all_listeners()
             await connection.close()
+
+    def _connect(self) -> RTCPeerConnection:
+        from aiortc import RTCConfiguration, RTCPeerConnection
+
+        from .webrtc_tracks import AudioTrack, VideoTrack
+
+        # Without any server here, aiortc would ask a public one for this machine's address.
+        self._connection = connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        connection.on("connectionstatechange", self._state_changed)
+        connection.addTrack(VideoTrack(self))
+        connection.addTrack(AudioTrack(self))
+        return connection
 
     def _state_changed(self) -> None:
         state = "closed" if self._connection is None else self._connection.connectionState

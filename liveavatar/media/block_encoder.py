@@ -24,25 +24,22 @@ _VIDEO = {
     "crf": "20",
     "threads": "1",
 }
-_SOUND_LAYOUTS = {"aac": "mono", "libopus": "stereo"}
-"""Of each encoder of sound; WebRTC knows Opus as stereo only."""
 _SOUND_BIT_RATE = 96_000
 
 
 class BlockEncoder:
-    """Encodes blocks as H.264 (constrained baseline, a key frame each) and sound, and muxes them as they come.
+    """Encodes blocks as H.264 (constrained baseline, a key frame each) and AAC, and muxes them as they come.
 
     Args:
         container: of PyAV, open for writing; closed with the encoder.
         width, height: pixels, even.
         rate: samples of sound per second, one channel.
-        sound: PyAV's name of its encoder: "aac" or "libopus".
 
     Raises:
         SizeError: an odd width or height.
     """
 
-    def __init__(self, container: Any, width: int, height: int, rate: int, sound: str = "aac"):
+    def __init__(self, container: Any, width: int, height: int, rate: int):
         if width % 2 or height % 2:
             raise SizeError(f"H.264 cannot hold {width}x{height} pixels.", "Use an even width and an even height.")
         self.rate, self._container = rate, container
@@ -52,8 +49,8 @@ class BlockEncoder:
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.time_base = Fraction(1, FPS)
         set_colours(context)
-        self._sound = container.add_stream(sound, rate=rate)
-        self._sound.codec_context.layout = _SOUND_LAYOUTS[sound]
+        self._sound = container.add_stream("aac", rate=rate)
+        self._sound.codec_context.layout = "mono"
         self._sound.codec_context.bit_rate = _SOUND_BIT_RATE
 
     def write(self, images: np.ndarray, audio: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,8 @@ from live.stream_servers import (
 )
 
 from liveavatar.live.addresses import parse_address
+from liveavatar.live.block import LiveBlock
 from liveavatar.live.network import NetworkOutput, OutputStatus
-from liveavatar.live.session import LiveBlock
 
 KEY = "a-secret-key"
 BLOCK_SECONDS = 0.48
@@ -171,3 +172,8 @@ def test_a_host_that_does_not_exist_is_named() -> None:
     with sending(f"rtmp://no-such-host.invalid/live/{KEY}") as (output, _):
         send_while(output, lambda: output.status.state != "lost")
         assert "no-such-host.invalid" in output.status.what and "host is not known" in output.status.what
+
+
+def test_the_process_that_sends_stays_small() -> None:
+    check = "import sys, liveavatar.live.sender, liveavatar.live.whip; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], cwd=Path(__file__).parents[2], check=True)

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveavatar.live.block import LiveBlock
 from liveavatar.live.playout import BEHIND_SLOTS, BLOCK_SLOTS, CUSHION_SLOTS, MOST_BEHIND_SLOTS, SLOT_SAMPLES, Playout
-from liveavatar.live.session import LiveBlock
 
 
 def block(number: int, spoken: bool = True) -> LiveBlock:

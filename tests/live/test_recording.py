@@ -8,8 +8,8 @@ import av
 import numpy as np
 
 from liveavatar.live.audio_feed import OUTPUT_RATE
+from liveavatar.live.block import LiveBlock
 from liveavatar.live.recording import TalkRecording
-from liveavatar.live.session import LiveBlock
 from liveavatar.media.video import probe
 
 BLOCK = round(0.48 * OUTPUT_RATE)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from liveavatar.errors import RequestError
-from liveavatar.live.session import LiveBlock, LiveSession
+from liveavatar.live.block import LiveBlock
+from liveavatar.live.session import LiveSession
 from liveavatar.live.sound_queue import SoundQueue
 from liveavatar.live.talk import Talk
 from liveavatar.media.audio import AudioClip

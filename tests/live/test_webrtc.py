@@ -11,8 +11,8 @@ import pytest
 from live.test_server import SOUND, Client, greeted, play  # noqa: F401
 
 from liveavatar.live import webrtc
+from liveavatar.live.block import LiveBlock
 from liveavatar.live.server import LiveServer
-from liveavatar.live.session import LiveBlock
 
 aiortc = pytest.importorskip("aiortc", reason="WebRTC needs the extra live: the package aiortc")
 
@@ -20,11 +20,11 @@ aiortc = pytest.importorskip("aiortc", reason="WebRTC needs the extra live: the 
 class Viewer:
     """A peer that wants to receive, and counts what comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, transceivers: bool = True) -> None:
         self.connection = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
         self.received: dict[str, list[Any]] = {"video": [], "audio": []}
         self.tasks: list[asyncio.Task[None]] = []
-        for kind in self.received:
+        for kind in self.received if transceivers else ():
             self.connection.addTransceiver(kind, direction="recvonly")
         self.connection.on("track", lambda track: self.tasks.append(asyncio.ensure_future(self.read(track))))
 
