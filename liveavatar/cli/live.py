@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import secrets
+import signal
 import sys
 import webbrowser
 from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..live.server import LiveServer
 
 PORT = 8030
+_FAREWELL_SECONDS = 1.0
+"""For clients that are still there at the end."""
 _UNHEEDED = {"seconds": None, "tail": "silence", "lead": "sync", "engine": "local"}
 """Options of videos that a live talk does not have, with what they are where they were not given."""
 
@@ -41,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin", action="append", default=[], metavar="URL", help="another page that may connect; may be repeated"
     )
-    parser.add_argument("--record", metavar="FILE", help="record the talk as an MP4; further talks as FILE-2 and so on")
+    parser.add_argument(
+        "--record", metavar="FILE", help="record the talk as an MP4; further talks beside it as FILE-2 and so on"
+    )
     parser.add_argument(
         "--out-url",
         action="append",
@@ -90,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(server: LiveServer, host: str, port: int, open_page: bool) -> None:
     from aiohttp import web
 
-    runner = web.AppRunner(server.application())
+    runner = web.AppRunner(server.application(), shutdown_timeout=_FAREWELL_SECONDS)
     await runner.setup()
     try:
         try:
@@ -104,10 +109,18 @@ async def _serve(server: LiveServer, host: str, port: int, open_page: bool) -> N
         say([f"page    {url}", "Ctrl-C ends it."])
         if open_page:
             await asyncio.to_thread(webbrowser.open, url)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+        await _told_to_end().wait()
     finally:
         await runner.cleanup()
+
+
+def _told_to_end() -> asyncio.Event:
+    """Set by Ctrl-C, which elsewhere strikes in the middle of whatever the loop is doing."""
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # on Windows it strikes
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -152,7 +165,7 @@ def _say_news() -> Callable[[OutputStatus], None]:
 
     def say_it(status: OutputStatus) -> None:
         if status.state != "connecting" and states.get(status.to) != status.state:
-            say([f"{status.state:<8}{status.what or status.to}"])
+            say([f"{status.state}: {status.what or status.to}"])
             states[status.to] = status.state
 
     return say_it

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from ..errors import RequestError
 
 WHIP = "whip"
+"""The format of what is sent over WebRTC."""
 HIDDEN = "***"
 """Stands for what only the server may know: passwords, keys of streams."""
 
@@ -49,7 +50,7 @@ class OutputAddress:
     """Where a stream is sent.
 
     Attributes:
-        url: as FFmpeg takes it, with its secrets.
+        url: to connect to, with its secrets.
         shown: as people and logs are shown it, without them.
         host: to be found before anything is sent.
         protocol: see there.
@@ -78,12 +79,10 @@ def parse_address(text: str) -> OutputAddress:
     protocol = PROTOCOLS[scheme]
     parts = _split(text, scheme, protocol)
     options = dict(protocol.options)
-    url = text
-    if protocol.format == WHIP:
-        url = f"{scheme.removeprefix('whip+')}{text[len(scheme) :]}"
-        if parts.username or parts.password:
-            options["authorization"] = unquote(parts.password or parts.username or "")
-            url = url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1)
+    url = f"{scheme.removeprefix('whip+')}{text[len(scheme) :]}"
+    if protocol.format == WHIP and "@" in parts.netloc:
+        options["authorization"] = unquote(parts.password or parts.username or "")
+        url = url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1)
     needs_program = _check_installed(scheme, protocol)
     return OutputAddress(url, _shown(scheme, parts), parts.hostname or "", protocol, options, needs_program)
 

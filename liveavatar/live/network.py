@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 10.0
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """Before each further attempt; the last one for all that follow."""
 _FAREWELL_SECONDS = 3.0
+_POLL_SECONDS = 0.2
 NetworkState = Literal["connecting", "sending", "lost", "closed"]
 
 
@@ -88,7 +89,8 @@ class NetworkOutput:
                 self.status = dataclasses.replace(self.status, skipped_blocks=self.status.skipped_blocks + 1)
             self._waiting.append(block)
             self._changed.notify()
-        if self._busy_since is not None and time.monotonic() - self._busy_since > self._patience:
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > self._patience:
             self._kill()
 
     def close(self) -> None:
@@ -97,8 +99,9 @@ class NetworkOutput:
             self._closing = True
             self._changed.notify()
         self._thread.join(_FAREWELL_SECONDS)
-        self._kill()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._kill()
+            self._thread.join(_POLL_SECONDS)
 
     def _run(self) -> None:
         failures = 0
@@ -110,7 +113,7 @@ class NetworkOutput:
                 failures = 1 if self.status.state == "sending" else failures + 1
                 why = str(error) if isinstance(error, _Lost) else "the connection was closed"
                 self._wait_to_retry(why, self._retries[min(failures, len(self._retries)) - 1])
-        self._set("closed", self.status.what)
+        self._set("closed")
 
     def _send_all(self) -> None:
         """One connection, until all is over.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ class Outputs:
     """Outputs of all talks of a server.
 
     Args:
-        record: file of the first talk; the second one goes to "talk-2.mp4", and so on. `check_outputs` belongs before.
+        record: file of the first talk, for which `check_outputs` belongs before; each further one goes to the next of
+            "talk-2.mp4", "talk-3.mp4"... that is not there yet.
         addresses: to which every talk is sent.
         on_change: see there.
     """
@@ -42,15 +44,20 @@ class Outputs:
         on_change: OnChange = lambda status: None,
     ):
         self.record, self.addresses, self.on_change = record, addresses, on_change
-        self._talks = 0
+        self._has_begun = False
 
     def begin(self, session: LiveSession) -> TalkOutputs:
         """The outputs of a new talk."""
-        self._talks += 1
         path = self.record
-        if path is not None and self._talks > 1:
-            path = path.with_stem(f"{path.stem}-{self._talks}")
+        if path is not None and self._has_begun:
+            path = _first_free(path)
+        self._has_begun = True
         return TalkOutputs(session, path, self.addresses, self.on_change)
+
+
+def _first_free(path: Path) -> Path:
+    names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists() and not name.with_suffix(".json").exists())
 
 
 class TalkOutputs:

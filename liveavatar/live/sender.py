@@ -149,6 +149,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, BrokenPipeError | ConnectionResetError):
         return "the connection was closed"
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return "it did not answer in time"
     return getattr(error, "strerror", None) or type(error).__name__
 
 
