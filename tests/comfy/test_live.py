@@ -6,7 +6,6 @@ Screenshots go to $LIVEAVATAR_SCREENSHOTS, or to pytest's temporary folder.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,21 +171,20 @@ def test_sounds_are_recorded_without_any_page(live_server: Server, live_client: 
 
 
 def test_a_microphone_without_our_page_is_refused_with_a_sentence(live_client: Client) -> None:
-    began = time.monotonic()
     run = live_client.run(live(source="microphone"))
-    assert run.outcome == "error" and time.monotonic() - began < 30
+    assert run.outcome == "error"
     assert "did not answer" in run.error["exception_message"]
 
 
 def test_a_talk_ends_by_itself_and_cancel_ends_it_too(live_server: Server, live_client: Client) -> None:
     run = succeeded(live_client.run(live(audio=["long", 0], longest_minutes=0.1) | LONG))
     assert look_into(saved(live_server, run)).frames == 156  # 6 s are 12.5 blocks
-    pressed: list[float] = []
+    pressed: list[bool] = []
 
     def cancel(event: Any) -> None:
         if event.kind == "liveavatar.progress" and event.data["phase"] == "talking" and not pressed:
             live_client.interrupt()
-            pressed.append(time.monotonic())
+            pressed.append(True)
 
     run = live_client.run(live(audio=["long", 0]) | LONG, cancel)
     assert run.outcome == "interrupted" and pressed
