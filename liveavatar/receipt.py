@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import enum
 import importlib.metadata
 import json
@@ -183,6 +184,11 @@ def _saved_field(value: Any, name: str) -> tuple[str, Any]:
     """Key and value in JSON of a dataclass's field."""
     key, content = SAVED_NAMES.get(type(value).__name__, {}).get(name, name), getattr(value, name)
     return key, SAVED_WORDS[key][content] if key in SAVED_WORDS else json_ready(content)
+
+
+def now() -> str:
+    """This moment, as a receipt writes it."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def peak_memory() -> PeakMemory:

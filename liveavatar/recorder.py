@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import logging
 import os
@@ -29,7 +28,17 @@ from .media.pose_video import PoseSource
 from .media.video import Probed, VideoWriter, check_writable, probe
 from .media.writing import WriterThread
 from .planner import Plan, suggest_next
-from .receipt import Receipt, Status, claim_receipt, json_ready, overload_notice, peak_memory, versions, write_receipt
+from .receipt import (
+    Receipt,
+    Status,
+    claim_receipt,
+    json_ready,
+    now,
+    overload_notice,
+    peak_memory,
+    versions,
+    write_receipt,
+)
 from .request import Request, ResolvedRequest
 from .session import Session
 from .streams import FrameStream, to_rgb24
@@ -105,7 +114,7 @@ class VideoRecorder:
             plan=spec.plan,
             threads=spec.plan.threads,
             versions=versions(),
-            started=_now(),
+            started=now(),
             loras=loras_of(spec.components),
         )
 
@@ -293,7 +302,7 @@ class VideoRecorder:
         self.receipt = dataclasses.replace(
             self.receipt,
             status=status,
-            finished=_now(),
+            finished=now(),
             error=error,
             probed=probed,
             frames_sha256=self._writer.frames_sha256 if whole else None,
@@ -328,10 +337,6 @@ def out_of_memory(plan: Plan) -> PlanError:
         f"{suggest_next(plan)} Or close what else uses the device, let less of it be used (--vram-cap), ask for a "
         "smaller size, or cut the network into more parts on more devices (--stages 1x4 --devices cuda:0,cuda:1,...).",
     )
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def check_outputs(

@@ -10,8 +10,9 @@ from .audio_list import AudioList
 from .avatar import Avatar
 from .backend import Backend
 from .decode import Decode
-from .host import serve_runs
+from .host import serve_pages
 from .latent import Latent
+from .live import Live
 from .load import LoadModel
 from .lora import LoRA
 from .plan import Plan
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     AudioList,
     SaveState,
     LoadState,
+    Live,
 ]
 
 
@@ -49,5 +51,5 @@ class LiveAvatarExtension(ComfyExtension):
 async def comfy_entrypoint() -> LiveAvatarExtension:
     """Called by ComfyUI once, at start."""
     paths.register()
-    serve_runs()
+    serve_pages()
     return LiveAvatarExtension()

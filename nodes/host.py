@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import dataclasses
@@ -29,16 +30,17 @@ from ..liveavatar.engine.backend import Backend, LocalBackend
 from ..liveavatar.errors import Cancelled, LiveAvatarError, OutputError
 from ..liveavatar.events import GENERATING, WHOLE_RUN, Event, RunProgress
 from ..liveavatar.files import write_file
+from ..liveavatar.live.hosted import HostedRoom
 from ..liveavatar.pipeline import LiveAvatarPipeline, VideoJob
 from ..liveavatar.placement import Placement, all_devices, devices_named
 from ..liveavatar.receipt import receipt_text
 from ..liveavatar.task_graph import Denoise
-from . import paths
+from . import paths, runs, talks
 from .patcher import manage
-from .runs import latest_messages, register, workflow_of
+from .runs import latest_messages, workflow_of
 from .words import refused_in_widgets
 
-EVENT = "liveavatar.progress"
+EVENT, TALK_EVENT = "liveavatar.progress", "liveavatar.talk"
 _UNITS = 1000
 """Of a progress bar."""
 _PREVIEW_SIDE = 512
@@ -112,10 +114,35 @@ def end_runs() -> None:
     time.sleep(_LOOK_SECONDS)  # core tidies up after a prompt
 
 
-def serve_runs() -> None:
-    """Let browsers ask for what the nodes told last; tools that import nodes have no server."""
+def serve_pages() -> None:
+    """Let browsers ask for what the nodes told last, and join talks; tools that import nodes have no server."""
     if (server := getattr(PromptServer, "instance", None)) is not None:
-        register(server.routes)
+        runs.register(server.routes)
+        talks.register(server.routes, tuple(filter(None, [getattr(args, "enable_cors_header", None)])))
+
+
+def invite(room: HostedRoom, node: str, prompt: str, message: dict[str, Any]) -> bool:
+    """Tell the page that has queued the graph how to join a room; False where none has.
+
+    Nobody else is told: whoever knows the token may listen and speak.
+    """
+    server = PromptServer.instance
+    if server.client_id is None:
+        return False
+    server.send_sync(TALK_EVENT, {"node": node, "prompt": prompt, "token": room.token, **message}, server.client_id)
+    return True
+
+
+def executing_node() -> tuple[str, str]:
+    """Execution id of the node that is executed now, and the id of its prompt."""
+    context = get_executing_context()
+    return (context.node_id, context.prompt_id) if context else ("", "")
+
+
+def server_loop() -> asyncio.AbstractEventLoop:
+    """Of ComfyUI's server, which has a thread of its own."""
+    loop: asyncio.AbstractEventLoop = PromptServer.instance.loop
+    return loop
 
 
 def _prompt_queue() -> Any:
@@ -145,6 +172,7 @@ class NodeProgress:
 
     Attributes:
         job: the video that is made, for the numbers in the messages; None before that.
+        details: what else every message says.
         out: where it grows; the latest frame lies beside it while it does. A browser may play what is there.
     """
 
@@ -157,6 +185,7 @@ class NodeProgress:
     ):
         self.node, self.workflow = node, workflow
         self.job: VideoJob | None = None
+        self.details: dict[str, Any] = {}
         self.out: Path | None = None
         self.subfolder = ""
         self._bar, self._units = comfy.utils.ProgressBar(_UNITS), 0
@@ -250,7 +279,7 @@ class NodeProgress:
         server = PromptServer.instance
         if server is None:
             return
-        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share, **_list_item()}
+        message: dict[str, Any] = {"node": self.node, "phase": phase, "share": share, **_list_item(), **self.details}
         if self.job is not None:
             message |= self._numbers(self.job, event) | {
                 "elapsed": time.monotonic() - self._began,
@@ -300,31 +329,43 @@ def _list_item() -> dict[str, int]:
     return {"item": index + 1} if index else {}
 
 
-def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
-    """Write a video job into ComfyUI's temporary folder: the VIDEO, its receipt, and a player on the node."""
-    resolved, plan = job.spec.resolved, job.spec.plan
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_temp_directory(), resolved.width, resolved.height
+def place_video(progress: NodeProgress, prefix: str, width: int, height: int) -> Path:
+    """A new name in ComfyUI's temporary folder for the video that a node makes."""
+    folder, name, counter, progress.subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_temp_directory(), width, height
     )
-    out = Path(folder) / f"{name}_{counter:05}_.mp4"
+    progress.out = Path(folder) / f"{name}_{counter:05}_.mp4"
+    return progress.out
+
+
+def video_output(progress: NodeProgress, receipt: str) -> io.NodeOutput:
+    """The video that a node has made: the VIDEO, its receipt, and a player on the node."""
+    assert progress.out is not None
+    shown = ui.PreviewVideo([ui.SavedResult(progress.out.name, progress.subfolder, io.FolderType.temp)])
+    return io.NodeOutput(InputImpl.VideoFromFile(str(progress.out)), receipt, ui=shown)
+
+
+def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
+    """Write a video job into ComfyUI's temporary folder; see `video_output`."""
+    resolved, plan = job.spec.resolved, job.spec.plan
+    out = place_video(progress, prefix, resolved.width, resolved.height)
     receipt = out.with_suffix(".json")
-    progress.job, progress.out, progress.subfolder = job, out, subfolder
+    progress.job = job
     other = None
     if vae != paths.AUTOMATIC:
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
     try:
         job.save(out, receipt, progress, vae=other)
     except (LiveAvatarError, OSError) as error:
-        if isinstance(error, Cancelled) or Path(folder).is_dir():
+        if isinstance(error, Cancelled) or out.parent.is_dir():
             raise
         raise OutputError(
-            f"The temporary folder {folder} was removed while the video was written to it.",
+            f"The temporary folder {out.parent} was removed while the video was written to it.",
             "ComfyUI removes it when it ends: start it again and queue the graph once more.",
         ) from error
     finally:
         out.with_suffix(".jpg").unlink(missing_ok=True)
-    shown = ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.temp)])
-    return io.NodeOutput(InputImpl.VideoFromFile(str(out)), receipt_text(receipt), ui=shown)
+    return video_output(progress, receipt_text(receipt))
 
 
 def named_devices(text: str) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class Graph:
 
 SAMPLE, VOICE, INPUTS, MODEL = "Sample · 示例", "Voice · 语音", "Inputs · 输入", "Model · 模型"
 DEVICES, PLAN, ENCODE = "Devices · 设备", "Plan · 方案", "Encode · 编码"
+TALK = "Live · 实时"
 LATENTS, DECODE, MAKE, KEEP = "Latents · 采样", "Decode · 解码", "Video · 视频", "Save · 保存"
 
 _SAMPLE = Item("sample", "LiveAvatarSample")
@@ -158,11 +159,12 @@ def _several_voices() -> Graph:
     """Two voices, two videos, one loaded model; more rows are copies."""
     voices = [Item(f"voice{n}", "LoadAudio") for n in (1, 2)]
     first, second = ({"image": "sample.image", "audio": f"voice{n}.AUDIO"} for n in (1, 2))
-    sources = (replace(_SAMPLE, past="avatar1"), _miniature(), voices[1])
+    sources = (replace(_SAMPLE, past="avatar1"), _miniature())
+    later = replace(voices[1], under=("model",))
     columns: tuple[Column, ...] = (
         (READ_ME,),
         ((VOICE, (voices[0],)), (INPUTS, sources)),
-        ((f"{MAKE} 1", (_avatar(first, _SMALL, "avatar1"),)),),
+        ((f"{MAKE} 1", (_avatar(first, _SMALL, "avatar1"),)), (VOICE, (later,))),
         (_save("avatar1", "voice1", "save1"), (f"{MAKE} 2", (_avatar(second, _SMALL, "avatar2", past="avatar1"),))),
         (_save("avatar2", "voice2", "save2", past="avatar1"),),
     )
@@ -243,6 +245,19 @@ def _core_encoders() -> Graph:
     return Graph("core_encoders", sentence, ("core_encoders",), columns, width=240, gap=56, widths=wide)
 
 
+def _live() -> Graph:
+    """A microphone in, the talking face in the node, its recording behind."""
+    wires = {"model": "model.model", "image": "sample.image"}
+    columns: tuple[Column, ...] = (
+        (READ_ME,),
+        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(),))),
+        ((TALK, (Item("live", "LiveAvatarLive", wires, _SMALL),)),),
+        (_save("live", "live"),),
+    )
+    sentence = "Speak, and the face says it, in the node; Stop gives the recording"
+    return Graph("live", sentence, ("live",), columns, widths={"LiveAvatarSample": 330, "LiveAvatarLive": 330})
+
+
 GRAPHS = (
     _quickstart(),
     _own_voice(),
@@ -262,5 +277,6 @@ GRAPHS = (
         stages="4x1",
     ),
     _core_encoders(),
+    _live(),
 )
 """In the order in which a newcomer meets them."""

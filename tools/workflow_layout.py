@@ -1,8 +1,8 @@
 """Where the nodes of an example graph stand.
 
 ComfyUI fits a template into three quarters of its canvas when it opens, and the classic canvas draws no words below
-57 %. In a window of 1500 x 800 it is shown at 58 % or more if its nodes, with their title bars, take at most
-1920 x 1014. Both renderers draw nodes of the same size, no smaller than they are saved; `BELOW` holds what either needs
+57 %. In a window of 1500 x 800 it is shown at 60 % or more if its nodes, with their title bars, take at most
+1855 x 980. Both renderers draw nodes of the same size, no smaller than they are saved; `BELOW` holds what either needs
 under the widgets.
 """
 
@@ -16,7 +16,7 @@ from .workflow_kinds import Kind
 
 TITLE = 30
 """The title bar of a node, which stands above its position."""
-GAP = 18
+GAP = 10
 """Between a node and the title bar of the one under it."""
 MARGIN, CAPTION, BETWEEN = 14, 30, 12
 """Between a group's edge and its nodes; the strip with its title; between two groups."""
@@ -32,8 +32,9 @@ BELOW = {
     "LiveAvatarGenerate": 124,
     "LiveAvatarSampler": 60,
     "LiveAvatarDecode": 230,
-    "LiveAvatarPlan": 174,
-    "LiveAvatarTextEncode": 62,
+    "LiveAvatarLive": 426,
+    "LiveAvatarPlan": 172,
+    "LiveAvatarTextEncode": 60,
     "LiveAvatarAudioFeatures": 22,
     "CLIPTextEncode": 60,
     "CLIPLoader": 6,

@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import ipaddress
 import secrets
+import signal
 import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +25,13 @@ from .tables import live_lines, note_lines, resolved_lines
 from .terminal import REFUSED, say, say_error
 
 if TYPE_CHECKING:
+    from ..live.network import OutputStatus
+    from ..live.outputs import Outputs
     from ..live.server import LiveServer
 
 PORT = 8030
+_FAREWELL_SECONDS = 1.0
+"""For clients that are still there at the end."""
 _UNHEEDED = {"seconds": None, "timeline": None, "tail": "silence", "lead": "sync"}
 """Options of videos that a live talk does not have, with what they are where they were not given."""
 
@@ -40,6 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--origin", action="append", default=[], metavar="URL", help="another page that may connect; may be repeated"
     )
+    parser.add_argument(
+        "--record", metavar="FILE", help="record the talk as an MP4; further talks beside it as FILE-2 and so on"
+    )
+    parser.add_argument(
+        "--out-url",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="send the talk to rtmp://, rtsp://, srt:// or whip+https://; may be repeated",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
     add_request_arguments(parser)
     add_worker_arguments(parser)
@@ -53,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_worker_options(arguments)
     _check(arguments)
     from ..live.pace import LOOKAHEAD_SECONDS
+
+    outputs = _outputs(arguments)
     from ..live.server import LiveServer
     from ..media.image import read_image
     from ..pipeline import LiveAvatarPipeline
@@ -66,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
             resolved, plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # the impossible: now
             say([*resolved_lines(resolved), *live_lines(plan.live, LOOKAHEAD_SECONDS), *note_lines(plan.notes)])
             asked = dataclasses.replace(request, seconds=None)
-            server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin))
+            server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin), outputs=outputs)
             if plan.live is not None:
-                server.latency_ms = 1000 * plan.live.latency(LOOKAHEAD_SECONDS)
+                server.room.latency_ms = 1000 * plan.live.latency(LOOKAHEAD_SECONDS)
             asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
     except LiveAvatarError as error:
         say_error(error)
@@ -79,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(server: LiveServer, host: str, port: int, open_page: bool) -> None:
     from aiohttp import web
 
-    runner = web.AppRunner(server.application())
+    runner = web.AppRunner(server.application(), shutdown_timeout=_FAREWELL_SECONDS)
     await runner.setup()
     try:
         try:
@@ -93,10 +111,18 @@ async def _serve(server: LiveServer, host: str, port: int, open_page: bool) -> N
         say([f"page    {url}", "Ctrl-C ends it."])
         if open_page:
             await asyncio.to_thread(webbrowser.open, url)
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+        await _told_to_end().wait()
     finally:
         await runner.cleanup()
+
+
+def _told_to_end() -> asyncio.Event:
+    """Set by Ctrl-C, which elsewhere strikes in the middle of whatever the loop is doing."""
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # on Windows it strikes
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -117,6 +143,34 @@ def _check(arguments: argparse.Namespace) -> None:
             f"Live talk needs the package aiohttp, which this Python ({sys.executable}) lacks.",
             "Install it (ComfyUI has it, and so has .venv after `make setup`).",
         ) from error
+
+
+def _outputs(arguments: argparse.Namespace) -> Outputs:
+    """Where talks go besides the page.
+
+    Raises:
+        LiveAvatarError: a file that cannot be written, or an address that cannot be sent to.
+    """
+    from ..live.addresses import parse_address
+    from ..live.outputs import Outputs
+    from ..recorder import check_outputs
+
+    if arguments.record is not None:
+        check_outputs(arguments.record, inputs=[arguments.image] if arguments.image else [])
+    addresses = tuple(parse_address(url) for url in arguments.out_url)
+    return Outputs(None if arguments.record is None else Path(arguments.record), addresses, _say_news())
+
+
+def _say_news() -> Callable[[OutputStatus], None]:
+    """Prints what happens to outputs, each state once until it changes."""
+    states: dict[str, str] = {}
+
+    def say_it(status: OutputStatus) -> None:
+        if status.state != "connecting" and states.get(status.to) != status.state:
+            say([f"{status.state}: {status.what or status.to}"])
+            states[status.to] = status.state
+
+    return say_it
 
 
 def _is_local(host: str) -> bool:

@@ -2,7 +2,8 @@
 
 Client to server: `hello` first, then `start`; binary messages are sound in the format of the latest `audio` message,
 but for the one after `portrait`, which is the file of a picture.
-Server to client: `ready`, `started`, `stats` every second, `error` and `bye`; binary messages are a fragmented MP4.
+Server to client: `ready`, `started`, `stats` every second, `answer` to an offer of WebRTC, `error` and `bye`; binary
+messages are a fragmented MP4, which pauses while WebRTC is connected.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "say": {"text": Field(str, True), "voice": Field(str)},
     "prompt": {"text": Field(str, True)},
     "portrait": {},
+    "offer": {"sdp": Field(str, True)},
+    "hang_up": {},
     "end_of_speech": {},
     "interrupt": {},
     "pause": {},

@@ -26,6 +26,7 @@ from ..session import Conditioning, VideoTask, cpu_threads
 from ..stage import Changes, Portrait
 from ..streams import Decoder, to_rgb24
 from .audio_feed import BLOCK_SECONDS, AudioFeed, BlockAudio
+from .block import LiveBlock
 from .features import RollingFeatures
 from .pace import LOOKAHEAD_SECONDS, Pace
 
@@ -35,26 +36,6 @@ _WAITING_BLOCKS = 2
 _POLL_SECONDS = 0.1
 _MEASURED_BLOCKS = 10
 _REMEMBERED_CHANGES = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class LiveBlock:
-    """0.48 s of a live video.
-
-    Attributes:
-        number: from 0.
-        images: uint8 [12, H, W, 3].
-        audio: float32 [23040], mono at 48 kHz.
-        spoken: whether anything is said in it.
-        begun, finished: when its sound was taken and its images were there, seconds of `time.monotonic`.
-    """
-
-    number: int
-    images: np.ndarray
-    audio: np.ndarray
-    spoken: bool
-    begun: float
-    finished: float
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""One talk: a live session whose blocks are encoded for whoever watches, and who may come back after a cut."""
+"""One talk: a live session whose blocks are shown to whoever watches, and who may come back after a cut."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import RequestError
-from ..media.fragments import FragmentEncoder
-from .audio_feed import OUTPUT_RATE
-from .session import LiveBlock, LiveSession
+from .block import LiveBlock
+from .session import LiveSession
+from .sound_queue import SoundQueue
 
-PENDING_BYTES = 4 << 20
-"""Encoded video that waits for a slow viewer; more is left out, whole blocks at a time."""
-Send = Callable[[bytes], None]
-"""Takes a piece of video; called in the talk's own thread."""
+Show = Callable[[LiveBlock], None]
+"""Shows a block to a viewer; called in the talk's own thread, and never waits for the viewer."""
 
 
 class Talk:
-    """Reads a session and hands its video to one viewer at a time.
+    """Reads a session and hands its blocks to one viewer at a time.
 
-    A viewer that comes later, or comes back, gets a stream of its own that begins with its header. Without a viewer the
-    avatar goes on talking, and nothing is encoded.
+    Without a viewer the avatar goes on talking, and nothing is encoded for one.
 
     Args:
         session: belongs to the talk from now on.
         on_end: called in the talk's thread when the session has ended, with what ended it or None.
         record: called with every block; slower than real time it delays the avatar.
+        sounds: said first; until then nobody else is heard.
+        most_blocks: it ends after so many.
     """
 
     def __init__(
@@ -37,43 +36,44 @@ class Talk:
         session: LiveSession,
         on_end: Callable[[BaseException | None], None],
         record: Callable[[LiveBlock], None] | None = None,
+        sounds: SoundQueue | None = None,
+        most_blocks: int | None = None,
     ):
         self.session, self.token = session, secrets.token_urlsafe(16)
-        self._on_end, self._record = on_end, record
+        self.sounds = sounds or SoundQueue(())
+        self._on_end, self._record, self._most_blocks = on_end, record, most_blocks
         self._changed = threading.Lock()
-        self._send: Send | None = None
-        self._encoder: FragmentEncoder | None = None
+        self._viewer: Show | None = None
         self._going = threading.Event()
         self._going.set()
-        self.skipped_blocks = 0
-        """That were left out because the viewer was too slow."""
-        self.pending: Callable[[], int] = lambda: 0
-        """Bytes that wait for the viewer."""
         self.last_heard = time.monotonic()
         """When the client last asked for anything, for whoever ends idle talks."""
         self._thread = threading.Thread(target=self._run, name="liveavatar-talk", daemon=True)
         self._thread.start()
 
-    def watch(self, send: Send | None, pending: Callable[[], int] = lambda: 0) -> None:
-        """Send the video to this viewer from the next block on, in place of the one before; None: to nobody."""
+    def watch(self, viewer: Show | None) -> None:
+        """Show the video to this viewer from the next block on, in place of the one before; None: to nobody."""
         with self._changed:
-            self._send, self.pending = send, pending
-            self._encoder = None
-
-    @property
-    def watched(self) -> bool:
-        """Whether there is a viewer."""
-        return self._send is not None
+            self._viewer = viewer
 
     def push(self, samples: np.ndarray, rate: int) -> None:
-        """Add sound; a paused talk takes none.
+        """Add sound; a paused talk takes none, nor one that has something else to say first.
 
         Raises:
-            RequestError: as `LiveSession.push`, or it is paused.
+            RequestError: as `LiveSession.push`, or it is paused or not yet ready to listen.
         """
         if not self._going.is_set():
             raise RequestError("The talk is paused.", "Resume it first.")
+        if not self.sounds.over:
+            raise RequestError("The sounds that were given at the start are still being said.", "Interrupt them first.")
         self.session.push(samples, rate)
+
+    def interrupt(self) -> float:
+        """Drop what has not been said, the sounds of the start too; see `LiveSession.interrupt`."""
+        self.sounds.clear()
+        dropped = self.session.interrupt()
+        self.sounds.feed(self.session)
+        return dropped
 
     def pause(self) -> None:
         """Stand still."""
@@ -98,10 +98,14 @@ class Talk:
     def _run(self) -> None:
         error: BaseException | None = None
         try:
+            self.sounds.feed(self.session)
             for block in self.session.blocks():
+                self.sounds.feed(self.session)
+                self._show(block)
                 if self._record is not None:
                     self._record(block)
-                self._show(block)
+                if block.number + 1 == self._most_blocks:
+                    break
                 self._going.wait()
         except BaseException as caught:
             error = caught
@@ -110,14 +114,5 @@ class Talk:
 
     def _show(self, block: LiveBlock) -> None:
         with self._changed:
-            send = self._send
-            if send is None:
-                return
-            if self.pending() > PENDING_BYTES:
-                self.skipped_blocks += 1
-                self._encoder = None  # what comes after a gap begins with a header and a key frame of its own
-                return
-            if self._encoder is None:
-                height, width = block.images.shape[1:3]
-                self._encoder = FragmentEncoder(width, height, OUTPUT_RATE)
-            send(self._encoder.encode(block.images, block.audio))
+            if self._viewer is not None:
+                self._viewer(block)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import io
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..config import BLOCK_FRAMES, FPS
-from ..errors import SizeError
-from .video import FrameConverter, set_colours
-
-if TYPE_CHECKING:
-    from av import Packet
+from .block_encoder import BlockEncoder
 
 MIME = 'video/mp4; codecs="avc1.42c01f, mp4a.40.2"'
 """Of what `FragmentEncoder` makes, for MediaSource: H.264 constrained baseline, AAC-LC."""
@@ -24,17 +18,6 @@ _CONTAINER = {
     "frag_duration": "80000",
     "flush_packets": "1",
 }
-_ENCODER = {
-    "preset": "veryfast",
-    "tune": "zerolatency",
-    "profile": "baseline",
-    "level": "3.1",
-    "g": str(BLOCK_FRAMES),
-    "sc_threshold": "0",
-    "crf": "20",
-    "threads": "1",
-}
-_SOUND_BIT_RATE = 96_000
 
 
 class _Outbox(io.RawIOBase):
@@ -69,20 +52,9 @@ class FragmentEncoder:
     def __init__(self, width: int, height: int, rate: int):
         import av
 
-        if width % 2 or height % 2:
-            raise SizeError(f"H.264 cannot hold {width}x{height} pixels.", "Use an even width and an even height.")
-        self.rate, self.frames, self._samples = rate, 0, 0
-        self._outbox, self._converter = _Outbox(), FrameConverter()
-        container: Any = av.open(self._outbox, "w", format="mp4", options=_CONTAINER)
-        video = container.add_stream("libx264", rate=FPS, options=_ENCODER)
-        context = video.codec_context
-        context.width, context.height, context.pix_fmt = width, height, "yuv420p"
-        context.time_base = Fraction(1, FPS)
-        set_colours(context)
-        sound = container.add_stream("aac", rate=rate)
-        sound.codec_context.layout, sound.codec_context.format = "mono", "fltp"
-        sound.codec_context.bit_rate = _SOUND_BIT_RATE
-        self._container, self._video, self._sound = container, video, sound
+        self._outbox = _Outbox()
+        container = av.open(self._outbox, "w", format="mp4", options=_CONTAINER)
+        self._encoder = BlockEncoder(container, width, height, rate)
 
     def encode(self, images: np.ndarray, audio: np.ndarray) -> bytes:
         """The next piece of the stream; the first begins with its header.
@@ -91,25 +63,10 @@ class FragmentEncoder:
             images: uint8 [n, H, W, 3].
             audio: float32 [m], as long as the images.
         """
-        packets: list[Packet] = []
-        for image in images:
-            packets += self._video.encode(self._converter.frame(np.ascontiguousarray(image), self.frames, FPS))
-            self.frames += 1
-        packets += self._sound.encode(self._audio_frame(audio))
-        self._container.mux(sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base))
+        self._encoder.write(images, audio)
         return self._outbox.take()
 
     def close(self) -> bytes:
         """The end of the stream."""
-        self._container.mux([*self._video.encode(None), *self._sound.encode(None)])
-        self._container.close()
+        self._encoder.close()
         return self._outbox.take()
-
-    def _audio_frame(self, audio: np.ndarray) -> Any:
-        import av
-
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio[None], np.float32), "fltp", "mono")
-        frame.sample_rate, frame.time_base = self.rate, Fraction(1, self.rate)
-        frame.pts = self._samples
-        self._samples += len(audio)
-        return frame

@@ -287,8 +287,8 @@ class VideoWriter:
     Args:
         path: where to; see `check_writable`, which belongs before the heavy work.
         width, height: pixels, even.
-        audio: the whole sound, or None for a silent film.
-        frames: how many frames the whole video has; more are refused.
+        audio: the whole sound, or None for a silent film. Its samples may grow, but must be there before their image.
+        frames: how many frames the whole video has; more are refused. None: nobody knows yet.
         metadata: for the file's header; keys of `METADATA_KEYS`.
         fps: frames per second.
         crf: x264's quality, 0 (lossless) to 51.
@@ -305,7 +305,7 @@ class VideoWriter:
         width: int,
         height: int,
         audio: AudioClip | None,
-        frames: int,
+        frames: int | None,
         metadata: Mapping[str, str],
         fps: int = FPS,
         crf: int = CRF,
@@ -339,7 +339,7 @@ class VideoWriter:
     @property
     def complete(self) -> bool:
         """Whether all frames were written and the file is closed."""
-        return self._closed and self.frames_written == self.frames
+        return self._closed and self.frames_written == (self.frames or self.frames_written)
 
     def claim(self) -> None:
         """Keep others from writing the file from now on, until `close`; the first frame does so too.
@@ -363,7 +363,7 @@ class VideoWriter:
             raise ValueError(f"Frames are uint8 [n, {self.height}, {self.width}, 3], not {rgb.dtype} {rgb.shape}.")
         if self._closed:
             raise ValueError("The video is closed.")
-        if self.frames_written + len(rgb) > self.frames:
+        if self.frames is not None and self.frames_written + len(rgb) > self.frames:
             raise ValueError(f"The video has {self.frames} frames, {self.frames_written + len(rgb)} were given.")
         if not len(rgb):
             return

@@ -200,8 +200,8 @@ class Look:
 
 
 @contextlib.contextmanager
-def browse(url: str, mode: str, out: Path) -> Iterator[Look]:
-    """A browser at a running ComfyUI, in one of MODES.
+def browse(url: str, mode: str, out: Path, *flags: str) -> Iterator[Look]:
+    """A browser at a running ComfyUI, in one of MODES, with further flags of Chromium.
 
     Raises:
         Absent: playwright or Chromium is missing.
@@ -222,7 +222,7 @@ def browse(url: str, mode: str, out: Path) -> Iterator[Look]:
     ):
         _set(url, name, value)
     with sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
+        chrome = playwright.chromium.launch(executable_path=chromium, args=[*_FLAGS, *flags])
         try:
             yield _page(chrome, url, mode, out)
         finally:

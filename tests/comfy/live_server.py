@@ -78,13 +78,14 @@ def find_core() -> tuple[Path, str]:
 
 
 @contextlib.contextmanager
-def serve(base: Path, *options: str, pack: Path = PACK) -> Iterator[Server]:
+def serve(base: Path, *options: str, pack: Path = PACK, streams: bool = False) -> Iterator[Server]:
     """Start a ComfyUI on the CPU with this pack and a few odd nodes for tests; it ends with the block.
 
     Args:
         base: an empty folder for its models, input, output, temp and user files.
         options: more options of its main.py.
         pack: where this pack really is.
+        streams: whether its pages may play streams; without core's API nodes, ComfyUI forbids them that.
 
     Raises:
         Absent: see `find_core`.
@@ -96,7 +97,8 @@ def serve(base: Path, *options: str, pack: Path = PACK) -> Iterator[Server]:
     port, log = _free_port(), base / "server.log"
     command = [python, str(core / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
     command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-auto-launch"]
-    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, "--disable-api-nodes", *options]
+    command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, *options]
+    command += [] if streams else ["--disable-api-nodes"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=core, env=environment, stdout=file, stderr=subprocess.STDOUT)

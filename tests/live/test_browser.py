@@ -84,6 +84,39 @@ def test_a_microphone_is_heard_and_the_recording_can_be_kept(page: Any, tmp_path
         assert sum(packet.size > 0 for packet in container.demux(video=0)) >= 24
 
 
+def test_the_page_watches_over_webrtc_and_goes_back_to_the_socket(page: Any, tmp_path: Path) -> None:
+    if page.is_hidden("#webrtc-row"):
+        pytest.skip("the server lacks the package aiortc (the extra live)")
+    watched = "document.getElementById('video').srcObject?.getTracks().length === 2"
+    page.check("#webrtc")
+    page.click("#start")
+    page.wait_for_selector("#microphone:not([disabled])", timeout=SECONDS)
+    page.click("#microphone")
+    page.wait_for_function(f"{watched} && document.getElementById('video').currentTime > 1", timeout=SECONDS)
+    assert page.evaluate("document.getElementById('video').videoWidth") > 0
+    page.wait_for_function("/talking|slow/.test(document.getElementById('state').textContent)", timeout=SECONDS)
+    assert re.fullmatch(r"\d+\.\d\d s", page.inner_text("#delay"))
+    page.uncheck("#webrtc")
+    page.wait_for_function("!document.getElementById('video').srcObject", timeout=SECONDS)
+    begun = played(page)
+    page.wait_for_function(f"document.getElementById('video').currentTime != {begun}", timeout=SECONDS)
+    page.check("#webrtc")
+    page.wait_for_function(watched, timeout=SECONDS)
+    page.wait_for_timeout(3000)
+    page.click("#start")
+    page.wait_for_selector("#download:not([hidden])", timeout=SECONDS)
+    page.wait_for_timeout(500)
+    with page.expect_download() as download:
+        page.click("#download")
+    kept = tmp_path / download.value.suggested_filename
+    download.value.save_as(kept)
+    import av
+
+    with av.open(str(kept)) as container:
+        assert any(packet.size for packet in container.demux(video=0))
+        assert container.streams.audio
+
+
 @pytest.mark.parametrize("page", ["zh-CN"], indirect=True)
 def test_the_page_speaks_chinese(page: Any) -> None:
     assert page.inner_text("#start") == "开始"

@@ -16,7 +16,7 @@ import pytest
 from live.conftest import REQUEST
 
 from liveavatar import LiveAvatarPipeline
-from liveavatar.live import server as live_server
+from liveavatar.live import room as live_room
 from liveavatar.live.server import LiveServer
 
 aiohttp = pytest.importorskip("aiohttp", reason="live talk needs the package aiohttp")
@@ -75,7 +75,7 @@ async def serving(
         yield server, f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-    assert server.talk is None or not server.talk._thread.is_alive()
+    assert server.room.talk is None or not server.room.talk._thread.is_alive()
 
 
 Scenario = Callable[[LiveServer, str, "aiohttp.ClientSession"], Awaitable[None]]
@@ -139,7 +139,7 @@ def test_what_is_said_comes_back_as_video(play: Callable[..., None]) -> None:
 
 def test_pages_and_nothing_else_are_served(play: Callable[..., None]) -> None:
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
-        for name in ("", "live.js", "player.js", "words.js", "microphone.js", "live.css"):
+        for name in ("", "live.js", "client.js", "player.js", "peer.js", "words.js", "microphone.js", "live.css"):
             async with http.get(f"{url}/{name}") as answer:
                 assert answer.status == 200
                 assert await answer.text()
@@ -205,14 +205,14 @@ def test_a_client_that_comes_back_goes_on(play: Callable[..., None]) -> None:
         await client.send({"type": "start"})
         resume = (await client.until("started"))["resume"]
         await client.frames(12)
-        talk = server.talk
+        talk = server.room.talk
         await client.socket.close()
         again = Client(await http.ws_connect(f"{url}/live"))
         await again.send(HELLO | {"resume": resume})
         assert (await again.until("ready"))["resumed"]
         await again.until("started")
         await again.frames(12)
-        assert server.talk is talk
+        assert server.room.talk is talk
         await again.send({"type": "bye"})
 
     play(scenario)
@@ -221,7 +221,7 @@ def test_a_client_that_comes_back_goes_on(play: Callable[..., None]) -> None:
 def test_a_client_that_does_not_come_back_makes_room(
     play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live_server, "RESUME_SECONDS", 0.2)
+    monkeypatch.setattr(live_room, "RESUME_SECONDS", 0.2)
 
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
         first, second = await greeted(http, url), await greeted(http, url)
@@ -280,9 +280,9 @@ def test_an_unused_talk_ends(play: Callable[..., None]) -> None:
         with pytest.raises(ConnectionError):
             await client.until("never")
         for _ in range(100):
-            if server.talk is None:
+            if server.room.talk is None:
                 break
             await asyncio.sleep(0.1)
-        assert server.talk is None
+        assert server.room.talk is None
 
     play(scenario, idle_seconds=0.5)

@@ -11,7 +11,8 @@ import pytest
 
 from liveavatar.errors import Cancelled, ImageError, RequestError
 from liveavatar.events import Event
-from liveavatar.live.session import LiveBlock, LiveSession
+from liveavatar.live.block import LiveBlock
+from liveavatar.live.session import LiveSession
 
 RATE = 16_000
 Open = Callable[..., LiveSession]

@@ -157,6 +157,7 @@ class Host:
     def _server(self) -> SimpleNamespace:
         return SimpleNamespace(
             client_id="browser",
+            loop=SimpleNamespace(call_soon_threadsafe=lambda call, *given: call(*given)),
             routes=SimpleNamespace(get=lambda path: lambda handler: self.routes.update({path: handler})),
             prompt_queue=SimpleNamespace(
                 get_current_queue=lambda: (list(self.running), []), wipe_queue=lambda: self.texts.append(("wiped", ""))

@@ -15,7 +15,7 @@ FOLDER = PROJECT / "workflows"
 EXPECTED = [
     *("01_quickstart", "02_speak_or_tts", "03_several_voices", "04_modular", "05_16gb_card", "06_24gb_card"),
     *("07_32gb_card", "08_80gb_card", "09_two_24gb_cards", "10_four_24gb_cards", "11_five_80gb_cards"),
-    "12_core_encoders",
+    *("12_core_encoders", "13_live"),
 ]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NODES = frozen.read()

@@ -15,6 +15,7 @@ from liveavatar.request import Request, resolve
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "web" / "js" / "liveavatar.js"
+MODULES = (MODULE, MODULE.with_name("live.js"))
 NODE = shutil.which("node")
 
 
@@ -28,18 +29,20 @@ def test_the_panel_shows_what_the_messages_say() -> None:
     assert passed and int(passed[1]) > 0, "node ran no test"
 
 
-def test_the_module_needs_only_core_and_asks_nobody_outside() -> None:
-    """Every script under web/ is loaded by the page: one file, core's two public scripts, no address, no eval."""
-    assert [path.name for path in (ROOT / "web").rglob("*.js")] == [MODULE.name]
-    source = MODULE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("module", "own"), [(MODULES[0], []), (MODULES[1], ["./liveavatar.js"])])
+def test_a_module_needs_only_core_and_asks_nobody_outside(module: Path, own: list[str]) -> None:
+    """Every script under web/ is loaded by the page: these, core's two public scripts, no address, no eval."""
+    assert sorted(path.name for path in (ROOT / "web").rglob("*.js")) == sorted(one.name for one in MODULES)
+    source = module.read_text(encoding="utf-8")
     imported = re.findall(r"""(?:from|import\()\s*["']([^"']+)""", source)
-    assert sorted(imported) == ["../../../scripts/api.js", "../../../scripts/app.js"]
+    assert sorted(imported) == ["../../../scripts/api.js", "../../../scripts/app.js", *own]
     assert not re.findall(r"https?://|\beval\(|new Function|innerHTML|queuePrompt|onDraw\w+|window\.\w+\s*=", source)
 
 
-def test_every_word_is_there_in_both_languages() -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_every_word_is_there_in_both_languages(module: Path) -> None:
     """The keys of English are those of Chinese; Chinese also has the server's names."""
-    source = MODULE.read_text(encoding="utf-8")
+    source = module.read_text(encoding="utf-8")
     english, chinese = (re.search(rf"\n  {name}: {{\n(.*?)\n  }},", source, re.DOTALL) for name in ("en", "zh"))
     assert english and chinese
     keys = [re.findall(r"^    (\w+):", found[1], re.MULTILINE) for found in (english, chinese)]

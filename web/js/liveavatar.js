@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
+export const LIVE = "LiveAvatarLive"; // its panel is in live.js
 const PULLERS = ["LiveAvatarDecode", "LiveAvatarGenerate"];
 const SAMPLER = "LiveAvatarSampler";
 const PLAN = "LiveAvatarPlan";
@@ -55,6 +56,7 @@ const WORDS = {
     of: (used, all) => (all ? `${used} / ${all}` : used),
     clock: (h, m, s) => (h ? `${h} 小时 ${m} 分` : m ? `${m} 分 ${s} 秒` : `${s} 秒`),
     // What the server names in English.
+    talking: "正在对话",
     "encoding the portrait": "正在编码人像",
     "encoding the prompt": "正在编码提示词",
     "encoding the voice": "正在编码语音",
@@ -67,20 +69,23 @@ const WORDS = {
     text: "文本",
     workspace: "工作区",
     conditions: "条件",
+    "audio encoder": "音频编码器",
     slots: "交换槽",
     contexts: "驱动上下文",
   },
 };
 
-function words() {
-  let locale;
+export function locale() {
+  let chosen;
   try {
-    locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? app.ui?.settings?.getSettingValue("Comfy.Locale");
+    chosen = app.extensionManager?.setting?.get("Comfy.Locale") ?? app.ui?.settings?.getSettingValue("Comfy.Locale");
   } catch {
     // An older frontend may not know the setting.
   }
-  return String(locale ?? navigator.language ?? "en").startsWith("zh") ? WORDS.zh : WORDS.en;
+  return String(chosen ?? navigator.language ?? "en");
 }
+
+const words = () => (locale().startsWith("zh") ? WORDS.zh : WORDS.en);
 
 const named = (say, name) => (typeof say[name] === "string" ? say[name] : name);
 const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
@@ -179,7 +184,7 @@ export function sourceOf(place, inputName) {
 // The nodes that show a message: the one that pulls, and the sampler it pulls from.
 export function watchers(root, executionId) {
   const place = locate(root, executionId);
-  if (!place || !PULLERS.includes(kind(place.node))) return [];
+  if (!place || ![...PULLERS, LIVE].includes(kind(place.node))) return [];
   const source = sourceOf(place, "latents");
   return kind(source) === SAMPLER ? [place.node, source] : [place.node];
 }
@@ -231,7 +236,7 @@ const COLOURS = ["blue", "teal", "amber", "purple", "pink", "lime", "orange", "c
 const PLAIN = ["#60a5fa", "#2dd4bf", "#fbbf24", "#c084fc", "#f472b6", "#a3e635", "#fb923c", "#22d3ee"];
 const colour = (index) => `var(--p-${COLOURS[index % 8]}-400, ${PLAIN[index % 8]})`;
 
-function make(tag, className, ...children) {
+export function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   element.append(...children);
@@ -425,6 +430,11 @@ function attach(node) {
   else if (name === SAMPLER) panel = new RunPanel(say.idleSampler);
   else if (name === PLAN) panel = new PlanPanel(say.idlePlan);
   else return;
+  mount(node, panel);
+}
+
+// Puts a panel on a node, at its end.
+export function mount(node, panel) {
   const margin = 6;
   const high = () => panel.height + 2 * margin;
   const bounded = panel instanceof RunPanel && { getMaxHeight: () => (panel.live.hidden ? high() : undefined) };
@@ -445,14 +455,14 @@ function attach(node) {
 }
 
 // Room for what came; a node that is large enough stays as the user made it.
-function grow(node) {
+export function grow(node) {
   const high = node.computeSize()[1];
   if (node.size[1] < high) node.setSize([node.size[0], high]);
 }
 
 // While a run shows its own frames, the video of the run before would stand below them. Of the classic renderer it is a
 // widget; the other one's is hidden by STYLE.
-function hideOldVideo(node, hidden) {
+export function hideOldVideo(node, hidden) {
   const video = node.widgets?.find((widget) => widget.name === "video-preview");
   if (video && !!video.hidden !== hidden) video.hidden = hidden;
 }

@@ -1,147 +1,88 @@
-// The page of `liveavatar live`: talks to the server by the contract of docs/live.md.
-import { Player } from "./player.js";
+// The page of `liveavatar live`: buttons and words around a `LiveClient`.
+import { LiveClient } from "./client.js";
 import { language, words } from "./words.js";
 
-const VERSION = 1;
-const MOST_BEHIND = 4; // seconds of speech that wait; a microphone says no more where the avatar is too slow for it
 const $ = (id) => document.getElementById(id);
-const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
-let socket, player, resume = "", talking = false, starting = false, paused = false, microphone = null, portrait = null, retries = 0, queued = 0;
+let starting = false, talked = false, portrait = null;
 
-function send(type, fields = {}) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type, ...fields }));
-}
+const client = new LiveClient({
+  url: `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`,
+  token: new URLSearchParams(location.hash.slice(1)).get("token") || "",
+  video: $("video"),
+  on: {
+    ready() {
+      $("say").placeholder = client.voice ? words.say : words.noVoice;
+      $("webrtc-row").hidden = !client.webrtc;
+      $("webrtc").checked = client.lowDelay;
+      if (client.gone) ended();
+      show();
+    },
+    waiting(message) {
+      say(words.waiting.replace("{n}", message.ahead));
+    },
+    started(message) {
+      [starting, talked] = [false, true];
+      $("video").style.aspectRatio = `${message.width} / ${message.height}`;
+      say("");
+      show();
+    },
+    stats(message) {
+      $("state").textContent = words.states[message.state] ?? message.state;
+      $("delay").textContent = `${client.delay.toFixed(2)} s`;
+      $("fps").textContent = message.fps?.toFixed(1) ?? "–";
+      $("queued").textContent = `${message.queued_s.toFixed(1)} s`;
+      $("late").textContent = message.late_blocks;
+      $("outputs").textContent = message.outputs.map((one) => one.what || `${one.to}: ${words.outputs[one.state]}`).join("\n");
+    },
+    error(message) {
+      say(`${message.what} ${message.nearest}`);
+      starting = false;
+      show();
+    },
+    bye: ended,
+    unplayable() {
+      say(words.unplayable);
+    },
+    lost(again) {
+      if (again) say(words.lost);
+      else ended();
+    },
+  },
+});
 
 function say(text) {
   $("message").textContent = text;
 }
 
-function connect() {
-  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
-  socket.binaryType = "arraybuffer";
-  socket.onopen = () => send("hello", { version: VERSION, token, ...(resume && { resume }) });
-  socket.onmessage = ({ data }) => (typeof data === "string" ? told(JSON.parse(data)) : player?.push(data));
-  socket.onclose = lost;
-}
-
-function lost() {
-  if (talking && retries < 8) {
-    say(words.lost);
-    setTimeout(connect, 250 * 2 ** Math.min(retries++, 4));
-  } else ended();
-}
-
-const ANSWERS = {
-  ready(message) {
-    retries = 0;
-    if (!MediaSource.isTypeSupported(message.mime)) return say(words.unplayable);
-    player ??= new Player($("video"), message.mime);
-    $("say").placeholder = message.voice ? words.say : words.noVoice;
-    $("say").dataset.voice = message.voice ? "yes" : "";
-    if (!message.resumed && resume) ended();
-    resume = message.resumed ? resume : "";
-    show();
-  },
-  waiting(message) {
-    say(words.waiting.replace("{n}", message.ahead));
-  },
-  started(message) {
-    [talking, starting] = [true, false];
-    resume = message.resume;
-    $("video").style.aspectRatio = `${message.width} / ${message.height}`;
-    say("");
-    show();
-  },
-  stats(message) {
-    $("state").textContent = words.states[message.state] ?? message.state;
-    queued = message.queued_s;
-    const delay = message.lag_ms / 1000 + player.ahead + (microphone ? Math.max(0, queued - 0.64) : 0);
-    $("delay").textContent = `${delay.toFixed(2)} s`;
-    $("fps").textContent = message.fps?.toFixed(1) ?? "–";
-    $("queued").textContent = `${message.queued_s.toFixed(1)} s`;
-    $("late").textContent = message.late_blocks;
-  },
-  error(message) {
-    say(`${message.what} ${message.nearest}`);
-    starting = false;
-    show();
-  },
-  bye: ended,
-};
-
-function told(message) {
-  ANSWERS[message.type]?.(message);
-}
-
 function ended() {
-  if (talking) {
+  if (talked) {
     say(words.ended);
-    $("download").href = URL.createObjectURL(player.file);
     $("download").hidden = false;
   }
-  talking = starting = paused = false;
-  resume = "";
-  muted();
+  starting = talked = false;
   show();
 }
 
 function show() {
-  $("start").textContent = talking ? words.end : words.start;
-  $("start").disabled = starting || socket?.readyState !== WebSocket.OPEN;
-  for (const id of ["microphone", "interrupt", "pause", "prompt-button", "sound"]) $(id).disabled = !talking;
-  $("say").disabled = $("say-button").disabled = !talking || !$("say").dataset.voice;
-  $("pause").textContent = paused ? words.resume : words.pause;
-  $("microphone").classList.toggle("on", Boolean(microphone));
+  $("start").textContent = client.talking ? words.end : words.start;
+  $("start").disabled = starting || !client.open;
+  for (const id of ["microphone", "interrupt", "pause", "prompt-button", "sound"]) $(id).disabled = !client.talking;
+  $("say").disabled = $("say-button").disabled = !client.talking || !client.voice;
+  $("pause").textContent = client.paused ? words.resume : words.pause;
+  $("microphone").classList.toggle("on", Boolean(client.microphone));
 }
 
-async function heard() {
-  if (!navigator.mediaDevices) return say(words.insecure);
-  try {
-    const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: true, channelCount: 1 } });
-    const context = new AudioContext();
-    await context.audioWorklet.addModule("microphone.js");
-    const node = new AudioWorkletNode(context, "live-avatar-microphone");
-    send("audio", { rate: context.sampleRate, encoding: "s16le" });
-    node.port.onmessage = ({ data }) => {
-      if (socket.readyState === WebSocket.OPEN && !paused && queued < MOST_BEHIND) socket.send(integers(data));
-    };
-    context.createMediaStreamSource(stream).connect(node);
-    microphone = { stream, context };
-  } catch {
-    say(words.refused);
-  }
+async function listen() {
+  const fault = await client.listen();
+  if (fault) say(words[fault]);
   show();
 }
 
-function muted() {
-  microphone?.stream.getTracks().forEach((track) => track.stop());
-  microphone?.context.close();
-  if (microphone) send("end_of_speech");
-  microphone = null;
-}
-
-function integers(samples) {
-  const whole = new Int16Array(samples.length);
-  samples.forEach((value, i) => (whole[i] = Math.max(-32768, Math.min(32767, Math.round(value * 32767)))));
-  return whole.buffer;
-}
-
-async function pushFile(file) {
-  const context = new AudioContext();
-  const sound = await context.decodeAudioData(await file.arrayBuffer());
-  send("audio", { rate: sound.sampleRate, encoding: "s16le" });
-  const samples = sound.getChannelData(0), piece = sound.sampleRate;
-  for (let start = 0; start < samples.length && talking; start += piece) {
-    socket.send(integers(samples.slice(start, start + piece)));
-    if (start > 10 * piece) await new Promise((done) => setTimeout(done, 990)); // at most ten seconds wait there
-  }
-  send("end_of_speech");
-  context.close();
-}
-
-function sendPortrait() {
-  send("portrait");
-  socket.send(portrait);
+function keep() {
+  const { file } = client, link = $("download");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(file);
+  link.download = `live-avatar.${file.type.endsWith("webm") ? "webm" : "mp4"}`;
 }
 
 function begin() {
@@ -150,27 +91,28 @@ function begin() {
   show();
   $("download").hidden = true;
   say(words.loading);
-  if (portrait) sendPortrait();
-  send("start", prompt ? { prompt } : {});
+  if (portrait) client.sendPortrait(portrait);
+  client.send("start", prompt ? { prompt } : {});
 }
 
 function wire() {
   document.documentElement.lang = language;
   const texts = { "say-button": "sayButton", "prompt-button": "promptButton", interrupt: "interrupt", microphone: "microphone",
     "portrait-label": "portrait", "sound-label": "sound", download: "download", "delay-label": "delay", "fps-label": "fps",
-    "queued-label": "queued", "late-label": "late" };
+    "queued-label": "queued", "late-label": "late", "webrtc-label": "webrtc" };
   for (const [id, name] of Object.entries(texts)) $(id).textContent = words[name];
   $("prompt").placeholder = words.prompt;
-  $("download").download = "live-avatar.mp4";
-  $("start").onclick = () => (talking ? send("bye") : begin());
-  $("microphone").onclick = () => (microphone ? (muted(), show()) : heard());
-  $("interrupt").onclick = () => send("interrupt");
-  $("pause").onclick = () => { paused = !paused; send(paused ? "pause" : "resume"); show(); };
-  $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us" }); $("say").value = ""; };
-  $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (talking && $("prompt").value.trim()) send("prompt", { text: $("prompt").value }); };
-  $("portrait").onchange = async ({ target }) => { portrait = await target.files[0].arrayBuffer(); if (talking) sendPortrait(); };
-  $("sound").onchange = ({ target }) => pushFile(target.files[0]);
-  connect();
+  $("download").onclick = keep;
+  $("webrtc").onchange = ({ target }) => client.setLowDelay(target.checked);
+  $("start").onclick = () => (client.talking ? client.send("bye") : begin());
+  $("microphone").onclick = () => (client.microphone ? (client.mute(), show()) : listen());
+  $("interrupt").onclick = () => client.send("interrupt");
+  $("pause").onclick = () => { client.pause(); show(); };
+  $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) client.send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us" }); $("say").value = ""; };
+  $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (client.talking && $("prompt").value.trim()) client.send("prompt", { text: $("prompt").value }); };
+  $("portrait").onchange = async ({ target }) => { portrait = await target.files[0].arrayBuffer(); if (client.talking) client.sendPortrait(portrait); };
+  $("sound").onchange = ({ target }) => client.pushFile(target.files[0]);
+  client.connect();
   show();
 }
 

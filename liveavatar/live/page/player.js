@@ -63,8 +63,22 @@ export class Player {
     if (!ranges.length) return;
     const last = ranges.length - 1;
     if (video.currentTime < ranges.start(last) || this.ahead > 3) video.currentTime = Math.max(ranges.start(last), ranges.end(last) - AHEAD);
-    if (video.paused && this.ahead > AHEAD) video.play().catch(() => {});
+    if (video.paused && this.ahead > AHEAD) this.play();
     video.playbackRate = this.ahead > 1 ? 1.08 : this.ahead > 0.7 ? 1.03 : 1;
+  }
+
+  blocked = false; // Browsers let pages make no sound before somebody has clicked there: until then it plays silently.
+
+  play() {
+    this.video.play().catch((error) => {
+      if (error.name === "NotAllowedError") this.blocked = this.video.muted = true;
+    });
+  }
+
+  // Somebody has clicked.
+  unblock() {
+    this.blocked = this.video.muted = false;
+    this.play();
   }
 
   // What has come so far, as one file.
@@ -74,6 +88,9 @@ export class Player {
 
   close() {
     clearInterval(this.timer);
+    URL.revokeObjectURL(this.video.src);
+    this.video.removeAttribute("src");
+    this.video.load();
   }
 }
 

@@ -1,0 +1,274 @@
+"""Talk live in the graph: a microphone or sounds in, the face in the node, and its recording as a video."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comfy_api.v0_0_2 import io
+
+from ..liveavatar.errors import Cancelled, RequestError
+from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
+from ..liveavatar.live.audio_feed import BLOCK_SECONDS
+from ..liveavatar.live.hosted import HostedRoom
+from ..liveavatar.live.recording import TalkRecording
+from ..liveavatar.live.session import LiveSession
+from ..liveavatar.live.sound_queue import SoundQueue
+from ..liveavatar.live.talk import Talk
+from ..liveavatar.media.audio import AudioClip
+from ..liveavatar.pipeline import LiveAvatarPipeline
+from ..liveavatar.request import Request
+from . import convert, talks
+from .host import NodeProgress, executing_node, invite, place_video, server_loop, video_output
+from .schema import (
+    CATEGORY,
+    ModelSocket,
+    mask_input,
+    prompt_input,
+    seed_input,
+    size_fault,
+    size_input,
+    steps_input,
+    supported,
+)
+from .words import refused_in_widgets
+
+MICROPHONE, SOUNDS = "microphone", "AUDIO input"
+TALKING = "talking"
+PHASES = (LOADING_VAE, ENCODING_PROMPT, ENCODING_IMAGE, LOADING_NETWORK, TALKING)
+ANSWER_SECONDS = {MICROPHONE: 10.0, SOUNDS: 3.0}
+"""How long a page may take to answer."""
+_LOOK_SECONDS = 0.1
+"""How often Cancel and the end are looked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What a talk is to be.
+
+    Attributes:
+        request, image: of the video.
+        source: MICROPHONE or SOUNDS.
+        sounds: said first, or all there is to say.
+        longest: seconds.
+        prefix: of the file's name.
+    """
+
+    request: Request
+    image: np.ndarray
+    source: str
+    sounds: tuple[AudioClip, ...]
+    longest: float
+    prefix: str
+
+
+class Live(io.ComfyNode):
+    """A portrait that talks while it is spoken to."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Sockets and widgets."""
+        return io.Schema(
+            node_id="LiveAvatarLive",
+            display_name="Live (Live Avatar)",
+            category=CATEGORY,
+            description="The portrait talks in the node while you speak into this browser's microphone, or while "
+            "sounds are played. Stop ends it and gives the recording, so that the graph goes on.",
+            is_input_list=True,
+            inputs=[
+                ModelSocket.Input("model", tooltip="From Load Model."),
+                io.Image.Input("image", tooltip="The portrait. Of a batch the first picture is taken."),
+                io.Combo.Input(
+                    "source",
+                    options=[MICROPHONE, SOUNDS],
+                    default=MICROPHONE,
+                    tooltip="microphone: of this browser, which gives it to pages of localhost and https only. AUDIO "
+                    "input: what is connected there, and nothing else; without a browser it is recorded as fast as "
+                    "it can be made.",
+                ),
+                prompt_input(),
+                size_input(),
+                steps_input(),
+                seed_input(),
+                io.Float.Input(
+                    "longest_minutes",
+                    default=10.0,
+                    min=0.1,
+                    max=600.0,
+                    step=0.5,
+                    tooltip="It ends by itself after so many minutes, as if Stop were pressed.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="LiveAvatar",
+                    tooltip="Name of the temporary file; connect core Save Video to keep it.",
+                ),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="Said first: one sound, a batch or a list of them, one after the other. With source AUDIO "
+                    "input it ends after them.",
+                ),
+                mask_input(),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The recording, for core Save Video."),
+                io.String.Output(display_name="receipt", tooltip="What was really made, as JSON."),
+            ],
+            **supported(search_aliases=["real time avatar", "microphone", "streaming avatar", "talk live"]),
+        )
+
+    @classmethod
+    def validate_inputs(cls, size: Sequence[str | None] = ()) -> bool | str:
+        """Whether the size can be read, said before anything runs."""
+        return next((fault for one in size if (fault := size_fault(one)) is not True), True)
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> str:
+        """Never the same: what will be said is not known."""
+        return secrets.token_hex(8)
+
+    @classmethod
+    def execute(
+        cls,
+        model: list[Any],
+        image: list[Any],
+        source: list[str],
+        prompt: list[str],
+        size: list[str],
+        steps: list[int],
+        seed: list[int],
+        longest_minutes: list[float],
+        filename_prefix: list[str],
+        audio: Sequence[Any] = (),
+        mask: Sequence[Any] = (),
+    ) -> io.NodeOutput:
+        """The talk, from its first moment to its last. Every input is a list, because `audio` may be one."""
+        sounds = tuple(convert.audio_clip(one) for given in audio for one in convert.split_audio(given))
+        if source[0] == SOUNDS and not sounds:
+            raise RequestError(
+                "Nothing is connected to the audio input, and the source is AUDIO input.",
+                "Connect core Load Audio, or choose the source microphone.",
+            )
+        wishes = Wishes(
+            Request(size=size[0], prompt=prompt[0], steps=steps[0], seed=seed[0]),
+            convert.image_array(image[0], mask[0] if mask else None),
+            source[0],
+            sounds,
+            60 * longest_minutes[0],
+            filename_prefix[0],
+        )
+        with refused_in_widgets():
+            model[0].plan_open(wishes.request, (wishes.image.shape[1], wishes.image.shape[0]))
+        with NodeProgress.current(PHASES) as progress:
+            return talk_live(progress, model[0], wishes)
+
+
+def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes) -> io.NodeOutput:
+    """Invite the page, load, talk until it ends, and hand out the recording.
+
+    Raises:
+        RequestError: the microphone is asked for and no page answers, or there is nothing to hand out.
+        Cancelled: by ComfyUI's Cancel; nothing is kept.
+    """
+    node, prompt = executing_node()
+    details = {"source": wishes.source, "longest_s": wishes.longest}
+    room = HostedRoom(model.components.name, server_loop(), details, needs_page=wishes.source == MICROPHONE)
+    with talks.opened(room, prompt, node):
+        watched = _wait_for_page(progress, room, invite(room, node, prompt, details), wishes.source)
+        loading = _only_loading(progress)
+        with LiveSession(model, wishes.image, wishes.request, real_time=watched, callback=loading) as session:
+            e = session.resolved
+            out = place_video(progress, wishes.prefix, e.width, e.height)
+            try:
+                with TalkRecording(out, e.width, e.height, dataclasses.asdict(e)) as recording:
+                    _talk(progress, room, session, recording, wishes)
+            except Cancelled:
+                out.unlink(missing_ok=True)
+                raise
+            progress.details = {"file": progress.file, "seconds": recording.seconds}
+            return video_output(progress, _receipt(session, recording, model, out))
+
+
+def _only_loading(progress: NodeProgress) -> Callback:
+    """Leaves out what is told of single tasks later, in the session's thread."""
+
+    def callback(event: Event) -> None:
+        if event.phase in PHASES:
+            progress(event)
+
+    return callback
+
+
+def _wait_for_page(progress: NodeProgress, room: HostedRoom, invited: bool, source: str) -> bool:
+    """Whether a page has joined; what needs none goes on without it.
+
+    Raises:
+        RequestError: none has, and the microphone is one of a page.
+    """
+    until = time.monotonic() + ANSWER_SECONDS[source]
+    while invited and time.monotonic() < until:
+        if room.answered.wait(_LOOK_SECONDS):
+            return True
+        progress.check()
+    if source == SOUNDS:
+        return False
+    if not invited:
+        raise RequestError(
+            "This graph was queued by a program, and the microphone is that of a browser.",
+            f"Queue it in ComfyUI's own page, or choose the source {SOUNDS}, which needs no page.",
+        )
+    raise RequestError(
+        f"The page that queued this graph did not answer for {ANSWER_SECONDS[source]:g} s: the microphone needs this "
+        "pack's script in ComfyUI's own page.",
+        f"Reload the page and queue the graph there, or choose the source {SOUNDS}, which needs no page.",
+    )
+
+
+def _talk(
+    progress: NodeProgress, room: HostedRoom, session: LiveSession, recording: TalkRecording, wishes: Wishes
+) -> None:
+    """Until everything is said, the page stops it, the time is over, or the user cancels."""
+    most = math.ceil(wishes.longest / BLOCK_SECONDS)
+    sounds = SoundQueue(wishes.sounds, then_end=wishes.source == SOUNDS)
+    if room.stopped.is_set():
+        raise RequestError("It was stopped before it began, so there is no recording.", "Queue the graph again.")
+    room.begin(lambda on_end: Talk(session, on_end, recording.write, sounds, most))
+    told = -1
+    try:
+        while not room.over.wait(_LOOK_SECONDS):
+            progress.check()
+            if (block := session.stats.block) != told:
+                progress(Event(TALKING, block, most))
+                told = block
+    finally:
+        room.close()
+    if room.error is not None:
+        raise room.error
+    if not recording.seconds:
+        raise RequestError("It was stopped before the first picture, so there is no recording.", "Queue it again.")
+
+
+def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPipeline, out: Path) -> str:
+    """What was really made, as JSON."""
+    e, stats = session.resolved, session.stats
+    told = {
+        "model": model.components.name,
+        "video": str(out),
+        "width": e.width,
+        "height": e.height,
+        "steps": e.steps,
+        "seed": e.seed,
+        "seconds": recording.seconds,
+        "late_blocks": stats.late_blocks,
+        "changes": [list(change) for change in stats.changes],
+        "notes": [*e.notes, *session.plan.notes, *filter(None, [recording.note])],
+    }
+    return json.dumps(told, ensure_ascii=False, indent=1)
