@@ -33,7 +33,7 @@ demo: setup
 	@$(RUN) -m liveavatar demo
 
 live: setup
-	@$(RUN) -m liveavatar live --open $(ARGS)
+	@$(RUN) -m liveavatar live --vae tiny --open $(ARGS)
 
 # Two processes; the tests of a file stay together, and so do all that start workers. One process: ARGS="-n 0"
 test: lint

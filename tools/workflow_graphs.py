@@ -121,8 +121,8 @@ def _save(source: str, prefix: str, key: str = "save", past: str = "") -> Group:
     return (KEEP, (Item(key, "SaveVideo", {"video": f"{source}.video"}, values, past=past),))
 
 
-def _miniature(**more: Any) -> Item:
-    return Item("model", "LiveAvatarLoadModel", values={"model": MINIATURE}, **more)
+def _miniature(**values: Any) -> Item:
+    return Item("model", "LiveAvatarLoadModel", values={"model": MINIATURE, **values})
 
 
 def _avatar(wires: dict[str, str], values: dict[str, Any], key: str = "avatar", past: str = "") -> Item:
@@ -133,7 +133,7 @@ def _quickstart() -> Graph:
     """One node that does it all, on the miniature."""
     columns: tuple[Column, ...] = (
         (READ_ME,),
-        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(),))),
+        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(vae="tiny"),))),
         ((MAKE, (_avatar(_GIVEN, _SMALL),)),),
         (_save("avatar", "quickstart"),),
     )
@@ -250,7 +250,7 @@ def _live() -> Graph:
     wires = {"model": "model.model", "image": "sample.image"}
     columns: tuple[Column, ...] = (
         (READ_ME,),
-        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(),))),
+        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(vae="tiny"),))),
         ((TALK, (Item("live", "LiveAvatarLive", wires, _SMALL),)),),
         (_save("live", "live"),),
     )
