@@ -133,7 +133,7 @@ def _quickstart() -> Graph:
     """One node that does it all, on the miniature."""
     columns: tuple[Column, ...] = (
         (READ_ME,),
-        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(vae="tiny"),))),
+        ((SAMPLE, (_SAMPLE,)), (MODEL, (_miniature(),))),
         ((MAKE, (_avatar(_GIVEN, _SMALL),)),),
         (_save("avatar", "quickstart"),),
     )
