@@ -133,9 +133,7 @@ def bench_live(
         first=made[0].finished - begun,
         lag=statistics.median(lags),
         lag_95=float(np.quantile(lags, 0.95)),
-        interrupts=tuple(
-            _shut(made, when) for when in speaker.interrupted if made[-1].finished > when + _PAUSE_SECONDS
-        ),
+        interrupts=tuple(_shut(made, when) for when in speaker.interrupted if ended > when + _PAUSE_SECONDS),
         growth=growth,
         drift=abs(sounded * FPS - BLOCK_FRAMES * len(made)),
     )
