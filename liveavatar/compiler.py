@@ -15,7 +15,7 @@ from .errors import ModelError
 
 COMPILER = "inductor"
 """Name of the backend of `torch.compile` that layers are compiled with."""
-COMPILE_CHOICES: Mapping[str, bool | Literal["auto"]] = {"off": False, "auto": "auto", "on": True}
+COMPILE_CHOICES: Mapping[str, bool | Literal["auto"]] = {"auto": "auto", "off": False, "on": True}
 """What users say of compiling, and what it is in a placement."""
 WITHOUT_COMPILE = "Use --compile off (in ComfyUI: compile off in the Backend node)."
 _CPU_COMPILERS = ("c++", "g++", "clang++")
