@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from . import command_frames, command_model, command_network, command_pipeline, command_suite
+from . import command_frames, command_live, command_model, command_network, command_pipeline, command_suite
 
 BENCHES = {
     "frames": command_frames,
+    "live": command_live,
     "pipeline": command_pipeline,
     "model": command_model,
     "network": command_network,

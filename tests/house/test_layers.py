@@ -66,6 +66,8 @@ LAYERS = (
         "cli",
         "bench/command",
         "bench/command_frames",
+        "bench/command_live",
+        "bench/live",
         "bench/command_model",
         "bench/command_network",
         "bench/command_pipeline",

@@ -28,7 +28,7 @@ def address() -> Iterator[str]:
     command = [sys.executable, "-m", "liveavatar", "live", "--port", "0"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[1]
+        yield next(line.split()[1] for line in process.stdout if line.startswith("page "))
         process.terminate()
 
 
