@@ -64,7 +64,7 @@ from .vae.tile_grid import WHOLE, Tiles
 from .vae.tiling import encode_tiles, open_decoder, open_encoder
 from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
-from .vae.wan_decoder import WanDecoder
+from .vae.wan_decoder import CompiledActivation, WanDecoder, activate
 from .video_state import VideoState
 from .weights.load import watched_reads
 
@@ -94,6 +94,7 @@ class ExecConfig:
         threads: CPU threads.
         cap: see `Plan.cap`.
         compiled: whether the VAE's decoder is, too, where the network is.
+        compile_optional: see `Plan.compile_optional`.
     """
 
     device: str
@@ -101,6 +102,7 @@ class ExecConfig:
     threads: int
     cap: int = 0
     compiled: bool = False
+    compile_optional: bool = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[tuple[torch.device, torch.dtype]]:
@@ -311,8 +313,11 @@ class LocalEncoders:
         """The one that works in place of the VAE's own, or that."""
         with self.exec_config.active() as where:
             self._small = small = load_decoder(self.components, *where)
-            backend = COMPILER if self.exec_config.compiled and where[0].type == "cuda" else None
-            return small if isinstance(small, TinyDecoder) else WanDecoder(small or self.vae, backend)
+            if isinstance(small, TinyDecoder):
+                return small
+            compiled = self.exec_config.compiled and where[0].type == "cuda"
+            activation = CompiledActivation(COMPILER, self.exec_config.compile_optional) if compiled else activate
+            return WanDecoder(small or self.vae, activation)
 
     def _release_encoder(self, encoder: weakref.ref[Any]) -> None:
         """Return the memory of an encoder whose last reference is gone; only one with cycles has to be collected."""

@@ -15,9 +15,9 @@ from .errors import ModelError
 
 COMPILER = "inductor"
 """Name of the backend of `torch.compile` that layers are compiled with."""
-COMPILE_CHOICES: Mapping[str, bool | Literal["auto"]] = {"off": False, "auto": "auto", "on": True}
+COMPILE_CHOICES: Mapping[str, bool | Literal["auto"]] = {"auto": "auto", "off": False, "on": True}
 """What users say of compiling, and what it is in a placement."""
-WITHOUT_COMPILE = "Run without --compile (in ComfyUI: the Backend node without compile)."
+WITHOUT_COMPILE = "Use --compile off (in ComfyUI: compile off in the Backend node)."
 _CPU_COMPILERS = ("c++", "g++", "clang++")
 _LAUNCHERS = ("cc", "gcc", "clang")
 """Any of them builds what starts a GPU's kernels."""
@@ -30,11 +30,11 @@ def check_compiler(devices: Iterable[str]) -> None:
         devices: of this machine, by name.
 
     Raises:
-        ModelError: naming what is missing.
+        CompileError: naming what is missing.
     """
     missing = sorted({what for device in devices for what in missing_requirements(device.partition(":")[0])})
     if missing:
-        raise compile_error(f"{', '.join(missing)} missing on this machine")
+        raise CompileError(f"{', '.join(missing)} missing on this machine")
 
 
 def missing_requirements(kind: str) -> list[str]:
@@ -63,6 +63,14 @@ def _torch_folder() -> str:
     return str(Path(spec.origin).parent) if spec is not None and spec.origin else ""
 
 
-def compile_error(why: str) -> ModelError:
+class CompileError(ModelError):
     """What is said where it cannot be done, or fails."""
-    return ModelError(f"The layers cannot be compiled here: {why}.", WITHOUT_COMPILE)
+
+    def __init__(self, why: str):
+        super().__init__(f"The layers cannot be compiled here: {why}.", WITHOUT_COMPILE)
+
+    @classmethod
+    def of(cls, error: Exception) -> CompileError:
+        """In one line: what failed, not that it failed while compiling."""
+        cause = getattr(error, "inner_exception", error)
+        return cls((str(cause).strip().splitlines() or [""])[0][:200].rstrip(".:") or type(cause).__name__)

@@ -401,7 +401,9 @@ class LiveAvatarPipeline:
         p = self.placement
         exec_config = ExecConfig(p.last_device, p.resolved_dtype, p.resolved_threads, p.cap)
         if plan is not None:
-            exec_config = ExecConfig(plan.vae_device, plan.dtype, plan.threads, plan.cap, plan.compiled)
+            exec_config = ExecConfig(
+                plan.vae_device, plan.dtype, plan.threads, plan.cap, plan.compiled, plan.compile_optional
+            )
         return CachedEncoders(self.backend.codec(self.components, exec_config), exec_config, self._conditioning)
 
     def release_weights(self) -> None:

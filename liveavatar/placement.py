@@ -95,7 +95,8 @@ class Placement:
         vae_tiles: "RxC", rows and columns of tiles in which the VAE works; None: whole, or as it is chosen.
         processes: whether every stage works in a process of its own, which takes more memory; the backend says.
         compile: whether layers are compiled before the first block; it takes a minute or more once, and a compiler.
-            "auto": where a plan is chosen for GPUs that can, and the video is so long that it probably pays.
+            "auto": where a plan is chosen for GPUs that can, and the video is so long that it probably pays; where it
+            fails all the same, the video is made without.
         attention: backend of self-attention (see `liveavatar.attention_choice`).
 
     Raises:
@@ -115,7 +116,7 @@ class Placement:
     host_ram: float | None = None
     vae_tiles: str | None = None
     processes: bool = False
-    compile: bool | Literal["auto"] = False
+    compile: bool | Literal["auto"] = "auto"
     attention: str = "auto"
 
     def __post_init__(self) -> None:
@@ -408,6 +409,7 @@ def _lacks_compiler(hardware: Hardware) -> bool:
 def _sooner(resolved: ResolvedRequest, eager: Plan, compiled: Plan) -> Plan:
     """Of two plans of one video the one by which it is probably sooner ready, compiling included; with a note. Of live
     talk the one that keeps the pace of speech."""
+    compiled = dataclasses.replace(compiled, compile_optional=True)
     if resolved.is_open:
         return compiled if compiled.live and compiled.live.holds and eager.live and not eager.live.holds else eager
     if eager.forecast is None or compiled.forecast is None:
@@ -416,7 +418,7 @@ def _sooner(resolved: ResolvedRequest, eager: Plan, compiled: Plan) -> Plan:
     if saved <= 0:
         return eager
     note = (
-        f"layers are compiled: that takes about {COMPILE_SECONDS:.0f} s once, and the video is probably ready "
+        f"compiling the layers takes about {COMPILE_SECONDS:.0f} s once; with that the video is probably ready "
         f"{saved:.0f} s sooner, all in all"
     )
     return dataclasses.replace(compiled, notes=(*compiled.notes, note))

@@ -254,7 +254,8 @@ class VideoRecorder:
     def _count_stages(self, session: Session) -> None:
         for number, seconds in enumerate(session.engine.stage_seconds()):
             self._seconds[f"stage {number}"] = round(seconds, 3)
-        self.receipt = dataclasses.replace(self.receipt, attention=session.engine.attention())
+        engine = session.engine
+        self.receipt = dataclasses.replace(self.receipt, plan=engine.plan, attention=engine.attention())
         self._seconds["decode"] = round(session.decode_seconds, 3)
 
     def _probe_whole(self) -> Probed:

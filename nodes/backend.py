@@ -115,7 +115,7 @@ class Backend(io.ComfyNode):
         threads: int,
         restarts: int = 2,
         address: str = "local",
-        compile: str | bool = "off",
+        compile: str | bool = "auto",
         storage: str = QUALITY,
         vram_cap: float = 0.0,
         host_ram: float = 0.0,
@@ -164,7 +164,7 @@ def _compile_input() -> Any:
     choice = io.Combo.Input(
         "compile",
         options=list(COMPILE_CHOICES),
-        default="off",
+        default="auto",
         optional=True,
         tooltip="Compile the layers before the first block: a minute or more once per size, for blocks that may be "
         "faster. auto: on GPUs that can, where the video is so long that it probably pays. It needs Triton on GPUs and "

@@ -29,7 +29,7 @@ from ..planner.plan import check_dtype_and_threads
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, WeightFormat
 from ..utils import format_bytes
-from ..vae.wan_decoder import WanDecoder
+from ..vae.wan_decoder import CompiledActivation, WanDecoder
 from .decoding import decode_alone, side_by_side
 from .figures import bytes_needed, free_bytes
 from .found import ModelBench
@@ -282,7 +282,7 @@ def vae(state: SuiteState) -> Iterator[Figure]:
     yield Figure("pace, as written", frames_per_second(seconds), "frames/s", predicted, own)
     yield Figure("before the first block", before, "s")
     compiler.check_compiler([str(device)])
-    decoder = WanDecoder(module, compiler.COMPILER)
+    decoder = WanDecoder(module, CompiledActivation(compiler.COMPILER))
     begun = time.perf_counter()
     decode_alone(decoder, motion, blocks[:2], state.threads)
     yield Figure("compiling", time.perf_counter() - begun, "s")

@@ -75,10 +75,10 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile",
         nargs="?",
         const="on",
-        default="off",
+        default="auto",
         metavar="|".join(COMPILE_CHOICES),
         help="compile the layers before the first block: a minute or more once per size, for blocks that may be faster "
-        "(alone: on); auto: on GPUs that can, where the video is so long that it probably pays",
+        "(alone: on); auto, the default: on GPUs that can, where the video is so long that it probably pays",
     )
     parser.add_argument(
         "--attention",

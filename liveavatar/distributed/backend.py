@@ -38,7 +38,7 @@ class RayEngine:
 
     Args:
         components: the model; the workers open it from its files.
-        plan: what runs where.
+        plan: what runs where; without compiled layers once they could not be compiled and need not be.
         pool, jobs, pause: shared with the other engines of a backend.
 
     Raises:
@@ -67,7 +67,7 @@ class RayEngine:
         """
         ticket = self._jobs.acquire(callback)
         try:
-            self.pool.start(self.plan, self._model, callback)
+            self.plan, _ = self.pool.start(self.plan, self._model, callback)
         finally:
             ticket.release()
 
@@ -111,6 +111,7 @@ class RayEngine:
                     raise superseded()
                 ticket.thread = threading.current_thread()
                 latent = video.next_latent(block, callback)
+                self.plan = video.plan
                 if latent is None:
                     break
                 yield latent

@@ -343,12 +343,12 @@ class VideoRun:
 
     Args:
         pool: whose worker processes.
-        plan, model, job: what they run.
+        plan, model, job: what they run; the plan is that of `WorkerPool.start` once it has begun.
         pause: holds further blocks back.
     """
 
     def __init__(self, pool: WorkerPool, plan: Plan, model: ModelSpec, job: VideoTask, pause: PauseFlag):
-        self._pool, self._plan, self._model, self._job, self._pause = pool, plan, model, job, pause
+        self._pool, self.plan, self._model, self._job, self._pause = pool, plan, model, job, pause
         self._received, self._restarts = ReceivedBlocks(), Restarts(pool.limits.restarts)
         self._source = BlockSource(job, max(_LEAST_KEPT, _KEPT_INTERVALS * plan.snapshot_blocks))
         self._run: RunMonitor | None = None
@@ -389,7 +389,7 @@ class VideoRun:
                 self._lost.append(error)
 
     def _begin(self, callback: Callback) -> RunMonitor:
-        workers = self._pool.start(self._plan, self._model, callback)
+        self.plan, workers = self._pool.start(self.plan, self._model, callback)
         number = next(_numbers)
         if not self._folder or Path(self._folder).parent != self._pool.resources.folder:  # with Ray, it is a new one
             self._folder = self._pool.open_folder(number)
@@ -398,9 +398,9 @@ class VideoRun:
             raise self._lost[-1]
         beginning = RunStart(number, first, self._folder)
         self._run = RunMonitor(
-            self._pool, workers, self._plan, self._job, self._source, beginning, self._received, self._pause
+            self._pool, workers, self.plan, self._job, self._source, beginning, self._received, self._pause
         )
-        by_device = {stage.device: begun for stage, begun in zip(self._plan.stages, self._run.begun, strict=True)}
+        by_device = {stage.device: begun for stage, begun in zip(self.plan.stages, self._run.begun, strict=True)}
         self.attention = tuple(dataclasses.replace(b.attention, device=name) for name, b in by_device.items())
         for notice in dict.fromkeys(begun.notice for begun in by_device.values() if begun.notice):
             callback(notice_event(notice))
@@ -411,13 +411,13 @@ class VideoRun:
 
     def _latest_boundary(self, workers: list[WorkerHandle]) -> int:
         """Where all can go on: what every stage has kept, and whose blocks have all come in."""
-        if not self._plan.snapshot_blocks:
+        if not self.plan.snapshot_blocks:
             return 0
         asked = {}
         for stage, worker in enumerate(workers):
-            steps = self._plan.stages[stage].steps
+            steps = self.plan.stages[stage].steps
             asked[stage] = worker.call("complete_snapshots", self._folder, stage, (steps.start, steps.stop))
-        kept = self._pool.gather(self._plan, asked, self._pool.limits.deadline, "look for its snapshots")
+        kept = self._pool.gather(self.plan, asked, self._pool.limits.deadline, "look for its snapshots")
         return latest_common(kept.values(), self._received.count)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..codec import ExecConfig
 from ..device_names import DeviceName, Machine, check_device, find_machine
+from ..engine.compile import without_compiling
 from ..errors import LiveAvatarError
 from ..events import LOADING_NETWORK, Callback, ignore, share_event
 from ..planner import Plan
@@ -369,8 +370,9 @@ class WorkerPool:
         """See `PoolResources.find_machines`."""
         return self.resources.find_machines(devices)
 
-    def start(self, plan: Plan, model: ModelSpec, callback: Callback = ignore) -> list[WorkerHandle]:
-        """One loaded worker per stage of a plan, all wired.
+    def start(self, plan: Plan, model: ModelSpec, callback: Callback = ignore) -> tuple[Plan, list[WorkerHandle]]:
+        """One loaded worker per stage of a plan, all wired, and the plan that they will run: without compiled layers
+        where these could not be compiled and need not be.
 
         Args:
             callback: called while they start and load, and with what they compile; what it raises ends the wait.
@@ -388,12 +390,14 @@ class WorkerPool:
 
         self._start_workers(plan, machines, heartbeat)
         self.resources.record_workers()
-        if error := compile_problem(plan, self.workers):
-            raise error
+        if problem := compile_problem(plan, self.workers):
+            plan = without_compiling(plan, problem, callback)
         self._load(plan, model, heartbeat)
         self._wire(plan)
-        compile_layers(plan, self.workers, self.gather, callback)
-        return self.workers
+        if problem := compile_layers(plan, self.workers, self.gather, callback):
+            plan = without_compiling(plan, problem, callback)
+        self.plan = plan
+        return plan, self.workers
 
     def wait_until_idle(self, seconds: float, give_up: bool = False) -> None:
         """End what still runs. Workers that need longer are asked again later, or replaced."""

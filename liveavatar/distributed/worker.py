@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..compiler import CompileError
 from ..components import Components
 from ..config import SPATIAL_STRIDE
 from ..engine.compile import CompiledLayers
@@ -157,13 +158,19 @@ class StageWorker(BaseWorker):
         self._models.release()
         remove_shared_folder(self._log)
 
-    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, attention: str, form: int) -> None:
-        """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task."""
+    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, attention: str, form: int) -> str:
+        """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task;
+        why that cannot be done, "" where it was."""
         spec = self._loaded_spec
         with torch.inference_mode(), cpu_threads(spec.threads):
             compiled, dtype = self._compiled(size, compiler, clip_blocks), getattr(torch, spec.dtype)
-            compiled.warm_up(self._net(), form, dtype, self._attention(attention).kernel)
+            try:
+                compiled.warm_up(self._net(), form, dtype, self._attention(attention).kernel)
+            except CompileError as error:
+                _log.exception("form %s could not be compiled", form)
+                return error.what
         _log.info("form %s is compiled for %sx%s", form, *size)
+        return ""
 
     def host(self, here: str) -> int:
         """Host the store where links connect, on a free port of this address; returns the port."""

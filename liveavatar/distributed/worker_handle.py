@@ -426,27 +426,30 @@ def compile_problem(plan: Plan, workers: list[WorkerHandle]) -> WorkerError | No
     return None
 
 
-def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, callback: Callback) -> None:
-    """Have all workers compile that have not yet, each form on all of them at once.
+def compile_layers(plan: Plan, workers: list[WorkerHandle], gather: Gather, callback: Callback) -> WorkerError | None:
+    """Have all workers compile that have not yet, each form on all of them at once; what to say where one cannot.
 
     Args:
         callback: called with notices between the forms, and with what it took; what it raises ends it, and the next
             time goes on there.
 
     Raises:
-        WorkerError: one could not.
+        WorkerError: one was lost meanwhile.
     """
     if all_compiled(plan, workers):
-        return
+        return None
     wanted = _wanted(plan)
     begun = time.monotonic()
     for form in range(forms(plan.clip_blocks)):
         callback(notice_event(compiling_notice()))
         asked = {number: worker.call("compile", *wanted, form) for number, worker in enumerate(workers)}
-        gather(plan, asked, COMPILE_TIMEOUT_SECONDS, "compile its layers")
+        for number, why in gather(plan, asked, COMPILE_TIMEOUT_SECONDS, "compile its layers").items():
+            if why:
+                return WorkerError(f"{stage_name(plan, number)}: {why}", compiler.WITHOUT_COMPILE, number)
     for worker in workers:
         worker.compiled.add(wanted)
     callback(notice_event(compiled_notice(time.monotonic() - begun)))
+    return None
 
 
 def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:

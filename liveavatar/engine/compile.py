@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import types
 import weakref
 from collections.abc import Callable
@@ -18,15 +19,17 @@ from typing import Any
 
 import torch
 
-from ..compiler import compile_error
+from ..compiler import CompileError
 from ..config import BLOCK_LATENTS, SPATIAL_STRIDE
 from ..errors import LiveAvatarError
+from ..events import Callback, notice_event
 from ..model.attention import AttentionKernel
 from ..model.kv_cache import BlockCache, RollingKVCache, SinkKV, SinkRecorder, Window
 from ..model.layer import EAGER, AudioTokens, KVCache, LayerOps, TextKV
 from ..model.quantize import supports_fp8_matmul
 from ..model.rope import RopeGrid
 from ..model.transformer import CausalS2VTransformer
+from ..planner import Plan
 
 _PATCH = 2 * SPATIAL_STRIDE
 """Pixels of a token's side."""
@@ -48,30 +51,26 @@ class CompiledLayers:
 
     Attributes:
         forms: of a task (see `forms`).
-        ops: for stages and networks.
-
-    Raises:
-        ModelError: this PyTorch cannot compile.
     """
 
     def __init__(self, device: torch.device, size: tuple[int, int], compiler: str, window_blocks: int):
         self.window_blocks, self.forms = window_blocks, forms(window_blocks)
         self.device, self.columns, self.rows = device, *(n // _PATCH for n in size)
-
-        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-            return torch.compile(_with_own_code(function), dynamic=False, fullgraph=True, backend=compiler)
-
-        try:
-            # Whether a device multiplies e4m3 is tried on it, once: graphs know the answer and never ask.
-            torch.compiler.assume_constant_result(supports_fp8_matmul)
-            self.ops = LayerOps(
-                **{part.name: compiled(getattr(EAGER, part.name)) for part in dataclasses.fields(LayerOps)}
-            )
-        except (ImportError, RuntimeError) as error:
-            raise compile_error(_reason(error)) from error
+        self._compiler = compiler
         self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[tuple[int, str]]] = (
             weakref.WeakKeyDictionary()
         )
+
+    @functools.cached_property
+    def ops(self) -> LayerOps:
+        """For stages and networks that have been warmed up."""
+
+        def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(_with_own_code(function), dynamic=False, fullgraph=True, backend=self._compiler)
+
+        # Whether a device multiplies e4m3 is tried on it, once: graphs know the answer and never ask.
+        torch.compiler.assume_constant_result(supports_fp8_matmul)
+        return LayerOps(**{part.name: compiled(getattr(EAGER, part.name)) for part in dataclasses.fields(LayerOps)})
 
     def is_compiled_for(self, net: CausalS2VTransformer, kernel: AttentionKernel) -> bool:
         """Whether a network can work with a kernel of self-attention without anything being compiled for it."""
@@ -88,7 +87,7 @@ class CompiledLayers:
             kernel: of self-attention.
 
         Raises:
-            ModelError: it cannot be compiled here.
+            CompileError: it cannot be compiled here.
         """
         if (shape, kernel.name) in (known := self._compiled.setdefault(net, set())) or not net.slice.layers:
             return
@@ -101,7 +100,7 @@ class CompiledLayers:
         except (LiveAvatarError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # compilers raise errors of many kinds, and start programs that do
-            raise compile_error(_reason(error)) from error
+            raise CompileError.of(error) from error
         known.add((shape, kernel.name))
 
 
@@ -111,6 +110,23 @@ def _room_for(forms: int) -> AbstractContextManager[Any]:
 
     few = forms <= getattr(config, "recompile_limit", forms)
     return contextlib.nullcontext() if few else config.patch(recompile_limit=2 * forms)
+
+
+def without_compiling(plan: Plan, problem: LiveAvatarError, callback: Callback) -> Plan:
+    """The plan with layers as they are written, where compiling them was nobody's wish.
+
+    Args:
+        plan: of compiled layers.
+        problem: why they cannot be compiled.
+        callback: called with a notice that says so.
+
+    Raises:
+        LiveAvatarError: the problem, where they must be.
+    """
+    if not plan.compile_optional:
+        raise problem
+    callback(notice_event(f"It goes on without compiled layers. {problem.what}"))
+    return dataclasses.replace(plan, compiled=False, compile_optional=False, forecast=None)
 
 
 def compiling_notice() -> str:
@@ -169,9 +185,3 @@ def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
     return types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__
     )
-
-
-def _reason(error: Exception) -> str:
-    """In one line: what failed, not that it failed while compiling."""
-    cause = getattr(error, "inner_exception", error)
-    return (str(cause).strip().splitlines() or [""])[0][:200].rstrip(".:") or type(cause).__name__

@@ -52,7 +52,7 @@ from ..task_graph import (
 )
 from ..weights.load import TensorDevice, watched_reads
 from ..weights.writing import LazyTensor
-from .compile import CompiledLayers, compiled_notice, compiling_notice
+from .compile import CompiledLayers, compiled_notice, compiling_notice, without_compiling
 from .prefetch import PrefetchThread, all_on_accelerators
 
 
@@ -238,7 +238,7 @@ class LocalEngine:
 
     Args:
         components: where weights come from.
-        plan: what runs where.
+        plan: what runs where; without compiled layers once they could not be compiled and need not be.
         models: loaded weights, shared with other engines. Engines that compile and others do not disturb each other.
         prefetch: whether a thread of its own makes the blocks, up to one ahead; by default where all stages are
             on accelerators. The bits are the same.
@@ -272,7 +272,7 @@ class LocalEngine:
             callback: called with the progress, with notices between the forms that are compiled, and with what it took.
 
         Raises:
-            ModelError: the layers cannot be compiled here, or the attention that was asked for is not installed.
+            ModelError: the layers must be compiled and cannot be, or the attention that was asked for is not installed.
         """
         for stage in self.plan.stages:
             limit_device_memory(stage.device, self.plan.cap)
@@ -292,7 +292,10 @@ class LocalEngine:
             if notice:
                 callback(notice_event(notice))
         if self.plan.compiled and (uncompiled := self._uncompiled()):
-            self._compile(uncompiled, callback)
+            try:
+                self._compile(uncompiled, callback)
+            except compiler.CompileError as error:
+                self.plan = without_compiling(self.plan, error, callback)
 
     def _compile(self, stages: list[StagePlan], callback: Callback) -> None:
         begun = time.perf_counter()

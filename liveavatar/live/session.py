@@ -149,6 +149,7 @@ class LiveSession:
         self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
         self._engine = pipeline.backend.engine(pipeline.components, self.plan)
         self._engine.load(callback)
+        self.plan = self._engine.plan
         self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
         self._taken: deque[tuple[BlockAudio, float]] = deque()
         """Sound and time of the blocks that are being made."""

@@ -152,6 +152,7 @@ class Plan:
         cap: bytes that the tensors of one process may take on a GPU; 0: as many as there are.
         processes: whether every stage, and the VAE, works in a process of its own; else all are in one.
         compiled: whether layers are compiled before the first block.
+        compile_optional: whether they work as they are written where that fails, because the plan alone chose it.
         clip_blocks: blocks of a clip, and of every KV cache.
         attention: backend of self-attention that was asked for (see `liveavatar.attention_choice`).
         attention_uses: what that comes to on each device of the stages.
@@ -182,6 +183,7 @@ class Plan:
     attention_uses: tuple[AttentionUse, ...] = ()
     audio_encoder: int = 0
     live: LiveForecast | None = None
+    compile_optional: bool = False
 
     @property
     def _owners(self) -> list[StagePlan]:

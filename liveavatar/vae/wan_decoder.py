@@ -7,6 +7,7 @@ and activated. Nothing is padded beforehand, channels lie side by side everywher
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..compiler import CompileError
 from .upsampling import fold_weight, upsample_conv
 from .wan import FeatureMap, empty_features, latent_scale
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderKLWan
 
+_log = logging.getLogger(__name__)
 Activation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 _PAST = 2
 """Frames that a causal convolution looks back."""
@@ -35,18 +38,52 @@ def activate(x: torch.Tensor, gain: torch.Tensor, out: torch.Tensor) -> None:
     torch.ops.aten.silu.out(normalised.permute(0, 4, 1, 2, 3), out=out)
 
 
+class CompiledActivation:
+    """`activate` as one kernel.
+
+    Args:
+        backend: of torch.compile.
+        optional: whether it works as it is written where it cannot be compiled; that is logged once.
+    """
+
+    def __init__(self, backend: str, optional: bool = False):
+        self._backend, self._optional = backend, optional
+        self._function: Activation | None = None
+        """None: not compiled yet."""
+
+    def __call__(self, x: torch.Tensor, gain: torch.Tensor, out: torch.Tensor) -> None:
+        """See `activate`.
+
+        Raises:
+            CompileError: it cannot be compiled here, and must be.
+        """
+        try:
+            self._function = self._function or torch.compile(activate, backend=self._backend)
+            self._function(x, gain, out)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers raise errors of many kinds
+            if self._function is activate:
+                raise
+            if not self._optional:
+                raise CompileError.of(error) from error
+            _log.warning("The VAE's decoder goes on without compiling: %s", error)
+            self._function = activate
+            activate(x, gain, out)
+
+
 class WanDecoder:
     """The decoder of a VAE; it may be shared, its memory lies outside (a `decoding.LatentDecoder`).
 
     Args:
         vae: whose weights it takes.
-        backend: of torch.compile, by which a norm and what follows it become one kernel; None: not compiled.
+        activation: a norm and what follows it: `activate`, or that as one kernel.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, backend: str | None = None):
+    def __init__(self, vae: AutoencoderKLWan, activation: Activation = activate):
         self._vae, self._scale = vae, latent_scale(vae)
         self._decoder = cast(Any, vae).decoder
-        self._activate = activate if backend is None else torch.compile(activate, backend=backend)
+        self._activate = activation
         self._onednn = vae.device.type == "cpu" and vae.dtype == torch.float32 and torch.backends.mkldnn.is_available()
         self._folded = {
             block: fold_weight(block.upsamplers[0].resample[1].weight)

@@ -88,10 +88,11 @@ def test_every_template_opens_readable_and_without_a_complaint(look: Look) -> No
 def test_the_switch_of_an_older_workflow_is_shown_as_a_choice(look: Look, said: bool, meant: str) -> None:
     graph = look.open("24gb_card")
     (backend,) = (node for node in graph["nodes"] if node["type"] == "LiveAvatarBackend")
-    at = backend["widgets_values"].index("off")
+    values = "(id) => look.root().getNodeById(id).widgets.map((widget) => [widget.name, widget.value])"
+    at = [name for name, _ in look.page.evaluate(values, backend["id"])].index("compile")
+    assert backend["widgets_values"][at] == "auto"
     backend["widgets_values"][at] = said
     look.show(graph, "an older one")
-    values = "(id) => look.root().getNodeById(id).widgets.map((widget) => [widget.name, widget.value])"
     assert dict(look.page.evaluate(values, backend["id"]))["compile"] == meant
     look.picture(f"compile_was_{said}")
     assert look.ours == []

@@ -71,7 +71,7 @@ def test_another_word_for_compiling_is_refused(client: Client) -> None:
     where = {"engine": "this process", "devices": "cpu", "stages": "auto", "memory": "keep loaded", "threads": 1}
     graph["backend"] = graphs.node("LiveAvatarBackend", **where, compile="maybe")
     node, said = complaint(client, graphs.changed(graph, "model", backend=["backend", 0]))
-    assert node == "backend" and "'maybe' is not known. Use off, auto, on." in said
+    assert node == "backend" and "'maybe' is not known. Use auto, off, on." in said
 
 
 def test_conditioning_of_another_width_is_refused_by_the_sampler(client: Client) -> None:

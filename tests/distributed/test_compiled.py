@@ -39,6 +39,25 @@ def test_compiled_workers_make_the_same_video(backend: RayBackend, monkeypatch: 
     assert backend.worker_pids == pids
 
 
+def test_workers_that_cannot_compile_work_without_where_nobody_asked(
+    backend: RayBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "COMPILER", "absent")
+    video, said = Video(BLOCKS), []
+    plan = dataclasses.replace(video.engine(backend, "1x1").plan, compiled=True)
+    with pytest.raises(WorkerError, match=r"Stage 1 of 1 .* cannot be compiled here.*absent") as refused:
+        backend.engine(video.components, plan).load()
+    assert "--compile off" in refused.value.nearest
+    pids, engine = (
+        backend.worker_pids,
+        backend.engine(video.components, dataclasses.replace(plan, compile_optional=True)),
+    )
+    made = torch.cat(list(engine.run(video.job, notices(said.append))), 1)
+    assert torch.equal(made, video.expected) and backend.worker_pids == pids
+    assert "without compiled layers" in said[-1] and "absent" in said[-1]
+    assert not engine.plan.compiled and engine.loaded
+
+
 def test_workers_without_a_compiler_are_refused_before_they_load(backend: RayBackend) -> None:
     video = Video(BLOCKS)
     plain = video.engine(backend, "1x1").plan
@@ -52,5 +71,5 @@ def test_workers_without_a_compiler_are_refused_before_they_load(backend: RayBac
             backend.engine(video.components, other).load()
     finally:
         member.handshake = greeting
-    assert "--compile" in refused.value.nearest
+    assert "--compile off" in refused.value.nearest
     assert member.load_spec.threads == plain.threads, "it had begun to load"

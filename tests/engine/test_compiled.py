@@ -14,7 +14,7 @@ from engine.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job
 from torch._dynamo.utils import counters
 
 from liveavatar import compiler
-from liveavatar.compiler import check_compiler
+from liveavatar.compiler import CompileError, check_compiler
 from liveavatar.config import UNTRAINED
 from liveavatar.engine.backend import LocalBackend
 from liveavatar.engine.compile import forms
@@ -171,13 +171,27 @@ def test_machine_code_makes_nearly_the_same_video(monkeypatch, tmp_path) -> None
     assert decibels(compiled, plain) > 100
 
 
+def test_a_compiler_that_fails_ends_only_what_must_be_compiled(monkeypatch) -> None:
+    monkeypatch.setattr(compiler, "COMPILER", "absent")
+    engine, said = engine_of(), []
+    with pytest.raises(CompileError, match="absent"):
+        engine.load()
+    assert engine.plan.compiled and not engine.loaded
+    engine.plan = dataclasses.replace(engine.plan, compile_optional=True)
+    assert not engine.loaded
+    engine.load(said.append)
+    assert engine.loaded and not engine.plan.compiled
+    assert "without compiled layers" in said[-1].phase and "absent" in said[-1].phase and said[-1].notice
+    assert torch.equal(latents(engine), latents(engine_of(compiled=False)))
+
+
 def test_a_machine_without_a_compiler_is_refused_before_anything_is_loaded(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(compiler, "COMPILER", "inductor")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ModelError, match=r"C\+\+ compiler") as refused:
         LocalBackend(Placement(("cpu",), compile=True))
-    assert "without --compile" in refused.value.nearest
+    assert "--compile off" in refused.value.nearest
     LocalBackend(Placement(("cpu",)))
     assert shutil.which("c++") is None
 

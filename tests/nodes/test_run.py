@@ -369,7 +369,7 @@ def test_compiling_is_asked_for_in_words_and_as_older_graphs_do(nodes, monkeypat
 
 def test_another_word_for_compiling_is_refused_before_the_run(nodes):
     for word in ("yes", "", 1, "True", {}):
-        assert "Use off, auto, on." in nodes["LiveAvatarBackend"].validate_inputs(compile=word)
+        assert "Use auto, off, on." in nodes["LiveAvatarBackend"].validate_inputs(compile=word)
 
 
 def test_the_sample_speaks(nodes):

@@ -133,6 +133,22 @@ def test_notices_are_shown_and_stay_in_the_receipt(tmp_path):
     assert json.loads(receipt.read_text())["notices"] == list(told[:2])
 
 
+class Hopeful(LocalBackend):
+    """Its plans chose to compile, unasked."""
+
+    def engine(self, components, plan):
+        return super().engine(components, dataclasses.replace(plan, compiled=True, compile_optional=True))
+
+
+def test_a_compiler_that_fails_where_nobody_asked_is_told_in_the_receipt(tmp_path, monkeypatch):
+    monkeypatch.setattr("liveavatar.compiler.COMPILER", "absent")
+    pipeline = LiveAvatarPipeline(open_components("mini"), Hopeful(Placement(("cpu",), threads=1)))
+    pipeline(picture(), sound(), request=REQUEST).save(tmp_path / "a.mp4")
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["status"] == "complete" and written["plan"]["compiled"] is False
+    assert "without compiled layers" in written["notices"][-1] and "absent" in written["notices"][-1]
+
+
 def test_a_busy_machine_is_told_in_the_receipt(tmp_path, pipeline, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0), raising=False)
     told = pipeline(picture(), sound(), request=REQUEST).save(tmp_path / "a.mp4").notices

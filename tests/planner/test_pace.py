@@ -95,7 +95,9 @@ def test_layers_are_compiled_where_the_video_is_long_enough_to_pay_for_it():
 
     short, long = planned(60), planned(3600)
     assert short == planned(60, dataclasses.replace(place, compile=False))
-    assert dataclasses.replace(long, notes=()) == planned(3600, dataclasses.replace(place, compile=True))
+    assert place == dataclasses.replace(place, compile=Placement().compile) and long.compile_optional
+    asked_for = planned(3600, dataclasses.replace(place, compile=True))
+    assert dataclasses.replace(long, notes=(), compile_optional=False) == asked_for
     assert not short.compiled and long.compiled and "about 90 s once" in long.notes[-1]
     assert short.forecast and long.forecast
     per_block = short.forecast.seconds_per_block - long.forecast.seconds_per_block

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveavatar.compiler import CompileError
 from liveavatar.errors import RequestError
 from liveavatar.vae.decoding import CONTEXT_LATENTS, DecodeState, decode_block, open_decode
 from liveavatar.vae.wan import build_vae, encode, latent_scale
+from liveavatar.vae.wan_decoder import CompiledActivation, WanDecoder
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,16 @@ def test_nothing_older_than_its_memory_is_remembered(vae):
             decode_block(vae, state, block)
         pictures.append(decode_block(vae, state, noise(3, seed=9, side=1)))
     assert torch.equal(*pictures)
+
+
+@torch.no_grad()
+def test_a_decoder_that_cannot_be_compiled_works_as_it_is_written_where_it_may(vae, caplog):
+    def decoded(*activation):
+        decoder = WanDecoder(vae, *activation)
+        return decode_block(decoder, DecodeState.empty(decoder), noise(3))
+
+    made = decoded(CompiledActivation("absent", optional=True))
+    assert torch.equal(made, decoded())
+    assert len(caplog.records) == 1 and "absent" in caplog.text
+    with pytest.raises(CompileError, match="absent"):
+        decoded(CompiledActivation("absent"))
