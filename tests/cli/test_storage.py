@@ -69,7 +69,7 @@ def test_what_rounds_changes_frames(inputs, plain, options, storage):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (("--weights", "fp4"), "--weights fp4 is not known. Use plain, fp8, fp8-tensor or int8."),
+        (("--weights", "fp4"), "--weights fp4 is not known. Use plain, fp8, fp8-tensor, int8 or gguf."),
         (("--keys", "int8"), "--kv-dtype int8 is not known. Use plain or fp8."),
         (("--keys-home", "disk"), "--keys-home: disk is not known; use device or host."),
         (("--prompt-weights", "go"), "--prompt-weights: go is not known; use stay or leave."),

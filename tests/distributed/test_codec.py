@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,23 +66,23 @@ def test_images_are_decoded_while_a_prompt_is_encoded(
     here: LocalEncoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, begun, go_on = CodecWorker(str(tmp_path / "worker.log")), threading.Event(), threading.Event()
-    encode = LocalEncoders.encode_prompt
+    encode = LocalEncoders.encode_prompts
 
-    def slowly(encoders: LocalEncoders, prompt: str) -> torch.Tensor:
+    def slowly(encoders: LocalEncoders, prompts: Sequence[str]) -> list[torch.Tensor]:
         begun.set()
         assert go_on.wait(60)
-        return encode(encoders, prompt)
+        return encode(encoders, prompts)
 
-    monkeypatch.setattr(LocalEncoders, "encode_prompt", slowly)
+    monkeypatch.setattr(LocalEncoders, "encode_prompts", slowly)
     worker.open(ModelSpec.of(COMPONENTS), PLACE)
     with ThreadPoolExecutor() as pool:
-        prompt = pool.submit(worker.encode_prompt, "a calm man")
+        prompt = pool.submit(worker.encode_prompts, ("a calm man",))
         assert begun.wait(60)
         worker.open_decoder(1, noise(16, 19, 8, 8), (1, 1))
         assert worker.decode(1, noise(16, 3, 8, 8)).shape == (3, 12, 64, 64)
         assert not prompt.done()
         go_on.set()
-        assert torch.equal(prompt.result(), encode(here, "a calm man"))
+        assert torch.equal(prompt.result()[0], encode(here, ["a calm man"])[0])
 
 
 def test_states_of_sound_are_those_of_the_encoder_here(here: LocalEncoders, there: Encoders) -> None:

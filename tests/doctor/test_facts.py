@@ -51,7 +51,8 @@ def test_the_cpu_is_measured():
     found = compute("cpu", True)
     assert set(found.matmul) | set(found.failed) == {"float32", "bfloat16", "float16", "float8", "float8 rows"}
     assert 0 < found.matmul["float32"] < 1000 and 0 < found.attention_tflops("float32")["sdpa"] < 1000
-    assert found.attention[0].kernel == "flash, in parts" and all(k.error < 1e-5 for k in found.attention)
+    own = [kernel for kernel in found.attention if kernel.backend == "sdpa"]
+    assert own[0].kernel == "flash, in parts" and all(k.error < 1e-5 for k in own if k.error is not None)
     moved = copies("cpu", True)
     assert moved.memory > 0 and moved.pinned_in is None
 
