@@ -34,11 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
         ("decode, small VAE, 64x64", f"{costs.decode:.2f}"),
         ("the same by diffusers", f"{costs.diffusers:.2f}"),
     ]
-    for line in aligned(rows):
-        say(line)
-    say(f"conversion and writing, a thread for each: {costs.frames_per_second:.0f} frames per second")
     least, *_, most = sorted(costs.ratios)
-    say(f"diffusers / ours: {costs.diffusers / costs.decode:.2f} ({least:.2f} to {most:.2f})")
+    say(
+        [
+            *aligned(rows),
+            f"conversion and writing, a thread for each: {costs.frames_per_second:.0f} frames per second",
+            f"diffusers / ours: {costs.diffusers / costs.decode:.2f} ({least:.2f} to {most:.2f})",
+        ]
+    )
     if arguments.json:
         write_report(Path(arguments.json), "frames", {}, costs)
     return 0

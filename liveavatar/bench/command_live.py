@@ -10,7 +10,6 @@ from ..cli.options import add_request_arguments, check_placement_options, parts_
 from ..cli.parser import number
 from ..cli.tables import aligned
 from ..cli.terminal import say
-from ..utils import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
         ("first images, weights loaded", f"{figures.first:.2f} s"),
         ("sample to its image", f"{figures.lag:.2f} s, 95 %: {figures.lag_95:.2f} s"),
         ("interruption to a silent block", ", ".join(f"{each:.2f}" for each in figures.interrupts) + " s"),
-        ("memory added after 12 s", format_bytes(figures.growth)),
+        ("memory added after 12 s", f"{figures.growth / 1e6:.1f} MB"),
         ("picture against sound", f"{figures.drift:.2f} frames"),
     ]
-    for line in aligned(rows):
-        say(line)
+    say(aligned(rows))
     if arguments.json:
         write_report(Path(arguments.json), "live", {}, figures)
     return 0
