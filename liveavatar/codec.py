@@ -12,8 +12,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,14 +20,11 @@ import torch
 
 from .compiler import COMPILER
 from .components import Components, load_decoder, tiny_config
-from .config import BLOCK_FRAMES, MOTION_FRAMES, VAE_WARMUP_LATENTS
+from .config import MOTION_FRAMES
 from .encoders.audio import (
     AudioEncoder,
     AudioFeatures,
-    BlockFeatures,
-    ShiftedFeatures,
     Tail,
-    WindowedAudioFeatures,
     as_audio_encoder,
     encode_audio,
 )
@@ -46,18 +42,14 @@ from .events import (
     ignore,
     share_event,
 )
-from .media.audio import AudioClip, mono_16k
-from .media.image import fit_image, to_clip, to_pixels
-from .media.pose_video import Pictures, PoseSource, endless_pictures, refuse_pose_in_workers
+from .media.pose_video import Pictures
 from .offload.pinned_memory import PinnedPool
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
 from .pose import Encode, PoseLatents
-from .request import Request, ResolvedRequest, prompt_to_encode
-from .session import Conditioning, cpu_threads
+from .request import ResolvedRequest
+from .session import cpu_threads
 from .spool import Rows
-from .stage import Changes, Portrait
 from .streams import Decoder, refuse_nan, to_bytes
-from .timeline import Timeline
 from .utils import to_device_async
 from .vae.decoding import latent_decoder
 from .vae.tile_grid import WHOLE, Tiles
@@ -65,7 +57,6 @@ from .vae.tiling import encode_tiles, open_decoder, open_encoder
 from .vae.tiny import TinyDecoder
 from .vae.wan import latent_scale
 from .vae.wan_decoder import CompiledActivation, WanDecoder, activate
-from .video_state import VideoState
 from .weights.load import watched_reads
 
 if TYPE_CHECKING:
@@ -74,12 +65,6 @@ if TYPE_CHECKING:
 
 _LOADED = 0.9
 """What loading the text encoder is of its phase: it has billions of numbers and reads a few prompts."""
-
-Contexts = Mapping[str, torch.Tensor]
-"""Features of prompts [n, text_dim], by their text."""
-NO_CONTEXTS: Contexts = MappingProxyType({})
-Portraits = Sequence[tuple[int, np.ndarray]]
-"""Images uint8 [H, W, 3] that take the place of the first one, with the blocks they begin at."""
 
 LatentScale = tuple[torch.Tensor, torch.Tensor]
 """Mean and 1 / standard deviation of the VAE's latents, [1, 16, 1, 1, 1] float32 on the CPU."""
@@ -412,165 +397,3 @@ def vae_decoder(
             return copied.wait().permute(3, 0, 1, 2)
 
     return decode
-
-
-def encode_conditioning(
-    encoders: Encoders,
-    request: Request,
-    resolved: ResolvedRequest,
-    image: np.ndarray,
-    audio: AudioClip,
-    callback: Callback = ignore,
-    tiles: Tiles = WHOLE,
-    *,
-    context: torch.Tensor | None = None,
-    contexts: Contexts = NO_CONTEXTS,
-    features: BlockFeatures | None = None,
-    portraits: Portraits = (),
-    pose: PoseSource | None = None,
-    tail: np.ndarray | None = None,
-) -> Conditioning:
-    """All conditions of the network, encoded; each encoder stays as long as it is needed.
-
-    Args:
-        encoders: of the model.
-        request, resolved: what was asked, and what that means.
-        image: uint8 [H, W, 3].
-        audio: at any rate; only what `resolved` uses is encoded, all of it now or, where it is long, window by window
-            while blocks are made.
-        callback: called with the progress; what it raises ends the work.
-        tiles: see `Plan.vae_tiles`.
-        context: features of the request's prompt, where they are there already.
-        contexts: of prompts of its timeline, likewise.
-        features: of the audio, likewise.
-        portraits: images that take the place of the first one, with the blocks they begin at.
-        pose: a pose video that is followed; it is encoded block by block, later.
-        tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
-    """
-    known = context if resolved.prompt == request.prompt else None
-    first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
-    own = features is None
-    if features is None:
-        features = _encode_used(encoders, request, resolved, audio, callback)
-    changes = Changes(prompts)
-    try:
-        images = (image, *(changed for _, changed in portraits))
-        (reference, motion), *encoded = _encode_images(encoders, request, resolved, images, callback, tiles)
-        if tail is not None:
-            motion = encoders.encode_motion(to_clip(tail), callback, tiles)
-    except BaseException:
-        if own:
-            features.close()
-        raise
-    for (block, _), latents in zip(portraits, encoded, strict=True):
-        changes.portraits.add(block, Portrait(*latents))
-    before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
-    followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
-    return Conditioning(reference, motion, first, features, changes, before, followed)
-
-
-def _pose_latents(
-    encoders: Encoders, pose: PoseSource, request: Request, resolved: ResolvedRequest, tiles: Tiles
-) -> PoseLatents:
-    """The latents of a pose video, fitted as the portrait is.
-
-    Raises:
-        PoseError: these encoders encode none.
-    """
-    refuse_pose_in_workers(not isinstance(encoders, PoseEncoders))
-    assert isinstance(encoders, PoseEncoders)
-    size = resolved.width, resolved.height
-    pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
-    return encoders.encode_pose(pictures, resolved, tiles)
-
-
-def continued_conditioning(
-    encoders: Encoders,
-    request: Request,
-    resolved: ResolvedRequest,
-    state: VideoState,
-    audio: AudioClip,
-    callback: Callback = ignore,
-    tiles: Tiles = WHOLE,
-    *,
-    context: torch.Tensor | None = None,
-    contexts: Contexts = NO_CONTEXTS,
-    features: BlockFeatures | None = None,
-    portraits: Portraits = (),
-) -> Conditioning:
-    """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
-    prompt as long as it is not given another one. Changes of its own are counted from its own first block."""
-    changes, first_block = Changes(), state.info.block
-    for start in state.info.portraits:
-        changes.portraits.skip(start)
-    before = state.read("prompt").clone()
-    if state.info.prompt_start:
-        changes.prompts.add(state.info.prompt_start, before)
-    known = contexts.get(resolved.prompt or "")
-    if known is None:
-        known = before if context is None and resolved.prompt == state.info.prompt else context
-    first, prompts = _encode_prompts(encoders, resolved, known, contexts, callback)
-    if not torch.equal(first, before):
-        changes.prompts.add(first_block, first)
-    for block, features_of_prompt in prompts:
-        changes.prompts.add(first_block + block, features_of_prompt)
-    images = [image for _, image in portraits]
-    encoded = _encode_images(encoders, request, resolved, images, callback, tiles)
-    for (block, _), latents in zip(portraits, encoded, strict=True):
-        changes.portraits.add(first_block + block, Portrait(*latents))
-    if features is None:
-        features = _encode_used(encoders, request, resolved, audio, callback)
-    return Conditioning(
-        state.read("first_frame").clone(),
-        state.read("motion").clone(),
-        state.read("first_prompt").clone(),
-        ShiftedFeatures(features, first_block),
-        changes,
-        state.read("latents").clone(),
-    )
-
-
-def _encode_images(
-    encoders: Encoders,
-    request: Request,
-    resolved: ResolvedRequest,
-    images: Sequence[np.ndarray],
-    callback: Callback,
-    tiles: Tiles,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Reference and motion latents of portraits, uint8 [H, W, 3] each."""
-    fitted = (to_pixels(fit_image(image, resolved.width, resolved.height, request.fit)) for image in images)
-    return [encoders.encode_image(pixels, callback, tiles) for pixels in fitted]
-
-
-def _encode_used(
-    encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
-) -> BlockFeatures:
-    """Features of the part of the audio that is used; of long audio they are made when a block is asked for."""
-    used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
-    if not resolved.long_audio:
-        return encoders.encode_audio(used, frames, request.tail, callback)
-    callback(share_event(ENCODING_AUDIO, 0.0))
-    features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
-    callback(share_event(ENCODING_AUDIO, 1.0))
-    return features
-
-
-def _encode_prompts(
-    encoders: Encoders,
-    resolved: ResolvedRequest,
-    context: torch.Tensor | None,
-    contexts: Contexts,
-    callback: Callback,
-) -> tuple[torch.Tensor, Timeline[torch.Tensor]]:
-    """Features of the first prompt, and of those that take its place; the text encoder is loaded at most once."""
-    texts = [text for _, text in resolved.prompt_changes]
-    if context is None:
-        texts.insert(0, prompt_to_encode(resolved.prompt))
-    found, unknown = dict(contexts), [text for text in dict.fromkeys(texts) if text not in contexts]
-    if unknown:
-        found.update(zip(unknown, encoders.encode_prompts(unknown, callback), strict=True))
-    prompts: Timeline[torch.Tensor] = Timeline()
-    for block, text in resolved.prompt_changes:
-        prompts.add(block, found[text])
-    return found[texts[0]] if context is None else context, prompts

@@ -11,14 +11,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
-import torch
 
-from .codec import NO_CONTEXTS, Contexts, Encoders, Portraits, continued_conditioning, encode_conditioning
+from .codec import Encoders
+from .conditioning import NOTHING_ENCODED, Encoded, continued_conditioning, encode_conditioning
 from .config import FPS, MOTION_FRAMES, SIZE_MULTIPLE, ModelConfig
-from .encoders.audio import BlockFeatures
 from .errors import Cancelled, OutputError, PlanError, SizeError, StateError, shown
 from .events import Callback, ignore
 from .files import first_same, path_of
@@ -263,10 +261,7 @@ def video_task(
     spec: VideoSpec,
     start: Start | None,
     callback: Callback = ignore,
-    *,
-    context: torch.Tensor | None = None,
-    contexts: Contexts = NO_CONTEXTS,
-    features: BlockFeatures | None = None,
+    encoded: Encoded = NOTHING_ENCODED,
 ) -> VideoTask:
     """What is made of a spec, with everything encoded.
 
@@ -275,29 +270,28 @@ def video_task(
         spec: of the video.
         start: what it goes on from, which is made now where it is not there yet.
         callback: called with the progress; what it raises ends the work.
-        context, contexts, features: of prompt, prompts of the timeline and audio, where they are encoded already.
+        encoded: what is there already.
     """
     state = None if isinstance(start, VideoTail | None) else start.open(callback)
     encoders.load_vae(callback)
-    s, known = spec, _Known(context=context, contexts=contexts, features=features, portraits=spec.portraits)
+    asked = encoders, spec.request, spec.resolved
+    tiles, portraits = spec.plan.vae_tiles, spec.portraits
     if state is not None:
         conditioning = continued_conditioning(
-            encoders, s.request, s.resolved, state, s.audio, callback, s.plan.vae_tiles, **known
+            *asked, state, spec.audio, callback, tiles, encoded=encoded, portraits=portraits
         )
     else:
-        assert s.image is not None
-        tail = start.frames if isinstance(start, VideoTail) else None
+        assert spec.image is not None
         conditioning = encode_conditioning(
-            encoders,
-            s.request,
-            s.resolved,
-            s.image,
-            s.audio,
+            *asked,
+            spec.image,
+            spec.audio,
             callback,
-            s.plan.vae_tiles,
-            tail=tail,
-            pose=s.pose,
-            **known,
+            tiles,
+            encoded=encoded,
+            portraits=portraits,
+            pose=spec.pose,
+            tail=start.frames if isinstance(start, VideoTail) else None,
         )
     keep = spec.request.keep_state
     return VideoTask(
@@ -308,15 +302,6 @@ def video_task(
         keep_state=keep,
         stop=threading.Event() if keep else None,
     )
-
-
-class _Known(TypedDict):
-    """What both ways of conditioning are given alike."""
-
-    context: torch.Tensor | None
-    contexts: Contexts
-    features: BlockFeatures | None
-    portraits: Portraits
 
 
 def check_state_path(

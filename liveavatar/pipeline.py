@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .codec import NO_CONTEXTS, Contexts, Encoders, ExecConfig
+from .codec import Encoders, ExecConfig
 from .components import Components, files_of, network_fingerprint, notes_of, open_components, packed_of, tiny_config
+from .conditioning import NO_CONTEXTS, Contexts
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .continuation import (

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .codec import NO_CONTEXTS, Contexts, vae_decoder
+from .codec import vae_decoder
+from .conditioning import NO_CONTEXTS, Contexts, Encoded
 from .config import ModelConfig
 from .continuation import Start, StateStore, VideoLeft, check_state_path, video_task
 from .encoders.audio import AudioFeatures
@@ -84,9 +85,8 @@ class VideoJob:
         if self._session is None:
             features = None if self.audio is None else self.audio.features
             encoders = self.pipeline.encoders(p.plan)
-            task = video_task(
-                encoders, p, self._start, callback, context=self.context, contexts=self.contexts, features=features
-            )
+            encoded = Encoded(self.context, self.contexts, features)
+            task = video_task(encoders, p, self._start, callback, encoded)
             self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
         return self._session
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..codec import ExecConfig, LocalEncoders, encode_conditioning
+from ..codec import ExecConfig, LocalEncoders
 from ..components import Components, FolderComponents
+from ..conditioning import encode_conditioning
 from ..config import BLOCK_FRAMES
 from ..engine.local import LocalEngine
 from ..media.audio import AudioClip

@@ -46,6 +46,7 @@ LAYERS = (
     {"session"},
     {"video_state"},
     {"codec"},
+    {"conditioning"},
     {"engine", "distributed"},
     {
         "bench",

@@ -51,11 +51,11 @@ def sending(url: str, **options: float | tuple[float, ...]) -> Iterator[tuple[Ne
     assert not any(KEY in status.to + status.what for status in told)
 
 
-def send_while(output: NetworkOutput, more: Callable[[], bool], seconds: float = 40.0) -> None:
+def send_while(output: NetworkOutput, more: Callable[[], bool], most: int = 80) -> None:
     """Put blocks at the pace of a talk for as long as more are wanted."""
-    end, number = time.monotonic() + seconds, 0
+    number = 0
     while more():
-        assert time.monotonic() < end, output.status
+        assert number < most, output.status
         output.put(block(number))
         number += 1
         time.sleep(BLOCK_SECONDS)

@@ -12,8 +12,8 @@ import torch
 from pipeline.test_pipeline import Heard, picture, sound
 from safetensors.torch import load_file, save_file
 
-from liveavatar.codec import encode_conditioning
 from liveavatar.components import MINI_FOLDER, open_components
+from liveavatar.conditioning import encode_conditioning
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.engine.backend import LocalBackend
 from liveavatar.errors import Cancelled, ImageError, OutputError, PlanError, RequestError, SizeError, StateError
