@@ -124,8 +124,7 @@ def hearing_tokens(owned: np.ndarray) -> np.ndarray:
     near = np.stack([_with_surroundings(one) for one in owned])
     near_others = near.sum(axis=0, keepdims=True) - near > 0
     hears = ~near_others | owned
-    hears |= ~hears.any(axis=0, keepdims=True)
-    return hears
+    return np.where(hears.any(axis=0), hears, True)
 
 
 def overlap(fitted: np.ndarray) -> tuple[int, int, float] | None:
