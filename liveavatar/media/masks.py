@@ -150,4 +150,4 @@ def _with_surroundings(owned: np.ndarray) -> np.ndarray:
     radius = max(1, int(_SURROUNDINGS * box + 0.9999))
     padded = np.pad(owned, radius)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
-    return windows.any(axis=(2, 3))
+    return np.asarray(windows.any(axis=(2, 3)))
