@@ -347,7 +347,7 @@ class LiveAvatarPipeline:
 
     def encode_audio(
         self,
-        audio: AudioClip | GivenSpeakers,
+        audio: AudioClip | GivenSpeakers | OpenedSpeakers,
         seconds: float | None = None,
         callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,

@@ -16,8 +16,9 @@ from .live import Live
 from .load import LoadModel
 from .lora import LoRA
 from .plan import Plan
-from .sample import Sample
+from .sample import Sample, SamplePair
 from .sampler import Sampler
+from .speakers import Speakers
 from .state import LoadState, SaveState
 from .text import TextEncode
 
@@ -37,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     SaveState,
     LoadState,
     Live,
+    Speakers,
+    SamplePair,
 ]
 
 

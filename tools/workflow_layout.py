@@ -29,6 +29,8 @@ BELOW = {
     "LoadAudio": 26,
     "RecordAudio": 60,
     "LiveAvatarSample": 18,
+    "LiveAvatarSamplePair": 18,
+    "LiveAvatarSpeakers": 50,
     "LiveAvatarGenerate": 124,
     "LiveAvatarSampler": 60,
     "LiveAvatarDecode": 230,
