@@ -322,7 +322,7 @@ class WorkerHandle:
     load_spec: LoadSpec | None = None
     loaded_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     shared_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
-    compiled: set[tuple[tuple[int, int], str, int, str]] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[tuple[int, int], str, int, str, int]] = dataclasses.field(default_factory=set)
     pending_stop: Any = None
 
     @classmethod
@@ -458,5 +458,6 @@ def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:
 
 
 def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int, str]:
-    """What layers are compiled for: the size of the image, the compiler, the blocks of a clip, and the attention."""
-    return plan.size, compiler.COMPILER, plan.clip_blocks, plan.attention
+    """What layers are compiled for: the size of the image, the compiler, the blocks of a clip, the attention, and how
+    many speak."""
+    return plan.size, compiler.COMPILER, plan.clip_blocks, plan.attention, plan.speaker_count

@@ -97,7 +97,7 @@ def hear(encoder: Any, wave: np.ndarray, blocks: int) -> torch.Tensor:
     """Features of every frame of so many blocks: [12 blocks, layers, channels]."""
     with torch.inference_mode():
         audio = encode_audio(encoder, wave, blocks * BLOCK_FRAMES)
-    features = torch.cat([audio.block(b) for b in range(blocks)], 2).permute(2, 0, 1)
+    features = torch.cat([audio.block(b)[0] for b in range(blocks)], 2).permute(2, 0, 1)
     audio.close()
     return features
 
