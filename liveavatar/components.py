@@ -211,7 +211,9 @@ def network_fingerprint(components: Components) -> str:
         return found.hexdigest()
     whole = files.transformer
     shards = SafetensorsSource(whole).shards() if whole.suffix == ".json" or "-of-" in whole.name else [whole]
-    for path in (*shards, *filter(None, (files.config, files.lora)), *(lora.path for lora in files.extra_loras)):
+    several = [path] if (path := whole.parent / SPEAKERS_LORA).is_file() else []
+    extra = dict.fromkeys([*(lora.path for lora in files.extra_loras), *several])
+    for path in (*shards, *filter(None, (files.config, files.lora)), *extra):
         size = path.stat().st_size
         found.update(size.to_bytes(8, "little"))
         with path.open("rb") as file:

@@ -25,7 +25,7 @@ SIZE = 256
 NEIGHBOUR = 9
 """Seed of the one beside the demo's person; odd seeds are held out."""
 LINES = (
-    ("en-us+f3", 178, 45, "Hello! Who are you, and why are you on my picture?"),
+    ("en-us+f3", 178, 45, "Hello! Who are you, here beside me?"),
     ("en-gb+m5", 165, 40, "I am your neighbour. There is room for two!"),
 )
 """Voice, speed, pitch and words of the left one, and then of the right one, who waits until the left one has spoken."""
