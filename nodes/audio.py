@@ -28,7 +28,7 @@ class AudioFeatures(io.ComfyNode):
             "goes along and is put into the video.",
             inputs=[
                 ModelSocket.Input("model", tooltip="Whose audio encoder is used, unless another one is connected."),
-                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s; or several, from Speakers."),
+                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s. Several: from Speakers."),
                 seconds_input(),
                 io.AudioEncoder.Input(
                     "audio_encoder",

@@ -45,7 +45,7 @@ class Avatar(io.ComfyNode):
             inputs=[
                 ModelSocket.Input("model", tooltip="From Load Model."),
                 io.Image.Input("image", tooltip="The portrait. Of a batch the first picture is taken."),
-                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s; or several, from Speakers."),
+                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s. Several: from Speakers."),
                 prompt_input(),
                 size_input(),
                 steps_input(),

@@ -70,7 +70,8 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
             room = {device.name: device.total for device in hardware.devices}.get
         pixels = None if image is None else convert.image_array(image)
         spoken = convert.spoken_by(audio, request.seconds) if audio is not None else None
-        told = (*(convert.image_notes(image) if image is not None else ()), *(spoken_notes(spoken) if spoken is not None else ()))
+        told = () if image is None else convert.image_notes(image)
+        told = told if spoken is None else (*told, *spoken_notes(spoken))
         picture = None if pixels is None else (pixels.shape[1], pixels.shape[0])
         resolved, plan, reports = _planned(pipeline, request, picture, spoken, told)
     except LiveAvatarError as error:
@@ -84,11 +85,30 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
 
 
-def _audio_notes(clip: AudioClip | None, request: Request) -> tuple[str, ...]:
-    """What is to be told of the audio as far as it is used."""
-    if clip is None:
-        return ()
-    return audio_notes(clip if request.seconds is None else clip.limited(request.seconds))
+def _planned(
+    pipeline: LiveAvatarPipeline,
+    request: Request,
+    picture: tuple[int, int] | None,
+    spoken: AudioClip | OpenedSpeakers | None,
+    notes: Sequence[str],
+) -> tuple[ResolvedRequest, Plan, tuple[SpeakerReport, ...]]:
+    """What would be made of a voice or of several speakers, and where in the picture these are.
+
+    Args:
+        picture: its width and height. Masks lie over it; without one, they are not looked at.
+    """
+    several = spoken if isinstance(spoken, OpenedSpeakers) else None
+    audio = spoken.audio if isinstance(spoken, OpenedSpeakers) else spoken
+    seconds = request.seconds or _ASSUMED_SECONDS
+    length = (len(audio.samples), audio.rate) if audio is not None else (round(seconds * 16_000), 16_000)
+    count = 1 if several is None else len(several)
+    size = picture or image_size_for(request.size)
+    resolved, plan = pipeline.plan(request, size, *length, notes, speaker_count=count)
+    if several is None:
+        return resolved, plan, ()
+    several.check_lengths(request)
+    placed = several.placed(picture, resolved.width, resolved.height, request.fit) if picture else None
+    return resolved, plan, placed.reports if placed else ()
 
 
 def devices_of(plan: Plan, room: Callable[[str], int | None] = device_memory) -> list[dict[str, Any]]:

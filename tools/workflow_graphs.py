@@ -270,7 +270,7 @@ def _two_speakers() -> Graph:
     sounds = {"audio.audio_1": "pair.left", "audio.audio_2": "pair.right"}
     masks = {"mask.mask_1": "left.MASK", "mask.mask_2": "right.MASK"}
     given = {"image": "pair.image", "audio": "speakers.speakers"}
-    asked = {"prompt": "Two people are talking in front of a blue wall.", "size": "256x128"}
+    asked = {"prompt": "A person is talking in front of a blue wall.", "size": "256x128"}
     columns: tuple[Column, ...] = (
         (READ_ME,),
         ((MODEL, (_miniature(),)), (MASKS, (black, white))),
@@ -280,7 +280,8 @@ def _two_speakers() -> Graph:
         (_save("avatar", "two_speakers"),),
     )
     sentence = "Two people in one picture, each with a sound and a mask"
-    return Graph("two_speakers", sentence, ("two_speakers",), columns, width=240, gap=56)
+    wide = {"MarkdownNote": 290, "LiveAvatarSamplePair": 270, "LiveAvatarGenerate": 290, "SaveVideo": 226}
+    return Graph("two_speakers", sentence, ("two_speakers",), columns, width=240, gap=56, widths=wide)
 
 
 GRAPHS = (

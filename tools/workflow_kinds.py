@@ -43,7 +43,9 @@ CORE = {
     ),
     "SolidMask": _core([], [("value", 1.0), ("width", 512), ("height", 512)], [("MASK", "MASK")]),
     "MaskComposite": _core(
-        [("destination", "MASK"), ("source", "MASK")], [("x", 0), ("y", 0), ("operation", "multiply")], [("MASK", "MASK")]
+        [("destination", "MASK"), ("source", "MASK")],
+        [("x", 0), ("y", 0), ("operation", "multiply")],
+        [("MASK", "MASK")],
     ),
     "CLIPLoader": _core([], [("clip_name", ""), ("type", ""), ("device", "default")], [("CLIP", "CLIP")]),
     "CLIPTextEncode": _core([("clip", "CLIP")], [("text", "")], [("CONDITIONING", "CONDITIONING")]),
