@@ -280,7 +280,7 @@ def _two_speakers() -> Graph:
         (_save("avatar", "two_speakers"),),
     )
     sentence = "Two people in one picture, each with a sound and a mask"
-    wide = {"MarkdownNote": 290, "LiveAvatarSamplePair": 270, "LiveAvatarGenerate": 290, "SaveVideo": 226}
+    wide = {"MarkdownNote": 250, "LiveAvatarSamplePair": 310, "LiveAvatarGenerate": 290, "SaveVideo": 226}
     return Graph("two_speakers", sentence, ("two_speakers",), columns, width=240, gap=56, widths=wide)
 
 
