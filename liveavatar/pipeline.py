@@ -73,7 +73,7 @@ from .request import (
     resolve,
     resolve_open,
 )
-from .speakers import GivenAudio, OpenedSpeakers, PlacedSpeakers, Speaker, open_audio, spoken_notes
+from .speakers import GivenAudio, GivenSpeakers, OpenedSpeakers, PlacedSpeakers, open_audio, spoken_notes
 from .spool import Rows
 from .video_job import AudioInput, VideoJob
 from .video_state import VideoState
@@ -358,7 +358,7 @@ class LiveAvatarPipeline:
 
     def encode_audio(
         self,
-        audio: AudioClip | Sequence[Speaker],
+        audio: AudioClip | GivenSpeakers,
         seconds: float | None = None,
         callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,

@@ -47,7 +47,8 @@ class Speaker:
     mask: GivenMask | None = None
 
 
-GivenAudio = str | os.PathLike[str] | AudioClip | Speaker | Sequence[Speaker]
+GivenSpeakers = list[Speaker] | tuple[Speaker, ...]
+GivenAudio = str | os.PathLike[str] | AudioClip | Speaker | GivenSpeakers
 """What a video is spoken by: one voice, or several speakers."""
 
 
@@ -182,7 +183,7 @@ def open_audio(given: GivenAudio, seconds: float | None = None) -> AudioClip | O
             cannot be used.
     """
     speakers = [given] if isinstance(given, Speaker) else given
-    if isinstance(speakers, str | os.PathLike | AudioClip) or not isinstance(speakers, Sequence):
+    if not isinstance(speakers, list | tuple):
         return _clip(speakers, seconds)
     _check_given(speakers)
     if len(speakers) == 1:
@@ -209,8 +210,7 @@ def spoken_notes(spoken: AudioClip | OpenedSpeakers) -> tuple[str, ...]:
 
 def files_of_audio(given: GivenAudio) -> tuple[Path, ...]:
     """The files that it is read from, which nothing may replace."""
-    alone = isinstance(given, str | os.PathLike | AudioClip | Speaker) or not isinstance(given, Sequence)
-    each = [given] if alone else given
+    each = given if isinstance(given, list | tuple) else [given]
     parts = (part for one in each for part in ((one.audio, one.mask) if isinstance(one, Speaker) else (one,)))
     return tuple(Path(part) for part in parts if isinstance(part, str | os.PathLike))
 
@@ -299,8 +299,8 @@ def _fitted(mask: OpenedMask, picture: tuple[int, int], width: int, height: int,
     own_height, own_width = mask.values.shape
     if not same_aspect(mask.values, picture):
         raise SpeakerError(
-            f"The mask of {mask.name} is {own_width}x{own_height}, the picture {picture[0]}x{picture[1]}: it cannot lie "
-            "over it.",
+            f"The mask of {mask.name} is {own_width}x{own_height}, and the picture {picture[0]}x{picture[1]}: it "
+            "cannot lie over it.",
             "Draw the mask on the picture itself; any size of the same shape will do.",
         )
     fitted = fit_mask(mask.values, picture, width, height, fit)

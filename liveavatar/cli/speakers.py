@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
@@ -66,7 +67,7 @@ def spoken_of(arguments: argparse.Namespace) -> GivenAudio:
             "Name a sound file, or several speakers with --speaker; see generate --help.",
         )
     parts = audio.split("+")
-    if len(parts) > 1 and not os.path.isfile(audio) and all(map(os.path.isfile, parts)):
+    if len(parts) > 1 and not _is_file(audio) and all(map(_is_file, parts)):
         raise RequestError(f"There is no sound at {audio}.", _ONE_BY_ONE)
     return str(audio)
 
@@ -79,10 +80,10 @@ def parse_speaker(text: str) -> Speaker:
     """
     from ..speakers import Speaker
 
-    if os.path.isfile(text):
+    if _is_file(text):
         return Speaker(text)
     colons = [i for i, letter in enumerate(text) if letter == ":" and text[:i] and text[i + 1 :]]
-    files = [i for i in colons if os.path.isfile(text[:i]) and os.path.isfile(text[i + 1 :])]
+    files = [i for i in colons if _is_file(text[:i]) and _is_file(text[i + 1 :])]
     likely = files or [i for i in colons if not _is_drive(text, i)]
     return Speaker(text[: likely[-1]], text[likely[-1] + 1 :]) if likely else Speaker(text)
 
@@ -93,6 +94,13 @@ def speaker_lines(reports: Iterable[SpeakerReport]) -> list[str]:
         f"speaker {number}: {r.audio}, {r.seconds:.2f} s, at {r.mask} ({r.share:.0%} of the picture)"
         for number, r in enumerate(reports, 1)
     ]
+
+
+def _is_file(name: str) -> bool:
+    """Whether there is a file of this name; what cannot be a name is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return Path(name).is_file()
+    return False
 
 
 def _is_drive(text: str, colon: int) -> bool:

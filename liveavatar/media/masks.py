@@ -124,7 +124,7 @@ def hearing_tokens(owned: np.ndarray) -> np.ndarray:
     near = np.stack([_with_surroundings(one) for one in owned])
     near_others = near.sum(axis=0, keepdims=True) - near > 0
     hears = ~near_others | owned
-    return hears | ~hears.any(axis=0, keepdims=True)
+    return np.where(hears.any(axis=0), hears, True)
 
 
 def overlap(fitted: np.ndarray) -> tuple[int, int, float] | None:
@@ -150,4 +150,4 @@ def _with_surroundings(owned: np.ndarray) -> np.ndarray:
     radius = max(1, int(_SURROUNDINGS * box + 0.9999))
     padded = np.pad(owned, radius)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * radius + 1, 2 * radius + 1))
-    return windows.any(axis=(2, 3))
+    return np.asarray(windows.any(axis=(2, 3)))

@@ -175,7 +175,7 @@ REFUSED = [
     ([Speaker(A, side(True)), Speaker(B)], "Speaker 2 (array) has no mask", "white where"),
     ([Speaker(A, side(True)), Speaker(B, np.zeros((HEIGHT, WIDTH)))], "speaker 2 (array) is empty", "white"),
     ([Speaker(A, side(True)), Speaker(B, np.ones((HEIGHT, WIDTH)))], "speaker 1 (array) and speaker 2", "no other's"),
-    ([Speaker(A, side(True)), Speaker(B, narrow(side(True)))], "128x128, the picture 256x128", "any size"),
+    ([Speaker(A, side(True)), Speaker(B, narrow(side(True)))], "128x128, and the picture 256x128", "any size"),
     (
         [Speaker(A, side(True)), Speaker(tone(0.01, 200), side(False))],
         "Speaker 2 (array): The sound is 0.010 s",
