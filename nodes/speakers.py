@@ -15,7 +15,7 @@ from ..liveavatar.speakers import MAX_SPEAKERS, OpenedSpeakers, Speaker, open_au
 from . import convert
 from .schema import CATEGORY, SpeakersSocket, growing_input, supported
 
-_SOCKET = re.compile(r"(audio|mask)\.\1_([1-9]\d*)")
+_SOCKET = re.compile(r"(audio|mask)\.\1_([1-9]\d?)")
 _PAINT = "a MASK that is white where this speaker is: paint it in the Mask Editor of core Load Image"
 
 
@@ -102,12 +102,12 @@ def _check_wires(sounds: Mapping[int, Any], masks: Mapping[int, Any]) -> None:
     """
     if not sounds and not masks:
         raise SpeakerError("No speaker is connected.", "Connect a sound to audio_1, and of each further speaker one.")
-    for number in masks.keys() - sounds.keys():
+    for number in sorted(masks.keys() - sounds.keys()):
         raise SpeakerError(
             f"mask_{number} is connected, but audio_{number} is not.",
             f"Connect that speaker's sound to audio_{number}; core Empty Audio makes one who only listens.",
         )
-    for number in sounds.keys() - masks.keys() if len(sounds) > 1 else ():
+    for number in sorted(sounds.keys() - masks.keys()) if len(sounds) > 1 else ():
         raise SpeakerError(f"audio_{number} is connected, but mask_{number} is not.", f"Connect {_PAINT}.")
 
 

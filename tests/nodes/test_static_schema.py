@@ -76,6 +76,7 @@ def frozen_pair():
         lambda n: n["A"]["inputs"].insert(0, {"id": "new", "type": "INT", "optional": True}),
         lambda n: n["A"]["inputs"].append({"id": "new", "type": "INT"}),
         lambda n: n["A"]["inputs"][0].update(type="FLOAT"),
+        lambda n: n["A"]["inputs"][0].update(type="FLOAT,STRING"),
         lambda n: n["A"]["inputs"][0].update(default=2),
         lambda n: n["A"]["inputs"][0].update(id="y"),
         lambda n: n["A"]["inputs"].clear(),
@@ -92,6 +93,7 @@ def test_the_freeze_sees_what_breaks_graphs(break_it):
 def test_the_freeze_allows_what_does_not():
     before, now = frozen_pair()
     now["A"]["inputs"].append({"id": "new", "type": "INT", "optional": True, "default": 0})
+    now["A"]["inputs"][0]["type"] = "INT,FLOAT"
     now["A"]["outputs"].append({"name": "p", "type": "MASK"})
     now["B"] = {"inputs": [], "outputs": []}
     assert not frozen.changes(before, now)
