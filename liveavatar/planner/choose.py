@@ -135,6 +135,8 @@ def _fastest_rounded(searches: Sequence[PlanSearch]) -> Candidate | None:
     found: list[Candidate] = []
     bound = math.inf
     for level in levels:
+        if found and search.levels[level].last_resort:
+            break
         for search in searches:
             if candidate := search.fastest(level, bound):
                 found.append(candidate)
@@ -195,7 +197,7 @@ def candidate_plan(
             for c in hardware.devices
             if any(stage.device == c.name for stage in stages)
         ),
-        notes=tuple(_notes(hardware, used)),
+        notes=(*plan.notes, *_notes(hardware, used)),
     )
 
 

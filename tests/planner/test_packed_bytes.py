@@ -119,8 +119,7 @@ def test_four_bits_fit_a_card_of_16_with_32_of_host_memory():
     assert stage.storage.weights == "gguf" and stage.storage.kv_dtype == "fp8"
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
-    with pytest.raises(PlanError, match="has to lie on the host"):
-        chosen("1x16", 32, None)
+    assert chosen("1x16", 32, None)[0].stages[0].storage.kv_dtype == "int4"
 
 
 @pytest.mark.parametrize("cards", ["1x16", "1x24", "2x16"])
@@ -158,6 +157,16 @@ def test_matrices_of_another_file_cannot_stay_packed():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
         make_plan(video, BIG, model="x", storage=GGUF)
+
+
+def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
+    plan, hardware = chosen("1x12", 32)
+    (stage,) = plan.stages
+    assert (stage.storage.weights, stage.storage.kv_dtype) == ("gguf", "int4")
+    assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
+    assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
+    assert any("int4" in note for note in plan.notes)
+    assert not any("int4" in note for note in chosen("1x16", 32)[0].notes)
 
 
 def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
