@@ -86,7 +86,10 @@ class KVDoubleBuffer:
     """
 
     def __init__(
-        self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | QuantizedKVCache]
+        self,
+        streams: CopyStreams,
+        memory: PinnedBuffer,
+        allocate: Callable[[Allocate], RollingKVCache | QuantizedKVCache],
     ):
         self.streams, self.host_buffer = streams, memory
         self.slots = DoubleBuffer(streams, [allocate(streams.device_buffer) for _ in range(NUM_SLOTS)])

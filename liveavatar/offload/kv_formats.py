@@ -4,13 +4,13 @@ A block attends to its own rows as they are; only what later blocks see of it is
 itself, so that every partition rounds alike, and widened for the layer that works, straight into the keys and values
 that it attends to.
 
-Four bits leave 16 values, which have to be spent well. Some channels of a transformer's keys are many times as large as
-the others, or far from zero (Liu et al. 2024, "KIVI"; Hooper et al. 2024, "KVQuant"), and beside them the others would be
-lost in one scale. Blocks are written whole here, so every channel is first brought to mean 0 and nearer to the spread
-that the channels of its head have, over the tokens of its block; rotation keeps the length of a pair of channels, so this
-holds for rotated keys, too. Nearer, by the root: queries are larger, too, where keys are (Xiao et al. 2023, "SmoothQuant",
-share out likewise). What is left is rounded with a scale per token and 32 numbers. `liveavatar/mini/model/README.md` has
-what that costs.
+Four bits leave 16 values. Some channels of a transformer's keys are many times as large as the others, or far from
+zero (Liu et al. 2024, "KIVI"; Hooper et al. 2024, "KVQuant"), and in one scale with them the others would be lost.
+Blocks are written whole here, so every channel is first brought to mean 0 over the tokens of its block, and nearer to
+the spread of its head; rotation keeps the length of a pair of channels, so this holds for rotated keys. Nearer, by the
+root, and not to it: where keys spread, queries are larger, too (in the miniature), and errors count for more; Xiao et
+al. 2023, "SmoothQuant", share out so. What is left is rounded with a scale per token and 32 numbers. What that costs
+stands in `liveavatar/mini/model/README.md`.
 """
 
 from __future__ import annotations

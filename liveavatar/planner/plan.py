@@ -367,9 +367,7 @@ def assemble(
     )
 
 
-_INT4_NOTE = (
-    "the KV cache is kept in int4: what that costs the picture was measured with the miniature alone, not with this model"
-)
+_INT4_NOTE = "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
 
 
 def stage_plan(
