@@ -96,7 +96,7 @@ def _levels(hardware: Hardware, options: PlanOptions) -> tuple[list[int], list[i
     """The lowest of each kind of rounding: stages with room stand higher by themselves; and those that are last
     resorts."""
     fp8 = options.prefer == "speed" and all(device.speed.supports_fp8 for device in hardware.devices)
-    levels = levels_of(options.packed is not None)
+    levels = levels_of(options.packs_network)
     first = next(i for i, level in enumerate(levels) if level.storage.weights == "fp8") if fp8 else 0
     lowest = [number for number in range(first, len(levels)) if levels[number].offloads_layers]
     usual, last = ([n for n in lowest if levels[n].last_resort == wanted] for wanted in (False, True))

@@ -143,7 +143,7 @@ def _weight_bytes(
         layer, prompt = layer_bytes(config, size, weights), text_kv_bytes(config.dim, weights, size)
         injector = injector_bytes(config, size, weights)
         return [layer] * count, [prompt] * count, [injector * has_one for has_one in injects]
-    if packed is None:
+    if packed is None or not packed.layers:
         raise PlanError(
             "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
             "Use a GGUF of the model, or --weights fp8.",

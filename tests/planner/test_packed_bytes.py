@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from weights.gguf_files import mini_transformer, write_gguf
+from weights.gguf_files import mini_text_encoder, mini_transformer, write_gguf
 
 from liveavatar.components import MINI_FOLDER, open_components, packed_of
 from liveavatar.config import WAN2_2_S2V_14B, ModelConfig
@@ -24,7 +24,7 @@ from liveavatar.planner import (
     packed_sizes,
     stage_plan,
 )
-from liveavatar.planner.packed import PackedBytes
+from liveavatar.planner.packed import PackedBytes, PackedSizes
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, image_size_for, resolve
 from liveavatar.storage import StorageConfig
@@ -176,3 +176,24 @@ def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(packed=packed), model="x")
+
+
+def test_a_packed_text_encoder_alone_counts_and_packs_no_network():
+    video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
+    hardware = Hardware.parse("1x12", 64 * GIB)
+    alone = PackedSizes(text_encoder=assumed_sizes(BIG, "Q4_K").text_encoder)
+    with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
+        choose_plan(video, BIG, hardware, PlanOptions(), model="x")
+    for prefer in ("quality", "speed"):
+        plan = choose_plan(video, BIG, hardware, PlanOptions(packed=alone, prefer=prefer), model="x")
+        assert plan.encoders <= hardware.devices[0].usable
+        assert {stage.storage.weights for stage in plan.stages} == {"fp8"}
+    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+        make_plan(video, BIG, model="x", storage=GGUF, packed=alone)
+
+
+def test_a_model_with_a_packed_text_encoder_says_so(tmp_path):
+    write_gguf(tmp_path / "umt5-Q8_0.gguf", mini_text_encoder(), "Q8_0", "t5encoder")
+    model = open_components(MINI_FOLDER, text_encoder=tmp_path / "umt5-Q8_0.gguf")
+    assert packed_of(model) == PackedSizes(text_encoder=model.packed_text_encoder)
+    assert packed_of(open_components(MINI_FOLDER)) is None
