@@ -69,7 +69,6 @@ class Order:
         """Bytes of a block's sound, float32."""
         return self.rate * BLOCK_FRAMES // FPS * 4
 
-
     @property
     def is_encrypted(self) -> bool:
         """Whether FFmpeg speaks TLS with the server."""
@@ -147,7 +146,7 @@ def _container(order: Order) -> Iterator[Any]:
 
 
 def _checking_certificates(order: Order) -> str:
-    """The address for FFmpeg's "tee", which hands options on to TLS: PyAV itself does not, and any server is believed."""
+    """The address for FFmpeg's "tee", which hands options on to TLS; without them FFmpeg believes any server."""
     options = {"f": order.format, **order.options, "tls_verify": "1"}
     if authorities := ssl.get_default_verify_paths().cafile:
         options["ca_file"] = authorities

@@ -16,22 +16,23 @@ from live.test_whip import TOKEN, Server, put_until, serve
 
 @needs_nginx
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_rtmps_arrives_at_a_server_that_is_trusted(
-    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rtmps_arrives_at_a_server_that_is_trusted(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, context = self_signed(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     port = free_port()
-    with nginx(tmp_path, port) as kept, tls_in_front_of(port, context) as encrypted:
-        with sending(f"rtmps://{host}:{encrypted}/live/{KEY}") as (output, _):
-            send(output, 4)
+    with (
+        nginx(tmp_path, port) as kept,
+        tls_in_front_of(port, context) as encrypted,
+        sending(f"rtmps://{host}:{encrypted}/live/{KEY}") as (output, _),
+    ):
+        send(output, 4)
     (arrived,) = kept.iterdir()
     assert_in_step(arrived, 3)
 
 
 @needs_nginx
 def test_rtmps_goes_to_no_server_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, context = self_signed(tmp_path)
+    _, context = self_signed(tmp_path)
     other, _ = self_signed(tmp_path, "elsewhere.example")
     port = free_port()
     with nginx(tmp_path, port) as kept, tls_in_front_of(port, context) as encrypted:
