@@ -130,11 +130,13 @@ def _fastest_rounded(searches: Sequence[PlanSearch]) -> Candidate | None:
     search = searches[0]
     fp8 = all(device.speed.supports_fp8 for device in search.hardware.devices)
     # The lowest of each kind of rounding: stages with room stand higher by themselves.
-    first = FIRST_FP8 if fp8 and search.options.packed is None else 0
+    first = FIRST_FP8 if fp8 and not search.options.packs_network else 0
     levels = [n for n, level in enumerate(search.levels) if n >= first and level.offloads_layers]
     found: list[Candidate] = []
     bound = math.inf
     for level in levels:
+        if found and search.levels[level].last_resort:
+            break
         for search in searches:
             if candidate := search.fastest(level, bound):
                 found.append(candidate)
@@ -166,6 +168,7 @@ def candidate_plan(
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
             options.packed,
+            resolved.speaker_count,
         )
         for group, steps in enumerate(topology.steps)
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
@@ -195,7 +198,7 @@ def candidate_plan(
             for c in hardware.devices
             if any(stage.device == c.name for stage in stages)
         ),
-        notes=tuple(_notes(hardware, used)),
+        notes=(*plan.notes, *_notes(hardware, used)),
     )
 
 
@@ -351,6 +354,7 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
             search.options.packed,
+            resolved.speaker_count,
         )
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]

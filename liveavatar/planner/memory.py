@@ -19,7 +19,7 @@ from ..config import (
     ModelConfig,
 )
 from ..errors import PlanError
-from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, offloaded_layers
+from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, int4_groups, offloaded_layers
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 from ..weights.block_types import UNPACKED_AT_ONCE
 from .decoders import decoder_figures
@@ -35,11 +35,15 @@ PROMPT_VERSIONS = 2
 """Versions of the prompt that overlap where it changes."""
 _FLOAT32_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
+_INJECTOR_BUFFERS = 3
+"""Copies of the residual stream for each speaker that are alive at once in an injector, counted."""
 _FLOAT32_KEYS = 3
 """Float32 copies of the keys of the prompt that are alive at once in their norm."""
 
 _SCALE = 4
 """Bytes of a scale of fp8 or int8."""
+_SCALE_INT4, _CHANNEL = 2, 8
+"""Bytes of a scale of a KV cache in int4, and of what each of its blocks keeps of a channel."""
 
 
 class LayerSizes:
@@ -53,6 +57,7 @@ class LayerSizes:
         window_blocks: blocks a KV cache holds: those of a clip.
         changes_prompt: whether another prompt is read while blocks are made.
         packed: of the matrices, where they stay packed.
+        speakers: how many are heard in one picture.
 
     Attributes:
         sink, text: of one layer: both versions of the sink, and the prompt; both versions of it where it changes.
@@ -67,6 +72,7 @@ class LayerSizes:
         window_blocks: int = WINDOW_BLOCKS,
         changes_prompt: bool = False,
         packed: PackedSizes | None = None,
+        speakers: int = 1,
     ):
         def kv_bytes(form: KVDtype, tokens: int) -> int:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
@@ -78,12 +84,13 @@ class LayerSizes:
         always[-1] += head_parameters(config) * size
         self._always_resident = [0, *itertools.accumulate(always)]
         """Of the layers before each: injectors, and the ends of the network, which are never offloaded."""
-        self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
+        self._block = kv_bytes(s.kv_dtype, block)
+        self._kv_cache = window_blocks * self._block
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
         self._changes_prompt = changes_prompt
         self.text = (PROMPT_VERSIONS if changes_prompt else 1) * kv_bytes("plain", config.text_len)
         self._modulation = 6 * config.dim * 4
-        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
+        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks, speakers)
         self._text_kv_workspace = _text_kv_workspace_bytes(config, size, s)
 
     @property
@@ -140,7 +147,7 @@ def _weight_bytes(
         layer, prompt = layer_bytes(config, size, weights), text_kv_bytes(config.dim, weights, size)
         injector = injector_bytes(config, size, weights)
         return [layer] * count, [prompt] * count, [injector * has_one for has_one in injects]
-    if packed is None:
+    if packed is None or not packed.layers:
         raise PlanError(
             "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
             "Use a GGUF of the model, or --weights fp8.",
@@ -165,14 +172,16 @@ def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plai
 
 
 def kv_cache_bytes(kv_dtype: KVDtype, tokens: int, heads: int, head_dim: int, size: int) -> int:
-    """Keys and values of some tokens in one layer.
+    """Keys and values of the tokens of one block in one layer; a KV cache has as many blocks as its window.
 
     Args:
         kv_dtype: how they are kept.
-        tokens: how many; a KV cache has those of all blocks of its window.
+        tokens: how many; those that are not rounded, or to fp8, may be of several blocks.
         heads, head_dim: of the network.
         size: bytes per number of the working dtype.
     """
+    if kv_dtype == "int4":
+        return 2 * heads * (tokens * (head_dim // 2 + int4_groups(head_dim) * _SCALE_INT4) + head_dim * _CHANNEL)
     return 2 * tokens * heads * (head_dim + _SCALE if kv_dtype == "fp8" else head_dim * size)
 
 
@@ -294,19 +303,22 @@ def workspace_bytes(
     size: int,
     storage: StorageConfig = PLAIN,
     window_blocks: int = WINDOW_BLOCKS,
+    speakers: int = 1,
 ) -> int:
     """What one task needs besides weights and memories, at most.
 
     The keys of the sink, and the window of one layer where it is stored in another form; the residual stream and its
     float32 copies, the widest activation (the feed-forward or q, k and v), and the largest matrix once more where it is
-    stored in another form.
+    stored in another form. An injector takes more than a layer only where many speak.
     """
     tokens = BLOCK_LATENTS * frame_tokens
     window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
     keys = int(SINK_FRAMES * frame_tokens) + window
     widest = max(config.ffn_dim, 4 * config.dim)
     matrix = _unpacked_bytes(config.ffn_dim * config.dim, storage.weights, size)
-    return keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
+    layer = _FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size
+    injector = (2 + _INJECTOR_BUFFERS * speakers) * config.dim * size
+    return keys * config.dim * size + tokens * max(layer, injector) + matrix
 
 
 _UNPACKING_BYTES = 16

@@ -68,6 +68,8 @@ UNPACKING, UNPACKING_COMPILED = (26, 22), (3, 1)
 what is packed is read and what is unpacked is written, estimated."""
 FP8_KV_CACHE = LayerTraffic(31, 0, 20, 0, window=7)
 """Counted, in addition where the KV cache is in fp8: a block's rows are rounded, those of earlier ones are widened."""
+INT4_KV_CACHE = LayerTraffic(58, 0, 80, 0, window=9.4)
+"""Counted likewise: channels are brought to a mean and a spread first, and two numbers to a byte."""
 
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
@@ -81,11 +83,12 @@ def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
         network = dataclasses.replace(network, unpacking=unpacking, unpacking_launches=launches)
     if storage.kv_dtype == "plain":
         return network
+    kv_cache = FP8_KV_CACHE if storage.kv_dtype == "fp8" else INT4_KV_CACHE
     return dataclasses.replace(
         network,
-        layer=network.layer + FP8_KV_CACHE.layer,
-        launches=network.launches + FP8_KV_CACHE.launches,
-        window=FP8_KV_CACHE.window,
+        layer=network.layer + kv_cache.layer,
+        launches=network.launches + kv_cache.launches,
+        window=kv_cache.window,
     )
 
 
@@ -122,16 +125,17 @@ class Work:
 
 
 def layer_tflop(
-    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS
+    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS, speakers: int = 1
 ) -> tuple[float, float]:
     """10^12 operations of one block at one step in one layer: in matrices, and in attention.
 
-    The prompt's keys and values, and the conditions, are made once per video and do not count.
+    The prompt's keys and values, and the conditions, are made once per video and do not count. Every speaker's sound is
+    injected for itself.
     """
     d, tokens = config.dim, BLOCK_LATENTS * frame_tokens
     matrices = 2 * tokens * (6 * d * d + 2 * d * config.ffn_dim)
     if layer in config.audio_inject_layers:
-        matrices += 4 * tokens * d * d
+        matrices += speakers * 4 * tokens * d * d
     seen = _keys_seen(frame_tokens, window_blocks) + config.text_len
     return matrices / 1e12, 4 * tokens * seen * d / 1e12
 
@@ -143,6 +147,7 @@ def layer_work(
     layer: int,
     traffic: LayerTraffic,
     window_blocks: int = WINDOW_BLOCKS,
+    speakers: int = 1,
 ) -> Work:
     """Of one layer.
 
@@ -153,6 +158,7 @@ def layer_work(
         layer: its number.
         traffic: what such layers move.
         window_blocks: blocks that a block sees, itself among them.
+        speakers: how many are heard in one picture.
     """
     injects = layer in config.audio_inject_layers
     block = BLOCK_LATENTS * frame_tokens * config.dim
@@ -160,8 +166,8 @@ def layer_work(
     d = config.dim
     unpacked = 6 * d * d + 2 * d * config.ffn_dim + injects * 6 * d * d
     return Work(
-        *layer_tflop(config, frame_tokens, layer, window_blocks),
-        moved=block * (traffic.layer + injects * traffic.injector) + window + traffic.unpacking * unpacked,
+        *layer_tflop(config, frame_tokens, layer, window_blocks, speakers),
+        moved=block * (traffic.layer + injects * speakers * traffic.injector) + window + traffic.unpacking * unpacked,
         launches=traffic.launches
         + injects * traffic.injector_launches
         + math.ceil(traffic.unpacking_launches * unpacked / UNPACKED_AT_ONCE),
@@ -278,7 +284,8 @@ class LiveForecast:
 
 
 def listen_seconds(parameters: int, speed: DeviceSpeed) -> float:
-    """Of encoding the audio of a live block with what it knows of before; estimated from the encoder's parameters."""
+    """Of encoding the audio of a live block of one speaker, with what it knows of before; estimated from the encoder's
+    parameters."""
     computing = 2 * parameters * _LIVE_FEATURES / 1e12 / speed.plain
     return computing + 2 * parameters / 1e9 / speed.memory + _LISTEN_LAUNCHES * _LAUNCH_SECONDS
 

@@ -38,7 +38,7 @@ class PlanOptions:
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
         tiny: the decoder that works in place of the VAE's own, which then only encodes; None: none.
-        packed: of the matrices of a model in a GGUF file; None: it is in none.
+        packed: of the matrices of a network and a text encoder in GGUF files; None: neither is.
     """
 
     prefer: Preference = "quality"
@@ -50,6 +50,11 @@ class PlanOptions:
     compiled: bool = False
     tiny: DecoderConfig | None = None
     packed: PackedSizes | None = None
+
+    @property
+    def packs_network(self) -> bool:
+        """Whether the matrices of the network may stay packed."""
+        return self.packed is not None and bool(self.packed.layers)
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -152,6 +157,7 @@ class CostTable:
         compiled: whether the layers are.
         changes_prompt: whether another prompt is read while blocks are made.
         packed: of the matrices, where they stay packed.
+        speakers: how many are heard in one picture.
     """
 
     def __init__(
@@ -164,13 +170,17 @@ class CostTable:
         compiled: bool = False,
         changes_prompt: bool = False,
         packed: PackedSizes | None = None,
+        speakers: int = 1,
     ):
         self._level = level
-        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, changes_prompt, packed)
+        self._sizes = LayerSizes(
+            config, frame_tokens, size, level.storage, window_blocks, changes_prompt, packed, speakers
+        )
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         traffic = layer_traffic(level.storage, compiled)
-        work = (layer_work(config, frame_tokens, size, i, traffic, window_blocks) for i in range(config.num_layers))
+        each = range(config.num_layers)
+        work = (layer_work(config, frame_tokens, size, i, traffic, window_blocks, speakers) for i in each)
         self._work_before = list(itertools.accumulate(work, initial=Work()))
         """Of the layers before each."""
 
@@ -342,7 +352,7 @@ class PlanSearch:
         self.encoders = self.aux_models.encoder_bytes(self.size, options.packed)
         self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
-        self.levels = levels_of(options.packed is not None)
+        self.levels = levels_of(options.packs_network)
         self._gentler = [gentler_levels(self.levels, level) for level in range(len(self.levels))]
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
@@ -375,7 +385,7 @@ class PlanSearch:
     @property
     def thinnest(self) -> FidelityLevel:
         """The level that takes least."""
-        return (PACKED_LEVELS if self.options.packed else FIDELITY_LEVELS)[-1]
+        return (PACKED_LEVELS if self.options.packs_network else FIDELITY_LEVELS)[-1]
 
     @functools.cached_property
     def _arrangements(self) -> list[tuple[Topology, list[DeviceColumn]]]:
@@ -488,6 +498,7 @@ class PlanSearch:
                 o.compiled,
                 v.changes_prompt,
                 o.packed,
+                v.speaker_count,
             )
         return self._cost_tables[level]
 
