@@ -23,7 +23,7 @@ class Likeness:
     compared: int = 0
 
 
-def likeness(distances: Sequence[float]) -> Likeness:
+def likeness(distances: Sequence[float] | np.ndarray) -> Likeness:
     """Of a stretch."""
     if not len(distances):
         return Likeness()

@@ -121,7 +121,8 @@ def measure(
 
 def _watch(video: VideoFile, reader: FaceReader, reference: np.ndarray | None, progress: PhaseProgress) -> _Seen:
     """Read all frames."""
-    seen, first, due = _Seen(), [], 0.0
+    seen, due = _Seen(), 0.0
+    first: list[np.ndarray] = []
     for time, frame in video.frames():
         embed = time >= due
         face = reader.read(frame, embed)

@@ -69,5 +69,7 @@ def _of_face(report: Report) -> str:
         return f"From {clock(other[0].start)} on the face is no longer taken for that of {report.reference}."
     strange = [m for m in known if (m.likeness.farthest or 0.0) > report.same_person]
     if strange:
-        return f"The face is that of {report.reference}, but not at every moment from {clock(strange[0].start)} on."
-    return f"The face stays that of {report.reference} (distance {report.whole.likeness.distance:.2f})."
+        since = clock(strange[0].start)
+        return f"The face is taken for that of {report.reference}, but not at every moment from {since} on."
+    distance = f"{report.whole.likeness.distance:.2f} of {report.same_person:g}"
+    return f"The face is taken for that of {report.reference} throughout (distance {distance})."

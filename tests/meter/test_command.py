@@ -34,7 +34,7 @@ def test_a_table_and_at_last_what_follows(drawn, film):
     lines = ran.out.splitlines()
     assert lines[0].startswith("video   talk.mp4, 5.00 s, 125 frames")
     assert "0:00-0:05" in ran.out and lines[-2].startswith("Lips and sound are together")
-    assert lines[-1].startswith("The face stays that of the first second")
+    assert lines[-1].startswith("The face is taken for that of the first second")
 
 
 def test_all_figures_as_json(drawn, film):

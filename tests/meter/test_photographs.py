@@ -1,7 +1,8 @@
-"""Landmarks on real portraits that are made to talk; portraits and dlib are not part of the project."""
+"""Landmarks of dlib, on real portraits that are made to talk (they lie beside the project) and on a drawing."""
 
 import numpy as np
 import pytest
+from meter import drawn
 from meter.photo import find_mouth, talking
 from meter.talk import at_frames, late, rhythm, spoken, write_video
 
@@ -10,6 +11,7 @@ from liveavatar.media.image import fit_image, read_image
 from liveavatar.meter.faces import LandmarkReader, missing_packages
 from liveavatar.meter.measure import measure
 from liveavatar.meter.report import verdict
+from liveavatar.mini.world.sample import person
 
 MISSING = missing_packages()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}, of the extra `meter`")
@@ -35,7 +37,7 @@ def test_the_offset_of_a_talking_photograph_is_found(tmp_path, portraits, ms):
     found = measure(film(tmp_path / "talk.mp4", picture, late(loud, ms), loud, moved=True), picture)
     assert found.whole.lips.offset_ms == pytest.approx(ms, abs=40)
     assert found.whole.seen > 0.95 and found.whole.likeness.farthest < found.same_person
-    assert "stays that of the portrait" in verdict(found)[1]
+    assert "taken for that of the portrait throughout" in verdict(found)[1]
 
 
 def test_a_swapped_photograph_is_found(tmp_path, portraits):
@@ -48,6 +50,14 @@ def test_a_swapped_photograph_is_found(tmp_path, portraits):
 def test_a_wrong_sound_under_a_photograph_is_told(tmp_path, portraits):
     path = film(tmp_path / "talk.mp4", portraits["boy.jpg"], rhythm(8, 3), rhythm(8, 4))
     assert "does not follow" in verdict(measure(path))[0]
+
+
+def test_a_drawing_is_read_too(tmp_path):
+    somebody, sound = person(7_002, held_out=True), spoken(rhythm(6, 6))
+    frames = drawn.talking(somebody, sound.samples[:, 0], late_frames=3)
+    found = measure(write_video(tmp_path / "drawn.mp4", frames, sound), drawn.portrait(somebody))
+    assert found.whole.lips.offset_ms == pytest.approx(120, abs=40)
+    assert found.whole.likeness.farthest < found.same_person
 
 
 def test_a_wall_has_no_face():

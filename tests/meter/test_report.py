@@ -47,7 +47,7 @@ def test_lips_that_cannot_be_compared():
 
 def test_the_face_in_words():
     good = lips(0)
-    assert "stays that of the portrait" in verdict(report((good, CLOSE), (good, CLOSE)))[1]
+    assert "taken for that of the portrait throughout" in verdict(report((good, CLOSE), (good, CLOSE)))[1]
     assert "From 1:00 on" in verdict(report((good, CLOSE), (good, FAR)))[1]
     moments = dataclasses.replace(CLOSE, farthest=0.8)
     assert "not at every moment from 1:00 on" in verdict(report((good, CLOSE), (good, moments)))[1]
