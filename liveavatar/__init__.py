@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .events import Event
     from .pipeline import LiveAvatarPipeline
     from .request import Request
+    from .speakers import Speaker
 
 __version__ = "0.1.0"
-__all__ = ["Cancelled", "Event", "LiveAvatarError", "LiveAvatarPipeline", "Request"]
+__all__ = ["Cancelled", "Event", "LiveAvatarError", "LiveAvatarPipeline", "Request", "Speaker"]
 _HOMES = {
     "LiveAvatarPipeline": "pipeline",
     "Request": "request",
+    "Speaker": "speakers",
     "Event": "events",
     "LiveAvatarError": "errors",
     "Cancelled": "errors",

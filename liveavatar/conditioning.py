@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -12,14 +12,24 @@ import torch
 
 from .codec import Encoders, PoseEncoders
 from .config import BLOCK_FRAMES, VAE_WARMUP_LATENTS
-from .encoders.audio import BlockFeatures, ShiftedFeatures, WindowedAudioFeatures
-from .events import ENCODING_AUDIO, Callback, ignore, share_event
+from .encoders.audio import WindowedAudioFeatures
+from .encoders.block_features import (
+    BlockFeatures,
+    KnownFeatures,
+    SharedAudioEncoder,
+    ShiftedFeatures,
+    StackedFeatures,
+    StackedKnownFeatures,
+)
+from .events import ENCODING_AUDIO, Callback, Event, ignore, share_event
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_clip, to_pixels
 from .media.pose_video import PoseSource, endless_pictures, refuse_pose_in_workers
 from .pose import PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning
+from .speakers import PlacedSpeakers
+from .spool import Rows
 from .stage import Changes, Portrait
 from .timeline import Timeline
 from .vae.tile_grid import WHOLE, Tiles
@@ -63,6 +73,7 @@ def encode_conditioning(
     portraits: Portraits = (),
     pose: PoseSource | None = None,
     tail: np.ndarray | None = None,
+    speakers: PlacedSpeakers | None = None,
 ) -> Conditioning:
     """All conditions of the network, encoded; each encoder stays as long as it is needed.
 
@@ -78,12 +89,13 @@ def encode_conditioning(
         portraits: images that take the place of the first one, with the blocks they begin at.
         pose: a pose video that is followed; it is encoded block by block, later.
         tail: the last frames of a video before this one, uint8 [73, H, W, 3], in the size of this one.
+        speakers: whose sounds are encoded instead, where there are several.
     """
     known = encoded.context if resolved.prompt == request.prompt else None
     first, prompts = _encode_prompts(encoders, resolved, known, encoded.contexts, callback)
     features = encoded.features
     if features is None:
-        features = _encode_used(encoders, request, resolved, audio, callback)
+        features = _encode_used(encoders, request, resolved, _spoken(audio, speakers), callback)
     changes = Changes(prompts)
     try:
         images = (image, *(changed for _, changed in portraits))
@@ -98,7 +110,8 @@ def encode_conditioning(
         changes.portraits.add(block, Portrait(*latents))
     before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
     followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
-    return Conditioning(reference, motion, first, features, changes, before, followed)
+    mask = None if speakers is None else speakers.masks.of_block()
+    return Conditioning(reference, motion, first, features, changes, before, followed, mask)
 
 
 def _pose_latents(
@@ -127,6 +140,7 @@ def continued_conditioning(
     *,
     encoded: Encoded = NOTHING_ENCODED,
     portraits: Portraits = (),
+    speakers: PlacedSpeakers | None = None,
 ) -> Conditioning:
     """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
     prompt as long as it is not given another one. Changes of its own are counted from its own first block."""
@@ -151,7 +165,7 @@ def continued_conditioning(
         changes.portraits.add(first_block + block, Portrait(*latents))
     features = encoded.features
     if features is None:
-        features = _encode_used(encoders, request, resolved, audio, callback)
+        features = _encode_used(encoders, request, resolved, _spoken(audio, speakers), callback)
     return Conditioning(
         state.read("first_frame").clone(),
         state.read("motion").clone(),
@@ -159,6 +173,7 @@ def continued_conditioning(
         ShiftedFeatures(features, first_block),
         changes,
         state.read("latents").clone(),
+        speaker_mask=None if speakers is None else speakers.masks.of_block(),
     )
 
 
@@ -175,17 +190,69 @@ def _encode_images(
     return [encoders.encode_image(pixels, callback, tiles) for pixels in fitted]
 
 
+EncodeAudio = Callable[[np.ndarray | Rows, int, Callback], KnownFeatures]
+"""Encodes samples at 16 kHz for so many video frames."""
+
+
+def encode_clips(
+    encode: EncodeAudio, clips: Sequence[AudioClip], seconds: float, frames: int, callback: Callback = ignore
+) -> KnownFeatures:
+    """Features of one voice, or of several speakers side by side; the shorter ones are silent at their end.
+
+    Args:
+        encode: one of them.
+        clips: at any rate.
+        seconds: of each that are used, at most.
+        frames: video frames.
+        callback: called with the progress of all.
+    """
+    made: list[KnownFeatures] = []
+    try:
+        for number, clip in enumerate(clips):
+            part = _part_of(callback, number, len(clips))
+            made.append(encode(mono_16k(clip.limited(seconds)), frames, part))
+    except BaseException:
+        for features in made:
+            features.close()
+        raise
+    return made[0] if len(made) == 1 else StackedKnownFeatures(made)
+
+
+def _part_of(callback: Callback, number: int, count: int) -> Callback:
+    """A callback for one of several equal parts of a phase."""
+
+    def on_event(event: Event) -> None:
+        if event.phase == ENCODING_AUDIO and event.total:
+            event = dataclasses.replace(event, done=number * event.total + event.done, total=count * event.total)
+        callback(event)
+
+    return callback if count == 1 else on_event
+
+
+def _spoken(audio: AudioClip, speakers: PlacedSpeakers | None) -> tuple[AudioClip, ...]:
+    """What is encoded: the one voice, or the sound of each speaker."""
+    return (audio,) if speakers is None else speakers.audio
+
+
 def _encode_used(
-    encoders: Encoders, request: Request, resolved: ResolvedRequest, audio: AudioClip, callback: Callback
+    encoders: Encoders, request: Request, resolved: ResolvedRequest, clips: Sequence[AudioClip], callback: Callback
 ) -> BlockFeatures:
     """Features of the part of the audio that is used; of long audio they are made when a block is asked for."""
-    used, frames = mono_16k(audio.limited(resolved.samples / audio.rate)), resolved.blocks * BLOCK_FRAMES
+    frames = resolved.blocks * BLOCK_FRAMES
     if not resolved.long_audio:
-        return encoders.encode_audio(used, frames, request.tail, callback)
+
+        def encode(used: np.ndarray | Rows, frames: int, callback: Callback) -> KnownFeatures:
+            return encoders.encode_audio(used, frames, request.tail, callback)
+
+        return encode_clips(encode, clips, resolved.seconds, frames, callback)
     callback(share_event(ENCODING_AUDIO, 0.0))
-    features = WindowedAudioFeatures(encoders.audio_encoder, used, frames, request.tail)
+    shared = SharedAudioEncoder(encoders.audio_encoder)
+    each = [
+        WindowedAudioFeatures(shared.open, mono_16k(clip.limited(resolved.seconds)), frames, request.tail)
+        for clip in clips
+    ]
     callback(share_event(ENCODING_AUDIO, 1.0))
-    return features
+    return each[0] if len(each) == 1 else StackedFeatures(each)
 
 
 def _encode_prompts(

@@ -25,6 +25,7 @@ from .planner import Plan
 from .recorder import VideoRecorder, VideoSpec
 from .request import Request, ResolvedRequest
 from .session import Session, VideoTask
+from .speakers import PlacedSpeakers, counted_speakers
 from .utils import format_bytes
 from .video_state import (
     StateSource,
@@ -182,7 +183,8 @@ class VideoLeft:
         if store is None:
             raise StateError("The video before does not keep what a continuation needs.", "Set keep_state there.")
         e = spec.resolved
-        self.info = info_of(e, spec.request.sink_distance, spec.plan, store.network, e.first_block + e.blocks)
+        end, mask = e.first_block + e.blocks, mask_fingerprint(spec.speakers)
+        self.info = info_of(e, spec.request.sink_distance, spec.plan, store.network, end, speaker_mask=mask)
         self._store, self._session = store, session
 
     def check(self, config: ModelConfig, network: str, model: str) -> None:
@@ -203,6 +205,23 @@ class VideoLeft:
         if self._store.state is None:
             raise _gone()
         return self._store.state
+
+
+def mask_fingerprint(speakers: PlacedSpeakers | None) -> str:
+    """What tells where several speakers are; "" where there is one."""
+    return "" if speakers is None else speakers.masks.fingerprint
+
+
+def speaker_notes(start: Start | None, speakers: PlacedSpeakers | None) -> tuple[str, ...]:
+    """What is to be told where others speak than in the video before, or elsewhere in the picture."""
+    if isinstance(start, VideoTail | None):
+        return ()
+    before, now = start.info.speaker_count, 1 if speakers is None else len(speakers.audio)
+    if before != now:
+        return (f"{counted_speakers(before)} in the video before, and {counted_speakers(now)} now",)
+    if start.info.speaker_mask != mask_fingerprint(speakers):
+        return ("the speakers' masks are others than in the video before",)
+    return ()
 
 
 def _gone() -> StateError:
@@ -278,7 +297,7 @@ def video_task(
     tiles, portraits = spec.plan.vae_tiles, spec.portraits
     if state is not None:
         conditioning = continued_conditioning(
-            *asked, state, spec.audio, callback, tiles, encoded=encoded, portraits=portraits
+            *asked, state, spec.audio, callback, tiles, encoded=encoded, portraits=portraits, speakers=spec.speakers
         )
     else:
         assert spec.image is not None
@@ -292,6 +311,7 @@ def video_task(
             portraits=portraits,
             pose=spec.pose,
             tail=start.frames if isinstance(start, VideoTail) else None,
+            speakers=spec.speakers,
         )
     keep = spec.request.keep_state
     return VideoTask(
@@ -356,6 +376,7 @@ def write_left(session: Session, spec: VideoSpec, network: str, path: Path) -> V
         left.block,
         prompts.starts[version - 1] if version else 0,
         tuple(start for start in given.changes.portraits.starts if start < left.block),
+        mask_fingerprint(spec.speakers),
     )
     write_state(path, info, {**tensors, **left.tensors})
     return VideoState(path)

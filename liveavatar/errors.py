@@ -70,6 +70,10 @@ class AudioError(RequestError):
     """The sound cannot be read or used."""
 
 
+class SpeakerError(RequestError):
+    """Several speakers cannot be told apart, or one of them cannot be used."""
+
+
 class StateError(RequestError):
     """The state of a video cannot be read, or the video that is asked for cannot go on from it."""
 

@@ -14,11 +14,11 @@ import numpy as np
 from .config import BLOCK_FRAMES
 from .errors import LiveAvatarError, LoRAError, PlanError, RequestError, shown
 from .media.audio import AudioClip
-from .media.audio_file import read_audio
 from .media.image import check_image, read_image
 from .media.pose_video import PoseFile, PoseSource, pose_note
 from .placement import devices_named
 from .request import Request, ResolvedRequest, check_request, frame_count, sample_count
+from .speakers import GivenAudio, OpenedSpeakers, files_of_audio, open_audio
 from .timed_changes import TimedChange
 from .weights.lora import ExtraLoRA
 
@@ -112,26 +112,25 @@ def read_portraits(timeline: Sequence[TimedChange], notes: list[str] | None = No
 
 def read_inputs(
     image: str | os.PathLike[str] | np.ndarray | None,
-    audio: str | os.PathLike[str] | AudioClip,
+    audio: GivenAudio,
     seconds: float | None = None,
     notes: list[str] | None = None,
-) -> tuple[np.ndarray | None, AudioClip, tuple[Path, ...]]:
+) -> tuple[np.ndarray | None, AudioClip | OpenedSpeakers, tuple[Path, ...]]:
     """The image as uint8 [H, W, 3], (the first seconds of) the audio, and the files they were read from.
 
     Args:
-        image, audio: files, or what is decoded already; the image may be left out.
+        image, audio: files, or what is decoded already; the image may be left out, and speakers be given for audio.
         seconds: of the audio that are used; None: all.
         notes: a sentence is added for everything of the image that is left out or altered.
 
     Raises:
-        ImageError, AudioError: what cannot be read or used.
+        ImageError, AudioError, SpeakerError: what cannot be read or used.
     """
     pixels = (
         None if image is None else check_image(image) if isinstance(image, np.ndarray) else read_image(image, notes)
     )
-    clip = audio if isinstance(audio, AudioClip) else read_audio(audio, seconds)
-    clip = clip if seconds is None else clip.limited(seconds)  # of what came as a clip
-    return pixels, clip, tuple(Path(given) for given in (image, audio) if isinstance(given, str | os.PathLike))
+    files = [image, *files_of_audio(audio)]
+    return pixels, open_audio(audio, seconds), tuple(Path(f) for f in files if isinstance(f, str | os.PathLike))
 
 
 def used_audio(audio: AudioClip, seconds: float | None) -> tuple[AudioClip, int]:

@@ -10,14 +10,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig
 from .components import Components, files_of, network_fingerprint, notes_of, open_components, packed_of, tiny_config
-from .conditioning import NO_CONTEXTS, Contexts
+from .conditioning import NO_CONTEXTS, Contexts, encode_clips
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
 from .continuation import (
@@ -25,10 +25,12 @@ from .continuation import (
     Start,
     VideoTail,
     refuse_workers,
+    speaker_notes,
     start_of,
     with_state,
 )
 from .encoders.audio import AudioEncoder, encode_audio, gather_frame_features
+from .encoders.block_features import KnownFeatures
 from .encoders.text import prompt_notes
 from .engine.backend import Backend, LocalBackend
 from .errors import AudioError, ImageError, ModelError, RequestError
@@ -47,7 +49,7 @@ from .inputs import (
     used_audio,
     with_pose,
 )
-from .media.audio import AudioClip, audio_notes, mono_16k
+from .media.audio import AudioClip
 from .media.image import check_image
 from .media.pose_video import PoseSource, open_pose, refuse_pose_in_continuation, refuse_pose_in_workers
 from .placement import Placement
@@ -62,11 +64,10 @@ from .request import (
     resolve,
     resolve_open,
 )
+from .speakers import GivenAudio, GivenSpeakers, OpenedSpeakers, PlacedSpeakers, open_audio, spoken_notes
+from .spool import Rows
 from .video_job import AudioInput, VideoJob
 from .video_state import VideoState
-
-if TYPE_CHECKING:
-    pass
 
 
 class LiveAvatarPipeline:
@@ -137,7 +138,7 @@ class LiveAvatarPipeline:
     def __call__(
         self,
         image: str | os.PathLike[str] | np.ndarray | None,
-        audio: str | os.PathLike[str] | AudioClip,
+        audio: GivenAudio,
         prompt: str | None = None,
         *,
         request: Request | None = None,
@@ -149,7 +150,7 @@ class LiveAvatarPipeline:
 
         Args:
             image: a file, or uint8 [H, W, 3]. A video that goes on from a state needs none.
-            audio: a file, or an `AudioClip`.
+            audio: a file or an `AudioClip`; or several speakers in one picture, each with a mask (see `Speaker`).
             prompt: what the video shows; None: that of the request.
             request: what to make; by default `Request()`.
             continue_from: what another video has left: the file of a state, or `VideoJob.left`; or an MP4, from whose
@@ -169,7 +170,7 @@ class LiveAvatarPipeline:
     def describe(
         self,
         image: str | os.PathLike[str] | np.ndarray | None,
-        audio: str | os.PathLike[str] | AudioClip,
+        audio: GivenAudio,
         request: Request,
         start: Start | None = None,
         pose: GivenPose | None = None,
@@ -192,14 +193,15 @@ class LiveAvatarPipeline:
         if image is None and isinstance(start, VideoTail):
             image = start.first
         portraits = read_portraits(request.timeline, notes)
-        pixels, clip, inputs = read_inputs(image, audio, request.seconds, notes)
+        pixels, spoken, inputs = read_inputs(image, audio, request.seconds, notes)
         size = None if pixels is None else (pixels.shape[1], pixels.shape[0])
         source = open_pose(pose)
-        resolved, plan = self._plan(request, size, clip, (*notes, *audio_notes(clip)), start, source)
+        notes += spoken_notes(spoken)
+        resolved, plan, clip, speakers = self._placed(request, size, spoken, notes, start, source)
         inputs += (*portraits, *files_of(self.components), *pose_files(source))
         inputs += (start.path,) if isinstance(start, VideoState | VideoTail) else ()
         changed = tuple((block, portraits[file]) for block, file in resolved.portrait_changes)
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed, source)
+        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed, source, speakers)
 
     @property
     def config(self) -> ModelConfig:
@@ -220,6 +222,7 @@ class LiveAvatarPipeline:
         notes: Sequence[str] = (),
         *,
         pose: PoseSource | None = None,
+        speaker_count: int = 1,
     ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make; loads nothing.
 
@@ -228,6 +231,7 @@ class LiveAvatarPipeline:
             samples, rate: length of the audio.
             notes: what is to be told of the inputs, a sentence each.
             pose: the pose video that is followed.
+            speaker_count: how many speak.
 
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
@@ -235,7 +239,31 @@ class LiveAvatarPipeline:
         refuse_pose_in_workers(pose is not None and self.placement.processes)
         notes = (*notes, *self._checked(request))
         resolved = resolve(request, image_size, samples, rate, notes)
+        resolved = dataclasses.replace(resolved, speaker_count=speaker_count)
         return self._planned(resolved if pose is None else with_pose(resolved, request, pose))
+
+    def _placed(
+        self,
+        request: Request,
+        image_size: tuple[int, int] | None,
+        spoken: AudioClip | OpenedSpeakers,
+        notes: Sequence[str],
+        start: Start | None,
+        pose: PoseSource | None = None,
+    ) -> tuple[ResolvedRequest, Plan, AudioClip, PlacedSpeakers | None]:
+        """As `_plan`, of one voice or of several speakers; with the audio of the file, and where speakers are.
+
+        Without an image their masks lie over the frame of the video before.
+        """
+        audio, several = (spoken, None) if isinstance(spoken, AudioClip) else (spoken.audio, spoken)
+        if several is not None:
+            several.check_lengths(request)
+        count = 1 if several is None else len(several)
+        resolved, plan = self._plan(request, image_size, audio, notes, start, pose, count)
+        frame = resolved.width, resolved.height
+        speakers = None if several is None else several.placed(image_size or frame, *frame, request.fit)
+        notes = (*resolved.notes, *speaker_notes(start, speakers))
+        return dataclasses.replace(resolved, notes=notes), plan, audio, speakers
 
     def _plan(
         self,
@@ -245,6 +273,7 @@ class LiveAvatarPipeline:
         notes: Sequence[str],
         start: Start | None,
         pose: PoseSource | None = None,
+        speaker_count: int = 1,
     ) -> tuple[ResolvedRequest, Plan]:
         """As `plan`, also of a video that goes on from what another one left; its image may be left out."""
         refuse_workers(self.placement.processes, request, start)
@@ -256,7 +285,8 @@ class LiveAvatarPipeline:
             request = start.info.request_for(request, image_size)
             image_size = start.info.width, start.info.height
         assert image_size is not None
-        resolved, plan = self.plan(request, image_size, len(audio.samples), audio.rate, notes, pose=pose)
+        length = len(audio.samples), audio.rate
+        resolved, plan = self.plan(request, image_size, *length, notes, pose=pose, speaker_count=speaker_count)
         return with_state(resolved, plan, self.config, asked, start), plan
 
     @functools.cached_property
@@ -264,9 +294,12 @@ class LiveAvatarPipeline:
         """What tells the network from another one; see `network_fingerprint`."""
         return network_fingerprint(self.components)
 
-    def plan_open(self, request: Request, image_size: tuple[int, int]) -> tuple[ResolvedRequest, Plan]:
+    def plan_open(
+        self, request: Request, image_size: tuple[int, int], speaker_count: int = 1
+    ) -> tuple[ResolvedRequest, Plan]:
         """What a request would really make where nobody knows how long the sound will be; as `plan`."""
-        return self._planned(resolve_open(request, image_size, self._checked(request)))
+        resolved = resolve_open(request, image_size, self._checked(request))
+        return self._planned(dataclasses.replace(resolved, speaker_count=speaker_count))
 
     def _checked(self, request: Request) -> tuple[str, ...]:
         """What is to be told of the prompts of a request that can be made."""
@@ -314,7 +347,7 @@ class LiveAvatarPipeline:
 
     def encode_audio(
         self,
-        audio: AudioClip,
+        audio: AudioClip | GivenSpeakers,
         seconds: float | None = None,
         callback: Callback = ignore,
         audio_encoder: AudioEncoder | None = None,
@@ -322,24 +355,34 @@ class LiveAvatarPipeline:
         """Encode (the first seconds of) audio; the audio encoder comes and goes. Long audio waits for its video.
 
         Args:
-            audio: at any rate.
+            audio: at any rate; or several speakers, whose masks are only read (see `prepare`).
             seconds: of it that are used; None: all.
             callback: called with the progress; what it raises ends the work.
             audio_encoder: encodes instead of the model's own.
 
         Raises:
             AudioError: too short; the audio encoder is another one than the network was trained with.
+            SpeakerError: as `open_audio`.
         """
-        used, blocks = used_audio(audio, seconds)
+        spoken = audio if isinstance(audio, AudioClip) else open_audio(audio, seconds)
+        speakers = None if isinstance(spoken, AudioClip) else spoken
+        if speakers is not None:
+            speakers.check_lengths(Request(seconds=seconds))
+        used, blocks = used_audio(spoken if isinstance(spoken, AudioClip) else spoken.audio, seconds)
+        notes = spoken_notes(used if speakers is None else speakers)
         if audio_encoder is None and is_long_audio(len(used.samples), used.rate):
-            return AudioInput(used, None, audio_notes(used))
-        samples, frames = mono_16k(used), blocks * BLOCK_FRAMES
-        if audio_encoder is None:
-            features = self.encoders().encode_audio(samples, frames, "silence", callback)
-        else:
+            return AudioInput(used, None, notes, speakers)
+        if audio_encoder is not None:
             self._check_audio_encoder(audio_encoder.layers, audio_encoder.channels)
-            features = encode_audio(audio_encoder, samples, frames, callback=callback)
-        return AudioInput(used, features, audio_notes(used))
+
+        def encode(samples: np.ndarray | Rows, frames: int, callback: Callback) -> KnownFeatures:
+            if audio_encoder is None:
+                return self.encoders().encode_audio(samples, frames, "silence", callback)
+            return encode_audio(audio_encoder, samples, frames, callback=callback)
+
+        clips = (used,) if speakers is None else speakers.each
+        features = encode_clips(encode, clips, used.seconds, blocks * BLOCK_FRAMES, callback)
+        return AudioInput(used, features, notes, speakers)
 
     def from_audio_states(
         self, audio: AudioClip, states: Sequence[torch.Tensor], seconds: float | None = None
@@ -383,9 +426,9 @@ class LiveAvatarPipeline:
         check_image(image)
         for found in (context, *contexts.values()):
             self._check_context(found)
-        size, samples, start = (image.shape[1], image.shape[0]), audio.audio, start_of(continue_from)
-        source = open_pose(pose)
-        resolved, plan = self._plan(request, size, samples, (*audio.notes, *notes), start, source)
+        size, start, source = (image.shape[1], image.shape[0]), start_of(continue_from), open_pose(pose)
+        spoken, told = audio.speakers or audio.audio, (*audio.notes, *notes)
+        resolved, plan, clip, speakers = self._placed(request, size, spoken, told, start, source)
         if (features := audio.features) is not None:
             if features.blocks < resolved.blocks:
                 raise AudioError(
@@ -394,7 +437,7 @@ class LiveAvatarPipeline:
                 )
             self._check_audio_encoder(features.layers, features.channels)
         files = (*files_of(self.components), *pose_files(source))
-        spec = VideoSpec(self.components, request, resolved, plan, image, samples, files, pose=source)
+        spec = VideoSpec(self.components, request, resolved, plan, image, clip, files, (), source, speakers)
         return VideoJob(self, spec, audio, context, contexts, start)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:

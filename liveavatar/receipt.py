@@ -24,6 +24,7 @@ from .utils import is_overloaded
 
 if TYPE_CHECKING:
     from .attention_choice import AttentionUse
+    from .speakers import SpeakerReport
     from .weights.lora import LoRAReport
 
 Status = Literal["running", "complete", "cancelled", "failed"]
@@ -85,6 +86,7 @@ class Receipt:
         peak_memory: see `peak_memory`.
         attention: what self-attention was done with on each device, and how far that is from float32.
         loras: what each LoRA that was merged into the network changed, the distillation LoRA first.
+        speakers: where there are several.
     """
 
     status: Status
@@ -104,6 +106,7 @@ class Receipt:
     peak_memory: PeakMemory | None = None
     loras: tuple[LoRAReport, ...] = ()
     attention: tuple[AttentionUse, ...] = ()
+    speakers: tuple[SpeakerReport, ...] = ()
 
 
 def write_receipt(path: Path, receipt: Receipt, claim: OutputClaim | None = None) -> None:

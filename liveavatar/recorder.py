@@ -41,6 +41,7 @@ from .receipt import (
 )
 from .request import Request, ResolvedRequest
 from .session import Session
+from .speakers import PlacedSpeakers, SpeakerReport
 from .streams import FrameStream, to_rgb24
 from .utils import format_bytes, load_average
 
@@ -63,6 +64,7 @@ class VideoSpec:
         inputs: the files they and the model are read from, which no output may replace.
         portraits: images that take the place of the first one, with the blocks they begin at.
         pose: a pose video that is followed.
+        speakers: whose sounds are heard where in the frame, where there are several; `audio` is all of them together.
     """
 
     components: Components
@@ -74,6 +76,12 @@ class VideoSpec:
     inputs: tuple[Path, ...] = ()
     portraits: tuple[tuple[int, np.ndarray], ...] = ()
     pose: PoseSource | None = None
+    speakers: PlacedSpeakers | None = None
+
+    @property
+    def speaker_reports(self) -> tuple[SpeakerReport, ...]:
+        """Of several speakers."""
+        return () if self.speakers is None else self.speakers.reports
 
 
 class VideoRecorder:
@@ -116,6 +124,7 @@ class VideoRecorder:
             versions=versions(),
             started=now(),
             loras=loras_of(spec.components),
+            speakers=spec.speaker_reports,
         )
 
     @contextlib.contextmanager
@@ -210,6 +219,8 @@ class VideoRecorder:
         e, plan = self.spec.resolved, self.spec.plan
         summary = {"model": plan.model, "stages": str(plan.partition), "dtype": plan.dtype}
         comment = {**summary, **dataclasses.asdict(e), "plan": plan}
+        if self.spec.speakers is not None:
+            comment["speakers"] = self.spec.speaker_reports
         return VideoWriter(
             self.out,
             e.width,

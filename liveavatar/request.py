@@ -246,6 +246,7 @@ class VideoShape:
         keeps_audio_encoder: whether the audio encoder works while blocks are made.
         live: whether blocks are to be made at the pace of speech, and soon.
         pose: whether a pose video is encoded beside the blocks.
+        speaker_count: how many speakers are heard in one picture.
     """
 
     width: int
@@ -256,6 +257,7 @@ class VideoShape:
     keeps_audio_encoder: bool = False
     live: bool = False
     pose: bool = False
+    speaker_count: int = 1
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -286,6 +288,7 @@ class ResolvedRequest:
         prompt_changes, portrait_changes: `(block, what)`: prompts, and files of portraits, that take the place of the
             first ones; blocks are counted from its own first one.
         pose: whether it follows a pose video.
+        speaker_count: how many speak in it.
     """
 
     width: int
@@ -304,6 +307,7 @@ class ResolvedRequest:
     prompt_changes: tuple[tuple[int, str], ...] = ()
     portrait_changes: tuple[tuple[int, Path], ...] = ()
     pose: bool = False
+    speaker_count: int = 1
 
     @property
     def shape(self) -> VideoShape:
@@ -317,6 +321,7 @@ class ResolvedRequest:
             keeps_audio_encoder=self.is_open or self.long_audio,
             live=self.is_open,
             pose=self.pose,
+            speaker_count=self.speaker_count,
         )
 
     @property

@@ -21,7 +21,7 @@ import torch
 
 from .attention_choice import AttentionUse
 from .config import BLOCK_LATENTS
-from .encoders.audio import BlockFeatures
+from .encoders.block_features import BlockFeatures
 from .errors import Cancelled
 from .events import GENERATING, Callback, Event, ignore
 from .planner import Plan
@@ -43,11 +43,12 @@ class Conditioning:
         reference: latent of the image [16, 1, h, w].
         motion: latents of the image standing still for 73 frames [16, 19, h, w].
         prompt: prompt features [n, text_dim].
-        audio: features of every block.
+        audio: features of every block, of each speaker.
         changes: of prompt (features) and portrait, on the way.
         before: latents [16, 3 n, h, w] of the blocks before the first, which its decoder has to have seen; None: there
             are none.
         pose: of every block; None where no pose is followed.
+        speaker_mask: who is heard in which token, as of `AudioTokens`; None for a single speaker.
     """
 
     reference: torch.Tensor
@@ -57,6 +58,7 @@ class Conditioning:
     changes: Changes = dataclasses.field(default_factory=Changes)
     before: torch.Tensor | None = None
     pose: PoseLatents | None = None
+    speaker_mask: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)

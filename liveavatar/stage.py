@@ -67,6 +67,7 @@ class StageConditioning:
         clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
         changes: of prompt (embedded) and portrait.
         pose: block -> its pose latents [16, 3, h, w]; None where no pose is followed.
+        speaker_mask: who is heard in which token [speakers, 3 S, 1], in every block; None for a single speaker.
     """
 
     rows: int
@@ -81,6 +82,7 @@ class StageConditioning:
     clip_blocks: int = CLIP_BLOCKS
     changes: Changes = dataclasses.field(default_factory=Changes)
     pose: Callable[[int], torch.Tensor] | None = None
+    speaker_mask: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +173,8 @@ class Stage:
         """By version of the prompt; at most two are kept."""
         self._text_kv_of(0)
         self._motion_rope = self.grid.motion()
+        given = conditioning.speaker_mask
+        self._speaker_mask = None if given is None else _own(given.to(device, dtype))
         window = window_tokens(self.grid.tokens, conditioning.clip_blocks)
         shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
         caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device, pinned)
@@ -216,7 +220,7 @@ class Stage:
         caches = self._block_caches(task)
         tokens = self._embedded(task.block, inputs.latent) if inputs.tokens is None else inputs.tokens
         audio = self.conditioning.audio(task.block).to(self.device)
-        audio = AudioTokens(_own(audio.frame), _own(audio.tokens), audio.mask)
+        audio = AudioTokens(_own(audio.frame), _own(audio.tokens), self._speaker_mask)
         rope = self.grid.block(task.block)
         text_kv = self._text_kv_of(self.conditioning.changes.prompts.version(task.block))
         tokens = self.net.run_layers(tokens, self.modulation[step], rope, text_kv, caches, audio, self.ops)

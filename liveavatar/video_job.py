@@ -14,7 +14,7 @@ from .codec import vae_decoder
 from .conditioning import NO_CONTEXTS, Contexts, Encoded
 from .config import ModelConfig
 from .continuation import Start, StateStore, VideoLeft, check_state_path, video_task
-from .encoders.audio import AudioFeatures
+from .encoders.block_features import KnownFeatures
 from .errors import RequestError, shown
 from .events import Callback, Event, ignore
 from .media.audio import AudioClip
@@ -22,6 +22,7 @@ from .planner.disk import TemporaryBytes
 from .receipt import Receipt
 from .recorder import VideoRecorder, VideoSpec, check_outputs
 from .session import OpenDecoder, Session
+from .speakers import OpenedSpeakers
 from .streams import FrameStream
 
 if TYPE_CHECKING:
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AudioInput:
-    """Encoded audio, with the clip it was made of.
+    """Encoded audio of one voice or of several speakers, with the clip it was made of.
 
     Attributes:
-        audio: what is put into the video, all of it.
+        audio: what is put into the video, all of it; of several speakers, all together.
         features: of every block of it; None of long audio, which is encoded while its video is made.
         notes: what is to be told of it, a sentence each.
+        speakers: with their masks, where there are several.
     """
 
     audio: AudioClip
-    features: AudioFeatures | None
+    features: KnownFeatures | None
     notes: tuple[str, ...] = ()
+    speakers: OpenedSpeakers | None = None
 
 
 class VideoJob:

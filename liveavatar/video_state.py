@@ -60,6 +60,8 @@ FORMAT = "liveavatar state 1"
 """The mark by which a state is known from any other safetensors file, its metadata `format`."""
 CHANNELS = 16
 _MOST_BLOCKS = 1 << 40
+_OLDER = {"speaker_count": 1, "speaker_mask": ""}
+"""What states are taken to say that were written before it was kept."""
 _NEAREST = "Give a file that --save-state has written, or an MP4 to continue from its last frames."
 _INHERITED = ("steps", "clip_blocks", "sink_distance")
 """Fields of a request that a continued video has from the state."""
@@ -79,6 +81,7 @@ class StateInfo:
         prompt_start: the block from which it has been in use.
         portraits: blocks at which another portrait has taken the first one's place.
         dtype, threads, weights, kv_dtype: what it was computed with; with others the numbers differ a little.
+        speaker_count, speaker_mask: how many spoke, and what tells where; "" of one.
     """
 
     block: int
@@ -97,6 +100,8 @@ class StateInfo:
     threads: int
     weights: str
     kv_dtype: str
+    speaker_count: int = 1
+    speaker_mask: str = ""
 
     @property
     def seconds(self) -> float:
@@ -186,6 +191,7 @@ def info_of(
     block: int,
     prompt_start: int = 0,
     portraits: tuple[int, ...] = (),
+    speaker_mask: str = "",
 ) -> StateInfo:
     """The header of what a video has left before a block."""
     e, computed = resolved, _computed_with(plan)
@@ -206,6 +212,8 @@ def info_of(
         threads=plan.threads,
         weights=computed["weights"],
         kv_dtype=computed["kv_dtype"],
+        speaker_count=e.speaker_count,
+        speaker_mask=speaker_mask,
     )
 
 
@@ -368,6 +376,7 @@ def _info(saved: Any) -> StateInfo:
     Raises:
         KeyError, TypeError, ValueError: it was not written so.
     """
+    saved = {**_OLDER, **saved}
     given = {field.name: saved[field.name] for field in dataclasses.fields(StateInfo)}
     distance = given["sink_distance"]
     recorded = tuple(tuple(map(int, steps)) for steps in distance["recorded"])
@@ -380,13 +389,14 @@ def _info(saved: Any) -> StateInfo:
         info.clip_blocks: MAX_CLIP_BLOCKS,
         info.width: MAX_AREA,
         info.height: MAX_AREA // max(1, info.width),
+        info.speaker_count: _MOST_BLOCKS,
     }
     whole = all(type(n) is int and 0 < n <= most for n, most in limits.items())
     whole = whole and all(type(n) is int and 0 <= n <= MAX_SEED for n in (info.seed, info.prompt_start))
     if not whole or info.width % SIZE_MULTIPLE or info.height % SIZE_MULTIPLE:
         raise ValueError("numbers that no video has")
-    if not isinstance(info.prompt, str | None):
-        raise TypeError("a prompt that is no text")
+    if not isinstance(info.prompt, str | None) or not isinstance(info.speaker_mask, str):
+        raise TypeError("a prompt or a fingerprint that is no text")
     return info
 
 

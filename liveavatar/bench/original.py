@@ -114,7 +114,7 @@ class OriginalNetwork:
             ModelError: it was to be compiled, and cannot be.
         """
         if block not in self._audio:
-            self._audio = {block: self._put(self._job.conditioning.audio.block(block))[None]}
+            self._audio = {block: self._put(self._job.conditioning.audio.block(block))}
         start = block * BLOCK_LATENTS * self._frame_tokens
         distance = self._job.distance.at(self._job.resolved.seed, block, self._step)
         with _drawn(distance):

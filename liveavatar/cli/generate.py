@@ -18,6 +18,7 @@ from .options import (
     parts_of,
     request_of,
 )
+from .speakers import add_audio_arguments, speaker_lines, spoken_of
 from .tables import note_lines, plan_lines, receipt_lines, resolved_lines
 from .terminal import BROKEN_OFF, CANCELLED, REFUSED, ProgressLine, say, say_error
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="P", help="the portrait, any picture file; needed unless --continue names another video"
     )
-    parser.add_argument("--audio", required=True, metavar="W", help="the voice, any sound file")
+    add_audio_arguments(parser)
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help="what the video shows, in words")
     add_pose_arguments(parser)
     default = OUTPUT / "avatar.mp4"
@@ -71,19 +72,21 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     check_worker_options(arguments)
+    spoken = spoken_of(arguments)
     if arguments.image is None and arguments.continue_from is None:
         raise RequestError("The following arguments are required: --image.", "Name a picture; see generate --help.")
     from ..continuation import size_of, start_of
     from ..files import is_stream, path_of
     from ..pipeline import LiveAvatarPipeline
     from ..recorder import check_outputs
+    from ..speakers import files_of_audio
 
     out = path_of(arguments.out, "The video")
     if out.parent == OUTPUT:
         with contextlib.suppress(FileExistsError):  # a file of that name: said by the next line
             OUTPUT.mkdir(exist_ok=True)
     a = arguments
-    given = (a.image, a.audio, a.timeline, a.pose, a.token_file, a.continue_from)
+    given = (a.image, a.timeline, a.pose, a.token_file, a.continue_from, *files_of_audio(spoken))
     receipt_path = check_outputs(out, arguments.receipt, filter(None, given))
     progress, quiet = ProgressLine(arguments.quiet), arguments.quiet or is_stream(receipt_path)
     try:
@@ -93,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             if start is not None and arguments.size is None:
                 request = dataclasses.replace(request, size=size_of(start))
             given_pose = arguments.pose
-            made = pipeline(arguments.image, arguments.audio, request=request, continue_from=start, pose=given_pose)
+            made = pipeline(arguments.image, spoken, request=request, continue_from=start, pose=given_pose)
             with contextlib.closing(made) as video:
                 if not quiet:
                     say(_spec_lines(video.spec, arguments.model, out))
@@ -114,4 +117,5 @@ def _spec_lines(spec: VideoSpec, model: str, out: Path) -> list[str]:
     notes = [f"{out} is there already and will be replaced"] if out.exists() else []
     notes += [*spec.resolved.notes, *([_ABOUT[model]] if model in _ABOUT else []), *spec.plan.notes]
     notes += [_ABOUT_POSE] if spec.pose is not None and model in _ABOUT else []
-    return [*resolved_lines(spec.resolved), *plan_lines(spec.plan), *note_lines(notes)]
+    speakers = speaker_lines(spec.speaker_reports)
+    return [*resolved_lines(spec.resolved), *speakers, *plan_lines(spec.plan), *note_lines(notes)]

@@ -22,6 +22,7 @@ from .options import (
     request_of,
 )
 from .parser import number
+from .speakers import add_speaker_count_argument, check_speaker_count
 from .tables import live_lines, note_lines, plan_lines, resolved_lines, simulation_lines
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="P", help="the portrait (default: a picture of the asked aspect)")
     parser.add_argument("--audio", metavar="W", help="the voice (default: --seconds of sound, or 10)")
     parser.add_argument("--prompt", default=DEFAULT_PROMPT, metavar="T", help=argparse.SUPPRESS)
+    add_speaker_count_argument(parser)
     add_pose_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--simulate", action="store_true", help="play the pipeline: throughput, delay, waiting")
@@ -80,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_placement_options(arguments)
     check_request(request)
     _check_live(arguments)
+    check_speaker_count(arguments.speakers)
     from ..charts import draw_memory
     from ..live.pace import LOOKAHEAD_SECONDS
     from ..media.audio import audio_notes
@@ -101,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     components, config = _model(arguments)
     notes += _prompt_notes(components, arguments.model, config, arguments.prompt)
     resolved = resolve_open(request, image, notes) if arguments.live else resolve(request, image, *length, notes)
+    resolved = dataclasses.replace(resolved, speaker_count=arguments.speakers)
     if arguments.pose:
         resolved = _with_pose(arguments, request, resolved)
     resolved, plan = _plan(arguments, components, config, resolved)

@@ -25,16 +25,17 @@ _BESIDE = ("conditions", "VAE", "audio encoder", "contexts")
 def resolved_lines(resolved: ResolvedRequest) -> list[str]:
     """What will be made."""
     e = resolved
+    speakers = "" if e.speaker_count == 1 else f", {e.speaker_count} speakers"
     if e.is_open:
         return [
             f"video   {e.width}x{e.height}, live, at 25 fps",
-            f"work    blocks of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
+            f"work    blocks of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}{speakers}",
         ]
     changes = [(block, f"prompt: {text}") for block, text in e.prompt_changes]
     changes += [(block, f"portrait: {file}") for block, file in e.portrait_changes]
     return [
         f"video   {e.width}x{e.height}, {counted(e.frames, 'frame')} at 25 fps, {e.seconds:.2f} s",
-        f"work    {counted(e.blocks, 'block')} of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}",
+        f"work    {counted(e.blocks, 'block')} of 12 frames, {counted(e.steps, 'step')} each, seed {e.seed}{speakers}",
         *(f"change  at {(BLOCK_FRAMES * b - e.drop) / FPS:.2f} s (block {b}), {what}" for b, what in sorted(changes)),
     ]
 

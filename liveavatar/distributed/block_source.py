@@ -53,7 +53,7 @@ class BlockSource:
         return block < self._let_in
 
     def features(self, block: int) -> torch.Tensor:
-        """Of its audio: [layers, channels, 12], float32."""
+        """Of its audio: [speakers, layers, channels, 12], float32."""
         return self._given.audio.block(block) if self._features is None else torch.from_numpy(self._features.get(block))
 
     def prompt(self, block: int) -> torch.Tensor | None:

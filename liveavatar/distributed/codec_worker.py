@@ -104,7 +104,7 @@ class CodecWorker(BaseWorker):
         features = self._audio[number].features
         if features is None:
             raise RuntimeError("no audio is encoded")
-        return torch.cat([features.block(b).permute(2, 0, 1) for b in range(block, block + count)]).numpy()
+        return torch.cat([features.block(b)[0].permute(2, 0, 1) for b in range(block, block + count)]).numpy()
 
     def close_audio(self, number: int) -> None:
         """End `encode_audio` before its next window, and free its features."""

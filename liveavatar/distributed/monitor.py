@@ -211,6 +211,7 @@ class RunMonitor:
                 motion=_own(material.motion),
                 compiler=compiler.COMPILER if self._plan.compiled else "",
                 attention=self._plan.attention,
+                speaker_mask=None if material.speaker_mask is None else _own(material.speaker_mask),
             )
             calls[stage] = worker.call("begin", spec, conditions)
         # Workers accept blocks and requests for events only once the run has begun.

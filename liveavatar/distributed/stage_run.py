@@ -195,6 +195,7 @@ class StageRun:
             audio=self._queue.audio,
             clip_blocks=o.clip_blocks,
             changes=self._queue.changes,
+            speaker_mask=o.speaker_mask,
         )
         storage, work = self.load_spec.storage, self._ops
         return Stage(self._net, self._steps, conditions, self._device, self._dtype, storage, work, self._pinned)

@@ -181,6 +181,7 @@ class RunSpec:
         reference, motion: latents of the image, [16, 1, h, w] and [16, 19, h, w].
         compiler: what layers were compiled with; "" where they work as they are written.
         attention: backend of self-attention.
+        speaker_mask: who is heard in which token, as of `StageConditioning`.
     """
 
     run: int
@@ -200,6 +201,7 @@ class RunSpec:
     motion: torch.Tensor
     compiler: str
     attention: str = "auto"
+    speaker_mask: torch.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,12 +158,14 @@ class StageWorker(BaseWorker):
         self._models.release()
         remove_shared_folder(self._log)
 
-    def compile(self, size: tuple[int, int], compiler: str, clip_blocks: int, attention: str, form: int) -> str:
-        """Compile its layers for a width and height and a length of clips, and run them once, in one form of a task;
-        why that cannot be done, "" where it was."""
+    def compile(
+        self, size: tuple[int, int], compiler: str, clip_blocks: int, attention: str, speakers: int, form: int
+    ) -> str:
+        """Compile its layers for a width and height, a length of clips and so many speakers, and run them once, in one
+        form of a task; why that cannot be done, "" where it was."""
         spec = self._loaded_spec
         with torch.inference_mode(), cpu_threads(spec.threads):
-            compiled, dtype = self._compiled(size, compiler, clip_blocks), getattr(torch, spec.dtype)
+            compiled, dtype = self._compiled(size, compiler, clip_blocks, speakers), getattr(torch, spec.dtype)
             try:
                 compiled.warm_up(self._net(), form, dtype, self._attention(attention).kernel)
             except CompileError as error:
@@ -221,12 +223,12 @@ class StageWorker(BaseWorker):
         """Embedded audio of a block for all stages, and the embedded prompt that holds from it on, if one does.
 
         Args:
-            features: of the audio [audio_layers, audio_dim, 12].
+            features: of the audio [speakers, audio_layers, audio_dim, 12].
             context: features of the prompt [n, text_dim].
         """
         with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
             net = self._embedders()
-            audio, text = net.embed_audio(features[None]), None if context is None else net.embed_text(context).cpu()
+            audio, text = net.embed_audio(features), None if context is None else net.embed_text(context).cpu()
             return audio.frame.cpu(), audio.tokens.cpu(), text
 
     def complete_snapshots(self, folder: str, stage: int, steps: tuple[int, int]) -> tuple[int, ...]:
@@ -294,7 +296,10 @@ class StageWorker(BaseWorker):
 
     def _ops(self, spec: RunSpec) -> LayerOps:
         height, width = (n * SPATIAL_STRIDE for n in spec.size)
-        ops = self._compiled((width, height), spec.compiler, spec.clip_blocks).ops if spec.compiler else EAGER
+        speakers = 1 if spec.speaker_mask is None else len(spec.speaker_mask)
+        ops = EAGER
+        if spec.compiler:
+            ops = self._compiled((width, height), spec.compiler, spec.clip_blocks, speakers).ops
         return ops.attending(self._attention(spec.attention).kernel)
 
     def _attention(self, name: str) -> ChosenAttention:
@@ -302,9 +307,9 @@ class StageWorker(BaseWorker):
         spec, head_dim = self._loaded_spec, self._net().config.head_dim
         return choose_attention(name, torch.device(spec.device), getattr(torch, spec.dtype), head_dim)
 
-    def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int) -> CompiledLayers:
+    def _compiled(self, size: tuple[int, int], compiler: str, clip_blocks: int, speakers: int) -> CompiledLayers:
         spec = self._loaded_spec
-        return self._models.compiled(spec.device, size, spec.threads, compiler, clip_blocks)
+        return self._models.compiled(spec.device, size, spec.threads, compiler, clip_blocks, speakers)
 
     def _net(self) -> CausalS2VTransformer:
         spec = self._loaded_spec

@@ -308,7 +308,7 @@ class WorkerHandle:
         loaded_bytes: bytes of weights by device.
         shared_bytes: bytes among them in host memory that other workers of its machine can share, by the memory's name.
         compiled: for which width and height, by which compiler, for how many blocks of a clip, with which
-            attention.
+            attention, for how many speakers.
         pending_stop: reference of the answer to `stop`, while it is pending.
     """
 
@@ -322,7 +322,7 @@ class WorkerHandle:
     load_spec: LoadSpec | None = None
     loaded_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
     shared_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
-    compiled: set[tuple[tuple[int, int], str, int, str]] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[tuple[int, int], str, int, str, int]] = dataclasses.field(default_factory=set)
     pending_stop: Any = None
 
     @classmethod
@@ -457,6 +457,7 @@ def all_compiled(plan: Plan, workers: list[WorkerHandle]) -> bool:
     return not plan.compiled or all(_wanted(plan) in worker.compiled for worker in workers)
 
 
-def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int, str]:
-    """What layers are compiled for: the size of the image, the compiler, the blocks of a clip, and the attention."""
-    return plan.size, compiler.COMPILER, plan.clip_blocks, plan.attention
+def _wanted(plan: Plan) -> tuple[tuple[int, int], str, int, str, int]:
+    """What layers are compiled for: the size of the image, the compiler, the blocks of a clip, the attention, and how
+    many speak."""
+    return plan.size, compiler.COMPILER, plan.clip_blocks, plan.attention, plan.speaker_count

@@ -84,28 +84,6 @@ def interpolation(features: int, steps: int, indices: np.ndarray) -> tuple[np.nd
     return left, (rest / over).astype(np.float32)
 
 
-class BlockFeatures(Protocol):
-    """Where the audio features of blocks come from.
-
-    Attributes:
-        layers, channels: hidden states per frame and their width.
-    """
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    def block(self, b: int) -> torch.Tensor:
-        """Block b as float32 [layers, channels, 12] on the CPU."""
-        ...
-
-    def close(self) -> None:
-        """Let memory and files go."""
-        ...
-
-
 class AudioFeatures:
     """Hidden states per video frame, handed out by block. Blocks may be read in any order and from several threads.
 
@@ -142,7 +120,7 @@ class AudioFeatures:
         self._spool.append(rows.reshape(len(rows), -1))
 
     def block(self, b: int) -> torch.Tensor:
-        """Block b as float32 [layers, channels, 12] on the CPU.
+        """Block b as float32 [1, layers, channels, 12] on the CPU.
 
         Raises:
             IndexError: no such block.
@@ -152,7 +130,7 @@ class AudioFeatures:
         if not 0 <= b < self.blocks:
             raise IndexError(f"block {b} of {self.blocks}")
         rows = torch.from_numpy(self._spool.read(b * BLOCK_FRAMES, (b + 1) * BLOCK_FRAMES))
-        return rearrange(rows, "frames (layers c) -> layers c frames", layers=self.layers).contiguous()
+        return rearrange(rows, "frames (layers c) -> 1 layers c frames", layers=self.layers).contiguous()
 
     def share(self) -> AudioFeatures:
         """The same features, for somebody who closes them too: they go when all have closed theirs."""
@@ -165,27 +143,6 @@ class AudioFeatures:
         if not self._closed:
             self._closed = True
             self._spool.close()
-
-
-class ShiftedFeatures:
-    """Features of a video that continues another one: its blocks are counted from the other's.
-
-    Args:
-        features: of its own sound.
-        first_block: the number of its first block.
-    """
-
-    def __init__(self, features: BlockFeatures, first_block: int):
-        self._features, self._first_block = features, first_block
-        self.layers, self.channels = features.layers, features.channels
-
-    def block(self, b: int) -> torch.Tensor:
-        """See `BlockFeatures`."""
-        return self._features.block(b - self._first_block)
-
-    def close(self) -> None:
-        """See `BlockFeatures`."""
-        self._features.close()
 
 
 ALL_ROWS = slice(None)
@@ -404,7 +361,7 @@ class WindowedAudioFeatures:
         return self.frames // BLOCK_FRAMES
 
     def block(self, b: int) -> torch.Tensor:
-        """Block b as float32 [layers, channels, 12] on the CPU.
+        """Block b as float32 [1, layers, channels, 12] on the CPU.
 
         Raises:
             IndexError: no such block.
@@ -421,7 +378,7 @@ class WindowedAudioFeatures:
             rows[: len(audible)] = (1 - w) * self._rows(left) + w * self._rows(right)
             if b == self.blocks - 1:
                 self._forget()
-        return rearrange(torch.from_numpy(rows), "frames layers c -> layers c frames").contiguous()
+        return rearrange(torch.from_numpy(rows), "frames layers c -> 1 layers c frames").contiguous()
 
     def close(self) -> None:
         """Let the audio encoder and the windows go."""

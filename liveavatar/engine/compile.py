@@ -48,13 +48,16 @@ class CompiledLayers:
         size: width and height of the image.
         compiler: backend of `torch.compile`.
         window_blocks: blocks a KV cache holds.
+        speakers: how many are heard in one picture.
 
     Attributes:
         forms: of a task (see `forms`).
     """
 
-    def __init__(self, device: torch.device, size: tuple[int, int], compiler: str, window_blocks: int):
-        self.window_blocks, self.forms = window_blocks, forms(window_blocks)
+    def __init__(
+        self, device: torch.device, size: tuple[int, int], compiler: str, window_blocks: int, speakers: int = 1
+    ):
+        self.window_blocks, self.forms, self.speakers = window_blocks, forms(window_blocks), speakers
         self.device, self.columns, self.rows = device, *(n // _PATCH for n in size)
         self._compiler = compiler
         self._compiled: weakref.WeakKeyDictionary[CausalS2VTransformer, set[tuple[int, str]]] = (
@@ -94,7 +97,8 @@ class CompiledLayers:
         try:
             grid = RopeGrid(self.rows, self.columns, net.config.head_dim, self.device)
             with _room_for(self.forms):
-                _run_once(net, grid, shape, dtype, self.ops.attending(kernel), self.window_blocks)
+                ops = self.ops.attending(kernel)
+                _run_once(net, grid, shape, dtype, ops, self.window_blocks, self.speakers)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         except (LiveAvatarError, torch.cuda.OutOfMemoryError):
@@ -147,7 +151,13 @@ def cache_folder() -> str:
 
 
 def _run_once(
-    net: CausalS2VTransformer, grid: RopeGrid, shape: int, dtype: torch.dtype, ops: LayerOps, window_blocks: int
+    net: CausalS2VTransformer,
+    grid: RopeGrid,
+    shape: int,
+    dtype: torch.dtype,
+    ops: LayerOps,
+    window_blocks: int,
+    speakers: int,
 ) -> None:
     config, frame, device = net.config, grid.tokens, grid.device
 
@@ -173,7 +183,9 @@ def _run_once(
     window = Window.of(block, frame, window_blocks)
     caches = [BlockCache(kv_cache, window, sink, grid.reference(), ops.apply_rope)] * layers
     audio = AudioTokens(
-        zeros(1, BLOCK_LATENTS, config.dim), zeros(1, BLOCK_LATENTS, config.num_audio_token + 1, config.dim)
+        zeros(speakers, BLOCK_LATENTS, config.dim),
+        zeros(speakers, BLOCK_LATENTS, config.num_audio_token + 1, config.dim),
+        zeros(speakers, BLOCK_LATENTS * frame, 1) if speakers > 1 else None,
     )
     tokens = zeros(BLOCK_LATENTS * frame, config.dim)
     net.run_layers(tokens, modulation, grid.block(block), text_kv, caches, audio, ops)

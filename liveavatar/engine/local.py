@@ -129,7 +129,7 @@ class ModelCache:
         self._host_weights = host_weights or HostWeightCache()
         self._components: Components | None = None
         self._loaded: dict[_Key, CausalS2VTransformer] = {}
-        self._compiled: dict[tuple[str, tuple[int, int], int, str, int], CompiledLayers] = {}
+        self._compiled: dict[tuple[str, tuple[int, int], int, str, int, int], CompiledLayers] = {}
 
     def get(
         self,
@@ -168,7 +168,7 @@ class ModelCache:
         return components is self._components and _key(device, model_slice, dtype, storage) in self._loaded
 
     def compiled(
-        self, device: str, size: tuple[int, int], threads: int, compiler: str, window_blocks: int
+        self, device: str, size: tuple[int, int], threads: int, compiler: str, window_blocks: int, speakers: int = 1
     ) -> CompiledLayers:
         """What is compiled for them on a device; nothing at first.
 
@@ -176,11 +176,11 @@ class ModelCache:
             device: by name.
             size: width and height of the image.
             threads: on the CPU; other code is made for another number.
-            compiler, window_blocks: see `CompiledLayers`.
+            compiler, window_blocks, speakers: see `CompiledLayers`.
         """
-        key = (device, size, threads, compiler, window_blocks)
+        key = (device, size, threads, compiler, window_blocks, speakers)
         if key not in self._compiled:
-            self._compiled[key] = CompiledLayers(torch.device(device), size, compiler, window_blocks)
+            self._compiled[key] = CompiledLayers(torch.device(device), size, compiler, window_blocks, speakers)
         return self._compiled[key]
 
     @property
@@ -317,7 +317,8 @@ class LocalEngine:
 
     def _compiled(self, stage: StagePlan) -> CompiledLayers:
         plan = self.plan
-        return self.models.compiled(stage.device, plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks)
+        what = plan.size, plan.threads, compiler.COMPILER, plan.clip_blocks, plan.speaker_count
+        return self.models.compiled(stage.device, *what)
 
     def _slices(self) -> Iterator[tuple[str, ModelSlice, StorageConfig]]:
         """What is loaded where, and how it is kept."""
@@ -429,6 +430,7 @@ class LocalEngine:
             clip_blocks=resolved.clip_blocks,
             changes=Changes(changes.prompts.map(embedders.embed_text), changes.portraits),
             pose=self._pose_latents(job),
+            speaker_mask=job.conditioning.speaker_mask,
         )
 
     def _pose_latents(self, job: VideoTask) -> Callable[[int], torch.Tensor] | None:
@@ -451,7 +453,7 @@ class LocalEngine:
 
         @functools.lru_cache(maxsize=self.plan.partition.stages + 1)
         def audio(block: int) -> AudioTokens:
-            return embedders.embed_audio(job.conditioning.audio.block(block)[None])
+            return embedders.embed_audio(job.conditioning.audio.block(block))
 
         return audio
 

@@ -46,7 +46,7 @@ class RunningLoudness:
 
 
 class RollingFeatures:
-    """Features of the latest blocks (see `encoders.audio.BlockFeatures`).
+    """Features of the latest blocks (see `encoders.block_features`).
 
     Feature j of 30 a second lies at 50/30 j of those at 50 a second, which is what interpolating a sound as a whole
     comes to with its length.
@@ -79,7 +79,7 @@ class RollingFeatures:
                 self._blocks.popitem(last=False)
 
     def block(self, b: int) -> torch.Tensor:
-        """Block b as float32 [layers, channels, 12] on the CPU.
+        """Block b as float32 [1, layers, channels, 12] on the CPU.
 
         Raises:
             AudioError: it has not been heard yet, or too long ago.
@@ -95,7 +95,7 @@ class RollingFeatures:
             self._blocks.clear()
 
     def _of_frames(self, window: np.ndarray, own: int) -> torch.Tensor:
-        """[layers, channels, 12] of the block whose sound begins at row `own` of the window's hidden states."""
+        """[1, layers, channels, 12] of the block whose sound begins at row `own` of the window's hidden states."""
         first, last_row = self._next * BLOCK_FRAMES, feature_count(len(window)) - 1
         steps = feature_indices(first + BLOCK_FRAMES)[first:]
         left, rest = np.divmod(steps * FEATURE_RATE, AUDIO_FEATURE_RATE)
@@ -105,4 +105,4 @@ class RollingFeatures:
         states = self.encoder.states(window, slice(left[0], right[-1] + 1))
         left, right = left - left[0], right - left[0]
         picked = [(1 - weight) * s[left].float().cpu() + weight * s[right].float().cpu() for s in states]
-        return rearrange(torch.stack(picked), "layers frames c -> layers c frames").contiguous()
+        return rearrange(torch.stack(picked), "layers frames c -> 1 layers c frames").contiguous()

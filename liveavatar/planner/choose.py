@@ -166,6 +166,7 @@ def candidate_plan(
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
             options.packed,
+            resolved.speaker_count,
         )
         for group, steps in enumerate(topology.steps)
         for column, shard in zip(topology.columns, candidate.shards, strict=True)
@@ -351,6 +352,7 @@ def _thinnest(resolved: ResolvedRequest, search: PlanSearch) -> Plan:
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
             search.options.packed,
+            resolved.speaker_count,
         )
         for device, layers in zip(devices, partition.layer_shards, strict=True)
     ]

@@ -36,11 +36,12 @@ class TemporaryBytes:
     def of(cls, resolved: ResolvedRequest, config: ModelConfig) -> TemporaryBytes:
         """Those of a request."""
         height, width = resolved.latent_size
-        frames = resolved.blocks * BLOCK_FRAMES
+        frames, speakers = resolved.blocks * BLOCK_FRAMES, resolved.speaker_count
+        features = _spooled(_FLOAT * config.audio_layers * config.audio_dim * frames)
         return cls(
             latents=_FLOAT * _LATENT_CHANNELS * BLOCK_LATENTS * height * width * resolved.blocks,
-            features=0 if resolved.long_audio else _spooled(_FLOAT * config.audio_layers * config.audio_dim * frames),
-            audio=_spooled(_FLOAT * round(resolved.seconds * AUDIO_SAMPLE_RATE)),
+            features=0 if resolved.long_audio else speakers * features,
+            audio=speakers * _spooled(_FLOAT * round(resolved.seconds * AUDIO_SAMPLE_RATE)),
         )
 
     @property

@@ -126,7 +126,7 @@ def live_forecast(candidate: Candidate, video: VideoShape, config: ModelConfig) 
         for column, shard in zip(topology.columns, shards, strict=True):
             decoding = candidate.decode_seconds / len(steps) if column[group].decodes else 0.0
             seconds.append((shard.seconds[group] + decoding) / len(shard.layers))
-    listening = listen_seconds(aux_models(config).audio, topology.vae.speed)
+    listening = video.speaker_count * listen_seconds(aux_models(config).audio, topology.vae.speed)
     used = [slot.device for column in topology.columns for slot in column]
     found = play_live(partition, StageSpeed(tuple(seconds)), video.clip_blocks)
     return dataclasses.replace(

@@ -35,6 +35,8 @@ PROMPT_VERSIONS = 2
 """Versions of the prompt that overlap where it changes."""
 _FLOAT32_BUFFERS = 6
 """Float32 copies of the residual stream that are alive at once in a layer (residual, norm, modulated, result...)."""
+_INJECTOR_BUFFERS = 3
+"""Copies of the residual stream for each speaker that are alive at once in an injector, counted."""
 _FLOAT32_KEYS = 3
 """Float32 copies of the keys of the prompt that are alive at once in their norm."""
 
@@ -53,6 +55,7 @@ class LayerSizes:
         window_blocks: blocks a KV cache holds: those of a clip.
         changes_prompt: whether another prompt is read while blocks are made.
         packed: of the matrices, where they stay packed.
+        speakers: how many are heard in one picture.
 
     Attributes:
         sink, text: of one layer: both versions of the sink, and the prompt; both versions of it where it changes.
@@ -67,6 +70,7 @@ class LayerSizes:
         window_blocks: int = WINDOW_BLOCKS,
         changes_prompt: bool = False,
         packed: PackedSizes | None = None,
+        speakers: int = 1,
     ):
         def kv_bytes(form: KVDtype, tokens: int) -> int:
             return kv_cache_bytes(form, tokens, config.num_heads, config.head_dim, size)
@@ -83,7 +87,7 @@ class LayerSizes:
         self._changes_prompt = changes_prompt
         self.text = (PROMPT_VERSIONS if changes_prompt else 1) * kv_bytes("plain", config.text_len)
         self._modulation = 6 * config.dim * 4
-        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks)
+        self._task = workspace_bytes(config, frame_tokens, size, s, window_blocks, speakers)
         self._text_kv_workspace = _text_kv_workspace_bytes(config, size, s)
 
     @property
@@ -294,19 +298,22 @@ def workspace_bytes(
     size: int,
     storage: StorageConfig = PLAIN,
     window_blocks: int = WINDOW_BLOCKS,
+    speakers: int = 1,
 ) -> int:
     """What one task needs besides weights and memories, at most.
 
     The keys of the sink, and the window of one layer where it is stored in another form; the residual stream and its
     float32 copies, the widest activation (the feed-forward or q, k and v), and the largest matrix once more where it is
-    stored in another form.
+    stored in another form. An injector takes more than a layer only where many speak.
     """
     tokens = BLOCK_LATENTS * frame_tokens
     window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
     keys = int(SINK_FRAMES * frame_tokens) + window
     widest = max(config.ffn_dim, 4 * config.dim)
     matrix = _unpacked_bytes(config.ffn_dim * config.dim, storage.weights, size)
-    return keys * config.dim * size + tokens * (_FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size) + matrix
+    layer = _FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size
+    injector = (2 + _INJECTOR_BUFFERS * speakers) * config.dim * size
+    return keys * config.dim * size + tokens * max(layer, injector) + matrix
 
 
 _UNPACKING_BYTES = 16

@@ -122,16 +122,17 @@ class Work:
 
 
 def layer_tflop(
-    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS
+    config: ModelConfig, frame_tokens: int, layer: int, window_blocks: int = WINDOW_BLOCKS, speakers: int = 1
 ) -> tuple[float, float]:
     """10^12 operations of one block at one step in one layer: in matrices, and in attention.
 
-    The prompt's keys and values, and the conditions, are made once per video and do not count.
+    The prompt's keys and values, and the conditions, are made once per video and do not count. Every speaker's sound is
+    injected for itself.
     """
     d, tokens = config.dim, BLOCK_LATENTS * frame_tokens
     matrices = 2 * tokens * (6 * d * d + 2 * d * config.ffn_dim)
     if layer in config.audio_inject_layers:
-        matrices += 4 * tokens * d * d
+        matrices += speakers * 4 * tokens * d * d
     seen = _keys_seen(frame_tokens, window_blocks) + config.text_len
     return matrices / 1e12, 4 * tokens * seen * d / 1e12
 
@@ -143,6 +144,7 @@ def layer_work(
     layer: int,
     traffic: LayerTraffic,
     window_blocks: int = WINDOW_BLOCKS,
+    speakers: int = 1,
 ) -> Work:
     """Of one layer.
 
@@ -153,6 +155,7 @@ def layer_work(
         layer: its number.
         traffic: what such layers move.
         window_blocks: blocks that a block sees, itself among them.
+        speakers: how many are heard in one picture.
     """
     injects = layer in config.audio_inject_layers
     block = BLOCK_LATENTS * frame_tokens * config.dim
@@ -160,8 +163,8 @@ def layer_work(
     d = config.dim
     unpacked = 6 * d * d + 2 * d * config.ffn_dim + injects * 6 * d * d
     return Work(
-        *layer_tflop(config, frame_tokens, layer, window_blocks),
-        moved=block * (traffic.layer + injects * traffic.injector) + window + traffic.unpacking * unpacked,
+        *layer_tflop(config, frame_tokens, layer, window_blocks, speakers),
+        moved=block * (traffic.layer + injects * speakers * traffic.injector) + window + traffic.unpacking * unpacked,
         launches=traffic.launches
         + injects * traffic.injector_launches
         + math.ceil(traffic.unpacking_launches * unpacked / UNPACKED_AT_ONCE),
@@ -278,7 +281,8 @@ class LiveForecast:
 
 
 def listen_seconds(parameters: int, speed: DeviceSpeed) -> float:
-    """Of encoding the audio of a live block with what it knows of before; estimated from the encoder's parameters."""
+    """Of encoding the audio of a live block of one speaker, with what it knows of before; estimated from the encoder's
+    parameters."""
     computing = 2 * parameters * _LIVE_FEATURES / 1e12 / speed.plain
     return computing + 2 * parameters / 1e9 / speed.memory + _LISTEN_LAUNCHES * _LAUNCH_SECONDS
 

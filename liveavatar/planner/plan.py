@@ -156,6 +156,7 @@ class Plan:
         clip_blocks: blocks of a clip, and of every KV cache.
         attention: backend of self-attention that was asked for (see `liveavatar.attention_choice`).
         attention_uses: what that comes to on each device of the stages.
+        speaker_count: how many speakers are heard in one picture.
     """
 
     model: str
@@ -184,6 +185,7 @@ class Plan:
     audio_encoder: int = 0
     live: LiveForecast | None = None
     compile_optional: bool = False
+    speaker_count: int = 1
 
     @property
     def _owners(self) -> list[StagePlan]:
@@ -318,6 +320,7 @@ def make_plan(
             resolved.clip_blocks,
             resolved.shape.changes_prompt,
             packed,
+            resolved.speaker_count,
         )
         for i, (steps, layers) in enumerate(
             (steps, layers) for steps in partition.step_groups for layers in partition.layer_shards
@@ -363,6 +366,7 @@ def assemble(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
         clip_blocks=resolved.clip_blocks,
+        speaker_count=resolved.speaker_count,
     )
 
 
@@ -377,6 +381,7 @@ def stage_plan(
     window_blocks: int = WINDOW_BLOCKS,
     changes_prompt: bool = False,
     packed: PackedSizes | None = None,
+    speakers: int = 1,
 ) -> StagePlan:
     """Bytes of one stage.
 
@@ -390,8 +395,9 @@ def stage_plan(
         window_blocks: blocks a KV cache holds: those of a clip.
         changes_prompt: whether another prompt is read while blocks are made.
         packed: of the matrices, where they stay packed.
+        speakers: how many are heard in one picture.
     """
-    sizes = LayerSizes(config, frame_tokens, size, storage, window_blocks, changes_prompt, packed)
+    sizes = LayerSizes(config, frame_tokens, size, storage, window_blocks, changes_prompt, packed, speakers)
     count = len(layers)
     weights, kv_caches = sizes.weights_resident_bytes(layers, storage), sizes.kv_cache_resident_bytes(count, len(steps))
     away = storage.kv_offload

@@ -152,6 +152,7 @@ class CostTable:
         compiled: whether the layers are.
         changes_prompt: whether another prompt is read while blocks are made.
         packed: of the matrices, where they stay packed.
+        speakers: how many are heard in one picture.
     """
 
     def __init__(
@@ -164,13 +165,17 @@ class CostTable:
         compiled: bool = False,
         changes_prompt: bool = False,
         packed: PackedSizes | None = None,
+        speakers: int = 1,
     ):
         self._level = level
-        self._sizes = LayerSizes(config, frame_tokens, size, level.storage, window_blocks, changes_prompt, packed)
+        self._sizes = LayerSizes(
+            config, frame_tokens, size, level.storage, window_blocks, changes_prompt, packed, speakers
+        )
         self._resident_bytes: dict[tuple[int, int, int], int] = {}
         self._storages = [dataclasses.replace(level.storage, offload_layers=n) for n in range(config.num_layers + 1)]
         traffic = layer_traffic(level.storage, compiled)
-        work = (layer_work(config, frame_tokens, size, i, traffic, window_blocks) for i in range(config.num_layers))
+        each = range(config.num_layers)
+        work = (layer_work(config, frame_tokens, size, i, traffic, window_blocks, speakers) for i in each)
         self._work_before = list(itertools.accumulate(work, initial=Work()))
         """Of the layers before each."""
 
@@ -488,6 +493,7 @@ class PlanSearch:
                 o.compiled,
                 v.changes_prompt,
                 o.packed,
+                v.speaker_count,
             )
         return self._cost_tables[level]
 

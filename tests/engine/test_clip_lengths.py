@@ -75,7 +75,7 @@ def made_by_hand(job: VideoTask) -> torch.Tensor:
         for block in range(clip * e.clip_blocks, min((clip + 1) * e.clip_blocks, e.blocks)):
             first = 3 * (block - clip * e.clip_blocks)
             latent = noise[:, first : first + 3]
-            audio = conditioner.embed_audio(job.conditioning.audio.block(block)[None])
+            audio = conditioner.embed_audio(job.conditioning.audio.block(block))
             for step in range(e.steps):
                 reference = grid.reference(job.distance.reference_time_id(e.seed, block, step))
                 seen = [

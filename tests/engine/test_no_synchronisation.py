@@ -59,7 +59,7 @@ def stage_on(
         prompt=net.embed_text(job.conditioning.prompt),
         time=net.embed_timesteps([*schedule.timesteps, 0.0]),
         motion=job.conditioning.motion,
-        audio=lambda block: net.embed_audio(job.conditioning.audio.block(block)[None]),
+        audio=lambda block: net.embed_audio(job.conditioning.audio.block(block)),
     )
     return Stage(net, range(4), conditions, device, dtype, storage)
 

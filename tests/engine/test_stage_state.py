@@ -32,7 +32,7 @@ def new_stages(job: VideoTask, storage: StorageConfig = PLAIN) -> list[Stage]:
         prompt=conditioner.embed_text(job.conditioning.prompt),
         time=conditioner.embed_timesteps([*schedule.timesteps, 0.0]),
         motion=job.conditioning.motion,
-        audio=lambda block: conditioner.embed_audio(job.conditioning.audio.block(block)[None]),
+        audio=lambda block: conditioner.embed_audio(job.conditioning.audio.block(block)),
         clip_blocks=effective.clip_blocks,
     )
     net = components.transformer(ModelSlice.whole(config), cpu, dtype)

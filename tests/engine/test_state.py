@@ -12,7 +12,8 @@ from engine.tiny import TinyComponents, latents, tiny_config, tiny_effective, ti
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveavatar.encoders.audio import AudioFeatures, ShiftedFeatures
+from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.encoders.block_features import ShiftedFeatures
 from liveavatar.engine.local import LocalEngine
 from liveavatar.session import VideoTask
 from liveavatar.stage_state import state_shapes
@@ -53,7 +54,7 @@ def going_on(job: VideoTask, block: int, saved: DictSource, first_frame: torch.T
     given = job.conditioning
     rest = AudioFeatures(given.audio.layers, given.audio.channels)
     for b in range(block, job.resolved.blocks):
-        rest.append(given.audio.block(b).permute(2, 0, 1).numpy())
+        rest.append(given.audio.block(b)[0].permute(2, 0, 1).numpy())
     resolved = dataclasses.replace(job.resolved, blocks=job.resolved.blocks - block, first_block=block)
     audio = ShiftedFeatures(rest, block)
     conditioning = dataclasses.replace(given, reference=first_frame, audio=audio)

@@ -41,7 +41,7 @@ LAYERS = (
     },
     {"weights"},
     {"model", "vae", "encoders"},
-    {"streams", "media", "pose", "receipt", "offload"},
+    {"streams", "media", "pose", "receipt", "offload", "speakers"},
     {"planner", "placement", "stage", "stage_state", "components", "mini"},
     {"session"},
     {"video_state"},

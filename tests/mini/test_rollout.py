@@ -16,7 +16,7 @@ def test_a_training_rollout_steps_to_the_latents_of_the_engine() -> None:
     expected = latents(config, job)
     net = TinyComponents(config).transformer(ModelSlice.whole(config), torch.device("cpu"), torch.float32)
     m = job.conditioning
-    audio = torch.cat([m.audio.block(b) for b in range(6)], 2).permute(2, 0, 1)
+    audio = torch.cat([m.audio.block(b)[0] for b in range(6)], 2).permute(2, 0, 1)
     scene = Scene(m.reference, m.motion, expected, m.prompt, audio)
     schedule = NoiseSchedule.flow_matching(3)
     rollout = Rollout(net, scene, 0, effective.seed, schedule.timesteps)
@@ -32,7 +32,7 @@ def test_gradients_reach_everything_that_is_trained() -> None:
     net = TinyComponents(config).transformer(ModelSlice.whole(config), torch.device("cpu"), torch.float32)
     net.requires_grad_(True)
     m = job.conditioning
-    audio = torch.cat([m.audio.block(b) for b in range(5)], 2).permute(2, 0, 1)
+    audio = torch.cat([m.audio.block(b)[0] for b in range(5)], 2).permute(2, 0, 1)
     scene = Scene(m.reference, m.motion, torch.randn(16, 15, 8, 8), m.prompt, audio)
     rollout = Rollout(net, scene, 0, 1, NoiseSchedule.flow_matching(4).timesteps)
     rollout.velocities(1, torch.randn(16, 15, 8, 8), torch.randn(16, 1, 8, 8)).square().mean().backward()

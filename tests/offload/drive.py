@@ -93,7 +93,7 @@ def conditions_of(job: VideoTask, conditioner: Any) -> StageConditioning:
 
     @functools.lru_cache
     def audio(block: int) -> Any:
-        return conditioner.embed_audio(job.conditioning.audio.block(block)[None])
+        return conditioner.embed_audio(job.conditioning.audio.block(block))
 
     return StageConditioning(
         rows=rows,

@@ -109,7 +109,7 @@ def test_features_stay_as_long_as_anybody_reads_them(encoders: Any) -> None:
     with pytest.raises(ValueError, match="closed"):
         first.block(0)
     encoders.cache.clear()
-    assert second.block(0).shape == (1, 2, 12)
+    assert second.block(0).shape == (1, 1, 2, 12)
     second.close()
     with pytest.raises(ValueError, match="closed"):
         second.block(0)

@@ -70,7 +70,7 @@ def uninterrupted(
     joined = AudioFeatures(encoded[0].audio.layers, encoded[0].audio.channels)
     for number, conditioning in enumerate(encoded):
         for b in range(conditioning.audio.blocks if number or first_blocks is None else first_blocks):
-            joined.append(conditioning.audio.block(b).permute(2, 0, 1).numpy())
+            joined.append(conditioning.audio.block(b)[0].permute(2, 0, 1).numpy())
     resolved = dataclasses.replace(parts[0].spec.resolved, blocks=joined.blocks, frames=joined.frames)
     task = VideoTask(resolved, dataclasses.replace(encoded[0], audio=joined), request.sink_distance)
     plan = parts[0].spec.plan

@@ -30,6 +30,7 @@ from liveavatar.errors import (
     PlanError,
     RequestError,
     SizeError,
+    SpeakerError,
 )
 from liveavatar.events import GENERATING, Callback, Event, ignore, notice_event
 from liveavatar.media.audio import AudioClip
@@ -404,7 +405,7 @@ def test_values_of_the_wrong_kind_are_refused_in_a_sentence(pipeline: LiveAvatar
     for wrong in (None, 3, b"x", ["x"], object(), 10**5000):
         with pytest.raises(ImageError, match=r"picture is given as|No portrait was given"):
             pipeline(wrong, voice)
-        with pytest.raises(AudioError, match="sound is given as"):
+        with pytest.raises((AudioError, SpeakerError), match=r"sound is given as|'x' is no speaker"):
             pipeline(face, wrong)
         with pytest.raises(ModelError, match="no path"):
             LiveAvatarPipeline.from_pretrained(wrong)

@@ -25,8 +25,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(24, 44), (16, 24), (44, 80)])
-def test_a_task_fits_into_its_workspace(rows, columns, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "columns", "speakers"), [(24, 44, 1), (16, 24, 1), (44, 80, 1), (24, 44, 2), (24, 44, 4), (16, 24, 8)]
+)
+def test_a_task_fits_into_its_workspace(rows, columns, speakers, monkeypatch):
     monkeypatch.setattr(attention, "attention", lambda q, kv, kernel=None: torch.empty_like(q).flatten(-2))
     tokens, heads, width = rows * columns, BIG.num_heads, BIG.head_dim
     with torch.device("meta"):
@@ -36,12 +38,14 @@ def test_a_task_fits_into_its_workspace(rows, columns, monkeypatch):
     turns = [Rope(*(empty(n, width // 2, dtype=torch.float32) for _ in range(2))) for n in (3 * tokens, tokens)]
     memory = BlockCache(kv_cache, Window.of(9, tokens), sink, turns[1])
     text, time = TextKV(empty(512, heads, width), empty(512, heads, width)), empty(1, 6, BIG.dim, dtype=torch.float32)
-    audio, latent = AudioTokens(empty(1, 3, BIG.dim), empty(1, 3, 5, BIG.dim)), empty(16, 3, 2 * rows, 2 * columns)
+    mask = empty(speakers, 3 * tokens, 1) if speakers > 1 else None
+    audio = AudioTokens(empty(speakers, 3, BIG.dim), empty(speakers, 3, 5, BIG.dim), mask)
+    latent = empty(16, 3, 2 * rows, 2 * columns)
     held = [kv_cache.k, kv_cache.v, *vars(sink).values(), text.k, text.v, time, *net.parameters()]
     held += [part for turn in turns for part in (turn.cos, turn.sin)]
     with torch.inference_mode(), Allocated([*held, audio.frame, audio.tokens]) as seen:
         net.run_layers(net.embed_block(latent), time, turns[0], [text], [memory], audio)
-    estimate = workspace_bytes(BIG, tokens, 2)
+    estimate = workspace_bytes(BIG, tokens, 2, speakers=speakers)
     assert estimate / 2 < seen.most <= estimate
 
 

@@ -86,7 +86,7 @@ def encode_scene(
         whole = encode(vae, torch.cat((still.expand(-1, -1, _STILL_FRAMES, -1, -1), video), 2))[0]
         context = encode_text(*reader, words)
         audio = encode_audio(encoder, wave, blocks * BLOCK_FRAMES)
-    features = torch.cat([audio.block(b) for b in range(blocks)], 2).permute(2, 0, 1)
+    features = torch.cat([audio.block(b)[0] for b in range(blocks)], 2).permute(2, 0, 1)
     audio.close()
     # A still picture's latents no longer change after the first few, so the rest of the 19 need no encoding.
     begun, latents = whole[:, :VAE_WARMUP_LATENTS], whole[:, VAE_WARMUP_LATENTS:]

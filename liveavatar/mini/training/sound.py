@@ -132,7 +132,7 @@ def measure(encoder: MovementEncoder, sentences: Sequence[np.ndarray], seed: int
 def predict_movements(encoder: MovementEncoder, wave: np.ndarray, frames: int) -> np.ndarray:
     """Movements [frames, movements] read off the features the network would get for a 16 kHz sound."""
     features = encode_audio(encoder.encoder, wave, frames)
-    states = torch.cat([features.block(b) for b in range(features.blocks)], -1)
+    states = torch.cat([features.block(b)[0] for b in range(features.blocks)], -1)
     features.close()
     with torch.inference_mode():
         return encoder.read(states.permute(0, 2, 1)[:, None])[0][0].numpy()

@@ -1,0 +1,334 @@
+"""Several speakers in one picture: what is given of each, as it was read, and where in the frame each is heard."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .config import BLOCK_LATENTS
+from .errors import RequestError, SpeakerError, shown
+from .media.audio import AudioClip, audio_notes
+from .media.audio_file import read_audio
+from .media.image import Fit
+from .media.masks import WHITE, fit_mask, hearing_tokens, mask_of, overlap, owned_tokens, read_mask, same_aspect
+from .media.mixing import mix_audio
+from .request import Request, sample_count
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SPEAKERS = 8
+"""In one picture; the faces of more would be a few tokens each."""
+_TOLD_SILENCE = 0.1
+"""Seconds by which a sound may be shorter than the longest without a word."""
+
+GivenMask = str | os.PathLike[str] | np.ndarray
+"""Where in the picture a speaker is: a picture file (white is the speaker), or [H, W] of bool, of uint8 up to 255 or of
+floats from 0 to 1. It lies over the picture, and may be of any size of that shape."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Speaker:
+    """One of the speakers in a picture.
+
+    Attributes:
+        audio: a file, or an `AudioClip`.
+        mask: where in the picture the speaker is (see `GivenMask`). None: there is but one, and all of it is theirs.
+    """
+
+    audio: str | os.PathLike[str] | AudioClip
+    mask: GivenMask | None = None
+
+
+GivenSpeakers = list[Speaker] | tuple[Speaker, ...]
+GivenAudio = str | os.PathLike[str] | AudioClip | Speaker | GivenSpeakers
+"""What a video is spoken by: one voice, or several speakers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerReport:
+    """A speaker as a receipt lists it.
+
+    Attributes:
+        audio: where the sound came from.
+        seconds: of it.
+        mask: where the mask came from.
+        share: of the frame that is the speaker's own, 0 to 1.
+    """
+
+    audio: str
+    seconds: float
+    mask: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenedMask:
+    """A mask as read.
+
+    Attributes:
+        name: of its speaker, for messages: "speaker 2 (b.wav)".
+        values: uint8 [H, W].
+        source: where it came from.
+    """
+
+    name: str
+    values: np.ndarray
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlacedMasks:
+    """Where in a frame each speaker is heard.
+
+    Attributes:
+        hears: bool [speakers, rows, columns]: which tokens of a latent frame hear whom.
+        shares: of the frame that is each speaker's own.
+    """
+
+    hears: np.ndarray
+    shares: tuple[float, ...]
+
+    def of_block(self) -> torch.Tensor:
+        """Of all tokens of a block, as of `AudioTokens`: float32 [speakers, 3 S, 1]."""
+        import torch
+
+        frame = torch.from_numpy(self.hears).flatten(1).float()
+        return frame.repeat(1, BLOCK_LATENTS)[..., None]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells them from others."""
+        shape = "x".join(map(str, self.hears.shape))
+        return hashlib.blake2b(shape.encode() + np.packbits(self.hears).tobytes(), digest_size=8).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlacedSpeakers:
+    """Several speakers in the frame of a video.
+
+    Attributes:
+        audio: of each, as read.
+        masks: where each is heard.
+        reports: of each.
+    """
+
+    audio: tuple[AudioClip, ...]
+    masks: PlacedMasks
+    reports: tuple[SpeakerReport, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OpenedSpeakers:
+    """Several speakers as read.
+
+    Attributes:
+        each, masks: their sounds and masks, in their order.
+        audio: their sounds together, for the file.
+    """
+
+    each: tuple[AudioClip, ...]
+    masks: tuple[OpenedMask, ...]
+    audio: AudioClip
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be told of them before a video is made, a sentence each."""
+        named = [(mask.name, clip) for mask, clip in zip(self.masks, self.each, strict=True)]
+        told = [f"{name}: {note}" for name, clip in named for note in audio_notes(clip)]
+        ends = [
+            f"{name} says nothing from {clip.seconds:.2f} s on"
+            for name, clip in named
+            if self.audio.seconds - clip.seconds > _TOLD_SILENCE
+        ]
+        return (*told, *ends, *self.audio.notes)
+
+    def check_lengths(self, request: Request) -> None:
+        """Make sure that each says long enough what a request will use.
+
+        Raises:
+            SpeakerError: one says too little.
+        """
+        for mask, clip in zip(self.masks, self.each, strict=True):
+            with _naming(mask.name):
+                sample_count(request, len(clip.samples), clip.rate)
+
+    def placed(self, picture: tuple[int, int], width: int, height: int, fit: Fit) -> PlacedSpeakers:
+        """Where in a frame each is heard; as `place_masks`."""
+        masks = place_masks(self.masks, picture, width, height, fit)
+        each = zip(self.each, self.masks, masks.shares, strict=True)
+        reports = (SpeakerReport(clip.source, clip.seconds, mask.source, share) for clip, mask, share in each)
+        return PlacedSpeakers(self.each, masks, tuple(reports))
+
+
+def open_audio(given: GivenAudio, seconds: float | None = None) -> AudioClip | OpenedSpeakers:
+    """Read what a video is spoken by: the clip of one voice, or several speakers.
+
+    Args:
+        given: one speaker without a mask is one voice.
+        seconds: of it that are used; None: all.
+
+    Raises:
+        AudioError: of one voice; as `read_audio`.
+        SpeakerError: none or too many speakers, one without a mask among several, one alone with a mask, or a file that
+            cannot be used.
+    """
+    speakers = [given] if isinstance(given, Speaker) else given
+    if not isinstance(speakers, list | tuple):
+        return _clip(speakers, seconds)
+    _check_given(speakers)
+    if len(speakers) == 1:
+        return _clip(speakers[0].audio, seconds)
+    clips, masks = [], []
+    for number, one in enumerate(speakers, 1):
+        name = _name(number, one)
+        with _naming(name):
+            clips.append(_clip(one.audio, seconds))
+        if one.mask is None:
+            raise SpeakerError(
+                f"{_sentence(name)} has no mask.",
+                "Give each of several speakers a mask: a picture that is white where their face is.",
+            )
+        masks.append(open_mask(name, one.mask))
+    mixed = mix_audio(clips, " + ".join(_short(clip.source) for clip in clips))
+    return OpenedSpeakers(tuple(clips), tuple(masks), mixed)
+
+
+def spoken_notes(spoken: AudioClip | OpenedSpeakers) -> tuple[str, ...]:
+    """What is to be told of what a video is spoken by."""
+    return audio_notes(spoken) if isinstance(spoken, AudioClip) else spoken.notes()
+
+
+def files_of_audio(given: GivenAudio) -> tuple[Path, ...]:
+    """The files that it is read from, which nothing may replace."""
+    each = given if isinstance(given, list | tuple) else [given]
+    parts = (part for one in each for part in ((one.audio, one.mask) if isinstance(one, Speaker) else (one,)))
+    return tuple(Path(part) for part in parts if isinstance(part, str | os.PathLike))
+
+
+def counted_speakers(count: int) -> str:
+    """So many, in words."""
+    return "one speaker" if count == 1 else f"{count} speakers"
+
+
+def open_mask(name: str, given: GivenMask) -> OpenedMask:
+    """Read a speaker's mask.
+
+    Args:
+        name: of the speaker, for messages.
+        given: a file, or values.
+
+    Raises:
+        SpeakerError: it cannot be read or used, or is empty.
+    """
+    with _naming(f"the mask of {name}"):
+        if isinstance(given, np.ndarray):
+            mask = OpenedMask(name, mask_of(given), "array")
+        else:
+            mask = OpenedMask(name, read_mask(given), os.fspath(given))
+    if mask.values.max() < WHITE:
+        raise SpeakerError(
+            f"The mask of {name} is empty: nothing of it is white.",
+            "Paint the speaker's face white; of a picture with transparency, what is opaque is the speaker.",
+        )
+    return mask
+
+
+def place_masks(
+    masks: Sequence[OpenedMask], picture: tuple[int, int], width: int, height: int, fit: Fit
+) -> PlacedMasks:
+    """Where in a frame each speaker is heard (see `media.masks`).
+
+    Args:
+        masks: of two speakers or more.
+        picture: width and height of the picture that they lie over.
+        width, height, fit: of the frame, as of `fit_image`.
+
+    Raises:
+        SpeakerError: one is of another shape than the picture, outside of what is seen of it, or in the same place as
+            another one.
+    """
+    fitted = np.stack([_fitted(mask, picture, width, height, fit) for mask in masks])
+    if (found := overlap(fitted)) is not None:
+        a, b, share = found
+        raise SpeakerError(
+            f"The masks of {masks[a].name} and {masks[b].name} overlap: {share:.0%} of the smaller one is in both.",
+            "Give each speaker a part of the picture that is no other's.",
+        )
+    owned = owned_tokens(fitted)
+    for mask, its in zip(masks, owned, strict=True):
+        if not its.any():
+            raise SpeakerError(
+                f"The mask of {mask.name} is too small: in a video of {width}x{height}, others have all of it.",
+                "Give a larger mask, or make a larger video.",
+            )
+    return PlacedMasks(hearing_tokens(owned), tuple(round(float(its.mean()), 4) for its in owned))
+
+
+def _check_given(speakers: Sequence[Speaker]) -> None:
+    for one in speakers:
+        if not isinstance(one, Speaker):
+            raise SpeakerError(f"{shown(one)} is no speaker.", 'Give each as Speaker("voice.wav", "mask.png").')
+    if not 1 <= len(speakers) <= MAX_SPEAKERS:
+        raise SpeakerError(
+            f"{len(speakers)} speakers are not possible.",
+            f"Give 1 to {MAX_SPEAKERS}: their faces are to be told apart.",
+        )
+    if len(speakers) == 1 and speakers[0].mask is not None:
+        raise SpeakerError(
+            "There is one speaker, and a mask that says where: all of the picture is theirs.",
+            "Leave the mask out. To keep another face silent, give it a mask and a silent sound of its own.",
+        )
+
+
+def _clip(given: str | os.PathLike[str] | AudioClip, seconds: float | None) -> AudioClip:
+    clip = given if isinstance(given, AudioClip) else read_audio(given, seconds)
+    return clip if seconds is None else clip.limited(seconds)  # of what came as a clip
+
+
+def _fitted(mask: OpenedMask, picture: tuple[int, int], width: int, height: int, fit: Fit) -> np.ndarray:
+    own_height, own_width = mask.values.shape
+    if not same_aspect(mask.values, picture):
+        raise SpeakerError(
+            f"The mask of {mask.name} is {own_width}x{own_height}, and the picture {picture[0]}x{picture[1]}: it "
+            "cannot lie over it.",
+            "Draw the mask on the picture itself; any size of the same shape will do.",
+        )
+    fitted = fit_mask(mask.values, picture, width, height, fit)
+    if not fitted.any():
+        raise SpeakerError(
+            f"Nothing of the mask of {mask.name} is left where the picture is cut to {width}x{height}.",
+            "Ask for a size in the picture's shape, or crop picture and masks yourself.",
+        )
+    return fitted
+
+
+def _name(number: int, speaker: Speaker) -> str:
+    given = speaker.audio.source if isinstance(speaker.audio, AudioClip) else speaker.audio
+    return f"speaker {number} ({_short(given)})"
+
+
+def _short(source: object) -> str:
+    return Path(source).name if isinstance(source, str | os.PathLike) else shown(source)
+
+
+def _sentence(name: str) -> str:
+    return name[0].upper() + name[1:]
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What is wrong inside is said of a speaker."""
+    try:
+        yield
+    except RequestError as error:
+        raise SpeakerError(f"{_sentence(name)}: {error.what}", error.nearest) from error
