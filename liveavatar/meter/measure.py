@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 
 import numpy as np
@@ -137,8 +138,7 @@ def _watch(video: VideoFile, reader: FaceReader, reference: np.ndarray | None, p
             reference = np.mean(first, axis=0) if reference is None else reference
             seen.embedded.append(time)
             seen.distances.append(reader.distance(face.embedding, reference))
-        if video.seconds:
-            progress(time / video.seconds)
+        progress(time / (video.seconds or math.inf))
     return seen
 
 
@@ -154,7 +154,8 @@ def _report(
     is_seen, distances = np.isfinite(seen.openings), np.array(seen.distances)
 
     def stretch(start: float, stop: float) -> Stretch:
-        share = is_seen[slice(*np.searchsorted(times, (start, stop)))].mean()
+        shown = is_seen[slice(*np.searchsorted(times, (start, stop)))]
+        share = shown.mean() if len(shown) else 0.0
         lips = lip_sync(opening, heard, round(start * RATE), round(stop * RATE))
         apart = distances[slice(*np.searchsorted(embedded, (start, stop)))]
         return Stretch(round(start, 2), round(stop, 2), round(float(share), 3), lips, likeness(apart))
