@@ -18,7 +18,7 @@ from ..components import FolderComponents, open_components
 from ..errors import LiveAvatarError, ModelError, OutputError
 from ..files import write_file
 from ..session import cpu_threads
-from ..storage import WeightFormat
+from ..storage import KVDtype, WeightFormat
 from .exam import Exam, Log
 from .figures import passes
 from .judge import FAULTS, ExamEngine
@@ -44,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> None:
     components = open_components(arguments.model, vae=arguments.vae)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
-    exam = Exam(ExamEngine(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
+    engine = ExamEngine(components, arguments.threads, arguments.weights, arguments.kv_dtype)
+    exam = Exam(engine, arguments.people, log=_clocked())
     text = json.dumps(_judge(exam, arguments), indent=2)
     print(text, flush=True)
     if arguments.out:
@@ -60,6 +61,7 @@ def _judge(exam: Exam, arguments: argparse.Namespace) -> dict[str, dict[str, obj
             "model": arguments.model,
             "vae": arguments.vae,
             "weights": arguments.weights,
+            "kv_dtype": arguments.kv_dtype,
             "threads": arguments.threads,
         }
     }
@@ -81,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     add("--model", default="mini")
     add("--vae", metavar="tiny|full|FILE", help="what decodes (default: what the model does)")
     add("--weights", choices=get_args(WeightFormat), default="plain", help="how the large matrices are kept")
+    add("--kv-dtype", choices=get_args(KVDtype), default="plain", help="how keys and values of earlier blocks are kept")
     add("--people", type=_count, default=8, help="held-out people whose lips and likeness are judged")
     add("--tries", type=_count, default=24, help="prompts that ask for a wall and a mood")
     add("--threads", type=_count, default=2, help="CPU threads; the targets of speed are meant for 2")
