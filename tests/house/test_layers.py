@@ -99,6 +99,7 @@ DISTRIBUTED = (
     "queue",
     "status",
     "block_source",
+    "kept_state",
     "monitor",
     "encoders",
     "backend",
