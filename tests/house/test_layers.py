@@ -102,6 +102,7 @@ DISTRIBUTED = (
     "queue",
     "status",
     "block_source",
+    "kept_state",
     "monitor",
     "encoders",
     "backend",
