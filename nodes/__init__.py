@@ -15,6 +15,7 @@ from .latent import Latent
 from .live import Live
 from .load import LoadModel
 from .lora import LoRA
+from .meter import Meter
 from .plan import Plan
 from .sample import Sample, SamplePair
 from .sampler import Sampler
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveState,
     LoadState,
     Live,
+    Meter,
     Speakers,
     SamplePair,
 ]
