@@ -88,7 +88,7 @@ class PairExam:
             "opening_share_by_face": [_share([s], [t]) for s, t in zip(seen, true, strict=True)],
             "vae_opening_share": _share(vae_seen, vae_true),
             "vae_own_lips": lips(vae_seen, vae_true).correlation,
-            "truth_ratio": round(float(np.mean(off) / max(np.mean(vae_off), 1e-6)), 3),
+            "truth_ratio": round(float(np.mean(off)) / max(float(np.mean(vae_off)), 1e-6), 3),
         }
 
     def listening(self) -> dict[str, object]:
@@ -132,7 +132,7 @@ def pair_sheet(exam: PairExam, pairs: int) -> list[Row]:
 
 def _share(seen: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
     """How far mouths open, of how far they should: a correlation does not tell a mouth that hardly opens."""
-    return round(float(np.concatenate(seen).mean() / max(np.concatenate(true).mean(), 1e-6)), 3)
+    return round(float(np.concatenate(seen).mean()) / max(float(np.concatenate(true).mean()), 1e-6), 3)
 
 
 def _loudest(example: Pair, count: int) -> list[int]:

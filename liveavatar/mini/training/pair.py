@@ -67,7 +67,8 @@ class PairLoRA(nn.Module):
         found = {}
         for target, down, up in zip(self.targets, self.down, self.up, strict=True):
             for name, factor in (("A", down), ("B", up)):
-                found[f"{target}.lora_{name}.weight"] = factor.weight.detach().bfloat16().contiguous()
+                weight = factor.get_parameter("weight").detach()
+                found[f"{target}.lora_{name}.weight"] = weight.bfloat16().contiguous()
         return found
 
 
