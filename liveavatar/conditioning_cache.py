@@ -18,9 +18,9 @@ from .spool import Rows
 from .streams import Decoder
 from .vae.tile_grid import WHOLE, Tiles
 
-PROMPTS, AUDIOS, IMAGES = 64, 4, 8
+PROMPTS, AUDIOS, IMAGES = 64, 8, 8
 """How many are kept. A prompt takes up to 8 MB, one of 30 words half a MB; audio features up to 32 MB of memory, beyond
-that a temporary file; the latents of an image 5 MB at 704x384."""
+that a temporary file, and one video may have those of 8 speakers; the latents of an image 5 MB at 704x384."""
 _PIECE = 1 << 20
 
 T = TypeVar("T")

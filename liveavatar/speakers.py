@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -131,15 +132,22 @@ class OpenedSpeakers:
 
     Attributes:
         each, masks: their sounds and masks, in their order.
-        audio: their sounds together, for the file.
     """
 
     each: tuple[AudioClip, ...]
     masks: tuple[OpenedMask, ...]
-    audio: AudioClip
 
     def __len__(self) -> int:
         return len(self.each)
+
+    @functools.cached_property
+    def audio(self) -> AudioClip:
+        """Their sounds together, for the file; mixed when it is first asked for."""
+        return mix_audio(self.each, " + ".join(_short(clip.source) for clip in self.each))
+
+    def limited(self, seconds: float) -> OpenedSpeakers:
+        """The first seconds of each."""
+        return OpenedSpeakers(tuple(clip.limited(seconds) for clip in self.each), self.masks)
 
     def notes(self) -> tuple[str, ...]:
         """What is to be told of them before a video is made, a sentence each."""
@@ -170,11 +178,11 @@ class OpenedSpeakers:
         return PlacedSpeakers(self.each, masks, tuple(reports))
 
 
-def open_audio(given: GivenAudio, seconds: float | None = None) -> AudioClip | OpenedSpeakers:
+def open_audio(given: GivenAudio | OpenedSpeakers, seconds: float | None = None) -> AudioClip | OpenedSpeakers:
     """Read what a video is spoken by: the clip of one voice, or several speakers.
 
     Args:
-        given: one speaker without a mask is one voice.
+        given: one speaker without a mask is one voice; speakers that are read already are not read again.
         seconds: of it that are used; None: all.
 
     Raises:
@@ -182,6 +190,8 @@ def open_audio(given: GivenAudio, seconds: float | None = None) -> AudioClip | O
         SpeakerError: none or too many speakers, one without a mask among several, one alone with a mask, or a file that
             cannot be used.
     """
+    if isinstance(given, OpenedSpeakers):
+        return given if seconds is None else given.limited(seconds)
     speakers = [given] if isinstance(given, Speaker) else given
     if not isinstance(speakers, list | tuple):
         return _clip(speakers, seconds)
@@ -199,8 +209,7 @@ def open_audio(given: GivenAudio, seconds: float | None = None) -> AudioClip | O
                 "Give each of several speakers a mask: a picture that is white where their face is.",
             )
         masks.append(open_mask(name, one.mask))
-    mixed = mix_audio(clips, " + ".join(_short(clip.source) for clip in clips))
-    return OpenedSpeakers(tuple(clips), tuple(masks), mixed)
+    return OpenedSpeakers(tuple(clips), tuple(masks))
 
 
 def spoken_notes(spoken: AudioClip | OpenedSpeakers) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from .load import LoadModel
 from .lora import LoRA
 from .meter import Meter
 from .plan import Plan
-from .sample import Sample
+from .sample import Sample, SamplePair
 from .sampler import Sampler
+from .speakers import Speakers
 from .state import LoadState, SaveState
 from .text import TextEncode
 
@@ -39,6 +40,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadState,
     Live,
     Meter,
+    Speakers,
+    SamplePair,
 ]
 
 

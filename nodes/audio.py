@@ -6,10 +6,12 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.errors import SpeakerError
 from ..liveavatar.events import ENCODING_AUDIO
+from ..liveavatar.media.audio import AudioClip
 from . import convert
 from .host import NodeProgress
-from .schema import CATEGORY, AudioSocket, ModelSocket, seconds_input, supported
+from .schema import CATEGORY, AudioSocket, ModelSocket, seconds_input, spoken_input, supported
 
 
 class AudioFeatures(io.ComfyNode):
@@ -26,7 +28,7 @@ class AudioFeatures(io.ComfyNode):
             "goes along and is put into the video.",
             inputs=[
                 ModelSocket.Input("model", tooltip="Whose audio encoder is used, unless another one is connected."),
-                io.Audio.Input("audio", tooltip="The voice: any rate, mono or stereo, any length from 0.025 s."),
+                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s. Several: from Speakers."),
                 seconds_input(),
                 io.AudioEncoder.Input(
                     "audio_encoder",
@@ -52,11 +54,16 @@ class AudioFeatures(io.ComfyNode):
         audio_encoder: Any = None,
         audio_encoder_output: Any = None,
     ) -> io.NodeOutput:
-        """The voice, with its sound."""
-        clip = convert.audio_clip(audio)
+        """The voice, with its sound; of several speakers each."""
+        spoken = convert.spoken_by(audio)
         with NodeProgress.current((ENCODING_AUDIO,)) as progress:
             if audio_encoder_output is not None:
+                if not isinstance(spoken, AudioClip):
+                    raise SpeakerError(
+                        "Several speakers are connected, and the encoding of one sound.",
+                        "Leave audio_encoder_output out; an audio_encoder encodes each of them.",
+                    )
                 states = convert.audio_states(audio_encoder_output)
-                return io.NodeOutput(model.from_audio_states(clip, states, seconds or None))
+                return io.NodeOutput(model.from_audio_states(spoken, states, seconds or None))
             encoder = convert.core_audio_encoder(audio_encoder) if audio_encoder is not None else None
-            return io.NodeOutput(model.encode_audio(clip, seconds or None, progress, encoder))
+            return io.NodeOutput(model.encode_audio(spoken, seconds or None, progress, encoder))

@@ -21,6 +21,7 @@ from .schema import (
     seed_input,
     size_fault,
     size_input,
+    spoken_input,
     steps_input,
     supported,
     timeline_fault,
@@ -44,7 +45,7 @@ class Avatar(io.ComfyNode):
             inputs=[
                 ModelSocket.Input("model", tooltip="From Load Model."),
                 io.Image.Input("image", tooltip="The portrait. Of a batch the first picture is taken."),
-                io.Audio.Input("audio", tooltip="The voice: any rate, mono or stereo, any length from 0.025 s."),
+                spoken_input("The voice: any rate, mono or stereo, any length from 0.025 s. Several: from Speakers."),
                 prompt_input(),
                 size_input(),
                 steps_input(),
@@ -93,15 +94,13 @@ class Avatar(io.ComfyNode):
         """The same as the modular graph."""
         changes = parse_timeline(timeline)
         request = Request(size, prompt, steps, seed, seconds or None, timeline=changes)
-        pixels, used = convert.image_array(image, mask), convert.audio_clip(audio)
+        pixels, spoken = convert.image_array(image, mask), convert.spoken_by(audio, request.seconds)
         with refused_in_widgets():
             followed = convert.pose_source(pose)
-            planned = model.plan(
-                request, (pixels.shape[1], pixels.shape[0]), len(used.samples), used.rate, pose=followed
-            )
-        with NodeProgress.current(seconds=model.foreseen_seconds(*planned)) as progress:
+            spec = model.describe(pixels, spoken, request, pose=followed)
+        with NodeProgress.current(seconds=model.foreseen_seconds(spec.resolved, spec.plan)) as progress:
             contexts = core_parts.read_prompts(model, [prompt, *convert.prompts_of(changes)], clip, progress)
-            voice = model.encode_audio(used, request.seconds, progress)
+            voice = model.encode_audio(spoken, request.seconds, progress)
             notes = convert.image_notes(image)
             take = model.prepare(request, pixels, voice, contexts[prompt], notes, contexts=contexts, pose=followed)
             return save(progress, take, filename_prefix, paths.AUTOMATIC)

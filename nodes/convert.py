@@ -12,9 +12,10 @@ import torch
 
 from ..liveavatar.config import FPS, ModelConfig
 from ..liveavatar.continuation import VideoTail
-from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError, StateError
+from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError, SpeakerError, StateError
 from ..liveavatar.media.audio import AudioClip
 from ..liveavatar.media.pose_video import Pictures, PoseFile, PoseSource
+from ..liveavatar.speakers import OpenedSpeakers
 from ..liveavatar.timed_changes import TimedChange
 
 _MOST_WHITE, _LEAST_BLACK = 8.0, -0.5
@@ -67,15 +68,42 @@ def _check_range(first: torch.Tensor, dtype: torch.dtype) -> None:
 
 def _transparent(mask: Any, size: tuple[int, int]) -> torch.Tensor:
     """The first mask at the size of the picture, [H, W, 1] in 0..1."""
-    if not isinstance(mask, torch.Tensor) or mask.ndim not in (2, 3) or not mask.numel():
-        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise ImageError(f"The mask is {shape}, not [pictures, height, width].", "Connect that of core Load Image.")
-    first = (mask if mask.ndim == 2 else mask[0]).detach().float().cpu()
-    if not torch.isfinite(first).all():
-        raise ImageError("The mask holds values that are not numbers.", "Check the nodes before this one.")
+    first = _first_mask(mask, "mask")
     if tuple(first.shape) != size:
         first = torch.nn.functional.interpolate(first[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     return first.clamp(0, 1)[..., None]
+
+
+def _first_mask(mask: Any, socket: str) -> torch.Tensor:
+    """MASK float [B, H, W] or [H, W] -> the first one, [H, W]."""
+    if not isinstance(mask, torch.Tensor) or mask.ndim not in (2, 3) or not mask.numel():
+        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ImageError(f"The {socket} is {shape}, not [pictures, height, width].", "Connect that of core Load Image.")
+    first = (mask if mask.ndim == 2 else mask[0]).detach().float().cpu()
+    if not torch.isfinite(first).all():
+        raise ImageError(f"The {socket} holds values that are not numbers.", "Check the nodes before this one.")
+    return first
+
+
+def speaker_mask(mask: Any, socket: str) -> np.ndarray:
+    """MASK of a speaker, 1 where that one is, -> float32 [H, W] in 0..1.
+
+    Raises:
+        ImageError: no mask, another shape, or values that are not numbers.
+        SpeakerError: nobody is in it.
+    """
+    first = _first_mask(mask, socket).clamp(0, 1)
+    if first.max() < 0.5:
+        raise SpeakerError(
+            f"The {socket} is empty: nothing of it is white.",
+            "Paint the speaker in the Mask Editor of core Load Image; core Invert Mask turns a mask round.",
+        )
+    return first.numpy()
+
+
+def mask_notes(mask: Any) -> tuple[str, ...]:
+    """What is to be told of a MASK that `speaker_mask` takes."""
+    return (f"the first of {len(mask)} masks is used",) if mask.ndim == 3 and len(mask) > 1 else ()
 
 
 class PoseImages:
@@ -157,6 +185,16 @@ def audio_clip(audio: Any) -> AudioClip:
             "Put Audio Batch to List (Live Avatar) before this node: then a video is made for each of them.",
         )
     return AudioClip.from_array(waveform[0].T, rate, "The connected audio")
+
+
+def spoken_by(audio: Any, seconds: float | None = None) -> AudioClip | OpenedSpeakers:
+    """AUDIO, or what Speakers gives -> one voice or several speakers, or the first seconds of them.
+
+    Raises:
+        AudioError: as `audio_clip`.
+    """
+    spoken = audio if isinstance(audio, AudioClip | OpenedSpeakers) else audio_clip(audio)
+    return spoken if seconds is None else spoken.limited(seconds)
 
 
 def split_audio(audio: Any) -> list[dict[str, Any]]:

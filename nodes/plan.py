@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 
 from ..liveavatar.request import Request
 from .report import make_report
-from .schema import CATEGORY, ModelSocket, seconds_input, size_fault, size_input, steps_input, supported
+from .schema import CATEGORY, ModelSocket, seconds_input, size_fault, size_input, spoken_input, steps_input, supported
 
 
 class Plan(io.ComfyNode):
@@ -31,7 +31,7 @@ class Plan(io.ComfyNode):
                 steps_input(),
                 seconds_input(),
                 io.Image.Input("image", optional=True, tooltip="The portrait; without it, one of the asked aspect."),
-                io.Audio.Input("audio", optional=True, tooltip="The voice; without it, as long as seconds, or 10 s."),
+                spoken_input("The voice, or Speakers; without it, as long as seconds, or 10 s.", optional=True),
                 io.String.Input(
                     "cards",
                     default="",

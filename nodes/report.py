@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..liveavatar.cli.speakers import speaker_lines
 from ..liveavatar.cli.tables import note_lines, plan_lines, resolved_lines
 from ..liveavatar.errors import LiveAvatarError
-from ..liveavatar.media.audio import AudioClip, audio_notes
+from ..liveavatar.media.audio import AudioClip
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.planner import Hardware, Plan
-from ..liveavatar.request import Request, image_size_for
+from ..liveavatar.request import Request, ResolvedRequest, image_size_for
+from ..liveavatar.speakers import OpenedSpeakers, SpeakerReport, spoken_notes
 from ..liveavatar.utils import format_bytes
 from . import convert
 from .host import device_memory
@@ -66,28 +68,47 @@ def make_report(pipeline: LiveAvatarPipeline, request: Request, image: Any, audi
             hardware = Hardware.parse(cards)
             pipeline = pipeline.planned_for(hardware)
             room = {device.name: device.total for device in hardware.devices}.get
-        image_size = convert.image_array(image).shape[1::-1] if image is not None else image_size_for(request.size)
-        clip = convert.audio_clip(audio) if audio is not None else None
-        seconds = request.seconds or _ASSUMED_SECONDS
-        length = (len(clip.samples), clip.rate) if clip else (round(seconds * 16_000), 16_000)
-        told = (*(convert.image_notes(image) if image is not None else ()), *(_audio_notes(clip, request)))
-        resolved, plan = pipeline.plan(request, (image_size[0], image_size[1]), *length, told)
+        pixels = None if image is None else convert.image_array(image)
+        spoken = convert.spoken_by(audio, request.seconds) if audio is not None else None
+        told = () if image is None else convert.image_notes(image)
+        told = told if spoken is None else (*told, *spoken_notes(spoken))
+        picture = None if pixels is None else (pixels.shape[1], pixels.shape[0])
+        resolved, plan, reports = _planned(pipeline, request, picture, spoken, told)
     except LiveAvatarError as error:
         refused = in_widgets(str(error))
         return Report(f"This cannot be made. {refused}", draw([]), {"refused": refused, "devices": []})
     expected = pipeline.expected_seconds(resolved)
     time = f"about {expected:.1f} s" if expected else "not known before the first video of this size on this machine"
     notes = note_lines([in_widgets(note) for note in (*resolved.notes, *plan.notes)])
-    lines = [*resolved_lines(resolved), *plan_lines(plan), f"time    {time}", *notes]
+    lines = [*resolved_lines(resolved), *speaker_lines(reports), *plan_lines(plan), f"time    {time}", *notes]
     devices = devices_of(plan, room)
     return Report("\n".join(lines), draw(devices), {"refused": None, "devices": devices})
 
 
-def _audio_notes(clip: AudioClip | None, request: Request) -> tuple[str, ...]:
-    """What is to be told of the audio as far as it is used."""
-    if clip is None:
-        return ()
-    return audio_notes(clip if request.seconds is None else clip.limited(request.seconds))
+def _planned(
+    pipeline: LiveAvatarPipeline,
+    request: Request,
+    picture: tuple[int, int] | None,
+    spoken: AudioClip | OpenedSpeakers | None,
+    notes: Sequence[str],
+) -> tuple[ResolvedRequest, Plan, tuple[SpeakerReport, ...]]:
+    """What would be made of a voice or of several speakers, and where in the picture these are.
+
+    Args:
+        picture: its width and height. Masks lie over it; without one, they are not looked at.
+    """
+    several = spoken if isinstance(spoken, OpenedSpeakers) else None
+    audio = spoken.audio if isinstance(spoken, OpenedSpeakers) else spoken
+    seconds = request.seconds or _ASSUMED_SECONDS
+    length = (len(audio.samples), audio.rate) if audio is not None else (round(seconds * 16_000), 16_000)
+    count = 1 if several is None else len(several)
+    size = picture or image_size_for(request.size)
+    resolved, plan = pipeline.plan(request, size, *length, notes, speaker_count=count)
+    if several is None:
+        return resolved, plan, ()
+    several.check_lengths(request)
+    placed = several.placed(picture, resolved.width, resolved.height, request.fit) if picture else None
+    return resolved, plan, placed.reports if placed else ()
 
 
 def devices_of(plan: Plan, room: Callable[[str], int | None] = device_memory) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ AudioSocket = io.Custom("LIVEAVATAR_AUDIO")
 LatentsSocket = io.Custom("LIVEAVATAR_LATENTS")
 LoRAsSocket = io.Custom("LIVEAVATAR_LORAS")
 StateSocket = io.Custom("LIVEAVATAR_STATE")
+SpeakersSocket = io.Custom("LIVEAVATAR_SPEAKERS")
 
 SINKS = ("drawn from the seed", "fixed")
 
@@ -42,6 +43,23 @@ def replacing(given: Any, choices: Mapping[str, str]) -> Any:
     now. The page shows it so; the node has to understand both."""
     given.extra_dict = {**(given.extra_dict or {}), "replaces": dict(choices)}
     return given
+
+
+def growing_input(name: str, kind: Any, most: int, tooltip: str) -> list[Any]:
+    """Sockets name_1, name_2 and so on, of which there is always one to spare, where this core knows such inputs; the
+    first two elsewhere. In a graph they are name.name_1 and so on, so that both open the same files."""
+    names = [f"{name}_{number}" for number in range(1, most + 1)]
+    if (autogrow := getattr(io, "Autogrow", None)) is None:
+        return [
+            kind.Input(f"{name}.{socket}", display_name=socket, optional=True, tooltip=tooltip) for socket in names[:2]
+        ]
+    one = kind.Input(name, optional=True, tooltip=tooltip)
+    return [autogrow.Input(name, optional=True, template=autogrow.TemplateNames(one, names=names, min=1))]
+
+
+def spoken_input(tooltip: str, optional: bool = False) -> Any:
+    """One voice, or several speakers."""
+    return io.MultiType.Input("audio", types=[io.Audio, SpeakersSocket], optional=optional, tooltip=tooltip)
 
 
 def pose_input() -> Any:

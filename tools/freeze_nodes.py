@@ -24,11 +24,14 @@ ENGLISH = PROJECT / "locales" / "en" / "nodeDefs.json"
 
 
 def words(schema: Any) -> dict[str, Any]:
-    """The entry of one node in nodeDefs.json."""
+    """The entry of one node in nodeDefs.json, where names of inputs have no dots."""
     return {
         "display_name": schema.display_name,
         "description": schema.description,
-        "inputs": {slot.id: {"name": slot.id, "tooltip": slot.tooltip} for slot in schema.inputs},
+        "inputs": {
+            slot.id.replace(".", "_"): {"name": slot.display_name or slot.id, "tooltip": slot.tooltip}
+            for slot in schema.inputs
+        },
         "outputs": {
             str(number): {"name": slot.display_name, "tooltip": slot.tooltip}
             for number, slot in enumerate(schema.outputs)

@@ -56,9 +56,9 @@ class Drawing:
             self._check(item)
             for slot, (name, kind, _) in enumerate(self.kinds[item.type].sockets):
                 if name in item.wires and item.wires[name].split(".")[0] != outside:
-                    source, output = self._source(item, name, kind)
+                    source, output, of = self._source(item, name, kind)
                     number = self.first + len(self.links) + 1
-                    self.links.append([number, self.ids[source], output, self.ids[item.key], slot, kind])
+                    self.links.append([number, self.ids[source], output, self.ids[item.key], slot, of])
 
     def _check(self, item: Item) -> None:
         kind = self.kinds[item.type]
@@ -69,13 +69,13 @@ class Drawing:
         if strangers or unwired:
             raise ValueError(f"{self.graph.name}: {item.key} has no {sorted(strangers)} and lacks {sorted(unwired)}")
 
-    def _source(self, item: Item, name: str, kind: str) -> tuple[str, int]:
-        """Key and output number of what feeds an input."""
+    def _source(self, item: Item, name: str, kind: str) -> tuple[str, int, str]:
+        """Key, output number and type of what feeds an input, which may take several types."""
         key, _, output = item.wires[name].partition(".")
-        outputs = self.kinds[self.by_key[key].type].outputs
-        if (output, kind) not in outputs:
-            raise ValueError(f"{self.graph.name}: {key} has no output {output} of type {kind} for {item.key}.{name}")
-        return key, outputs.index((output, kind))
+        for number, (one, of) in enumerate(self.kinds[self.by_key[key].type].outputs):
+            if one == output and of in kind.split(","):
+                return key, number, of
+        raise ValueError(f"{self.graph.name}: {key} has no output {output} of type {kind} for {item.key}.{name}")
 
     def values(self, item: Item) -> dict[str, Any]:
         """All widgets of a node with their values."""

@@ -102,6 +102,7 @@ class Graph:
 SAMPLE, VOICE, INPUTS, MODEL = "Sample · 示例", "Voice · 语音", "Inputs · 输入", "Model · 模型"
 DEVICES, PLAN, ENCODE = "Devices · 设备", "Plan · 方案", "Encode · 编码"
 TALK = "Live · 实时"
+MASKS, SPEAK = "Masks · 遮罩", "Speakers · 说话者"
 LATENTS, DECODE, MAKE, KEEP = "Latents · 采样", "Decode · 解码", "Video · 视频", "Save · 保存"
 
 _SAMPLE = Item("sample", "LiveAvatarSample")
@@ -258,6 +259,31 @@ def _live() -> Graph:
     return Graph("live", sentence, ("live",), columns, widths={"LiveAvatarSample": 330, "LiveAvatarLive": 330})
 
 
+def _two_speakers() -> Graph:
+    """Two people in one picture, with masks of core: a white square on black, at the left and at the right."""
+    black = Item("black", "SolidMask", values={"value": 0.0, "width": 512, "height": 256})
+    white = Item("white", "SolidMask", values={"width": 256, "height": 256})
+    wires = {"destination": "black.MASK", "source": "white.MASK"}
+    left, right = (
+        Item(side, "MaskComposite", wires, {"x": x, "operation": "add"}) for side, x in (("left", 0), ("right", 256))
+    )
+    sounds = {"audio.audio_1": "pair.left", "audio.audio_2": "pair.right"}
+    masks = {"mask.mask_1": "left.MASK", "mask.mask_2": "right.MASK"}
+    given = {"image": "pair.image", "audio": "speakers.speakers"}
+    asked = {"prompt": "A person is talking in front of a blue wall.", "size": "256x128"}
+    columns: tuple[Column, ...] = (
+        (READ_ME,),
+        ((MODEL, (_miniature(),)), (MASKS, (black, white))),
+        ((SAMPLE, (Item("pair", "LiveAvatarSamplePair", under=("model",)),)), (MASKS, (left, right))),
+        ((SPEAK, (Item("speakers", "LiveAvatarSpeakers", sounds | masks, under=("pair",)),)),),
+        ((MAKE, (_avatar(given, asked),)),),
+        (_save("avatar", "two_speakers"),),
+    )
+    sentence = "Two people in one picture, each with a sound and a mask"
+    wide = {"MarkdownNote": 250, "LiveAvatarSamplePair": 310, "LiveAvatarGenerate": 290, "SaveVideo": 226}
+    return Graph("two_speakers", sentence, ("two_speakers",), columns, width=240, gap=56, widths=wide)
+
+
 GRAPHS = (
     _quickstart(),
     _own_voice(),
@@ -278,5 +304,6 @@ GRAPHS = (
     ),
     _core_encoders(),
     _live(),
+    _two_speakers(),
 )
 """In the order in which a newcomer meets them."""

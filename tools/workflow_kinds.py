@@ -41,6 +41,12 @@ CORE = {
     "SaveVideo": _core(
         [("video", "VIDEO")], [("filename_prefix", "video/ComfyUI"), ("format", "auto"), ("codec", "auto")], []
     ),
+    "SolidMask": _core([], [("value", 1.0), ("width", 512), ("height", 512)], [("MASK", "MASK")]),
+    "MaskComposite": _core(
+        [("destination", "MASK"), ("source", "MASK")],
+        [("x", 0), ("y", 0), ("operation", "multiply")],
+        [("MASK", "MASK")],
+    ),
     "CLIPLoader": _core([], [("clip_name", ""), ("type", ""), ("device", "default")], [("CLIP", "CLIP")]),
     "CLIPTextEncode": _core([("clip", "CLIP")], [("text", "")], [("CONDITIONING", "CONDITIONING")]),
     "AudioEncoderLoader": _core([], [("audio_encoder_name", "")], [("AUDIO_ENCODER", "AUDIO_ENCODER")]),

@@ -90,6 +90,23 @@ def one_node(**given: Any) -> Graph:
     }
 
 
+def two_speakers(**given: Any) -> Graph:
+    """Two people by the all-in-one node: the pack's picture of two, with masks of core, a white square on black."""
+    graph = one_node(**{"size": "256x128", **given})
+    del graph["picture"]
+    graph["pair"] = node("LiveAvatarSamplePair")
+    graph["black"] = node("SolidMask", value=0.0, width=512, height=256)
+    graph["white"] = node("SolidMask", value=1.0, width=256, height=256)
+    masks = {"destination": ["black", 0], "source": ["white", 0], "y": 0, "operation": "add"}
+    graph |= {side: node("MaskComposite", x=x, **masks) for side, x in (("left", 0), ("right", 256))}
+    sounds = {"audio.audio_1": ["pair", 1], "audio.audio_2": ["voice", 0]}
+    graph["speakers"] = node(
+        "LiveAvatarSpeakers", **sounds, **{"mask.mask_1": ["left", 0], "mask.mask_2": ["right", 0]}
+    )
+    graph["avatar"]["inputs"] |= {"image": ["pair", 0], "audio": ["speakers", 0]}
+    return graph
+
+
 def plan(**given: Any) -> Graph:
     """What would be made, and nothing more."""
     said = _defaults(given)

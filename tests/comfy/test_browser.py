@@ -98,6 +98,19 @@ def test_the_switch_of_an_older_workflow_is_shown_as_a_choice(look: Look, said: 
     assert look.ours == []
 
 
+def test_a_further_speaker_finds_sockets(look: Look) -> None:
+    """Where this ComfyUI knows sockets that grow; both kinds make one prompt of the template."""
+    graph = look.open("two_speakers")
+    (speakers,) = (node for node in graph["nodes"] if node["type"] == "LiveAvatarSpeakers")
+    pair = [slot["name"] for slot in speakers["inputs"]]
+    shown = look.page.evaluate("(id) => look.root().getNodeById(id).inputs.map((slot) => slot.name)", speakers["id"])
+    grown = [f"{kind}.{kind}_{number}" for kind in ("audio", "mask") for number in (1, 2, 3)]
+    assert shown == (grown if len(shown) > len(pair) else pair)
+    prompt = look.page.evaluate("() => look.app.graphToPrompt().then((made) => made.output)")
+    assert list(prompt[str(speakers["id"])]["inputs"]) == pair
+    assert look.ours == []
+
+
 @pytest.mark.parametrize("template", MINIATURE)
 def test_run_shows_progress_then_the_playing_video(look: Look, template: str) -> None:
     graph = look.open(template)

@@ -51,7 +51,7 @@ def test_the_words_of_the_nodes_are_there_in_two_languages(client: Client, langu
     defined = client.get("/i18n")[language]["nodeDefs"]
     known = client.get("/object_info")
     for name in NODES:
-        inputs = {key for group in ("required", "optional") for key in known[name]["input"].get(group, {})}
+        inputs = {given["id"].replace(".", "_") for given in frozen.of_object_info(known[name])["inputs"]}
         assert defined[name]["display_name"]
         assert set(defined[name].get("inputs", {})) == inputs, name
 

@@ -58,6 +58,7 @@ LAYERS = (
         "conditioning_cache",
         "mini/judge",
         "mini/exam",
+        "mini/pair_exam",
         "mini/showing",
         "mini/evaluate",
     },

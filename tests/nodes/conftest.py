@@ -35,3 +35,19 @@ def pack(host: fake_host.Host) -> Iterator[ModuleType]:
 def nodes(pack: ModuleType) -> dict[str, type]:
     """Node classes by id."""
     return {node.define_schema().node_id: node for node in pack.nodes.NODES}
+
+
+@pytest.fixture
+def model(nodes: dict[str, type]) -> object:
+    """The miniature in this process."""
+    place = {"engine": "this process", "devices": "cpu", "stages": "auto", "memory": "keep loaded", "threads": 1}
+    (backend,) = fake_comfy.run(nodes["LiveAvatarBackend"], **place).args
+    automatic = dict.fromkeys(("lora", "text_encoder", "audio_encoder", "vae", "precision"), "automatic")
+    load = nodes["LiveAvatarLoadModel"]
+    return fake_comfy.run(load, model="miniature (comes along)", **automatic, backend=backend).args[0]
+
+
+@pytest.fixture
+def positive(nodes: dict[str, type], model: object) -> object:
+    """A prompt, encoded."""
+    return fake_comfy.run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.").args[0]

@@ -48,10 +48,20 @@ def of_object_info(info: dict[str, Any]) -> Node:
     inputs = [
         _input(name, kind, group == "optional", options)
         for group in ("required", "optional")
-        for name, (kind, options) in info["input"].get(group, {}).items()
+        for given, (of, its) in info["input"].get(group, {}).items()
+        for name, kind, options in _sockets(given, of, its)
     ]
     outputs = zip(info["output_name"], info["output"], strict=True)
     return {"inputs": inputs, "outputs": [{"name": name, "type": kind} for name, kind in outputs]}
+
+
+def _sockets(name: str, kind: str, options: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """An input as name, type and options; one that grows as the sockets with which it begins."""
+    if kind != "COMFY_AUTOGROW_V3":
+        return [(name, kind, options)]
+    template = options["template"]
+    ((of, its),) = (one for group in template["input"].values() for one in group.values())
+    return [(f"{name}.{socket}", of, its) for socket in template["names"][: template["min"] + 1]]
 
 
 def _input(name: str, kind: str, optional: bool, given: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +72,8 @@ def _input(name: str, kind: str, optional: bool, given: dict[str, Any]) -> dict[
 
 def changes(frozen: dict[str, Node], now: dict[str, Node]) -> list[str]:
     """What would break saved graphs: everything but new nodes, optional inputs put last, outputs put last, new choices
-    in a list, and a choice in place of a switch whose positions it still understands ("replaces").
+    in a list, further types in a socket, and a choice in place of a switch whose positions it still understands
+    ("replaces").
 
     Choices are held as a subset because lists of files differ between machines.
     """
@@ -83,6 +94,8 @@ def _inputs_changed(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
         if old["type"] == "BOOLEAN" and new.get("replaces", {}).keys() == {"true", "false"}:
             default = new["replaces"][json.dumps(old["default"])]
             old = {**old, "type": "COMBO", "default": default, "replaces": new["replaces"]}
+        if {*old["type"].split(",")} <= {*new["type"].split(",")}:
+            old = {**old, "type": new["type"]}
         lost = [choice for choice in old.get("options", []) if choice not in new.get("options", [])]
         if lost:
             found.append(f"{old['id']} lost the choices {lost}")

@@ -20,15 +20,6 @@ def run(node: type, **inputs):
 
 
 @pytest.fixture
-def model(nodes):
-    (backend,) = run(
-        nodes["LiveAvatarBackend"], engine="this process", devices="cpu", stages="auto", memory="keep loaded", threads=1
-    )
-    automatic = dict.fromkeys(("lora", "text_encoder", "audio_encoder", "vae", "precision"), "automatic")
-    return run(nodes["LiveAvatarLoadModel"], model=MINIATURE, **automatic, backend=backend)[0]
-
-
-@pytest.fixture
 def image():
     return torch.linspace(0, 1, 64)[None, :, None, None].expand(1, 64, 64, 3).contiguous()
 
@@ -37,11 +28,6 @@ def image():
 def audio():
     t = torch.arange(16_000) / 16_000
     return {"waveform": (0.3 * torch.sin(900 * t))[None, None], "sample_rate": 16_000}
-
-
-@pytest.fixture
-def positive(nodes, model):
-    return run(nodes["LiveAvatarTextEncode"], model=model, prompt="A person talks.")[0]
 
 
 @pytest.fixture

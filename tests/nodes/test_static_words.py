@@ -44,7 +44,7 @@ def test_every_node_has_a_page_in_both_languages_and_no_page_is_left_over():
 def test_a_page_has_every_input_and_output_and_what_one_needs_to_know(node, language):
     text = page(node, language)
     rows = re.findall(r"^\| `(\w+)`", section(text, INPUTS[language]), re.MULTILINE)
-    assert rows == [slot["id"] for slot in NODES[node]["inputs"]]
+    assert rows == [slot["id"].split(".")[-1] for slot in NODES[node]["inputs"]]
     listed = re.findall(r"^- `(\w+)`", section(text, OUTPUTS[language]), re.MULTILINE)
     assert listed == [slot["name"] for slot in NODES[node]["outputs"]]
     assert not [title for title in SECTIONS[language] if title not in text]

@@ -30,6 +30,7 @@ from liveavatar.planner.disk import TemporaryBytes
 from liveavatar.planner.hardware import Hardware
 from liveavatar.request import Request, resolve
 from liveavatar.session import VideoTask
+from liveavatar.speakers import open_audio
 
 REQUEST = Request(size="128x64", steps=2, seed=9)
 WIDTH, HEIGHT = 256, 128
@@ -88,6 +89,14 @@ def test_who_says_what_where_matters(pipeline, two):
 def test_one_speaker_without_a_mask_is_one_voice(pipeline):
     alone = latents(pipeline, A)
     assert torch.equal(latents(pipeline, [Speaker(A)]), alone) and torch.equal(latents(pipeline, Speaker(A)), alone)
+
+
+def test_speakers_that_are_read_already_are_limited_and_mixed_alike():
+    opened = open_audio(TWO)
+    assert open_audio(opened) is opened
+    limited, anew = open_audio(opened, 0.4), open_audio(TWO, 0.4)
+    assert [clip.seconds for clip in limited.each] == [clip.seconds for clip in anew.each]
+    np.testing.assert_array_equal(limited.audio.samples[:], anew.audio.samples[:])
 
 
 def test_masks_are_of_any_size_and_cut_with_the_picture(pipeline, two):
