@@ -55,12 +55,16 @@ class BlockEncoder:
 
     def write(self, images: np.ndarray, audio: np.ndarray) -> None:
         """Append images uint8 [n, H, W, 3] and their sound, float32 [m], as long as they are."""
+        self._container.mux(self.encode(images, audio))
+
+    def encode(self, images: np.ndarray, audio: np.ndarray) -> list[Packet]:
+        """The packets of images and their sound, in the order of their times, for whoever muxes them elsewhere."""
         packets: list[Packet] = []
         for image in images:
             packets += self._video.encode(self._converter.frame(np.ascontiguousarray(image), self._frames, FPS))
             self._frames += 1
         packets += self._sound.encode(self._audio_frame(audio))
-        self._container.mux(sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base))
+        return sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base)
 
     def close(self) -> None:
         """Write what the encoders still hold, and the end of the container."""

@@ -221,7 +221,7 @@ export class LivePanel extends RunPanel {
     super("", true);
     this.node = node;
     this.microphone = button("wide", () => talk?.toggleMicrophone());
-    this.interrupt = button("wide", () => talk?.client.send("interrupt"));
+    this.interrupt = button("wide", () => talk?.client.interrupt());
     this.stop = button("stop", () => talk?.stop());
     this.say = form((text, input) => {
       talk?.client.send("say", { text, voice: words() === WORDS.zh ? "cmn" : "en-us" });

@@ -19,6 +19,7 @@ export class LiveClient {
   webrtc = false; // whether server and browser have WebRTC
   lowDelay = false; // whether the talk is to be watched over WebRTC
   microphone = null;
+  saying = null; // the sound file that is being said
   player = null;
   peer = null;
   resume = "";
@@ -37,7 +38,7 @@ export class LiveClient {
 
   // Seconds from what is spoken to its picture on this page.
   get delay() {
-    const shown = this.peer?.connected ? this.playout + this.peer.ahead : (this.player?.ahead ?? 0);
+    const shown = this.peer?.connected ? this.playout + this.peer.ahead : (this.player?.held ?? 0);
     return this.lag + shown + (this.microphone ? Math.max(0, this.queued - HEARD) : 0);
   }
 
@@ -179,17 +180,24 @@ export class LiveClient {
     this.microphone = null;
   }
 
-  // Say what a sound file holds.
+  // Drop what has not been said.
+  interrupt() {
+    this.saying = null;
+    this.send("interrupt");
+  }
+
+  // Say what a sound file holds; another one takes its place.
   async pushFile(file) {
     const context = new AudioContext();
     const sound = await context.decodeAudioData(await file.arrayBuffer());
+    this.saying = file;
     this.send("audio", { rate: sound.sampleRate, encoding: "s16le" });
     const samples = sound.getChannelData(0), piece = sound.sampleRate;
-    for (let start = 0; start < samples.length && this.talking; start += piece) {
+    for (let start = 0; start < samples.length && this.talking && this.saying === file; start += piece) {
       this.sendBytes(integers(samples.slice(start, start + piece)));
       if (start > 10 * piece) await new Promise((done) => setTimeout(done, 990)); // at most ten seconds wait there
     }
-    this.send("end_of_speech");
+    if (this.saying === file) this.send("end_of_speech");
     context.close();
   }
 
