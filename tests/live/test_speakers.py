@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from live.conftest import REQUEST
@@ -13,6 +15,7 @@ from live.test_session import RATE, voice
 from liveavatar import LiveAvatarPipeline
 from liveavatar.errors import RequestError, SpeakerError
 from liveavatar.live.block import LiveBlock
+from liveavatar.live.recording import TalkRecording
 from liveavatar.live.session import LiveSession
 
 Open = Callable[..., LiveSession]
@@ -72,6 +75,21 @@ def test_the_sound_is_both_to_the_sample(open_session: Open, two: list[LiveBlock
     expected = alone[0].copy()
     expected[: len(alone[1])] += alone[1]
     assert np.array_equal(mixed, expected)
+
+
+def test_the_recording_has_both_in_time(two: list[LiveBlock], tmp_path: Path) -> None:
+    file = tmp_path / "talk.mp4"
+    with TalkRecording(file, 64, 64) as recording:
+        for block in two:
+            recording.write(block)
+    with av.open(str(file)) as container:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    said_at = [slice(0, 90_000), slice(100_000, 130_000)]  # by both, and by the first alone
+    mixed = np.concatenate([block.audio for block in two])
+    skipped = max(range(2100), key=lambda start: float(heard[start : start + 20_000] @ mixed[:20_000]))
+    for part in said_at:
+        later = slice(part.start + skipped, part.stop + skipped)
+        assert np.corrcoef(heard[later], mixed[part])[0, 1] > 0.98
 
 
 def test_the_masks_of_pictures_are_those_of_a_rendered_video(open_session: Open, two: list[LiveBlock]) -> None:
