@@ -53,8 +53,10 @@ const client = new LiveClient({
 
 // What is going on; of several speakers, with each of them.
 function stateOf({ state, speakers }) {
-  if (speakers.length === 1 || ["starved", "paused", "closed"].includes(state)) return words.states[state] ?? state;
-  return speakers.map((one, i) => `${words.speaker.replace("{n}", i + 1)}: ${words.states[one.state]}`).join(" · ");
+  const all = words.states[state] ?? state;
+  if (speakers.length === 1 || state === "paused" || state === "closed") return all;
+  const each = speakers.map((one, i) => `${words.speaker.replace("{n}", i + 1)}: ${words.states[one.state]}`);
+  return [...(state === "starved" ? [all] : []), ...each].join(" · ");
 }
 
 function showSpeakers() {
