@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
-from engine.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job
+from engine.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job, with_two_speakers
 from torch._dynamo.utils import counters
 
 from liveavatar import compiler
@@ -99,6 +99,18 @@ def test_what_a_device_can_is_tried_outside_of_the_graphs(monkeypatch) -> None:
     quantize.supports_fp8_matmul(torch.device("cpu"), by_row=False)
     list(engine.run(tiny_job(config, tiny_effective(1))))
     assert graphs() == GRAPHS
+
+
+def test_two_speakers_have_graphs_of_their_own() -> None:
+    job = with_two_speakers(tiny_job(CONFIG, tiny_effective(2)))
+    plan, nets = make_plan(job.resolved, CONFIG, model="tiny"), ModelCache()
+    engine = LocalEngine(COMPONENTS, dataclasses.replace(plan, compiled=True), nets)
+    engine.load()
+    made = graphs()
+    compiled, plain = (torch.cat(list(e.run(job)), 1) for e in (engine, LocalEngine(COMPONENTS, plan)))
+    assert graphs() == made, "something was compiled while the work went on"
+    assert decibels(compiled, plain) > 100
+    assert not engine_of(nets=nets).loaded, "one voice is another form"
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
 
 from liveavatar.config import BLOCK_FRAMES, MOTION_LATENTS, ModelConfig
 from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.encoders.block_features import StackedFeatures
 from liveavatar.engine.local import LocalEngine
 from liveavatar.events import Event, ignore
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
@@ -95,6 +97,23 @@ def tiny_job(config: ModelConfig, effective: ResolvedRequest, distance: SinkDist
     reference, motion = numbers(16, 1, height, width), numbers(16, MOTION_LATENTS, height, width)
     return VideoTask(
         effective, Conditioning(reference, motion, numbers(4, config.text_dim), audio), distance or SinkDistance()
+    )
+
+
+def with_two_speakers(job: VideoTask) -> VideoTask:
+    """The job with another speaker; who is heard in the left and the right half, and both in the middle."""
+    given = job.conditioning.audio
+    generator = torch.Generator().manual_seed(4)
+    other = AudioFeatures(given.layers, given.channels)
+    frames = job.resolved.blocks * BLOCK_FRAMES
+    other.append(torch.randn((frames, given.layers, given.channels), generator=generator).numpy())
+    rows, columns = (n // 2 for n in job.resolved.latent_size)
+    mask = torch.zeros(2, 3, rows, columns, 1)
+    mask[0, :, :, : columns // 2 + 1] = mask[1, :, :, columns // 2 - 1 :] = 1
+    audio = StackedFeatures([given, other])
+    conditioning = dataclasses.replace(job.conditioning, audio=audio, speaker_mask=mask.flatten(1, 3))
+    return dataclasses.replace(
+        job, resolved=dataclasses.replace(job.resolved, speaker_count=2), conditioning=conditioning
     )
 
 

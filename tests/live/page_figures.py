@@ -44,7 +44,7 @@ SIZE, BOX = 128, {"left": 32, "top": 56, "side": 64}
 """Of the video, and where in it the mouth is."""
 OPEN = 0.2
 """A mouth that is open: it is read as up to 0.1 while nothing is said."""
-STARTS, INTERRUPTS = 5, 10
+STARTS, INTERRUPTS = 5, 8
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 PATIENCE = 60_000
 """Milliseconds."""

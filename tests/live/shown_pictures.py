@@ -16,6 +16,7 @@ _ALIKE = 0.5
 """Correlation from which sound is the same: what a browser plays and a recording keeps is compressed."""
 _BLOCK = BLOCK_FRAMES * AUDIO_SAMPLE_RATE // FPS
 _MOST_DELAY = 5.0
+"""Seconds; a longer one is not found."""
 _BLOCK_APART = BLOCK_FRAMES
 
 
@@ -92,8 +93,11 @@ def delays(
         seen.add(int(place))
         if block not in heard:
             heard[block] = _heard(microphone, sound[block * _BLOCK : (block + 1) * _BLOCK], float(time))
-        if (begun := heard[block]) is not None:
-            late.append(time - begun - (place - block * BLOCK_FRAMES) / FPS)
+        if (begun := heard[block]) is None:
+            continue
+        delay = float(time - begun - (place - block * BLOCK_FRAMES) / FPS)
+        if 0 <= delay <= _MOST_DELAY:  # else it was taken for one of another time
+            late.append(delay)
             when.append(float(time))
     return np.array(late), np.array(when)
 
