@@ -7,6 +7,7 @@ without memory and filled with exactly what they own.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -55,6 +56,9 @@ M = TypeVar("M", bound="nn.Module")
 
 MINI_FOLDER = Path(__file__).parent / "mini" / "model"
 """The miniature, in the official layout like any other model."""
+
+SPEAKERS_LORA = "liveavatar_speakers.safetensors"
+"""In a model's folder: a LoRA that its network needs where several speak in one picture."""
 
 _MINI_DECODER = FULL_VAE
 """What decodes where nothing is said."""
@@ -169,6 +173,11 @@ def _open_folder(
         return FolderComponents(find_model(model, extra_loras=extra_loras, **given), name=name)
 
 
+def for_speakers(components: Components, count: int) -> Components:
+    """A model as so many speakers in one picture need it: with the LoRA for several, where its folder has one."""
+    return components.for_speakers(count) if isinstance(components, FolderComponents) else components
+
+
 def notes_of(components: Components) -> tuple[str, ...]:
     """What is worth knowing of a model's files before anything is made of them, one sentence each."""
     return components.notes if isinstance(components, FolderComponents) else ()
@@ -202,7 +211,9 @@ def network_fingerprint(components: Components) -> str:
         return found.hexdigest()
     whole = files.transformer
     shards = SafetensorsSource(whole).shards() if whole.suffix == ".json" or "-of-" in whole.name else [whole]
-    for path in (*shards, *filter(None, (files.config, files.lora)), *(lora.path for lora in files.extra_loras)):
+    several = [path] if (path := whole.parent / SPEAKERS_LORA).is_file() else []
+    extra = dict.fromkeys([*(lora.path for lora in files.extra_loras), *several])
+    for path in (*shards, *filter(None, (files.config, files.lora)), *extra):
         size = path.stat().st_size
         found.update(size.to_bytes(8, "little"))
         with path.open("rb") as file:
@@ -299,6 +310,21 @@ class FolderComponents:
         beside = folder.resolve() in lora.resolve().parents
         named = f"the LoRA is {lora}; --lora names another, or none where the network needs none"
         return extra if beside else (named, *extra)
+
+    def for_speakers(self, count: int) -> FolderComponents:
+        """The same model for so many speakers in one picture: with `SPEAKERS_LORA` for several, where it is there."""
+        return self._for_several if count > 1 else self
+
+    @functools.cached_property
+    def _for_several(self) -> FolderComponents:
+        lora = ExtraLoRA(self.files.transformer.parent / SPEAKERS_LORA)
+        if not lora.path.is_file() or lora.path in (extra.path for extra in self.files.extra_loras):
+            return self
+        return self.with_files(dataclasses.replace(self.files, extra_loras=(*self.files.extra_loras, lora)))
+
+    def with_files(self, files: ModelFiles) -> FolderComponents:
+        """The same model with other files."""
+        return FolderComponents(files, self.name)
 
     def transformer(
         self, model_slice: ModelSlice, device: TensorDevice, dtype: DType, weights: WeightFormat = "plain"

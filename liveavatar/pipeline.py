@@ -16,7 +16,16 @@ import numpy as np
 import torch
 
 from .codec import Encoders, ExecConfig
-from .components import Components, files_of, network_fingerprint, notes_of, open_components, packed_of, tiny_config
+from .components import (
+    Components,
+    files_of,
+    for_speakers,
+    network_fingerprint,
+    notes_of,
+    open_components,
+    packed_of,
+    tiny_config,
+)
 from .conditioning import NO_CONTEXTS, Contexts, encode_clips
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
@@ -198,10 +207,11 @@ class LiveAvatarPipeline:
         source = open_pose(pose)
         notes += spoken_notes(spoken)
         resolved, plan, clip, speakers = self._placed(request, size, spoken, notes, start, source)
-        inputs += (*portraits, *files_of(self.components), *pose_files(source))
+        model = for_speakers(self.components, resolved.speaker_count)
+        inputs += (*portraits, *files_of(model), *pose_files(source))
         inputs += (start.path,) if isinstance(start, VideoState | VideoTail) else ()
         changed = tuple((block, portraits[file]) for block, file in resolved.portrait_changes)
-        return VideoSpec(self.components, request, resolved, plan, pixels, clip, inputs, changed, source, speakers)
+        return VideoSpec(model, request, resolved, plan, pixels, clip, inputs, changed, source, speakers)
 
     @property
     def config(self) -> ModelConfig:
@@ -309,11 +319,12 @@ class LiveAvatarPipeline:
         return tuple(note for found in notes for note in found)
 
     def _planned(self, resolved: ResolvedRequest) -> tuple[ResolvedRequest, Plan]:
-        name, loaded = self.components.name, self.backend.bytes_by_device
-        tiny, packed = tiny_config(self.components), packed_of(self.components)
+        model = for_speakers(self.components, resolved.speaker_count)
+        name, loaded = model.name, self.backend.bytes_by_device
+        tiny, packed = tiny_config(model), packed_of(model)
         hardware = lambda: self._hardware.hardware(loaded())  # noqa: E731
         planned = self.placement.plan(resolved, self.config, name, hardware, tiny, packed)
-        return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(self.components)))
+        return planned[0], dataclasses.replace(planned[1], notes=(*planned[1].notes, *notes_of(model)))
 
     def planned_for(self, hardware: Hardware) -> LiveAvatarPipeline:
         """A pipeline of this model whose plans are for other cards; it cannot work there.
@@ -436,8 +447,9 @@ class LiveAvatarPipeline:
                     "Encode all of the audio that the video uses.",
                 )
             self._check_audio_encoder(features.layers, features.channels)
-        files = (*files_of(self.components), *pose_files(source))
-        spec = VideoSpec(self.components, request, resolved, plan, image, clip, files, (), source, speakers)
+        model = for_speakers(self.components, resolved.speaker_count)
+        files = (*files_of(model), *pose_files(source))
+        spec = VideoSpec(model, request, resolved, plan, image, clip, files, (), source, speakers)
         return VideoJob(self, spec, audio, context, contexts, start)
 
     def encoders(self, plan: Plan | None = None) -> Encoders:

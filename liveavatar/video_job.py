@@ -90,7 +90,7 @@ class VideoJob:
             encoders = self.pipeline.encoders(p.plan)
             encoded = Encoded(self.context, self.contexts, features)
             task = video_task(encoders, p, self._start, callback, encoded)
-            self._session = Session(self.pipeline.backend.engine(self.pipeline.components, p.plan), task)
+            self._session = Session(self.pipeline.backend.engine(p.components, p.plan), task)
         return self._session
 
     def frames(self, callback: Callback = ignore) -> FrameStream:

@@ -1,4 +1,5 @@
-"""Judge the miniature: `python -m liveavatar.mini.evaluate [--model DIR] [--people N] [--long SECONDS] [--sheet PNG]`.
+"""Judge the miniature: `python -m liveavatar.mini.evaluate [--model DIR] [--people N] [--long SECONDS] [--sheet PNG]`,
+or with two people in a picture: `--pairs N [--pair-sheet PNG]`.
 
 People, voices and languages are held out. Lips, faces, walls and moods are read from pixels. What the judge relies on
 is also taken with something done wrong (no LoRA, no sink, the sound of somebody else), to see that it can fail.
@@ -22,6 +23,7 @@ from ..storage import WeightFormat
 from .exam import Exam, Log
 from .figures import passes
 from .judge import FAULTS, ExamEngine
+from .pair_exam import PairExam, pair_sheet
 from .sheet import Row, contact_sheet
 from .showing import SHORTEST_LONG_RUN, endurance, people_sheet
 
@@ -39,30 +41,37 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    for path in (arguments.out, arguments.sheet, arguments.long_sheet):
+    for path in (arguments.out, arguments.sheet, arguments.long_sheet, arguments.pair_sheet):
         _check_place(path)
     components = open_components(arguments.model, vae=arguments.vae)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
-    exam = Exam(ExamEngine(components, arguments.threads, arguments.weights), arguments.people, log=_clocked())
-    text = json.dumps(_judge(exam, arguments), indent=2)
+    engine, log = ExamEngine(components, arguments.threads, arguments.weights), _clocked()
+    exam, pairs = Exam(engine, arguments.people, log=log), PairExam(engine, arguments.pairs or 1, log=log)
+    text = json.dumps(_judge_pairs(pairs, arguments) if arguments.pairs else _judge(exam, arguments), indent=2)
     print(text, flush=True)
     if arguments.out:
         write_file(arguments.out, f"{text}\n".encode(), "The report")
     if arguments.sheet:
         _save(people_sheet(exam, arguments.sheet_people, arguments.with_truth), arguments.sheet)
+    if arguments.pair_sheet:
+        _save(pair_sheet(pairs, arguments.sheet_pairs), arguments.pair_sheet)
+
+
+def _judge_pairs(exam: PairExam, arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """The figures of two people in a picture."""
+    figures: dict[str, dict[str, object]] = {"run": _run_of(arguments) | {"pairs": arguments.pairs}}
+    figures["pairs"] = exam.talking() | exam.listening()
+    return figures | {"passes": {name: t for name, t in passes(figures).items() if t["measured"] is not None}}
+
+
+def _run_of(arguments: argparse.Namespace) -> dict[str, object]:
+    return {name: getattr(arguments, name) for name in ("model", "vae", "weights", "threads")}
 
 
 def _judge(exam: Exam, arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     """All figures that were asked for; the long sheet is saved on the way, because it shows the same long run."""
-    figures: dict[str, dict[str, object]] = {
-        "run": {
-            "model": arguments.model,
-            "vae": arguments.vae,
-            "weights": arguments.weights,
-            "threads": arguments.threads,
-        }
-    }
+    figures: dict[str, dict[str, object]] = {"run": _run_of(arguments)}
     if not arguments.sheet_only:
         figures["run"] |= {"people": arguments.people, "tries": arguments.tries}
         figures |= {"speed": exam.speed(), "talking": exam.talking(), "identity": exam.identity()}
@@ -90,6 +99,9 @@ def _arguments() -> argparse.Namespace:
     add("--sheet", type=Path, metavar="PNG", help="draw people over eight seconds")
     add("--sheet-people", type=_count, default=6, metavar="N")
     add("--long-sheet", type=Path, metavar="PNG", help="draw the first person of the long run")
+    add("--pairs", type=_count, metavar="N", help="judge so many pairs of people in one picture, and nothing else")
+    add("--pair-sheet", type=Path, metavar="PNG", help="draw pairs who talk in turns")
+    add("--sheet-pairs", type=_count, default=3, metavar="N")
     add("--with-truth", action="store_true", help="under what was made, draw what should have been")
     add("--sheet-only", action="store_true", help="draw the sheets and judge only what they need")
     arguments = parser.parse_args()
@@ -97,8 +109,8 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"--long {arguments.long:g} is too short to be judged; give at least {SHORTEST_LONG_RUN:g}")
     if arguments.long_sheet and not arguments.long:
         parser.error("--long-sheet shows the long run: add --long 600")
-    if arguments.sheet_only and not (arguments.sheet or arguments.long_sheet):
-        parser.error("--sheet-only draws nothing without --sheet PNG or --long-sheet PNG")
+    if arguments.sheet_only and not (arguments.sheet or arguments.long_sheet or arguments.pair_sheet):
+        parser.error("--sheet-only draws nothing without --sheet PNG, --long-sheet PNG or --pair-sheet PNG")
     return arguments
 
 

@@ -97,6 +97,10 @@ TARGETS = (
     Target("wall", ("obedience", "wall"), ">=", 0.9),
     Target("mood", ("obedience", "mood"), ">=", 0.9),
     Target("frames_per_second", ("speed", "frames_per_second"), ">=", 25),
+    Target("pair_own_lips", ("pairs", "own_lips"), ">=", 0.75),
+    Target("pair_others_lips", ("pairs", "others_lips"), "<=", 0.2),
+    Target("pair_silent_opening", ("pairs", "silent_opening"), "<", 0.05),
+    Target("pair_identity_at_2_s", ("pairs", "identity_at_2_s"), "<=", 1.3),
     Target("first_frames_s", ("speed", "first_frames_s"), "<", 2),
 )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..codec import ExecConfig, LocalEncoders
-from ..components import Components, FolderComponents
+from ..components import Components, FolderComponents, for_speakers
 from ..conditioning import encode_conditioning
 from ..config import BLOCK_FRAMES
 from ..engine.local import LocalEngine
@@ -18,8 +18,9 @@ from ..media.audio import AudioClip
 from ..media.image import fit_image, to_pixels
 from ..model.transformer import CausalS2VTransformer
 from ..planner import make_plan
-from ..request import Request, resolve
+from ..request import Request, ResolvedRequest, resolve
 from ..session import Session, VideoTask, cpu_threads
+from ..speakers import OpenedSpeakers, PlacedSpeakers, Speaker, open_audio
 from ..storage import WeightFormat
 from ..streams import to_rgb24
 from ..vae.decoding import decode_block, open_decode
@@ -41,6 +42,8 @@ class VideoRequest:
         seed: of the run.
         fault: one of `FAULTS`.
         other_wave: heard instead, where the fault is "other sound"; as long as `wave`.
+        further: sounds of further speakers, float32 [n] each.
+        masks: where each speaker is, bool [speakers, H, W]; None where there is one.
     """
 
     picture: np.ndarray
@@ -49,6 +52,8 @@ class VideoRequest:
     seed: int = 420
     fault: str = ""
     other_wave: np.ndarray | None = None
+    further: tuple[np.ndarray, ...] = ()
+    masks: np.ndarray | None = None
 
 
 class Maker(Protocol):
@@ -83,15 +88,30 @@ class ExamEngine:
         height, width = take.picture.shape[:2]
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         effective = resolve(request, (width, height), len(sound.samples), sound.rate)
+        speakers = self._speakers(take, effective)
+        count = 1 if speakers is None else len(speakers.audio)
+        effective = dataclasses.replace(effective, speaker_count=count)
         plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
-        material = encode_conditioning(self.encoders, request, effective, take.picture, sound)
+        material = encode_conditioning(self.encoders, request, effective, take.picture, sound, speakers=speakers)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)
         components: Components = self._without_lora if take.fault == "no LoRA" else self._with_lora
+        components = for_speakers(components, count)
         job = VideoTask(effective, material, request.sink_distance)
         with Session(LocalEngine(components, plan), job, self.encoders.decoder) as session:
             for pixels in session.frames:
                 yield to_rgb24(pixels)
+
+    def _speakers(self, take: VideoRequest, resolved: ResolvedRequest) -> PlacedSpeakers | None:
+        """Where each of several speakers is heard; None where there is one."""
+        if take.masks is None:
+            return None
+        waves = (take.wave, *take.further)
+        given = [Speaker(AudioClip.from_array(w, 16_000), mask) for w, mask in zip(waves, take.masks, strict=True)]
+        opened = open_audio(given)
+        assert isinstance(opened, OpenedSpeakers)
+        size = resolved.width, resolved.height
+        return opened.placed(size, *size, "cover")
 
     def rebuilt(self, picture: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """What the VAE alone makes of a video that begins after the picture stood still: uint8 like `frames`."""
@@ -114,6 +134,10 @@ class InFormat(FolderComponents):
 
     def transformer(self, model_slice: Any, device: Any, dtype: Any, weights: Any = None) -> CausalS2VTransformer:
         return super().transformer(model_slice, device, dtype, self.weights)
+
+    def with_files(self, files: ModelFiles) -> InFormat:
+        """The same with other files."""
+        return InFormat(files, self.weights)
 
 
 class WithoutLoRA(InFormat):

@@ -1,8 +1,9 @@
 """Train the miniature: `python -m liveavatar.mini.train [--stage ...] --work DIR [--out DIR]`.
 
-Stages, in order: vae, sound, words (each alone), scenes (encodes training videos with them), network, export, and
-tiny_vae (a small decoder of the exported VAE's latents). Every
-stage saves once a minute and goes on where it was; what is finished is passed over.
+Stages, in order: vae, sound, words (each alone), scenes (encodes training videos with them), network, export, tiny_vae
+(a small decoder of the exported VAE's latents), pair_scenes and pair (videos of two people, and the LoRA that the
+exported network needs for them). Every stage saves once a minute and goes on where it was; what is finished is passed
+over.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 import torch
 
-from ..components import MINI_FOLDER
+from ..components import MINI_FOLDER, SPEAKERS_LORA, Components, open_components
 from ..components import load_vae as open_vae
 from ..errors import LiveAvatarError, MissingFilesError
 from ..vae.wan import optimize_layout
 from .training.export import write_network
 from .training.loop import load_checkpoint
 from .training.network import EARLY, REFINED, refine_network, train_network
+from .training.pair import make_pair_scenes, train_pair, write_pair
 from .training.recipe import Recipe
 from .training.scenes import make_scenes
 from .training.sound import export_sound, train_sound, trained_movement_encoder
@@ -32,7 +34,7 @@ from .training.vae_result import load_vae, write_vae
 from .training.words import export_words, train_words, trained_reader
 
 Log = Callable[[str], None]
-STAGES = ("vae", "sound", "words", "scenes", "network", "export", "tiny_vae")
+STAGES = ("vae", "sound", "words", "scenes", "network", "export", "tiny_vae", "pair_scenes", "pair")
 
 
 def main() -> int:
@@ -69,15 +71,24 @@ def run(stage: str, recipe: Recipe, arguments: argparse.Namespace, log: Log) -> 
     elif stage == "words":
         train_words(recipe, work, minutes, log)
     elif stage == "scenes":
-        first, stride = (int(n) for n in arguments.share.split("/"))
-        make_scenes(recipe, work, encoders(recipe, work), first, stride, log)
+        make_scenes(recipe, work, encoders(recipe, work), *_shared(arguments), log)
     elif stage == "network":
         if train_network(recipe, work, minutes, log):
             refine_network(recipe, work, minutes, log)
     elif stage == "export":
         export(recipe, work, arguments.out, log)
-    else:
+    elif stage == "tiny_vae":
         tiny_vae(recipe, work, arguments.out, minutes, log)
+    elif stage == "pair_scenes":
+        make_pair_scenes(recipe, work, _encoders_of(exported(arguments.out)), *_shared(arguments), log)
+    else:
+        pair(recipe, work, arguments.out, minutes, log)
+
+
+def _shared(arguments: argparse.Namespace) -> tuple[int, int]:
+    """The first of the scenes that are made here, and the step to the next."""
+    first, stride = (int(n) for n in arguments.share.split("/"))
+    return first, stride
 
 
 def encoders(recipe: Recipe, work: Path) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -112,6 +123,26 @@ def tiny_vae(recipe: Recipe, work: Path, folder: Path, minutes: float | None, lo
     vae = open_vae(own if own.is_dir() else MINI_FOLDER / "vae", "cpu", torch.float32)
     if train_tiny(recipe, work, vae, minutes, log):
         log(f"tiny decoder {write_tiny(folder, load_tiny(recipe, work)) / 1e6:.2f} MB in {folder}")
+
+
+def exported(folder: Path) -> Components:
+    """The exported model, or the miniature that comes along."""
+    return open_components(folder if (folder / "config.json").is_file() else "mini")
+
+
+def _encoders_of(components: Components) -> tuple[Any, Any, tuple[Any, Any]]:
+    """A model's VAE, sound encoder, and text encoder with its tokenizer."""
+    reader = components.text_encoder("cpu", torch.float32)
+    return components.vae("cpu", torch.float32), components.audio_encoder("cpu", torch.float32), reader
+
+
+def pair(recipe: Recipe, work: Path, folder: Path, minutes: float | None, log: Log) -> None:
+    """Train the LoRA of two people for the exported network, and write it beside the rest."""
+    components = exported(folder)
+    if train_pair(recipe, work, components, minutes, log):
+        folder.mkdir(parents=True, exist_ok=True)
+        size = write_pair(recipe, work, components, folder / SPEAKERS_LORA)
+        log(f"LoRA of two people {size / 1e6:.2f} MB in {folder}")
 
 
 def _say(line: str) -> None:

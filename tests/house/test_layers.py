@@ -57,6 +57,7 @@ LAYERS = (
         "conditioning_cache",
         "mini/judge",
         "mini/exam",
+        "mini/pair_exam",
         "mini/showing",
         "mini/evaluate",
     },

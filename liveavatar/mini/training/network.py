@@ -188,12 +188,20 @@ def refine_network(recipe: Recipe, work: Path, minutes: float | None, log: Calla
 def _loss(
     recipe: Recipe, work: Path, net: CausalS2VTransformer, lesson_of: Callable[[float], Lesson], steps: int
 ) -> Callable[[int], torch.Tensor]:
+    """As `scene_loss_of`, of the scenes in the folder of the work."""
+    scenes = SceneFolder(work / "scenes")
+    if not scenes.count():
+        raise MissingFilesError(f"There are no scenes in {work}.", "Run the stage 'scenes' first.")
+    return scene_loss_of(recipe, scenes, net, lesson_of, steps)
+
+
+def scene_loss_of(
+    recipe: Recipe, scenes: SceneFolder, net: CausalS2VTransformer, lesson_of: Callable[[float], Lesson], steps: int
+) -> Callable[[int], torch.Tensor]:
     """Number of an optimiser step -> its loss; moves the network to where it is trained."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device)
-    scenes, schedule = SceneFolder(work / "scenes"), NoiseSchedule.flow_matching(STEPS)
-    if not scenes.count():
-        raise MissingFilesError(f"There are no scenes in {work}.", "Run the stage 'scenes' first.")
+    schedule = NoiseSchedule.flow_matching(STEPS)
 
     def loss_of(number: int) -> torch.Tensor:
         draws = Draw.of(lesson_of(number / steps), number, scenes.count(), recipe.scene_blocks, recipe.seed)

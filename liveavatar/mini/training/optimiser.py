@@ -24,10 +24,10 @@ class MuonAdamW:
         matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
         inside = {id(w) for w in matrices}
         rest = [p for p in model.parameters() if id(p) not in inside]
-        self._parts = (
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
-        )
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self._parts: list[torch.optim.Optimizer] = [muon]
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ class Recipe:
         refine_steps, refine_rate: of the network's refinement, and its highest learning rate.
         early_share: share of the network's steps after which the weights are kept aside; the LoRA is what came later.
         lora_rank: of the shipped LoRA.
+        pair_scenes, pair_steps, pair_rate, pair_rank: encoded videos of two people, steps of the LoRA that learns from
+            them, its highest learning rate and its rank.
     """
 
     seed: int = 20
@@ -74,6 +76,10 @@ class Recipe:
     refine_rate: float = 1e-3
     early_share: float = 0.3
     lora_rank: int = 32
+    pair_scenes: int = 36
+    pair_steps: int = 480
+    pair_rate: float = 2e-3
+    pair_rank: int = 16
 
     @property
     def network(self) -> ModelConfig:

@@ -53,7 +53,8 @@ class Scene:
         motion: latents of the picture standing still [16, 19, h, w].
         latents: of the video [16, 3 blocks, h, w].
         context: prompt features [n, text_dim].
-        audio: features of every frame [12 blocks, layers, channels].
+        audio: features of every frame [12 blocks, layers, channels]; of several speakers [speakers, 12 blocks, ...].
+        masks: where each of several speakers is heard [speakers, 3, h / 2, w / 2, 1]; None of one.
     """
 
     reference: torch.Tensor
@@ -61,6 +62,7 @@ class Scene:
     latents: torch.Tensor
     context: torch.Tensor
     audio: torch.Tensor
+    masks: torch.Tensor | None = None
 
     @property
     def blocks(self) -> int:
@@ -71,13 +73,14 @@ class Scene:
         """Some of its blocks."""
         latents, audio = (
             self.latents[:, 3 * first : 3 * (first + blocks)],
-            self.audio[12 * first : 12 * (first + blocks)],
+            self.audio[..., 12 * first : 12 * (first + blocks), :, :],
         )
         return dataclasses.replace(self, latents=latents, audio=audio)
 
     def block_audio(self, net: CausalS2VTransformer, index: int) -> AudioTokens:
         """Audio tokens of one block."""
-        return net.embed_audio(self.audio[12 * index : 12 * index + 12].permute(1, 2, 0)[None])
+        heard = self.audio[..., 12 * index : 12 * index + 12, :, :].movedim(-3, -1)
+        return net.embed_audio(heard.reshape(-1, *heard.shape[-3:]), self.masks)
 
 
 class Rollout:

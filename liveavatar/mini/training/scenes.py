@@ -46,7 +46,8 @@ class SceneFolder:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = self.path(index).with_suffix(".tmp")
-        save_file({name: value.half().contiguous() for name, value in vars(scene).items()}, beside)
+        parts = {name: value.half().contiguous() for name, value in vars(scene).items() if value is not None}
+        save_file(parts, beside)
         beside.replace(self.path(index))
 
     def read(self, index: int, device: torch.device) -> Scene:
@@ -85,13 +86,20 @@ def encode_scene(
     with torch.inference_mode():
         whole = encode(vae, torch.cat((still.expand(-1, -1, _STILL_FRAMES, -1, -1), video), 2))[0]
         context = encode_text(*reader, words)
-        audio = encode_audio(encoder, wave, blocks * BLOCK_FRAMES)
-    features = torch.cat([audio.block(b)[0] for b in range(blocks)], 2).permute(2, 0, 1)
-    audio.close()
+        features = hear(encoder, wave, blocks)
     # A still picture's latents no longer change after the first few, so the rest of the 19 need no encoding.
     begun, latents = whole[:, :VAE_WARMUP_LATENTS], whole[:, VAE_WARMUP_LATENTS:]
     motion = torch.cat((begun, begun[:, -1:].expand(-1, MOTION_LATENTS - VAE_WARMUP_LATENTS, -1, -1)), 1)
     return Scene(begun[:, :1], motion, latents, context.float(), features)
+
+
+def hear(encoder: Any, wave: np.ndarray, blocks: int) -> torch.Tensor:
+    """Features of every frame of so many blocks: [12 blocks, layers, channels]."""
+    with torch.inference_mode():
+        audio = encode_audio(encoder, wave, blocks * BLOCK_FRAMES)
+    features = torch.cat([audio.block(b)[0] for b in range(blocks)], 2).permute(2, 0, 1)
+    audio.close()
+    return features
 
 
 def make_scenes(

@@ -56,8 +56,9 @@ class Prompt:
         return Appearance(wall, self.mood or "neutral")
 
     @classmethod
-    def of(cls, seed: int, identity: Identity) -> Prompt:
-        """A prompt for a person: asks for a wall in half of all cases, for a mood in half, for neither in a quarter."""
+    def of(cls, seed: int, identity: Identity | None) -> Prompt:
+        """A prompt for a person, or for several (None): asks for a wall in half of all cases, for a mood in half, for
+        neither in a quarter."""
         rng = np.random.default_rng([_PROMPTED, seed])
         if rng.random() < 0.15:
             return cls(str(rng.choice(_NOTHING)))
@@ -66,8 +67,10 @@ class Prompt:
         return cls.asking(rng, identity, background, mood)
 
     @classmethod
-    def asking(cls, rng: np.random.Generator, identity: Identity, background: str | None, mood: str | None) -> Prompt:
-        """One of many ways to ask for just this; hair and such, where named, are the person's own."""
+    def asking(
+        cls, rng: np.random.Generator, identity: Identity | None, background: str | None, mood: str | None
+    ) -> Prompt:
+        """One of many ways to ask for just this; hair and such, where named, are the person's own. None: several."""
         subject = _subject(rng, identity)
         wall = _say(rng, _WALLS, background) if background else ""
         feeling = str(rng.choice(MOODS[mood])) if mood else ""
@@ -87,6 +90,7 @@ _NOTHING = (
     "The person in the picture speaks clearly.",
 )
 _SUBJECTS = ("A person", "Someone", "A cartoon character", "A portrait of a person", "A friendly face", "The speaker")
+_SEVERAL = ("A pair of people", "A couple", "A picture of two people", "A portrait of two people", "A pair of friends")
 _WALLS = (
     "in front of a {} background",
     "in front of a {} wall",
@@ -103,7 +107,9 @@ def _say(rng: np.random.Generator, ways: tuple[str, ...], word: str) -> str:
     return str(rng.choice(ways)).format(word)
 
 
-def _subject(rng: np.random.Generator, identity: Identity) -> str:
+def _subject(rng: np.random.Generator, identity: Identity | None) -> str:
+    if identity is None:
+        return str(rng.choice(_SEVERAL))
     subject = str(rng.choice(_SUBJECTS))
     roll = rng.random()
     if roll < 0.4:

@@ -69,7 +69,15 @@ def sample(
     """
     identity = person(seed, held_out)
     prompt = Prompt.of(2 * seed + held_out, identity)
-    sound = utterance(seed, seconds, held_out)
+    return acted(identity, prompt, utterance(seed, seconds, held_out), height, width, draw)
+
+
+def acted(identity: Identity, prompt: Prompt, sound: Utterance, height: int, width: int, draw: bool = True) -> Sample:
+    """The example of a person who is asked for this and says that.
+
+    Raises:
+        SizeError: not multiples of 64.
+    """
     poses = track_of(sound)
     reference = Artist(identity, None, height, width).frame(Pose())
     frames = Artist(identity, prompt.appearance(identity), height, width).clip(poses.poses()) if draw else None
