@@ -181,7 +181,7 @@ def _receipt(session: LiveSession, path: Path) -> Receipt:
         threads=session.plan.threads,
         versions=versions(),
         started=now(),
-        loras=loras_of(session.pipeline.components),
+        loras=loras_of(session.components),
         speakers=session.speaker_reports,
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..codec import Encoders
+from ..components import for_speakers
 from ..encoders.block_features import StackedFeatures
 from ..encoders.text import prompt_notes
 from ..errors import Cancelled, RequestError, shown
@@ -92,6 +93,7 @@ class LiveSession:
         self._masks, size = open_masks(speakers), (image.shape[1], image.shape[0])
         self.feeds = tuple(AudioFeed() for _ in self._masks or [None])
         """Of each speaker."""
+        self.components = for_speakers(pipeline.components, len(self.feeds))
         self.resolved, self.plan = pipeline.plan_open(request, size, len(self.feeds))
         self._placed = self._place(size)
         self._pace = Pace(self.feeds, lookahead, real_time)
@@ -110,7 +112,7 @@ class LiveSession:
         shown_first = first.reference, first.motion, context
         conditioning = Conditioning(*shown_first, features, self._changes, speaker_mask=mask)
         self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
-        self._engine = pipeline.backend.engine(pipeline.components, self.plan)
+        self._engine = pipeline.backend.engine(self.components, self.plan)
         self._engine.load(callback)
         self.plan = self._engine.plan
         self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
