@@ -28,9 +28,10 @@ export class LiveClient {
   retries = 0;
 
   // url: of the WebSocket. on: functions by the type of the message they want, after it had its effect here; and
-  // `lost` (whether it tries again), `closed`, `unplayable`. persistent: come back also before a talk has begun.
-  constructor({ url, token = "", video, on = {}, persistent = false }) {
-    Object.assign(this, { url, token, video, on, persistent });
+  // `lost` (whether it tries again), `closed`, `unplayable`. persistent: come back also before a talk has begun. keeps:
+  // what was watched, for `file`.
+  constructor({ url, token = "", video, on = {}, persistent = false, keeps = true }) {
+    Object.assign(this, { url, token, video, on, persistent, keeps });
     video.addEventListener("error", () => this.video.error && this.on.unplayable?.());
   }
 
@@ -80,7 +81,7 @@ export class LiveClient {
     if (message.type === "ready") {
       this.retries = 0;
       this.webrtc = message.webrtc && Boolean(window.RTCPeerConnection);
-      if (window.MediaSource?.isTypeSupported(message.mime)) this.player ??= new Player(this.video, message.mime);
+      if (window.MediaSource?.isTypeSupported(message.mime)) this.player ??= new Player(this.video, message.mime, this.keeps);
       else if (this.webrtc) this.lowDelay = true;
       else return this.on.unplayable?.();
       this.voice = message.voice;
@@ -104,7 +105,7 @@ export class LiveClient {
   async call() {
     this.hangUp();
     if (!this.webrtc || !this.lowDelay || !this.talking) return;
-    const peer = (this.peer = new Peer({ video: this.video, on: { lost: () => this.hangUp() } }));
+    const peer = (this.peer = new Peer({ video: this.video, keeps: this.keeps, on: { lost: () => this.hangUp() } }));
     this.send("offer", { sdp: await peer.offer() });
   }
 

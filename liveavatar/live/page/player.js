@@ -5,9 +5,9 @@ const LOOKED_AT = 6; // pieces, the least of which counts: where they come uneve
 const KEPT = 30; // seconds that stay behind what plays
 
 export class Player {
-  constructor(video, mime) {
-    this.video = video;
-    this.mime = mime;
+  // keeps: what has come, for `file`.
+  constructor(video, mime, keeps) {
+    Object.assign(this, { video, mime, keeps });
     this.waiting = [];
     this.recording = [];
     [this.spare] = SPARE;
@@ -42,7 +42,7 @@ export class Player {
       this.recording = [];
     }
     if (!this.waiting.length && !this.video.paused) this.left = [...this.left.slice(1 - LOOKED_AT), this.ahead];
-    this.recording.push(data);
+    if (this.keeps) this.recording.push(data);
     this.waiting.push(data);
     this.append();
   }
