@@ -12,15 +12,21 @@ import pytest
 from live.conftest import REQUEST
 from live.test_session import RATE, voice
 
-from liveavatar import LiveAvatarPipeline
+from liveavatar import LiveAvatarPipeline, Request
+from liveavatar.components import MINI_FOLDER, for_speakers
 from liveavatar.errors import RequestError, SpeakerError
 from liveavatar.live.block import LiveBlock
 from liveavatar.live.recording import TalkRecording
 from liveavatar.live.session import LiveSession
+from liveavatar.media.audio_file import read_audio
+from liveavatar.media.image import read_image
+from liveavatar.mini.world import measure
+from liveavatar.mini.world.pair_demo import demo_people
 
 Open = Callable[..., LiveSession]
 A, B = voice(2.9, 1), voice(2.0, 2)
 HALVES = ("left", "right")
+ASSETS = MINI_FOLDER.parent / "assets"
 
 
 def said(session: LiveSession, sounds: tuple[np.ndarray, ...], piece: int = 48_000) -> list[LiveBlock]:
@@ -75,6 +81,23 @@ def test_the_sound_is_both_to_the_sample(open_session: Open, two: list[LiveBlock
     expected = alone[0].copy()
     expected[: len(alone[1])] += alone[1]
     assert np.array_equal(mixed, expected)
+
+
+@pytest.mark.parametrize("talks", [0, 1])
+def test_the_mouth_of_the_one_who_speaks_moves(talks: int) -> None:
+    """The miniature, with the picture of its demo of two."""
+    mini, speaks = LiveAvatarPipeline.from_pretrained("mini", threads=1), read_audio(ASSETS / "pair_left.wav")
+    masks = [ASSETS / f"pair_{side}_mask.png" for side in HALVES]
+    with LiveSession(
+        mini, read_image(ASSETS / "pair.png"), Request(size="256x128"), real_time=False, speakers=masks
+    ) as live:
+        assert live.components is for_speakers(mini.components, 2)
+        live.push(speaks.samples[: round(1.9 * speaks.rate)], speaks.rate, speaker=talks + 1)
+        live.end()
+        frames = images(list(live.blocks()))
+    faces = frames[:, :, :128], frames[:, :, 128:]
+    opening = [measure.opening(face, who).mean() for face, who in zip(faces, demo_people(), strict=True)]
+    assert opening[talks] > 3 * opening[1 - talks]
 
 
 def test_the_recording_has_both_in_time(two: list[LiveBlock], tmp_path: Path) -> None:
