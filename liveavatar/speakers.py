@@ -267,7 +267,7 @@ def open_masks(given: Sequence[GivenMask | OpenedMask]) -> tuple[OpenedMask, ...
     Raises:
         SpeakerError: one alone, too many, or one that cannot be used.
     """
-    if given:
+    if len(given):
         _check_count(len(given), has_mask=True)
     return tuple(
         one if isinstance(one, OpenedMask) else open_mask(f"speaker {number}", one)

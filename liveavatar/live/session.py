@@ -107,10 +107,7 @@ class LiveSession:
         (context,) = self._encoders.encode_prompts([prompt_to_encode(request.prompt)], callback)
         first = self._portrait(image, callback)
         self._changes, self._pending = Changes(), _Pending()
-        features = self._features[0] if self._placed is None else StackedFeatures(self._features)
-        mask = None if self._placed is None else self._placed.of_block()
-        shown_first = first.reference, first.motion, context
-        conditioning = Conditioning(*shown_first, features, self._changes, speaker_mask=mask)
+        conditioning = self._conditioning(first, context)
         self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
         self._engine = pipeline.backend.engine(self.components, self.plan)
         self._engine.load(callback)
@@ -126,7 +123,7 @@ class LiveSession:
 
     def push(self, samples: np.ndarray, rate: int, speaker: int = 1) -> None:
         """Add sound of a speaker; see `AudioFeed.push`."""
-        (index,) = self._chosen(speaker)
+        index = self._index(speaker)
         self.feeds[index].push(samples, rate)
         self._progress.interrupted[index] = False
 
@@ -243,15 +240,17 @@ class LiveSession:
 
     def _chosen(self, speaker: int | None) -> Sequence[int]:
         """Indices of the feeds of one speaker, or of all."""
+        return range(len(self.feeds)) if speaker is None else [self._index(speaker)]
+
+    def _index(self, speaker: int) -> int:
+        """Of a speaker's feed."""
         count = len(self.feeds)
-        if speaker is None:
-            return range(count)
         if not isinstance(speaker, int) or not 1 <= speaker <= count:
             raise RequestError(
                 f"There is no speaker {shown(speaker)}: this talk has {counted_speakers(count)}.",
                 f"Give a number from 1 to {count}." if count > 1 else "Give 1, or leave it out.",
             )
-        return (speaker - 1,)
+        return speaker - 1
 
     def _place(self, size: tuple[int, int]) -> PlacedMasks | None:
         e = self.resolved
@@ -269,6 +268,12 @@ class LiveSession:
         e = self.resolved
         pixels = to_pixels(fit_image(image, e.width, e.height, self.request.fit))
         return Portrait(*self._encoders.encode_image(pixels, callback, self.plan.vae_tiles))
+
+    def _conditioning(self, first: Portrait, context: torch.Tensor) -> Conditioning:
+        several = self._placed
+        features = self._features[0] if several is None else StackedFeatures(self._features)
+        mask = None if several is None else several.of_block()
+        return Conditioning(first.reference, first.motion, context, features, self._changes, speaker_mask=mask)
 
     def _check_open(self) -> None:
         if self._closing.is_set() or not self._thread.is_alive():

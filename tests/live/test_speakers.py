@@ -168,7 +168,7 @@ def test_each_may_let_half_a_minute_wait(open_session: Open) -> None:
         live.push(voice(29.0), RATE, speaker=2)
 
 
-@pytest.mark.parametrize("speaker", [0, 3, "2"])
+@pytest.mark.parametrize("speaker", [0, 3, "2", 1.0])
 def test_who_is_not_there_is_refused(open_session: Open, speaker: object) -> None:
     with open_session(real_time=False, speakers=HALVES) as live:
         for ask in (lambda: live.push(A, RATE, speaker), lambda: live.interrupt(speaker)):  # type: ignore[arg-type]
