@@ -17,7 +17,7 @@ from .world import measure
 from .world.pair import Pair, pair
 from .world.sample import Sample
 
-TALK_SECONDS, LISTEN_SECONDS, SHEET_SECONDS = 6.0, 3.0, 7
+TALK_SECONDS, LISTEN_SECONDS, SHEET_SECONDS = 6.0, 3.0, 5
 _REBUILT = 60
 """Frames drawn and rebuilt for likeness, whole blocks; the first of them let the VAE forget that the picture stood."""
 _OTHERS = 1_000
@@ -84,6 +84,9 @@ class PairExam:
             "others_lips": lips(seen, other).correlation,
             "others_lips_by_face": [lips([s], [o]).correlation for s, o in zip(seen, other, strict=True)],
             "sounds_correlation": lips(true, other).correlation,
+            "opening_share": _share(seen, true),
+            "opening_share_by_face": [_share([s], [t]) for s, t in zip(seen, true, strict=True)],
+            "vae_opening_share": _share(vae_seen, vae_true),
             "vae_own_lips": lips(vae_seen, vae_true).correlation,
             "truth_ratio": round(float(np.mean(off) / max(np.mean(vae_off), 1e-6)), 3),
         }
@@ -125,6 +128,11 @@ def pair_sheet(exam: PairExam, pairs: int) -> list[Row]:
         asked = f'"{example.prompt.text}"' if example.prompt.text else "nothing"
         rows.append(Row([example.reference, *made[shown]], f"asked: {asked}", captions))
     return rows
+
+
+def _share(seen: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
+    """How far mouths open, of how far they should: a correlation does not tell a mouth that hardly opens."""
+    return round(float(np.concatenate(seen).mean() / max(np.concatenate(true).mean(), 1e-6)), 3)
 
 
 def _loudest(example: Pair, count: int) -> list[int]:

@@ -137,12 +137,12 @@ def _encoders_of(components: Components) -> tuple[Any, Any, tuple[Any, Any]]:
 
 
 def pair(recipe: Recipe, work: Path, folder: Path, minutes: float | None, log: Log) -> None:
-    """Train the LoRA of two people for the exported network, and write it beside the rest."""
+    """Train the LoRA of two people for the exported network, and write beside the rest what it has learned so far."""
     components = exported(folder)
-    if train_pair(recipe, work, components, minutes, log):
-        folder.mkdir(parents=True, exist_ok=True)
-        size = write_pair(recipe, work, components, folder / SPEAKERS_LORA)
-        log(f"LoRA of two people {size / 1e6:.2f} MB in {folder}")
+    train_pair(recipe, work, components, minutes, log)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = write_pair(recipe, work, components, folder / SPEAKERS_LORA)
+    log(f"LoRA of two people {size / 1e6:.2f} MB in {folder}")
 
 
 def _say(line: str) -> None:

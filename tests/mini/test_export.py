@@ -74,7 +74,10 @@ def test_scenes_survive_their_file(tmp_path) -> None:
     assert folder.count() == 1
     read = folder.read(0, torch.device("cpu"))
     for field in dataclasses.fields(Scene):
-        assert torch.allclose(getattr(read, field.name), getattr(written, field.name), atol=2e-3)
+        if field.name == "masks":  # one speaker has none
+            assert read.masks is written.masks is None
+        else:
+            assert torch.allclose(getattr(read, field.name), getattr(written, field.name), atol=2e-3)
 
 
 @pytest.mark.parametrize("lesson", [Lesson.first(0.0), Lesson.first(1.0), Lesson.refined(0.0), Lesson.refined(1.0)])

@@ -80,6 +80,10 @@ def test_a_sheet_shows_every_picture_at_its_place() -> None:
         ("mood", 1, 0.5),
         ("frames_per_second", 25, 24.9),
         ("first_frames_s", 1.99, 2),
+        ("pair_own_lips", 0.75, 0.74),
+        ("pair_others_lips", 0.2, 0.21),
+        ("pair_silent_opening", 0.049, 0.05),
+        ("pair_identity_at_2_s", 1.3, 1.31),
     ],
 )
 def test_targets_are_those_of_the_project(name: str, good: float, bad: float) -> None:

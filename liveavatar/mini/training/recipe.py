@@ -76,8 +76,8 @@ class Recipe:
     refine_rate: float = 1e-3
     early_share: float = 0.3
     lora_rank: int = 32
-    pair_scenes: int = 36
-    pair_steps: int = 480
+    pair_scenes: int = 32
+    pair_steps: int = 360
     pair_rate: float = 2e-3
     pair_rank: int = 16
 
