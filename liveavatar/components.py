@@ -38,7 +38,7 @@ from .weights.settings import (
     vae_weights,
 )
 from .weights.shapes import check_shapes, transformer_shapes
-from .weights.source import SafetensorsSource, TensorSource, opening_files_once
+from .weights.source import GGUF, SafetensorsSource, TensorSource, opening_files_once
 from .weights.tokenizer import JsonTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
@@ -230,10 +230,14 @@ def tiny_config(components: Components) -> DecoderConfig | None:
 
 
 def packed_of(components: Components) -> PackedSizes | None:
-    """Bytes of the matrices of a model in a GGUF file, which may stay packed; None where it is in another file."""
-    if not isinstance(components, FolderComponents) or components.packed is None:
+    """Bytes of the matrices of a network and a text encoder in GGUF files, which may stay packed; None where neither is
+    in one."""
+    if not isinstance(components, FolderComponents):
         return None
-    return packed_sizes(components.config, components.packed, components.packed_text_encoder)
+    text_encoder = components.packed_text_encoder
+    if components.packed is not None:
+        return packed_sizes(components.config, components.packed, text_encoder)
+    return PackedSizes(text_encoder=text_encoder) if text_encoder.stored else None
 
 
 def load_decoder(components: Components, device: Device, dtype: torch.dtype) -> TinyDecoder | AutoencoderKLWan | None:
@@ -377,7 +381,9 @@ class FolderComponents:
 
     @functools.cached_property
     def packed_text_encoder(self) -> PackedBytes:
-        """What the text encoder's matrices take that stay packed."""
+        """What the text encoder's matrices take that stay packed; a file of another kind is not opened for it."""
+        if self.files.text_encoder.suffix != GGUF:
+            return PackedBytes()
         source = self._text_weights
         return packed_linears(source, source.matrices) if isinstance(source, PackedWeights) else PackedBytes()
 

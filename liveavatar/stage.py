@@ -17,7 +17,8 @@ from .model.layer import EAGER, AudioTokens, KVCache, LayerOps, TextKV
 from .model.rope import RopeGrid
 from .model.transformer import CausalS2VTransformer, TimestepEmbedding
 from .noise_schedule import NoiseSchedule, block_noise
-from .offload.kv_cache import KVCacheShape, allocate_kv_caches
+from .offload.kv_cache import allocate_kv_caches
+from .offload.kv_formats import KVCacheShape
 from .offload.pinned_memory import PinnedPool
 from .request import SinkDistance
 from .storage import PLAIN, StorageConfig
@@ -176,7 +177,7 @@ class Stage:
         given = conditioning.speaker_mask
         self._speaker_mask = None if given is None else _own(given.to(device, dtype))
         window = window_tokens(self.grid.tokens, conditioning.clip_blocks)
-        shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype)
+        shape = KVCacheShape(window, config.num_heads, config.head_dim, dtype, conditioning.clip_blocks)
         caches = allocate_kv_caches(storage, steps, len(net.slice.layers), shape, device, pinned)
         self.kv_caches, self.traffic = caches.by_step, caches.transfer_stats
         """One cache per layer for each step, and what they copied between host and device."""

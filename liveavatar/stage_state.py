@@ -7,21 +7,21 @@ next block takes; and to the sink in use. Snapshots (`distributed/snapshots.py`)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
-from .config import ModelConfig
-from .model.kv_cache import SinkKV, Window
-from .offload.kv_cache import as_kv_format
+from .config import BLOCK_LATENTS, ModelConfig
+from .model.kv_cache import KVCacheLayer, SinkKV, Window, part_rows
+from .offload.kv_formats import KV_FORMATS, KVCacheShape, as_kv_format, kv_tensors
 from .stage import Stage
 from .storage import KVDtype
 from .task_graph import sink_version
 from .weights.writing import LazyTensor
 
-KV_KINDS = ("k", "v", "k_scale", "v_scale")
-"""The tensors of a KV cache; one that is not in fp8 has the first two."""
+KV_KINDS = tuple(f"{name}{kind}" for kind in KV_FORMATS["int4"].kinds for name in "kv")
+"""The tensors of a KV cache: the first two of one that is not rounded, the first four of one in fp8, all in int4."""
 SINK_KINDS = ("k", "v")
 
 
@@ -53,14 +53,16 @@ def state_shapes(
     config: ModelConfig, steps: int, clip_blocks: int, frame_tokens: int, boundary: int, kv_dtype: KVDtype
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of all tensors, of all stages together."""
-    rows, heads = earlier_tokens(boundary, frame_tokens, clip_blocks), config.num_heads
+    rows, heads, width = earlier_tokens(boundary, frame_tokens, clip_blocks), config.num_heads, config.head_dim
+    blocks = rows // (BLOCK_LATENTS * frame_tokens)
+    kept = kv_tensors(kv_dtype, KVCacheShape(rows, heads, width, torch.float32, blocks))
     sink = frame_tokens + 3 * frame_tokens // 2
     for layer in range(config.num_layers):
         for step in range(steps):
-            for kind in KV_KINDS[: 2 if kv_dtype == "plain" else 4]:
-                yield kv_name(step, layer, kind), (rows, heads, 1 if "scale" in kind else config.head_dim)
+            for kind, (shape, _) in zip(KV_KINDS, kept, strict=False):
+                yield kv_name(step, layer, kind), shape
         for kind in SINK_KINDS:
-            yield sink_name(layer, kind), (sink, heads, config.head_dim)
+            yield sink_name(layer, kind), (sink, heads, width)
 
 
 def stage_state(stage: Stage, boundary: int) -> dict[str, LazyTensor]:
@@ -69,10 +71,10 @@ def stage_state(stage: Stage, boundary: int) -> dict[str, LazyTensor]:
     state: dict[str, LazyTensor] = {}
     for step, kv_caches in stage.kv_caches.items():
         for layer, kv_cache in zip(stage.net.slice.layers, kv_caches, strict=True):
-            for kind, tensor in zip(KV_KINDS, kv_cache.tensors(), strict=False):
-                shape = (window.valid - window.tokens, *tensor.shape[1:])
-                read = functools.partial(_rows, tensor, window.earlier)
-                state[kv_name(step, layer, kind)] = LazyTensor(shape, tensor.dtype, read)
+            for kind, rows in zip(KV_KINDS, _earlier_rows(kv_cache, window), strict=False):
+                shape = (sum(map(len, rows)), *rows[0].shape[1:])
+                read = functools.partial(torch.cat, rows)
+                state[kv_name(step, layer, kind)] = LazyTensor(shape, rows[0].dtype, read)
     for layer, sink in zip(stage.net.slice.layers, stage.sinks[_version(stage, boundary)], strict=True):
         keys = functools.partial(torch.cat, (sink.reference_k, sink.motion_k))
         state[sink_name(layer, "k")] = LazyTensor(tuple(sink.v.shape), sink.v.dtype, keys)
@@ -84,13 +86,14 @@ def restore_stage(stage: Stage, boundary: int, saved: SavedTensors) -> None:
     """Give a new stage what those before it held at a boundary, whatever the partition and the format of their KV
     caches was."""
     window, held = _window(stage, boundary), saved.keys()
-    for step, kv_caches in stage.kv_caches.items():
+    for step, kv_caches in stage.kv_caches.items() if window.earlier else ():
         for layer, kv_cache in zip(stage.net.slice.layers, kv_caches, strict=True):
             names = (kv_name(step, layer, kind) for kind in KV_KINDS)
-            tensors = kv_cache.tensors()
-            rows = as_kv_format([saved.read(name) for name in names if name in held], len(tensors))
-            for tensor, values in zip(tensors, rows, strict=True):
-                _put_rows(tensor, window.earlier, values)
+            kept = _earlier_rows(kv_cache, window)
+            rows = as_kv_format([saved.read(name) for name in names if name in held], len(kept), window.tokens)
+            for parts, values in zip(kept, rows, strict=True):
+                for part, value in zip(parts, values.split(list(map(len, parts))), strict=True):
+                    part.copy_(value)
     frame = stage.grid.tokens
     stage.sinks[_version(stage, boundary)] = [
         SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone())
@@ -111,10 +114,7 @@ def _version(stage: Stage, boundary: int) -> int:
     return sink_version(boundary - 1, given.clip_blocks, given.changes.portraits.starts)
 
 
-def _rows(tensor: torch.Tensor, parts: Sequence[slice]) -> torch.Tensor:
-    return torch.cat([tensor[:0], *(tensor[part] for part in parts)])
-
-
-def _put_rows(tensor: torch.Tensor, parts: Sequence[slice], values: torch.Tensor) -> None:
-    for part, rows in zip(parts, values.split([p.stop - p.start for p in parts]) if parts else (), strict=True):
-        tensor[part].copy_(rows)
+def _earlier_rows(kv_cache: KVCacheLayer, window: Window) -> list[tuple[torch.Tensor, ...]]:
+    """By tensor of a KV cache: views of the rows of earlier blocks, one of nothing first."""
+    tensors = kv_cache.tensors()
+    return list(zip(*(part_rows(tensors, part) for part in (slice(0, 0), *window.earlier)), strict=True))

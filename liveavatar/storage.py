@@ -14,8 +14,9 @@ implementation has it); int8 with one scale per output row, worked in the workin
 has them, with LoRAs beside them, worked in the working dtype."""
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which on devices multiply e4m3 themselves (Ada, Hopper, Blackwell)."""
-KVDtype = Literal["plain", "fp8"]
-"""Keys and values of blocks: in the working dtype, or e4m3 with one scale per token and head."""
+KVDtype = Literal["plain", "fp8", "int4"]
+"""Keys and values of blocks: in the working dtype; e4m3 with one scale per token and head; four bits with one scale per
+token and 32 numbers of a head, of channels that each block brings to mean 0 and nearer to one spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ class StorageConfig:
 
 PLAIN = StorageConfig()
 """Everything on the device in the working dtype."""
+
+
+def int4_groups(head_dim: int) -> int:
+    """Scales of a token and head in int4: of 32 numbers each or fewer, evenly, and of an even count."""
+    return next(n for n in range(-(-head_dim // 32), head_dim + 1) if head_dim % (2 * n) == 0)
 
 
 def cli_options(storage: StorageConfig) -> str:

@@ -1,6 +1,7 @@
 """The state of a video at the end of a block, as a safetensors file: enough to continue it as if it had never ended.
 
-    kv.{step}.{layer}.k, v         rows that later blocks attend to, in fp8 with k_scale and v_scale
+    kv.{step}.{layer}.k, v         rows that later blocks attend to, in fp8 with k_scale and v_scale, in int4 with
+                                   k_channels and v_channels, too
     sink.{layer}.k, v              the sink in use
     latents                        of the latest blocks: what the decoder remembers is made again of them
     first_frame, motion            of which the sink is renewed after the first clip
@@ -19,7 +20,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 
@@ -37,6 +38,7 @@ from .errors import LiveAvatarError, OutputError, RequestError, SizeError, State
 from .events import Callback, ignore
 from .files import OutputClaim, path_of, refusal, replacement, target_of
 from .planner import Plan
+from .planner.memory import kv_cache_bytes
 from .receipt import json_ready
 from .request import (
     DEFAULT_PROMPT,
@@ -51,6 +53,7 @@ from .request import (
     resolve_size,
 )
 from .stage_state import earlier_tokens, state_shapes
+from .storage import KVDtype
 from .utils import check_input_file, format_bytes
 from .vae.decoding import CONTEXT_LATENTS
 from .weights.source import SafetensorsSource
@@ -60,6 +63,8 @@ FORMAT = "liveavatar state 1"
 """The mark by which a state is known from any other safetensors file, its metadata `format`."""
 CHANNELS = 16
 _MOST_BLOCKS = 1 << 40
+_KV_DTYPES: Mapping[str, KVDtype] = {"F8_E4M3": "fp8", "I8": "int4"}
+"""Formats of the KV cache, by what the file says of its keys."""
 _OLDER = {"speaker_count": 1, "speaker_mask": ""}
 """What states are taken to say that were written before it was kept."""
 _NEAREST = "Give a file that --save-state has written, or an MP4 to continue from its last frames."
@@ -162,7 +167,8 @@ class StateInfo:
         if self.kv_dtype != now["kv_dtype"]:
             other.append(f"a KV cache in {self.kv_dtype} form (now {now['kv_dtype']})")
         if other:
-            told.append(f"the video before was computed with {', '.join(other)}: the numbers differ in their last bits")
+            little = "a little" if "int4" in self.kv_dtype + now["kv_dtype"] else "in their last bits"
+            told.append(f"the video before was computed with {', '.join(other)}: the numbers differ {little}")
         return tuple(told)
 
 
@@ -298,7 +304,13 @@ class VideoState:
         Raises:
             OutputError: it cannot be written.
         """
-        kinds = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+        kinds = {
+            "F32": torch.float32,
+            "BF16": torch.bfloat16,
+            "F16": torch.float16,
+            "F8_E4M3": torch.float8_e4m3fn,
+            "I8": torch.int8,
+        }
         held = self.tensors
         write_state(
             path,
@@ -315,12 +327,15 @@ class VideoState:
         check_network(self.info, network, model, f"The state {self.path}")
         held, i = self.tensors.keys(), self.info
         size = i.steps, i.clip_blocks, VideoShape(i.width, i.height, i.steps).frame_tokens, i.block
-        plain, own = dict(state_shapes(config, *size, "plain")), self._own_shapes(config)
-        known = dict(state_shapes(config, *size, "fp8")) | own
-        needed = plain.keys() | own.keys() | {f"{name}_scale" for name in plain if self._is_fp8(name)}
-        wrong = [name for name in held if name in known and not _fits(self.tensors.shape(name), known[name])]
-        if wrong or not needed <= held:
-            name = min(wrong or needed - held)
+        known = self._own_shapes(config) | {
+            name: shape
+            for form in get_args(KVDtype)
+            for name, shape in state_shapes(config, *size, form)
+            if form == self._kv_dtype(name)
+        }
+        wrong = [name for name in held if not self._belongs(name, known)]
+        if wrong or not known.keys() <= held:
+            name = min(wrong or known.keys() - held)
             raise StateError(
                 f"The state {self.path} {'has another' if wrong else 'lacks'} {name}.",
                 "Write it again, from the video.",
@@ -341,8 +356,14 @@ class VideoState:
             raise StateError(f"The state {self.path} was replaced meanwhile.", "Continue from it anew.")
         return self.tensors.read(key)
 
-    def _is_fp8(self, name: str) -> bool:
-        return name in self.keys() and self.tensors.dtype(name) == "F8_E4M3"
+    def _kv_dtype(self, name: str) -> KVDtype:
+        """Format of the KV cache that a tensor is of, by its keys; "plain" of what is of none."""
+        keys = f"{name.rpartition('.')[0]}.k"
+        return _KV_DTYPES.get(self.tensors.dtype(keys), "plain") if keys in self.keys() else "plain"
+
+    def _belongs(self, name: str, known: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a tensor is as it should be, or nothing that anybody reads."""
+        return _fits(self.tensors.shape(name), known[name]) if name in known else not name.startswith("kv.")
 
     def _own_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Of what is no part of a stage; -n is any multiple of n."""
@@ -404,9 +425,12 @@ def state_bytes(config: ModelConfig, resolved: ResolvedRequest, plan: Plan) -> i
     """Bytes of the state that a video leaves at its end."""
     e, number = resolved, getattr(torch, plan.dtype).itemsize
     block = e.first_block + e.blocks
-    rows = earlier_tokens(block, e.frame_tokens, e.clip_blocks) * config.num_heads
-    each = {"plain": 2 * config.head_dim * number, "fp8": 2 * (config.head_dim + 4)}
-    kv = sum(len(s.layers) * len(s.steps) * rows * each[s.storage.kv_dtype] for s in plan.stages)
+    tokens = BLOCK_LATENTS * e.frame_tokens
+    blocks, size = earlier_tokens(block, e.frame_tokens, e.clip_blocks) // tokens, (config.num_heads, config.head_dim)
+    kv = sum(
+        len(s.layers) * len(s.steps) * blocks * kv_cache_bytes(s.storage.kv_dtype, tokens, *size, number)
+        for s in plan.stages
+    )
     sink = 2 * config.num_layers * (5 * e.frame_tokens // 2) * config.dim * number
     latents = BLOCK_LATENTS * min(block, CONTEXT_LATENTS) + MOTION_LATENTS + 1
     return kv + sink + 4 * CHANNELS * latents * math.prod(e.latent_size)

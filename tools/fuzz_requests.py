@@ -28,7 +28,7 @@ _USUAL: dict[str, tuple[str, ...]] = {
     "--gpus": ("4x24", "2x24,1x48", "1x80", "8x141", "here", "1x16"),
     "--step-seconds": ("0.5", "1e-300"),
     "--weights": ("plain", "fp8", "fp8-tensor", "int8"),
-    "--kv-dtype": ("plain", "fp8"),
+    "--kv-dtype": ("plain", "fp8", "int4"),
     "--offload-layers": ("0", "1", "5"),
     "--prefer": ("quality", "speed"),
     "--vram-cap": ("20", "8.5"),

@@ -21,6 +21,7 @@ from liveavatar.request import Request, image_size_for, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 MACHINES: tuple[tuple[str, int | None], ...] = (
+    ("1x16", 32),
     ("1x16", 48),
     ("1x16", None),
     ("1x24", 32),

@@ -216,7 +216,7 @@ def add_storage_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="F",
         help="plain, fp8, fp8-tensor (as published), int8 or gguf (packed as its file has them)",
     )
-    group.add_argument("--kv-dtype", metavar="F", help="KV cache: plain or fp8")
+    group.add_argument("--kv-dtype", metavar="F", help="KV cache: plain, fp8 or int4")
     group.add_argument("--kv-offload", action="store_true", default=None, help="keep the KV cache in host memory")
     group.add_argument(
         "--offload-text-kv",

@@ -19,7 +19,7 @@ from ..components import FolderComponents, open_components
 from ..errors import LiveAvatarError, ModelError, OutputError
 from ..files import write_file
 from ..session import cpu_threads
-from ..storage import WeightFormat
+from ..storage import KVDtype, WeightFormat
 from .exam import Exam, Log
 from .figures import passes
 from .judge import FAULTS, ExamEngine
@@ -46,7 +46,8 @@ def _run(arguments: argparse.Namespace) -> None:
     components = open_components(arguments.model, vae=arguments.vae)
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
-    engine, log = ExamEngine(components, arguments.threads, arguments.weights), _clocked()
+    engine = ExamEngine(components, arguments.threads, arguments.weights, arguments.kv_dtype)
+    log = _clocked()
     exam, pairs = Exam(engine, arguments.people, log=log), PairExam(engine, arguments.pairs or 1, log=log)
     text = json.dumps(_judge_pairs(pairs, arguments) if arguments.pairs else _judge(exam, arguments), indent=2)
     print(text, flush=True)
@@ -66,7 +67,7 @@ def _judge_pairs(exam: PairExam, arguments: argparse.Namespace) -> dict[str, dic
 
 
 def _run_of(arguments: argparse.Namespace) -> dict[str, object]:
-    return {name: getattr(arguments, name) for name in ("model", "vae", "weights", "threads")}
+    return {name: getattr(arguments, name) for name in ("model", "vae", "weights", "kv_dtype", "threads")}
 
 
 def _judge(exam: Exam, arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
@@ -90,6 +91,7 @@ def _arguments() -> argparse.Namespace:
     add("--model", default="mini")
     add("--vae", metavar="tiny|full|FILE", help="what decodes (default: what the model does)")
     add("--weights", choices=get_args(WeightFormat), default="plain", help="how the large matrices are kept")
+    add("--kv-dtype", choices=get_args(KVDtype), default="plain", help="how keys and values of earlier blocks are kept")
     add("--people", type=_count, default=8, help="held-out people whose lips and likeness are judged")
     add("--tries", type=_count, default=24, help="prompts that ask for a wall and a mood")
     add("--threads", type=_count, default=2, help="CPU threads; the targets of speed are meant for 2")

@@ -21,7 +21,7 @@ from ..planner import make_plan
 from ..request import Request, ResolvedRequest, resolve
 from ..session import Session, VideoTask, cpu_threads
 from ..speakers import OpenedSpeakers, PlacedSpeakers, Speaker, open_audio
-from ..storage import WeightFormat
+from ..storage import KVDtype, StorageConfig, WeightFormat
 from ..streams import to_rgb24
 from ..vae.decoding import decode_block, open_decode
 from ..vae.wan import encode
@@ -73,10 +73,17 @@ class ExamEngine:
         components: the miniature.
         threads: CPU threads per task.
         weights: how the network keeps its large matrices.
+        kv_dtype: how it keeps the keys and values of earlier blocks.
     """
 
-    def __init__(self, components: FolderComponents, threads: int = 2, weights: WeightFormat = "plain"):
-        self.components, self.threads = components, threads
+    def __init__(
+        self,
+        components: FolderComponents,
+        threads: int = 2,
+        weights: WeightFormat = "plain",
+        kv_dtype: KVDtype = "plain",
+    ):
+        self.components, self.threads, self._storage = components, threads, StorageConfig(kv_dtype=kv_dtype)
         self._with_lora = InFormat(components.files, weights)
         self._without_lora = WithoutLoRA(components.files, weights)
         self.encoders = LocalEncoders(components, ExecConfig("cpu", "float32", threads))
@@ -91,7 +98,8 @@ class ExamEngine:
         speakers = self._speakers(take, effective)
         count = 1 if speakers is None else len(speakers.audio)
         effective = dataclasses.replace(effective, speaker_count=count)
-        plan = make_plan(effective, self.components.config, model="mini", threads=self.threads)
+        config = self.components.config
+        plan = make_plan(effective, config, model="mini", threads=self.threads, storage=self._storage)
         material = encode_conditioning(self.encoders, request, effective, take.picture, sound, speakers=speakers)
         if take.fault == "no sink":
             material = dataclasses.replace(material, reference=material.reference * 0, motion=material.motion * 0)

@@ -8,7 +8,7 @@ lies; a prefill fills the sink and sees only itself.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -54,6 +54,17 @@ class Window:
         return tuple(rows for rows in around if rows.start < rows.stop)
 
 
+def part_rows(tensors: Sequence[torch.Tensor], part: slice) -> list[torch.Tensor]:
+    """Views of a part of a window in the tensors of a KV cache.
+
+    Args:
+        tensors: the first has a row per token; the others have that, too, or a row per block.
+        part: rows of whole blocks, counted in tokens.
+    """
+    tokens = len(tensors[0])
+    return [t[part.start * len(t) // tokens : part.stop * len(t) // tokens] for t in tensors]
+
+
 class KVCacheLayer(Protocol):
     """Keys and values of the last blocks at one step, in one layer, wherever and in whatever they are kept."""
 
@@ -76,7 +87,8 @@ class KVCacheLayer(Protocol):
         """The layer has attended to what `update` showed it, or was given to the device to do so."""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All it keeps from one block to the next; written into, they restore it."""
+        """All it keeps from one block to the next; written into, they restore it. The first have a row per token, and
+        others may have one per block: see `part_rows`."""
 
 
 @dataclasses.dataclass

@@ -1,119 +1,35 @@
-"""KV caches that take less of the device: in fp8, and in the host's memory.
+"""KV caches in the host's memory, and all those of a stage.
 
-A KV cache on the host borrows one of two device slots while its layer works. A slot is a KV cache of the same format,
-so the two ways of saving combine: what is copied are the tensors the format keeps.
+A KV cache on the host borrows one of two device slots while its layer works. A slot is a KV cache of the same format
+(see `kv_formats`), so the two ways of saving combine: what is copied are the tensors the format keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import torch
 
 from ..model.attention import KeyValue
-from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window
-from ..model.quantize import quantize_rows_fp8
+from ..model.kv_cache import KVCacheLayer, RollingKVCache, Window, part_rows
 from ..storage import NUM_SLOTS, KVDtype, StorageConfig
 from .double_buffer import DoubleBuffer, Slot
+from .kv_formats import Allocate, KVCacheShape, QuantizedKVCache, allocate_kv_cache_layer, kv_tensors
 from .pinned_memory import ALIGNMENT, PinnedBuffer, PinnedPool
 from .streams import CopyStreams, StreamEvent, TransferStats, copy_streams
 
-Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
-"""Gives memory for a tensor."""
-KVSlot = Slot["RollingKVCache | Fp8KVCache"]
+KVSlot = Slot[RollingKVCache | QuantizedKVCache]
 """Room for one layer's KV cache on the device; holds the rows of earlier blocks of a cache, for a window."""
-
-
-@dataclasses.dataclass
-class Fp8KVCache:
-    """Keys (rotated) and values of the last blocks at one step, in one layer, in e4m3.
-
-    A block attends to its own rows as they are; only what later blocks see of it is rounded. Only new rows are
-    quantised, and only the layer that works is widened, straight into the keys and values it attends to.
-
-    Attributes:
-        k, v: [window blocks * block tokens, heads, head_dim] e4m3.
-        k_scale, v_scale: [window blocks * block tokens, heads, 1] float32.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor
-    v_scale: torch.Tensor
-
-    def prefetch(self, window: Window) -> None:
-        """Nothing to do: the rows are there."""
-
-    def update(self, window: Window, k: torch.Tensor, v: torch.Tensor) -> KeyValue:
-        """As `KVCacheLayer.update`; new tensors."""
-        return _updated(self.k, self.k_scale, window, k), _updated(self.v, self.v_scale, window, v)
-
-    def release(self) -> None:
-        """Nothing to do: what was attended to are copies."""
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """k, v and their scales."""
-        return self.k, self.v, self.k_scale, self.v_scale
-
-
-def _updated(rows: torch.Tensor, scales: torch.Tensor, window: Window, new: torch.Tensor) -> torch.Tensor:
-    attended = new.new_empty((window.valid, *new.shape[1:]))
-    for earlier in window.earlier:
-        attended[earlier].copy_(rows[earlier]).mul_(scales[earlier])
-    attended[window.own] = new
-    rows[window.own], scales[window.own] = quantize_rows_fp8(new)
-    return attended
-
-
-def as_kv_format(rows: Sequence[torch.Tensor], tensors: int) -> tuple[torch.Tensor, ...]:
-    """Rows of a KV cache as one of another format keeps them; those of the same format as they are.
-
-    Args:
-        rows: keys and values, and in fp8 their scales: as of `KVCacheLayer.tensors`.
-        tensors: how many the other one keeps.
-    """
-    if len(rows) == tensors:
-        return tuple(rows)
-    if len(rows) == 4:
-        k, v, k_scale, v_scale = rows
-        return k.float() * k_scale, v.float() * v_scale
-    (k, k_scale), (v, v_scale) = (quantize_rows_fp8(each) for each in rows)
-    return k, v, k_scale, v_scale
-
-
-@dataclasses.dataclass(frozen=True)
-class KVCacheShape:
-    """What a KV cache has room for.
-
-    Attributes:
-        tokens: of a whole window.
-        heads, head_dim: of a token.
-        dtype: of the keys and values that pass.
-    """
-
-    tokens: int
-    heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-
-def allocate_kv_cache_layer(kv_dtype: KVDtype, shape: KVCacheShape, allocate: Allocate) -> RollingKVCache | Fp8KVCache:
-    """A KV cache of a format, in memory that `allocate` gives; what was not written is never read."""
-    rows = (shape.tokens, shape.heads, shape.head_dim)
-    if kv_dtype == "plain":
-        return RollingKVCache(allocate(rows, shape.dtype), allocate(rows, shape.dtype))
-    k, v = (allocate(rows, torch.float8_e4m3fn) for _ in range(2))
-    return Fp8KVCache(k, v, *(allocate((*rows[:2], 1), torch.float32) for _ in range(2)))
 
 
 def _layer_bytes(kv_dtype: KVDtype, shape: KVCacheShape) -> int:
     """Bytes of the tensors of one KV cache."""
-    layer = allocate_kv_cache_layer(kv_dtype, shape, lambda size, dtype: torch.empty(size, dtype=dtype, device="meta"))
-    return sum(tensor.nbytes for tensor in layer.tensors())
+    return sum(math.prod(size) * dtype.itemsize for size, dtype in kv_tensors(kv_dtype, shape))
 
 
-PADDING = 4 * ALIGNMENT
+PADDING = 6 * ALIGNMENT
 """Bytes that at most lie unused between the tensors of a KV cache in the host's memory."""
 
 
@@ -128,7 +44,7 @@ class OffloadedKVCache:
 
     def __init__(
         self,
-        host_cache: RollingKVCache | Fp8KVCache,
+        host_cache: RollingKVCache | QuantizedKVCache,
         double_buffer: KVDoubleBuffer,
         next_layer: OffloadedKVCache | None,
     ):
@@ -170,7 +86,10 @@ class KVDoubleBuffer:
     """
 
     def __init__(
-        self, streams: CopyStreams, memory: PinnedBuffer, allocate: Callable[[Allocate], RollingKVCache | Fp8KVCache]
+        self,
+        streams: CopyStreams,
+        memory: PinnedBuffer,
+        allocate: Callable[[Allocate], RollingKVCache | QuantizedKVCache],
     ):
         self.streams, self.host_buffer = streams, memory
         self.slots = DoubleBuffer(streams, [allocate(streams.device_buffer) for _ in range(NUM_SLOTS)])
@@ -179,10 +98,11 @@ class KVDoubleBuffer:
         """Copy the rows of earlier blocks into the slot that is not at work, even where they are in it already: the
         rows on the host may have changed."""
         kv_cache = self.slots.next_slot.buffer
+        ends = kv_cache.tensors(), offloaded.host_cache.tensors()
         pairs = [
-            (target[rows], source[rows])
-            for target, source in zip(kv_cache.tensors(), offloaded.host_cache.tensors(), strict=True)
-            for rows in window.earlier
+            pair
+            for part in window.earlier
+            for pair in zip(*(part_rows(tensors, part) for tensors in ends), strict=True)
         ]
         return self.slots.fill((offloaded, window), pairs, offloaded.stored)
 
@@ -195,9 +115,9 @@ class KVDoubleBuffer:
 
     def store(self, slot: KVSlot, offloaded: OffloadedKVCache, window: Window) -> None:
         """Copy the new rows out, beside what is computed with them."""
-        own = window.own
-        pairs = zip(offloaded.host_cache.tensors(), slot.buffer.tensors(), strict=True)
-        offloaded.stored = self.streams.d2h([(to[own], of[own]) for to, of in pairs], self.streams.record_event())
+        ends = offloaded.host_cache.tensors(), slot.buffer.tensors()
+        pairs = zip(*(part_rows(tensors, window.own) for tensors in ends), strict=True)
+        offloaded.stored = self.streams.d2h(list(pairs), self.streams.record_event())
         slot.free = (offloaded.stored,)
 
     def release(self) -> None:

@@ -130,11 +130,13 @@ def _fastest_rounded(searches: Sequence[PlanSearch]) -> Candidate | None:
     search = searches[0]
     fp8 = all(device.speed.supports_fp8 for device in search.hardware.devices)
     # The lowest of each kind of rounding: stages with room stand higher by themselves.
-    first = FIRST_FP8 if fp8 and search.options.packed is None else 0
+    first = FIRST_FP8 if fp8 and not search.options.packs_network else 0
     levels = [n for n, level in enumerate(search.levels) if n >= first and level.offloads_layers]
     found: list[Candidate] = []
     bound = math.inf
     for level in levels:
+        if found and search.levels[level].last_resort:
+            break
         for search in searches:
             if candidate := search.fastest(level, bound):
                 found.append(candidate)
@@ -196,7 +198,7 @@ def candidate_plan(
             for c in hardware.devices
             if any(stage.device == c.name for stage in stages)
         ),
-        notes=tuple(_notes(hardware, used)),
+        notes=(*plan.notes, *_notes(hardware, used)),
     )
 
 

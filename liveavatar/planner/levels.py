@@ -22,6 +22,11 @@ class FidelityLevel:
     storage: StorageConfig
     offloads_layers: bool = False
 
+    @property
+    def last_resort(self) -> bool:
+        """Whether it is taken only where no other fits: nobody has measured what it costs the 14B model."""
+        return self.storage.kv_dtype == "int4"
+
 
 def _level_family(name: str, storage: StorageConfig) -> list[FidelityLevel]:
     """All on the device, then keys and values on the host, then layers, too."""
@@ -38,6 +43,9 @@ FIDELITY_LEVELS: tuple[FidelityLevel, ...] = (
     *_level_family("unrounded, text KV weights offloaded", StorageConfig(offload_text_kv=True)),
     *_level_family("fp8 weights", StorageConfig(weights="fp8", offload_text_kv=True)),
     *_level_family("fp8 weights and KV cache", StorageConfig(weights="fp8", kv_dtype="fp8", offload_text_kv=True)),
+    *_level_family(
+        "fp8 weights, KV cache in int4", StorageConfig(weights="fp8", kv_dtype="int4", offload_text_kv=True)
+    ),
 )
 """Best first: nothing rounded before anything rounded, and within that nothing moved before anything moved."""
 FIRST_FP8 = next(i for i, level in enumerate(FIDELITY_LEVELS) if level.storage.weights == "fp8")
@@ -49,13 +57,18 @@ PACKED_LEVELS: tuple[FidelityLevel, ...] = (
     *_level_family(
         f"{_AS_IN_FILE}, KV cache in fp8", StorageConfig(weights="gguf", kv_dtype="fp8", offload_text_kv=True)
     ),
+    *_level_family(
+        f"{_AS_IN_FILE}, KV cache in int4", StorageConfig(weights="gguf", kv_dtype="int4", offload_text_kv=True)
+    ),
 )
 """Of a model in a GGUF file, best first: its matrices are rounded already, and lose nothing where they stay packed."""
 
 
 def levels_of(packed: bool) -> tuple[FidelityLevel, ...]:
-    """All levels of a model, best first; where it is packed, those in fp8 come last, which round what is rounded."""
-    return (*PACKED_LEVELS, *FIDELITY_LEVELS[FIRST_FP8:]) if packed else FIDELITY_LEVELS
+    """All levels of a model, best first; where it is packed, those in fp8 follow, which round what is rounded. Last
+    resorts come last."""
+    levels = (*PACKED_LEVELS, *FIDELITY_LEVELS[FIRST_FP8:]) if packed else FIDELITY_LEVELS
+    return tuple(sorted(levels, key=lambda level: level.last_resort))
 
 
 def gentler_levels(levels: Sequence[FidelityLevel], level: int) -> tuple[FidelityLevel, ...]:
@@ -98,9 +111,10 @@ def next_level_down(storages: tuple[StorageConfig, ...], layers: int) -> tuple[F
 
     Returns:
         The first level below them, or theirs with all layers offloaded; the last one where they stand on none; None
-        where there is none.
+        where there is none. No last resort, unless they stand on one: it spares the host, not the device.
     """
-    levels = _ladder(storages)
+    on_last = any(storage.kv_dtype == "int4" for storage in storages)
+    levels = [level for level in _ladder(storages) if on_last or not level.last_resort]
     try:
         place = level_of(storages)
     except ValueError:

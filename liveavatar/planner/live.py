@@ -71,9 +71,10 @@ def choose_live_plan(
 def _holding(
     video: VideoShape, config: ModelConfig, hardware: Hardware, options: PlanOptions
 ) -> tuple[Candidate, LiveForecast] | None:
-    """The candidate with the least latency on the first level where any keeps the pace."""
+    """The candidate with the least latency on the first level where any keeps the pace; none of a last resort."""
     searches = plan_searches(video, config, hardware, options)
-    found = (_soonest(search, level) for level in _levels(hardware, options) for search in searches)
+    usual, _ = _levels(hardware, options)
+    found = (_soonest(search, level) for level in usual for search in searches)
     return next(filter(None, found), None)
 
 
@@ -81,21 +82,25 @@ def _holding(
 def _fastest(
     video: VideoShape, config: ModelConfig, hardware: Hardware, options: PlanOptions
 ) -> tuple[Candidate, LiveForecast] | None:
-    """The fastest candidate of all levels."""
+    """The fastest candidate of all levels; of a last resort where there is no other."""
     fastest, bound = None, math.inf
-    for search in plan_searches(video, config, hardware, options):
-        for level in _levels(hardware, options):
+    searches = plan_searches(video, config, hardware, options)
+    for levels in _levels(hardware, options):
+        for search, level in itertools.product(searches, levels if fastest is None else ()):
             if (found := search.fastest(level, bound)) and found.seconds < bound:
                 fastest, bound = found, found.seconds
     return None if fastest is None else (fastest, live_forecast(fastest, video, config))
 
 
-def _levels(hardware: Hardware, options: PlanOptions) -> list[int]:
-    """The lowest of each kind of rounding: stages with room stand higher by themselves."""
+def _levels(hardware: Hardware, options: PlanOptions) -> tuple[list[int], list[int]]:
+    """The lowest of each kind of rounding: stages with room stand higher by themselves; and those that are last
+    resorts."""
     fp8 = options.prefer == "speed" and all(device.speed.supports_fp8 for device in hardware.devices)
-    levels = levels_of(options.packed is not None)
+    levels = levels_of(options.packs_network)
     first = next(i for i, level in enumerate(levels) if level.storage.weights == "fp8") if fp8 else 0
-    return [number for number in range(first, len(levels)) if levels[number].offloads_layers]
+    lowest = [number for number in range(first, len(levels)) if levels[number].offloads_layers]
+    usual, last = ([n for n in lowest if levels[n].last_resort == wanted] for wanted in (False, True))
+    return usual, last
 
 
 def _soonest(search: PlanSearch, level: int) -> tuple[Candidate, LiveForecast] | None:

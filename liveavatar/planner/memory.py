@@ -19,7 +19,7 @@ from ..config import (
     ModelConfig,
 )
 from ..errors import PlanError
-from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, offloaded_layers
+from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, int4_groups, offloaded_layers
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 from ..weights.block_types import UNPACKED_AT_ONCE
 from .decoders import decoder_figures
@@ -42,6 +42,8 @@ _FLOAT32_KEYS = 3
 
 _SCALE = 4
 """Bytes of a scale of fp8 or int8."""
+_SCALE_INT4, _CHANNEL = 2, 8
+"""Bytes of a scale of a KV cache in int4, and of what each of its blocks keeps of a channel."""
 
 
 class LayerSizes:
@@ -82,7 +84,8 @@ class LayerSizes:
         always[-1] += head_parameters(config) * size
         self._always_resident = [0, *itertools.accumulate(always)]
         """Of the layers before each: injectors, and the ends of the network, which are never offloaded."""
-        self._block, self._kv_cache = kv_bytes(s.kv_dtype, block), kv_bytes(s.kv_dtype, window_blocks * block)
+        self._block = kv_bytes(s.kv_dtype, block)
+        self._kv_cache = window_blocks * self._block
         self.sink = SINK_VERSIONS * kv_bytes("plain", int(SINK_FRAMES * frame_tokens))
         self._changes_prompt = changes_prompt
         self.text = (PROMPT_VERSIONS if changes_prompt else 1) * kv_bytes("plain", config.text_len)
@@ -144,7 +147,7 @@ def _weight_bytes(
         layer, prompt = layer_bytes(config, size, weights), text_kv_bytes(config.dim, weights, size)
         injector = injector_bytes(config, size, weights)
         return [layer] * count, [prompt] * count, [injector * has_one for has_one in injects]
-    if packed is None:
+    if packed is None or not packed.layers:
         raise PlanError(
             "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
             "Use a GGUF of the model, or --weights fp8.",
@@ -169,14 +172,16 @@ def injector_bytes(config: ModelConfig, size: int, weights: WeightFormat = "plai
 
 
 def kv_cache_bytes(kv_dtype: KVDtype, tokens: int, heads: int, head_dim: int, size: int) -> int:
-    """Keys and values of some tokens in one layer.
+    """Keys and values of the tokens of one block in one layer; a KV cache has as many blocks as its window.
 
     Args:
         kv_dtype: how they are kept.
-        tokens: how many; a KV cache has those of all blocks of its window.
+        tokens: how many; those that are not rounded, or to fp8, may be of several blocks.
         heads, head_dim: of the network.
         size: bytes per number of the working dtype.
     """
+    if kv_dtype == "int4":
+        return 2 * heads * (tokens * (head_dim // 2 + int4_groups(head_dim) * _SCALE_INT4) + head_dim * _CHANNEL)
     return 2 * tokens * heads * (head_dim + _SCALE if kv_dtype == "fp8" else head_dim * size)
 
 

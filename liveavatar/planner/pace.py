@@ -68,6 +68,8 @@ UNPACKING, UNPACKING_COMPILED = (26, 22), (3, 1)
 what is packed is read and what is unpacked is written, estimated."""
 FP8_KV_CACHE = LayerTraffic(31, 0, 20, 0, window=7)
 """Counted, in addition where the KV cache is in fp8: a block's rows are rounded, those of earlier ones are widened."""
+INT4_KV_CACHE = LayerTraffic(58, 0, 80, 0, window=9.4)
+"""Counted likewise: channels are brought to a mean and a spread first, and two numbers to a byte."""
 
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
@@ -81,11 +83,12 @@ def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
         network = dataclasses.replace(network, unpacking=unpacking, unpacking_launches=launches)
     if storage.kv_dtype == "plain":
         return network
+    kv_cache = FP8_KV_CACHE if storage.kv_dtype == "fp8" else INT4_KV_CACHE
     return dataclasses.replace(
         network,
-        layer=network.layer + FP8_KV_CACHE.layer,
-        launches=network.launches + FP8_KV_CACHE.launches,
-        window=FP8_KV_CACHE.window,
+        layer=network.layer + kv_cache.layer,
+        launches=network.launches + kv_cache.launches,
+        window=kv_cache.window,
     )
 
 

@@ -40,18 +40,18 @@ class PackedBytes:
 
 @dataclasses.dataclass(frozen=True)
 class PackedSizes:
-    """Of every layer.
+    """Of every layer, and of the text encoder.
 
     Attributes:
-        layers: without injectors.
+        layers: without injectors; none where the network is in no GGUF file.
         text_kv: the part of it that only the prompt needs.
         injectors: of the layers that have one.
-        text_encoder: of its matrices, where it is in a GGUF file, too; else nothing.
+        text_encoder: of its matrices, where it is in a GGUF file; else nothing.
     """
 
-    layers: tuple[PackedBytes, ...]
-    text_kv: tuple[PackedBytes, ...]
-    injectors: tuple[PackedBytes, ...]
+    layers: tuple[PackedBytes, ...] = ()
+    text_kv: tuple[PackedBytes, ...] = ()
+    injectors: tuple[PackedBytes, ...] = ()
     text_encoder: PackedBytes = PackedBytes()
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..attention_choice import AttentionUse
-from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, WINDOW_BLOCKS, DecoderConfig, ModelConfig
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, MINI, WINDOW_BLOCKS, DecoderConfig, ModelConfig
 from ..errors import PlanError
 from ..request import ResolvedRequest
 from ..storage import PLAIN, StorageConfig, weight_storage
@@ -366,8 +366,12 @@ def assemble(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
         clip_blocks=resolved.clip_blocks,
+        notes=(_INT4_NOTE,) if config != MINI and any(s.storage.kv_dtype == "int4" for s in stages) else (),
         speaker_count=resolved.speaker_count,
     )
+
+
+_INT4_NOTE = "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
 
 
 def stage_plan(

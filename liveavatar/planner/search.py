@@ -38,7 +38,7 @@ class PlanOptions:
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
         tiny: the decoder that works in place of the VAE's own, which then only encodes; None: none.
-        packed: of the matrices of a model in a GGUF file; None: it is in none.
+        packed: of the matrices of a network and a text encoder in GGUF files; None: neither is.
     """
 
     prefer: Preference = "quality"
@@ -50,6 +50,11 @@ class PlanOptions:
     compiled: bool = False
     tiny: DecoderConfig | None = None
     packed: PackedSizes | None = None
+
+    @property
+    def packs_network(self) -> bool:
+        """Whether the matrices of the network may stay packed."""
+        return self.packed is not None and bool(self.packed.layers)
 
 
 DEFAULT_OPTIONS = PlanOptions()
@@ -347,7 +352,7 @@ class PlanSearch:
         self.encoders = self.aux_models.encoder_bytes(self.size, options.packed)
         self._decode_work = self.aux_models.decode_work(video.latent_size, BLOCK_LATENTS, tiles)
         self._host = hardware.usable_host - self.vae_host
-        self.levels = levels_of(options.packed is not None)
+        self.levels = levels_of(options.packs_network)
         self._gentler = [gentler_levels(self.levels, level) for level in range(len(self.levels))]
         self._cost_tables: dict[FidelityLevel, CostTable] = {}
         self._known_columns: dict[DeviceColumn, DeviceColumn] = {}
@@ -380,7 +385,7 @@ class PlanSearch:
     @property
     def thinnest(self) -> FidelityLevel:
         """The level that takes least."""
-        return (PACKED_LEVELS if self.options.packed else FIDELITY_LEVELS)[-1]
+        return (PACKED_LEVELS if self.options.packs_network else FIDELITY_LEVELS)[-1]
 
     @functools.cached_property
     def _arrangements(self) -> list[tuple[Topology, list[DeviceColumn]]]:

@@ -18,6 +18,7 @@ _NAMES = {
     torch.float16: "F16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.uint8: "U8",
+    torch.int8: "I8",
 }
 """The format's own names of the numbers."""
 _ALIGNMENT = 8

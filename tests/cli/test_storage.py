@@ -55,6 +55,7 @@ def test_what_moves_changes_no_frame(inputs, plain, options, storage, kept):
         (("--weights", "int8"), {"weights": "int8"}),
         (("--kv-dtype", "fp8"), {"keys": "fp8"}),
         (("--keys", "fp8"), {"keys": "fp8"}),
+        (("--kv-dtype", "int4", "--kv-offload"), {"keys": "int4", "keys_home": "host"}),
     ],
 )
 def test_what_rounds_changes_frames(inputs, plain, options, storage):
@@ -70,7 +71,7 @@ def test_what_rounds_changes_frames(inputs, plain, options, storage):
     ("wrong", "words"),
     [
         (("--weights", "fp4"), "--weights fp4 is not known. Use plain, fp8, fp8-tensor, int8 or gguf."),
-        (("--keys", "int8"), "--kv-dtype int8 is not known. Use plain or fp8."),
+        (("--keys", "int8"), "--kv-dtype int8 is not known. Use plain, fp8 or int4."),
         (("--keys-home", "disk"), "--keys-home: disk is not known; use device or host."),
         (("--prompt-weights", "go"), "--prompt-weights: go is not known; use stay or leave."),
         (("--stream", 7), "The most that works is 6."),

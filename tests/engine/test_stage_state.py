@@ -17,6 +17,8 @@ from liveavatar.task_graph import Denoise, Partition, Prefill, ends_block, follo
 
 BLOCKS = 11
 CUT = Partition.even(2, 1, 4, 3)
+TENSORS = {"plain": 2, "fp8": 4, "int4": 6}
+"""Of a KV cache."""
 
 
 def new_stages(job: VideoTask, storage: StorageConfig = PLAIN) -> list[Stage]:
@@ -56,7 +58,9 @@ def play(job: VideoTask, stages: list[Stage], tasks: Iterable[Denoise | Prefill]
 
 
 @pytest.mark.parametrize(
-    "storage", [PLAIN, StorageConfig(kv_dtype="fp8", kv_offload=True)], ids=["plain", "fp8 on the host"]
+    "storage",
+    [PLAIN, StorageConfig(kv_dtype="fp8", kv_offload=True), StorageConfig(kv_dtype="int4")],
+    ids=["plain", "fp8 on the host", "int4"],
 )
 @pytest.mark.parametrize(
     ("boundary", "clip"),
@@ -74,7 +78,7 @@ def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage:
         kv_caches = {step: one.save_kv_caches(step) for step in one.kv_caches}
         assert [t.shape for t in sink] == 2 * [(3, 5 * one.grid.tokens // 2, 2, 12)]
         assert kv_caches.keys() == other.kv_caches.keys()
-        assert {len(kinds) for kinds in kv_caches.values()} == {2 if storage == PLAIN else 4}
+        assert {len(kinds) for kinds in kv_caches.values()} == {TENSORS[storage.kv_dtype]}
         other.restore_sink(1, sink)
         for step, saved in kv_caches.items():
             other.restore_kv_caches(step, saved)

@@ -91,10 +91,10 @@ def test_changes_before_and_after_are_those_of_one_video(block: int) -> None:
     assert torch.equal(torch.cat((first, made), 1), latents(CONFIG, job))
 
 
-FP8 = StorageConfig(kv_dtype="fp8")
+FP8, INT4 = StorageConfig(kv_dtype="fp8"), StorageConfig(kv_dtype="int4")
 
 
-@pytest.mark.parametrize("storage", [PLAIN, FP8], ids=["plain", "fp8"])
+@pytest.mark.parametrize("storage", [PLAIN, FP8, INT4], ids=["plain", "fp8", "int4"])
 def test_where_the_kv_cache_lies_makes_no_difference(storage: StorageConfig) -> None:
     job = tiny_job(CONFIG, tiny_effective(BLOCKS))
     on_host = dataclasses.replace(storage, kv_offload=True)
@@ -105,7 +105,11 @@ def test_where_the_kv_cache_lies_makes_no_difference(storage: StorageConfig) -> 
         assert torch.equal(torch.cat((first, made), 1), whole)
 
 
-@pytest.mark.parametrize(("before", "after"), [(PLAIN, FP8), (FP8, PLAIN)], ids=["to fp8", "from fp8"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(PLAIN, FP8), (FP8, PLAIN), (PLAIN, INT4), (INT4, PLAIN), (FP8, INT4), (INT4, FP8)],
+    ids=["to fp8", "from fp8", "to int4", "from int4", "fp8 to int4", "int4 to fp8"],
+)
 def test_another_format_of_the_kv_cache_comes_close(before: StorageConfig, after: StorageConfig) -> None:
     job = tiny_job(CONFIG, tiny_effective(BLOCKS))
     first, saved, _ = first_part(job, 6, "1x1", before)
@@ -114,7 +118,7 @@ def test_another_format_of_the_kv_cache_comes_close(before: StorageConfig, after
     assert not torch.equal(made, expected) and (made - expected).norm() < 0.1 * expected.norm()
 
 
-@given(st.integers(1, 12), st.sampled_from([1, 3, 4]), st.sampled_from([PLAIN, FP8]))
+@given(st.integers(1, 12), st.sampled_from([1, 3, 4]), st.sampled_from([PLAIN, FP8, INT4]))
 def test_what_is_kept_is_what_was_counted(block: int, clip: int, storage: StorageConfig) -> None:
     job = tiny_job(CONFIG, dataclasses.replace(tiny_effective(12), clip_blocks=clip))
     _, saved, _ = first_part(job, block, "2x2", storage)

@@ -19,6 +19,7 @@ ROUNDED = (
     StorageConfig(weights="fp8"),
     StorageConfig(weights="int8"),
     StorageConfig(kv_dtype="fp8"),
+    StorageConfig(kv_dtype="int4", kv_offload=True),
     StorageConfig("fp8", "fp8", True, True, 3),
 )
 

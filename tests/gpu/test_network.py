@@ -50,7 +50,7 @@ def plain(components: TinyComponents) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor", "int8"])
-@pytest.mark.parametrize("keys", ["plain", "fp8"])
+@pytest.mark.parametrize("keys", ["plain", "fp8", "int4"])
 def test_what_only_moves_changes_no_bit(components, weights, keys):
     resident = latents(components, planned(StorageConfig(weights, keys)))
     for moved in (
@@ -67,8 +67,9 @@ def test_rounded_weights_stay_near(components, plain, weights):
     assert psnr(latents(components, planned(StorageConfig(weights))), plain) > ROUNDED[weights]
 
 
-def test_rounded_keys_stay_near(components, plain):
-    assert psnr(latents(components, planned(StorageConfig(kv_dtype="fp8"))), plain) > 30
+@pytest.mark.parametrize(("kv_dtype", "near"), [("fp8", 30), ("int4", 20)])
+def test_rounded_keys_stay_near(components, plain, kv_dtype, near):
+    assert psnr(latents(components, planned(StorageConfig(kv_dtype=kv_dtype))), plain) > near
 
 
 def test_the_working_dtype_stays_near_float32(components, plain):
@@ -122,7 +123,7 @@ def test_a_card_that_should_multiplies_fp8_matrices(by_row):
 def test_what_stays_takes_what_was_planned(components, rung):
     if not ON_GPU:
         pytest.skip("the CPU does not count what it allocates")
-    plan = planned(dataclasses.replace(rung.storage, offload_layers=3 if rung.streams else 0))
+    plan = planned(dataclasses.replace(rung.storage, offload_layers=3 if rung.offloads_layers else 0))
     gc.collect()
     before = held()
     torch.cuda.reset_peak_memory_stats(DEVICE)

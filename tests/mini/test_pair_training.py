@@ -1,4 +1,4 @@
-"""What is learned of two people stays in a LoRA: it changes nothing at first, and merged it does what it did in training."""
+"""What is learned of two people stays in a LoRA: it changes nothing at first, and merged it does the same."""
 
 import dataclasses
 

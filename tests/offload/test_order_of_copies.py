@@ -11,9 +11,14 @@ from offload.races import RaceError, Watched, WatchedStreams
 from liveavatar.model.kv_cache import Window, window_tokens
 from liveavatar.offload import kv_cache
 from liveavatar.offload import layers as offloading
+from liveavatar.offload.kv_formats import KVCacheShape
 from liveavatar.storage import StorageConfig
 
-KEYS = {"plain keys": StorageConfig(kv_offload=True), "fp8 keys": StorageConfig("plain", "fp8", True)}
+KEYS = {
+    "plain keys": StorageConfig(kv_offload=True),
+    "fp8 keys": StorageConfig("plain", "fp8", True),
+    "int4 keys": StorageConfig("plain", "int4", True),
+}
 LAYERS = {
     "all layers": StorageConfig(offload_layers=4),
     "most layers": StorageConfig(offload_layers=3, offload_text_kv=True),
@@ -62,7 +67,7 @@ def test_the_first_rows_wait_for_whoever_had_the_memory_before(monkeypatch: pyte
     """Rings that were restored are fetched before any layer has worked."""
     watched = Watched()
     monkeypatch.setattr(kv_cache, "copy_streams", lambda device, pinned=None: WatchedStreams(watched, careless))
-    shape = kv_cache.KVCacheShape(window_tokens(4), 2, 6, torch.float32)
+    shape = KVCacheShape(window_tokens(4), 2, 6, torch.float32)
     with watched, pytest.raises(RaceError) if careless else contextlib.nullcontext():
         made = kv_cache.allocate_kv_caches(StorageConfig(kv_offload=True), range(1), 2, shape, torch.device("cpu"))
         made.by_step[0][0].prefetch(Window.of(5, 4))

@@ -24,7 +24,7 @@ from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.placement import Placement
 from liveavatar.request import Request
 from liveavatar.session import Session, VideoTask
-from liveavatar.storage import PLAIN
+from liveavatar.storage import PLAIN, KVDtype
 from liveavatar.video_state import VideoState, state_bytes
 
 REQUEST = Request(size="64x64", steps=2, seed=9, keep_state=True)
@@ -221,6 +221,23 @@ def test_what_changes_the_last_bits_is_told(first):
     told = " ".join(job.spec.resolved.notes)
     assert "1 CPU threads (2 now)" in told and "KV cache in plain form (now fp8)" in told and "5 is not used" in told
     assert frames_of(job).shape[1] == 23
+
+
+def test_a_state_in_int4_goes_on_in_another_format_and_says_so(first, tmp_path):
+    """And in its own, from a copy too, with the same bits."""
+
+    def goes_on(state: Path, kv_dtype: KVDtype):
+        keeping = pipeline_with(storage=dataclasses.replace(PLAIN, kv_dtype=kv_dtype))
+        return keeping(None, sound(SECOND), request=Request(size="64x64", keep_state=True), continue_from=state)
+
+    goes_on(first, "int4").save(tmp_path / "a.mp4", state=tmp_path / "a.state")
+    copy = VideoState(tmp_path / "a.state").copied(tmp_path / "b.state").path
+    assert copy.stat().st_size < 0.7 * first.stat().st_size
+    own, again, plain = jobs = [goes_on(tmp_path / "a.state", "int4"), goes_on(copy, "int4"), goes_on(copy, "plain")]
+    told = [" ".join(job.spec.resolved.notes) for job in jobs]
+    assert ["int4 form (now plain): the numbers differ a little" in each for each in told] == [False, False, True]
+    frames = frames_of(own)
+    assert torch.equal(frames_of(again), frames) and not torch.equal(frames_of(plain), frames)
 
 
 def test_worker_processes_refuse_it_before_anything_is_loaded(first):

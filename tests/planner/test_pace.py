@@ -29,7 +29,7 @@ COUNTED = 0.03
 CARD = DeviceSpeed(700, 1150, 600, 50, 3000)
 
 
-@pytest.mark.parametrize("kv_dtype", ["plain", "fp8"])
+@pytest.mark.parametrize("kv_dtype", ["plain", "fp8", "int4"])
 @pytest.mark.parametrize("weights", ["plain", "fp8", "fp8-tensor"])
 @pytest.mark.parametrize("layer", [1, 4], ids=["layer", "with injector"])
 @pytest.mark.parametrize(("rows", "columns"), [(24, 44), (12, 24)])

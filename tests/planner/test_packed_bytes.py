@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from weights.gguf_files import mini_transformer, write_gguf
+from weights.gguf_files import mini_text_encoder, mini_transformer, write_gguf
 
 from liveavatar.components import MINI_FOLDER, open_components, packed_of
 from liveavatar.config import WAN2_2_S2V_14B, ModelConfig
@@ -24,7 +24,7 @@ from liveavatar.planner import (
     packed_sizes,
     stage_plan,
 )
-from liveavatar.planner.packed import PackedBytes
+from liveavatar.planner.packed import PackedBytes, PackedSizes
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, image_size_for, resolve
 from liveavatar.storage import StorageConfig
@@ -119,8 +119,7 @@ def test_four_bits_fit_a_card_of_16_with_32_of_host_memory():
     assert stage.storage.weights == "gguf" and stage.storage.kv_dtype == "fp8"
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
-    with pytest.raises(PlanError, match="has to lie on the host"):
-        chosen("1x16", 32, None)
+    assert chosen("1x16", 32, None)[0].stages[0].storage.kv_dtype == "int4"
 
 
 @pytest.mark.parametrize("cards", ["1x16", "1x24", "2x16"])
@@ -160,6 +159,16 @@ def test_matrices_of_another_file_cannot_stay_packed():
         make_plan(video, BIG, model="x", storage=GGUF)
 
 
+def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
+    plan, hardware = chosen("1x12", 32)
+    (stage,) = plan.stages
+    assert (stage.storage.weights, stage.storage.kv_dtype) == ("gguf", "int4")
+    assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
+    assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
+    assert any("int4" in note for note in plan.notes)
+    assert not any("int4" in note for note in chosen("1x16", 32)[0].notes)
+
+
 def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
     plan, hardware = chosen("1x12", 64)
     assert plan.encoders <= hardware.devices[0].usable
@@ -167,3 +176,24 @@ def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(packed=packed), model="x")
+
+
+def test_a_packed_text_encoder_alone_counts_and_packs_no_network():
+    video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
+    hardware = Hardware.parse("1x12", 64 * GIB)
+    alone = PackedSizes(text_encoder=assumed_sizes(BIG, "Q4_K").text_encoder)
+    with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
+        choose_plan(video, BIG, hardware, PlanOptions(), model="x")
+    for prefer in ("quality", "speed"):
+        plan = choose_plan(video, BIG, hardware, PlanOptions(packed=alone, prefer=prefer), model="x")
+        assert plan.encoders <= hardware.devices[0].usable
+        assert {stage.storage.weights for stage in plan.stages} == {"fp8"}
+    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+        make_plan(video, BIG, model="x", storage=GGUF, packed=alone)
+
+
+def test_a_model_with_a_packed_text_encoder_says_so(tmp_path):
+    write_gguf(tmp_path / "umt5-Q8_0.gguf", mini_text_encoder(), "Q8_0", "t5encoder")
+    model = open_components(MINI_FOLDER, text_encoder=tmp_path / "umt5-Q8_0.gguf")
+    assert packed_of(model) == PackedSizes(text_encoder=model.packed_text_encoder)
+    assert packed_of(open_components(MINI_FOLDER)) is None

@@ -20,7 +20,7 @@ from .sample import Sample, acted, person
 from .voices import Utterance, utterance
 
 MANNERS = {"both": 0.35, "turns": 0.3, "one": 0.25, "nobody": 0.1}
-"""How two people talk, and how often in training: at once, in turns, one of them while the other listens, not at all."""
+"""How two people talk, and how often in training: at once, in turns, one while the other listens, not at all."""
 MASKS = ("heads", "halves", "faces")
 """What a mask may show of a person: the head with its hair, a half of the picture, the face from brow to chin."""
 _PAIRED = 0x2FACE

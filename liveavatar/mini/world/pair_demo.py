@@ -44,7 +44,9 @@ def demo_pair() -> Pair:
     first, second = (_spoken(*line) for line in LINES)
     waits = np.zeros(len(first) + round(_GAP * AUDIO_SAMPLE_RATE), np.float32)
     sounds = (Utterance(s, s, line[3]) for s, line in zip((first, np.concatenate([waits, second])), LINES, strict=True))
-    one, other = (acted(who, Prompt(""), s, SIZE, SIZE, draw=False) for who, s in zip((left, right), sounds, strict=True))
+    one, other = (
+        acted(who, Prompt(""), s, SIZE, SIZE, draw=False) for who, s in zip((left, right), sounds, strict=True)
+    )
     return Pair((one, other), "turns")
 
 
