@@ -3,19 +3,18 @@
     python tests/live/moving_pictures.py page docs/live-page.webp [--python INTERPRETER OF THE SERVER]
     COMFYUI_PATH=... python tests/live/moving_pictures.py node docs/live-node.webp
 
-Needs what the browser tests need (README.md beside this file, and that of tests/comfy). Nothing else should be running, or
-it talks slower than it could.
+When it has talked for a while the page is held, and the latest seconds of what it has received are gone through picture
+by picture: so a slow machine films as smoothly as a fast one. Needs what the browser tests need (README.md beside this
+file, and that of tests/comfy).
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,47 +26,50 @@ sys.path[:0] = [str(TESTS / "comfy"), str(TESTS / "live")]
 
 VOICE = TESTS.parent / "liveavatar" / "mini" / "assets" / "voice.wav"
 SECONDS, PER_SECOND = 5.0, 12.5
-SETTLED = 6_000
-"""Milliseconds of talk before it is filmed."""
+SETTLED = 9_000
+"""Milliseconds of talk before it is held."""
+PATIENCE = 60_000
 MOST_BYTES = 1_500_000
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+KEEP_SOCKETS = """
+  window.sockets = [];
+  window.WebSocket = class extends WebSocket {
+    constructor(...given) {
+      super(...given);
+      if (/\\/live(\\/|$)/.test(new URL(this.url).pathname)) window.sockets.push(this);
+    }
+  };
+"""
+"""Before the page's own scripts."""
+HOLD = """(video) => {
+  for (const socket of window.sockets) socket.onmessage = null;
+  const { get, set } = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "currentTime");
+  video.pause();
+  video.play = async () => {};
+  Object.defineProperty(video, "currentTime", { get: () => get.call(video), set() {} });
+  window.seek = (time) => new Promise((done) => {
+    video.addEventListener("seeked", () => requestAnimationFrame(() => requestAnimationFrame(done)), { once: true });
+    set.call(video, time);
+  });
+  return video.buffered.end(video.buffered.length - 1);
+}"""
+"""No more is told or played from now on; second at which what it has received ends."""
 
 
-class Film:
-    """What a page shows for some seconds.
+def film(page: Any, video: str, clip: dict[str, float]) -> list[Image.Image]:
+    """The latest seconds of a page's talk, cut to a part of the page.
 
     Args:
         page: playwright's.
+        video: selector of the element that plays.
+        clip: x, y, width, height.
     """
-
-    def __init__(self, page: Any):
-        self._session = page.context.new_cdp_session(page)
-        self._page = page
-        self._pictures: list[tuple[float, bytes]] = []
-        self._session.on("Page.screencastFrame", self._take)
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self._pictures.append((time.monotonic(), base64.b64decode(event["data"])))
-        self._session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
-
-    def shoot(self, seconds: float) -> None:
-        """Film."""
-        self._session.send("Page.startScreencast", {"format": "png", "everyNthFrame": 1})
-        self._page.wait_for_timeout(1000 * seconds)
-        self._session.send("Page.stopScreencast")
-
-    def cut(self, box: Box, width: int) -> list[Image.Image]:
-        """Its pictures at an even pace, cut to a box and made so wide."""
-        begun, steps = self._pictures[0][0], round(SECONDS * PER_SECOND)
-        taken, found = list[Image.Image](), 0
-        for step in range(steps):
-            due = begun + step / PER_SECOND
-            while found + 1 < len(self._pictures) and self._pictures[found + 1][0] <= due:
-                found += 1
-            whole = Image.open(io.BytesIO(self._pictures[found][1])).convert("RGB").crop(tuple(map(round, box)))
-            taken.append(whole.resize((width, round(whole.height * width / whole.width)), Image.Resampling.LANCZOS))
-        return taken
+    page.wait_for_timeout(SETTLED)
+    end = page.eval_on_selector(video, HOLD) - 0.1
+    pictures, steps = list[Image.Image](), round(SECONDS * PER_SECOND)
+    for step in range(steps):
+        page.evaluate("(time) => seek(time)", end - SECONDS + step / PER_SECOND)
+        pictures.append(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"))
+    return pictures
 
 
 def write(pictures: list[Image.Image], path: Path) -> None:
@@ -89,37 +91,31 @@ def write(pictures: list[Image.Image], path: Path) -> None:
 
 def film_page(given: argparse.Namespace) -> list[Image.Image]:
     """The page while it talks to a recorded microphone."""
-    from page_figures import PATIENCE, browser, served
+    from page_figures import browser, served
 
-    with tempfile.TemporaryDirectory() as folder, served(given, Path(folder) / "talk.mp4") as address:
-        with browser(VOICE) as chromium:
-            page = chromium.new_page(locale="en-US", viewport={"width": 880, "height": 500})
-            page.goto(address)
-            page.click("#start:not([disabled])", timeout=PATIENCE)
-            page.click("#microphone:not([disabled])", timeout=PATIENCE)
-            page.wait_for_function("document.getElementById('video').currentTime > 1", timeout=PATIENCE)
-            page.wait_for_timeout(SETTLED)
-            film = Film(page)
-            film.shoot(SECONDS)
-            page.click("#start")
-            page.wait_for_selector("#download:not([hidden])", timeout=PATIENCE)
-            return film.cut((0, 0, 880, 500), 720)
+    with served(given) as address, browser(VOICE) as chromium:
+        page = chromium.new_page(locale="en-US", viewport={"width": 940, "height": 470})
+        page.add_init_script(KEEP_SOCKETS)
+        page.goto(address)
+        page.click("#start:not([disabled])", timeout=PATIENCE)
+        page.click("#microphone:not([disabled])", timeout=PATIENCE)
+        page.wait_for_function("document.getElementById('video').currentTime > 1", timeout=PATIENCE)
+        return film(page, "#video", {"x": 0, "y": 0, "width": 940, "height": 470})
 
 
-def film_node(given: argparse.Namespace) -> list[Image.Image]:
+def film_node(_: argparse.Namespace) -> list[Image.Image]:
     """The node in ComfyUI while it talks."""
     import test_live
     from browser import browse
 
     with _comfyui() as (url, out), browse(url, "nodes2", out, *test_live.MICROPHONE) as look:
+        look.page.add_init_script(KEEP_SOCKETS)
+        look.reload()
         test_live.begin(look)
-        look.page.wait_for_timeout(SETTLED)
-        box = _node_box(look)
-        film = Film(look.page)
-        film.shoot(SECONDS)
-        test_live.press(look, "Stop")
-        look.wait_for_end()
-        return film.cut(box, 560)
+        try:
+            return film(look.page, ".liveavatar .live video", _node_box(look))
+        finally:
+            look.page.evaluate("() => window.comfyAPI.api.api.interrupt(null)")
 
 
 @contextlib.contextmanager
@@ -132,11 +128,11 @@ def _comfyui() -> Iterator[tuple[str, Path]]:
         yield running.url, Path(folder) / "screenshots"
 
 
-def _node_box(look: Any) -> Box:
+def _node_box(look: Any) -> dict[str, float]:
     """Where the node is on the page, with a little around it."""
     (number,) = (panel["id"] for panel in look.panels() if panel["type"] == "LiveAvatarLive")
-    node = next(box for box in look.page.evaluate("() => look.boxes()") if box["id"] == number)
-    return node["x"] - 8, node["y"] - 8, node["x"] + node["width"] + 8, node["y"] + node["height"] + 8
+    box = next(box for box in look.page.evaluate("() => look.boxes()") if box["id"] == number)
+    return {"x": box["x"] - 8, "y": box["y"] - 8, "width": box["width"] + 16, "height": box["height"] + 16}
 
 
 def main() -> None:
@@ -146,7 +142,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="FILE.webp")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the page's server")
     given = parser.parse_args()
-    given.all_cores = False
+    given.all_instructions = True
     write({"page": film_page, "node": film_node}[given.what](given), given.out)
 
 

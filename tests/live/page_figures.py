@@ -110,17 +110,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="of talk in which delays are measured")
     parser.add_argument("--watch", nargs="+", choices=["socket", "webrtc"], default=["socket", "webrtc"])
     parser.add_argument("--python", default=sys.executable, help="interpreter of the server (default: this one)")
-    parser.add_argument("--all-cores", action="store_true", help="let it use more than AVX2")
+    parser.add_argument("--all-instructions", action="store_true", help="let the server use more than AVX2")
     parser.add_argument("--keep", metavar="FOLDER", help="write each delay there, as JSON")
     return parser.parse_args(arguments)
 
 
 @contextlib.contextmanager
-def served(given: argparse.Namespace, record: Path) -> Iterator[str]:
-    """The address of a server that records its talks."""
+def served(given: argparse.Namespace, record: Path | None = None) -> Iterator[str]:
+    """The address of a server; it may record its talks."""
     command = [given.python, "-m", "liveavatar", "live", "--vae", "tiny", "--size", f"{SIZE}x{SIZE}"]
-    command += ["--port", "0", "--record", str(record)]
-    environment = os.environ | ({} if given.all_cores else AVX2)
+    command += ["--port", "0", *([] if record is None else ["--record", str(record)])]
+    environment = os.environ | ({} if given.all_instructions else AVX2)
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

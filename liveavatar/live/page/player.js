@@ -2,6 +2,7 @@
 const BEGIN = 0.25; // seconds that have to be there before it plays
 const SPARE = [0.1, 0.4]; // seconds that should be left to play when the next piece comes: at first, and after many stalls
 const LOOKED_AT = 6; // pieces, the least of which counts: where they come unevenly, more is left of most
+const PIECE = 0.48; // seconds that come at once
 const KEPT = 30; // seconds that stay behind what plays
 
 export class Player {
@@ -78,18 +79,18 @@ export class Player {
   keepUp() {
     const video = this.video, ranges = video.buffered;
     if (!ranges.length) return;
-    const last = ranges.length - 1;
-    if (video.currentTime < ranges.start(last) || this.ahead > 3) video.currentTime = Math.max(ranges.start(last), ranges.end(last) - BEGIN);
+    const start = ranges.start(ranges.length - 1), near = ranges.end(ranges.length - 1) - PIECE - this.spare;
+    if (video.currentTime < start || this.ahead > 3) video.currentTime = Math.max(start, near);
     if (video.paused && this.ahead > BEGIN) this.play();
     if (this.stalled && this.ahead > BEGIN) {
       this.stalled = false;
-      video.currentTime = ranges.end(last) - BEGIN;
+      video.currentTime = Math.max(video.currentTime, near);
     }
     const more = this.left.length ? Math.min(...this.left) - this.spare : 0;
     video.playbackRate = more > 0.3 ? 1.1 : more > 0.06 ? 1.04 : more < -0.06 ? 0.98 : 1;
   }
 
-  // It has stalled. Left alone, browsers wait for more and more each time; after a jump they begin at once.
+  // It has stalled. Left alone, browsers wait for more and more each time; told to go anywhere, they begin at once.
   wait = () => {
     const { video } = this;
     if (video.srcObject || video.seeking || video.readyState > 2 || !this.left.length) return;
