@@ -18,7 +18,19 @@ from .errors import RequestError, SpeakerError, shown
 from .media.audio import AudioClip, audio_notes
 from .media.audio_file import read_audio
 from .media.image import Fit
-from .media.masks import WHITE, fit_mask, hearing_tokens, mask_of, overlap, owned_tokens, read_mask, same_aspect
+from .media.masks import (
+    HALVES,
+    WHITE,
+    Half,
+    fit_mask,
+    half_mask,
+    hearing_tokens,
+    mask_of,
+    overlap,
+    owned_tokens,
+    read_mask,
+    same_aspect,
+)
 from .media.mixing import mix_audio
 from .request import Request, sample_count
 
@@ -32,7 +44,7 @@ _TOLD_SILENCE = 0.1
 
 GivenMask = str | os.PathLike[str] | np.ndarray
 """Where in the picture a speaker is: a picture file (white is the speaker), or [H, W] of bool, of uint8 up to 255 or of
-floats from 0 to 1. It lies over the picture, and may be of any size of that shape."""
+floats from 0 to 1; it lies over the picture, and may be of any size of that shape. Or a half of it: "left", "right"."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,13 +88,17 @@ class OpenedMask:
 
     Attributes:
         name: of its speaker, for messages: "speaker 2 (b.wav)".
-        values: uint8 [H, W].
+        values: uint8 [H, W], or a half of any picture.
         source: where it came from.
     """
 
     name: str
-    values: np.ndarray
+    values: np.ndarray | Half
     source: str
+
+    def over(self, picture: tuple[int, int]) -> np.ndarray:
+        """It, over a picture of this width and height: uint8 [H, W] of any size."""
+        return half_mask(self.values, picture) if isinstance(self.values, str) else self.values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,7 +237,7 @@ def files_of_audio(given: GivenAudio) -> tuple[Path, ...]:
     """The files that it is read from, which nothing may replace."""
     each = given if isinstance(given, list | tuple) else [given]
     parts = (part for one in each for part in ((one.audio, one.mask) if isinstance(one, Speaker) else (one,)))
-    return tuple(Path(part) for part in parts if isinstance(part, str | os.PathLike))
+    return tuple(Path(part) for part in parts if isinstance(part, str | os.PathLike) and part not in HALVES)
 
 
 def counted_speakers(count: int) -> str:
@@ -234,22 +250,38 @@ def open_mask(name: str, given: GivenMask) -> OpenedMask:
 
     Args:
         name: of the speaker, for messages.
-        given: a file, or values.
+        given: a file, values, or a half.
 
     Raises:
         SpeakerError: it cannot be read or used, or is empty.
     """
+    if (half := _half(given)) is not None:
+        return OpenedMask(name, half, f"the {half} half")
     with _naming(f"the mask of {name}"):
-        if isinstance(given, np.ndarray):
-            mask = OpenedMask(name, mask_of(given), "array")
-        else:
-            mask = OpenedMask(name, read_mask(given), os.fspath(given))
-    if mask.values.max() < WHITE:
+        values = mask_of(given) if isinstance(given, np.ndarray) else read_mask(given)
+    if values.max() < WHITE:
         raise SpeakerError(
             f"The mask of {name} is empty: nothing of it is white.",
             "Paint the speaker's face white; of a picture with transparency, what is opaque is the speaker.",
         )
-    return mask
+    return OpenedMask(name, values, "array" if isinstance(given, np.ndarray) else os.fspath(given))
+
+
+def open_masks(given: Sequence[GivenMask | OpenedMask]) -> tuple[OpenedMask, ...]:
+    """Read the masks of speakers whose sounds are not known yet.
+
+    Args:
+        given: of each of several speakers; none where there is one.
+
+    Raises:
+        SpeakerError: one alone, too many, or one that cannot be used.
+    """
+    if len(given):
+        _check_count(len(given), has_mask=True)
+    return tuple(
+        one if isinstance(one, OpenedMask) else open_mask(f"speaker {number}", one)
+        for number, one in enumerate(given, 1)
+    )
 
 
 def place_masks(
@@ -287,12 +319,16 @@ def _check_given(speakers: Sequence[Speaker]) -> None:
     for one in speakers:
         if not isinstance(one, Speaker):
             raise SpeakerError(f"{shown(one)} is no speaker.", 'Give each as Speaker("voice.wav", "mask.png").')
-    if not 1 <= len(speakers) <= MAX_SPEAKERS:
+    _check_count(len(speakers), any(one.mask is not None for one in speakers))
+
+
+def _check_count(count: int, has_mask: bool) -> None:
+    if not 1 <= count <= MAX_SPEAKERS:
         raise SpeakerError(
-            f"{len(speakers)} speakers are not possible.",
+            f"{count} speakers are not possible.",
             f"Give 1 to {MAX_SPEAKERS}: their faces are to be told apart.",
         )
-    if len(speakers) == 1 and speakers[0].mask is not None:
+    if count == 1 and has_mask:
         raise SpeakerError(
             "There is one speaker, and a mask that says where: all of the picture is theirs.",
             "Leave the mask out. To keep another face silent, give it a mask and a silent sound of its own.",
@@ -305,20 +341,25 @@ def _clip(given: str | os.PathLike[str] | AudioClip, seconds: float | None) -> A
 
 
 def _fitted(mask: OpenedMask, picture: tuple[int, int], width: int, height: int, fit: Fit) -> np.ndarray:
-    own_height, own_width = mask.values.shape
-    if not same_aspect(mask.values, picture):
+    values = mask.over(picture)
+    own_height, own_width = values.shape
+    if not same_aspect(values, picture):
         raise SpeakerError(
             f"The mask of {mask.name} is {own_width}x{own_height}, and the picture {picture[0]}x{picture[1]}: it "
             "cannot lie over it.",
             "Draw the mask on the picture itself; any size of the same shape will do.",
         )
-    fitted = fit_mask(mask.values, picture, width, height, fit)
+    fitted = fit_mask(values, picture, width, height, fit)
     if not fitted.any():
         raise SpeakerError(
             f"Nothing of the mask of {mask.name} is left where the picture is cut to {width}x{height}.",
             "Ask for a size in the picture's shape, or crop picture and masks yourself.",
         )
     return fitted
+
+
+def _half(given: GivenMask) -> Half | None:
+    return next((half for half in HALVES if half == given), None) if isinstance(given, str) else None
 
 
 def _name(number: int, speaker: Speaker) -> str:

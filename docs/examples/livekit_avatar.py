@@ -53,7 +53,7 @@ class LiveAvatarGenerator(VideoGenerator):
             self._segment_ended = time.monotonic()
             return
         came = time.monotonic()
-        while self.session.feed.queued_seconds > AHEAD_SECONDS:
+        while self.session.stats.queued_seconds > AHEAD_SECONDS:
             await asyncio.sleep(0.05)
         if came >= self._cleared:  # else it was interrupted while it waited
             samples = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)

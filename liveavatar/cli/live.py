@@ -21,6 +21,7 @@ from .backends import add_worker_arguments, backend_of, check_worker_options
 from .demo import ASSETS
 from .options import add_request_arguments, check_placement_options, parts_of, request_of
 from .parser import whole_number
+from .speakers import add_mask_argument, mask_lines
 from .tables import live_lines, note_lines, resolved_lines
 from .terminal import REFUSED, say, say_error
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="send the talk to rtmp://, rtsp://, srt:// or whip+https://; may be repeated",
     )
     parser.add_argument("--open", action="store_true", help="open the page in this machine's browser")
+    add_mask_argument(parser)
     add_request_arguments(parser)
     add_worker_arguments(parser)
 
@@ -74,17 +76,23 @@ def run(arguments: argparse.Namespace) -> int:
     from ..live.server import LiveServer
     from ..media.image import read_image
     from ..pipeline import LiveAvatarPipeline
+    from ..speakers import open_masks, place_masks
 
     local = _is_local(arguments.host)
     token = arguments.token if arguments.token is not None else "" if local else secrets.token_urlsafe(16)
     try:
-        image = read_image(Path(arguments.image or ASSETS / "portrait.png"))
+        image, masks = read_image(Path(arguments.image or ASSETS / "portrait.png")), open_masks(arguments.speaker)
+        size = image.shape[1], image.shape[0]
         with backend_of(arguments) as backend:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
-            resolved, plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))  # the impossible: now
-            say([*resolved_lines(resolved), *live_lines(plan.live, LOOKAHEAD_SECONDS), *note_lines(plan.notes)])
+            resolved, plan = pipeline.plan_open(request, size, len(masks) or 1)  # the impossible: now
+            lines, told = resolved_lines(resolved), live_lines(plan.live, LOOKAHEAD_SECONDS)
+            if masks:
+                placed = place_masks(masks, size, resolved.width, resolved.height, request.fit)
+                lines += mask_lines(masks, placed.shares)
+            say([*lines, *told, *note_lines(plan.notes)])
             asked = dataclasses.replace(request, seconds=None)
-            server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin), outputs=outputs)
+            server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin), outputs=outputs, speakers=masks)
             if plan.live is not None:
                 server.room.latency_ms = 1000 * plan.live.latency(LOOKAHEAD_SECONDS)
             asyncio.run(_serve(server, arguments.host, arguments.port, arguments.open))
@@ -153,10 +161,12 @@ def _outputs(arguments: argparse.Namespace) -> Outputs:
     """
     from ..live.addresses import parse_address
     from ..live.outputs import Outputs
+    from ..media.masks import HALVES
     from ..recorder import check_outputs
 
     if arguments.record is not None:
-        check_outputs(arguments.record, inputs=[arguments.image] if arguments.image else [])
+        masks = [Path(name) for name in arguments.speaker if name not in HALVES]
+        check_outputs(arguments.record, inputs=[*([arguments.image] if arguments.image else []), *masks])
     addresses = tuple(parse_address(url) for url in arguments.out_url)
     return Outputs(None if arguments.record is None else Path(arguments.record), addresses, _say_news())
 

@@ -1,4 +1,4 @@
-"""Several speakers on the command line: `--speaker AUDIO:MASK`, once for each."""
+"""Several speakers on the command line: `--speaker AUDIO:MASK`, once for each; in a live talk, `--speaker MASK`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import RequestError
 from .parser import whole_number
 
 if TYPE_CHECKING:
-    from ..speakers import GivenAudio, Speaker, SpeakerReport
+    from ..speakers import GivenAudio, OpenedMask, Speaker, SpeakerReport
 
 _ONE_BY_ONE = "Name several speakers one by one: --speaker a.wav:left.png --speaker b.wav:right.png."
 
@@ -25,7 +25,19 @@ def add_audio_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="AUDIO:MASK",
         help="in place of --audio, once for each of several speakers: their sound, and a picture of any size in the "
-        "portrait's shape that is white where their face is",
+        "portrait's shape that is white where their face is; or a half of it: left, right",
+    )
+
+
+def add_mask_argument(parser: argparse.ArgumentParser) -> None:
+    """Who speaks where their sounds are not known yet."""
+    parser.add_argument(
+        "--speaker",
+        action="append",
+        default=[],
+        metavar="MASK",
+        help="once for each of several speakers: a picture of any size in the portrait's shape that is white where "
+        "their face is; or a half of it: left, right",
     )
 
 
@@ -94,6 +106,12 @@ def speaker_lines(reports: Iterable[SpeakerReport]) -> list[str]:
         f"speaker {number}: {r.audio}, {r.seconds:.2f} s, at {r.mask} ({r.share:.0%} of the picture)"
         for number, r in enumerate(reports, 1)
     ]
+
+
+def mask_lines(masks: Iterable[OpenedMask], shares: Iterable[float]) -> list[str]:
+    """Who will speak where, a line each."""
+    each = enumerate(zip(masks, shares, strict=True), 1)
+    return [f"speaker {number}: at {mask.source} ({share:.0%} of the picture)" for number, (mask, share) in each]
 
 
 def _is_file(name: str) -> bool:

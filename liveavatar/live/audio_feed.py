@@ -129,9 +129,10 @@ class AudioFeed:
             self._changed.wait(timeout)
 
     @property
-    def whole_utterance(self) -> bool:
-        """Whether nothing more is expected of what is being said."""
-        return self._flushed or self._ended
+    def waiting(self) -> tuple[int, bool]:
+        """Samples that wait, at 16 kHz, and whether nothing more is expected of what is being said."""
+        with self._changed:
+            return self._there, self._flushed or self._ended
 
     @property
     def seconds_since_push(self) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hmac
 import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from ..config import FPS
 from ..errors import LiveAvatarError, RequestError
 from ..media.fragments import MIME
 from ..media.image import read_image
+from ..media.masks import Half, read_mask
+from ..speakers import MAX_SPEAKERS, OpenedMask, open_mask
 from . import voices, webrtc
 from .audio_feed import OUTPUT_RATE
 from .contract import MAX_SAID, VERSION, Message, error_message, parse, samples_of
 from .pace import LOOKAHEAD_SECONDS
+from .scene import WantedScene
 from .talk import Talk
 from .viewers import FragmentViewer
 
@@ -50,10 +54,14 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._out: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self._out_bytes = 0
-        self._greeted = self._leaving = self._picture_follows = False
+        self._greeted = self._leaving = False
+        self._use_picture: Callable[[bytes], Awaitable[None]] | None = None
+        """What the next binary message is for, where that is a picture."""
         self._portrait: np.ndarray | None = None
-        """Of the talk to come."""
-        self._format: tuple[int, Any] | None = None
+        self._masks: dict[int, OpenedMask] = {}
+        """Of the talk to come, both."""
+        self._format: tuple[int, Any, int] | None = None
+        """Rate, encoding and speaker of the sound that follows."""
         self._viewer: FragmentViewer | None = None
         self._peer: webrtc.WebRtcPeer | None = None
         """Whoever watches over WebRTC."""
@@ -115,25 +123,34 @@ class Connection:
 
     async def _took(self, data: bytes) -> None:
         """A binary message: a picture where one was announced, else sound."""
-        if self._picture_follows:
-            self._picture_follows = False
-            await self._use_portrait(await asyncio.to_thread(_picture, data))
-        else:
+        use, self._use_picture = self._use_picture, None
+        if use is None:
             self._hear(data)
+        else:
+            await use(data)
 
-    async def _use_portrait(self, picture: np.ndarray) -> None:
+    async def _use_portrait(self, content: bytes) -> None:
+        picture = await asyncio.to_thread(_read, content, read_image)
         if self._talk is None:
             self._portrait = picture
         else:
             await asyncio.to_thread(self._talk.session.set_portrait, picture)
 
+    async def _use_mask(self, speaker: int, content: bytes) -> None:
+        if self._talk is not None:
+            raise RequestError("A talk that goes on keeps its masks.", "Send them before start.")
+        if not 1 <= speaker <= MAX_SPEAKERS:
+            raise RequestError(f"mask.speaker is {speaker}.", f"Use 1 to {MAX_SPEAKERS}.")
+        mask = open_mask(f"speaker {speaker}", await asyncio.to_thread(_read, content, read_mask))
+        self._masks[speaker] = dataclasses.replace(mask, source="sent by the client")
+
     def _hear(self, data: bytes) -> None:
         if self._format is None:
             raise RequestError("The format of the sound is not known.", "Send an audio message with its rate first.")
-        rate, encoding = self._format
+        rate, encoding, speaker = self._format
         talk = self._open_talk()
         talk.last_heard = time.monotonic()
-        talk.push(samples_of(data, encoding), rate)
+        talk.push(samples_of(data, encoding), rate, speaker)
 
     # -- messages, by their type --
 
@@ -155,6 +172,7 @@ class Connection:
                 "model": self.room.model,
                 "voice": voices.available(),
                 "webrtc": webrtc.available(),
+                "speakers": self.room.speaker_count,
                 "resumed": watch is not None,
                 "latency_ms": None if self.room.latency_ms is None else round(self.room.latency_ms),
                 **self.room.details,
@@ -163,26 +181,36 @@ class Connection:
         if watch is not None:
             watch()
 
-    async def _on_start(self, lookahead: float = LOOKAHEAD_SECONDS, **options: Any) -> None:
-        await self.room.start(self, self._portrait, lookahead, options)
+    async def _on_start(
+        self,
+        lookahead: float = LOOKAHEAD_SECONDS,
+        speakers: int | None = None,
+        areas: list[Half] | None = None,
+        **options: Any,
+    ) -> None:
+        wanted = WantedScene(self._portrait, dict(self._masks), speakers, areas)
+        await self.room.start(self, wanted, lookahead, options)
 
-    async def _on_audio(self, rate: int, encoding: Any) -> None:
+    async def _on_audio(self, rate: int, encoding: Any, speaker: int = 1) -> None:
         samples_of(b"", encoding)
-        self._format = rate, encoding
+        self._format = rate, encoding, speaker
 
-    async def _on_say(self, text: str, voice: str = "en-us") -> None:
+    async def _on_say(self, text: str, voice: str = "en-us", speaker: int = 1) -> None:
         if len(text) > MAX_SAID:
             raise RequestError(f"The text has {len(text)} letters.", f"The most are {MAX_SAID}.")
         talk = self._open_talk()
         samples, rate = await asyncio.to_thread(voices.speak, text, voice)
-        talk.push(samples, rate)
-        talk.session.end_of_speech()
+        talk.push(samples, rate, speaker)
+        talk.session.end_of_speech(speaker)
 
     async def _on_prompt(self, text: str) -> None:
         await asyncio.to_thread(self._open_talk().session.set_prompt, text)
 
     async def _on_portrait(self) -> None:
-        self._picture_follows = True
+        self._use_picture = self._use_portrait
+
+    async def _on_mask(self, speaker: int) -> None:
+        self._use_picture = functools.partial(self._use_mask, speaker)
 
     async def _on_offer(self, sdp: str) -> None:
         talk = self._open_talk()
@@ -195,11 +223,11 @@ class Connection:
             await self._close_peer()
             self._show_fragments(self._open_talk())
 
-    async def _on_end_of_speech(self) -> None:
-        self._open_talk().session.end_of_speech()
+    async def _on_end_of_speech(self, speaker: int | None = None) -> None:
+        self._open_talk().session.end_of_speech(speaker)
 
-    async def _on_interrupt(self) -> None:
-        self._open_talk().interrupt()
+    async def _on_interrupt(self, speaker: int | None = None) -> None:
+        self._open_talk().interrupt(speaker)
 
     async def _on_pause(self) -> None:
         self._open_talk().pause()
@@ -225,7 +253,8 @@ class Connection:
         """Send the talk's video from its next block on."""
         self._show_fragments(talk)
         e = talk.session.resolved
-        self.tell({"type": "started", "width": e.width, "height": e.height, "seed": e.seed, "resume": talk.token})
+        seen = {"width": e.width, "height": e.height, "seed": e.seed, "speakers": e.speaker_count}
+        self.tell({"type": "started", **seen, "resume": talk.token})
 
     def _show_fragments(self, talk: Talk) -> None:
         self._viewer = FragmentViewer(lambda data: call_in(self._loop, self._put, data), lambda: self._out_bytes)
@@ -293,6 +322,9 @@ class Connection:
                     "lag_ms": stats.lag_ms,
                     "fps": stats.fps,
                     "queued_s": round(stats.queued_seconds, 2),
+                    "speakers": [
+                        {"state": one.state, "queued_s": round(one.queued_seconds, 2)} for one in stats.speakers
+                    ],
                     "listening": talk.sounds.over,
                     "late_blocks": stats.late_blocks,
                     "skipped_blocks": self._skipped_blocks,
@@ -322,9 +354,9 @@ def call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *giv
         loop.call_soon_threadsafe(function, *given)
 
 
-def _picture(content: bytes) -> np.ndarray:
+def _read(content: bytes, read: Callable[[Path], np.ndarray]) -> np.ndarray:
     """A picture that a client sent; the file it is read from is private and gone at once."""
-    with tempfile.TemporaryDirectory(prefix="liveavatar-portrait-") as folder:  # private to this user
-        file = Path(folder) / "portrait"
+    with tempfile.TemporaryDirectory(prefix="liveavatar-picture-") as folder:  # private to this user
+        file = Path(folder) / "picture"
         file.write_bytes(content)
-        return read_image(file)
+        return read(file)

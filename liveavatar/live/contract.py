@@ -1,7 +1,8 @@
 """What client and server of a live session say to each other: JSON text both ways, sound up and video down as binary.
 
-Client to server: `hello` first, then `start`; binary messages are sound in the format of the latest `audio` message,
-but for the one after `portrait`, which is the file of a picture.
+Client to server: `hello` first, then `start`; binary messages are sound, in the format and of the speaker of the latest
+`audio` message, but for the one after `portrait` or `mask`, which is the file of a picture. Speakers are numbered from
+1; without a number, the first one is meant by what is said, and all by what ends.
 Server to client: `ready`, `started`, `stats` every second, `answer` to an offer of WebRTC, `error` and `bye`; binary
 messages are a fragmented MP4, which pauses while WebRTC is connected.
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import LiveAvatarError, RequestError, shown
+from ..media.masks import HALVES
 
 VERSION = 1
 MAX_TEXT = 1 << 16
@@ -36,7 +38,7 @@ class Field:
     Attributes:
         kind: of its value in JSON; a float may be written as a whole number.
         required: whether it may not be left out.
-        choices: values it may have; empty: all of that kind.
+        choices: values it may have, or of a list, its items; empty: all of that kind.
     """
 
     kind: type
@@ -52,15 +54,18 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "size": Field(str),
         "steps": Field(int),
         "lookahead": Field(float),
+        "speakers": Field(int),
+        "areas": Field(list, choices=HALVES),
     },
-    "audio": {"rate": Field(int, True), "encoding": Field(str, True, ("s16le", "f32le"))},
-    "say": {"text": Field(str, True), "voice": Field(str)},
+    "audio": {"rate": Field(int, True), "encoding": Field(str, True, ("s16le", "f32le")), "speaker": Field(int)},
+    "say": {"text": Field(str, True), "voice": Field(str), "speaker": Field(int)},
     "prompt": {"text": Field(str, True)},
     "portrait": {},
+    "mask": {"speaker": Field(int, True)},
     "offer": {"sdp": Field(str, True)},
     "hang_up": {},
-    "end_of_speech": {},
-    "interrupt": {},
+    "end_of_speech": {"speaker": Field(int)},
+    "interrupt": {"speaker": Field(int)},
     "pause": {},
     "resume": {},
     "bye": {},
@@ -120,11 +125,13 @@ def _check(kind: str, name: str, field: Field, found: dict[str, Any]) -> None:
     allowed = (int, float) if field.kind is float else (field.kind,)
     if not isinstance(value, allowed) or isinstance(value, bool):
         raise RequestError(f"{kind}.{name} is {shown(value)}.", f"Give a {_WORDS[field.kind]}.")
-    if field.choices and value not in field.choices:
-        raise RequestError(f"{kind}.{name} is {shown(value)}.", f"Use {' or '.join(field.choices)}.")
+    for item in value if isinstance(value, list) else [value]:
+        if field.choices and item not in field.choices:
+            where = f"{kind}.{name} is" if item is value else f"{kind}.{name} holds"
+            raise RequestError(f"{where} {shown(item)}.", f"Use {' or '.join(field.choices)}.")
 
 
-_WORDS = {int: "whole number", float: "number", str: "text"}
+_WORDS = {int: "whole number", float: "number", str: "text", list: "list of texts"}
 
 
 def samples_of(data: bytes, encoding: Encoding) -> np.ndarray:

@@ -9,11 +9,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import RequestError
 from .connection import call_in
 from .room import Room
+from .scene import WantedScene
 from .talk import Talk
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ class HostedRoom(Room):
 
     # -- in the thread of the server --
 
-    async def start(
-        self, client: Connection, portrait: np.ndarray | None, lookahead: float, options: dict[str, Any]
-    ) -> None:
+    async def start(self, client: Connection, wanted: WantedScene, lookahead: float, options: dict[str, Any]) -> None:
         """Refused."""
         raise RequestError("The graph begins this talk, not its page.", "Queue the graph.")
 

@@ -1,6 +1,7 @@
-"""Judge live talk beside rendered videos: `python -m liveavatar.live.judge [--people N] [--lookahead S]`.
+"""Judge live talk beside rendered videos: `python -m liveavatar.live.judge [--people N] [--pairs N] [--lookahead S]`.
 
 The same people say the same to both; lips, faces and walls are read from pixels, as `liveavatar.mini.evaluate` does.
+With `--pairs`, they are two people in a picture who talk at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ..components import FolderComponents, open_components
 from ..errors import ModelError
 from ..mini.exam import Exam
 from ..mini.judge import ExamEngine, VideoRequest
+from ..mini.pair_exam import PairExam
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request
 from .pace import LOOKAHEAD_SECONDS
@@ -39,8 +41,11 @@ class LiveExamEngine(ExamEngine):
         height, width = take.picture.shape[:2]
         request = Request(size=f"{width}x{height}", prompt=take.prompt, seed=take.seed)
         left = -(-len(take.wave) * 25 // 16_000)
-        with LiveSession(self._pipeline, take.picture, request, self.lookahead, real_time=False) as live:
-            live.push(take.wave, 16_000)
+        masks = () if take.masks is None else tuple(take.masks)
+        opened = LiveSession(self._pipeline, take.picture, request, self.lookahead, real_time=False, speakers=masks)
+        with opened as live:
+            for speaker, wave in enumerate((take.wave, *take.further), 1):
+                live.push(wave, 16_000, speaker)
             live.end()
             for block in live.blocks():
                 yield block.images[:left]
@@ -51,13 +56,15 @@ def main() -> None:
     """Print both figures as JSON."""
     parser = argparse.ArgumentParser(prog="python -m liveavatar.live.judge", description=__doc__)
     parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--pairs", type=int, help="judge so many pairs of people in one picture, and nothing else")
     parser.add_argument("--lookahead", type=float, default=LOOKAHEAD_SECONDS)
     given = parser.parse_args()
     components = open_components("mini")
     if not isinstance(components, FolderComponents):
         raise ModelError("The untrained miniature cannot be judged.", "Give a trained model's folder.")
     engines = {"rendered": ExamEngine(components), "live": LiveExamEngine(components, lookahead=given.lookahead)}
-    figures = {name: Exam(engine, given.people).talking() for name, engine in engines.items()}
+    exams = {name: PairExam(e, given.pairs) if given.pairs else Exam(e, given.people) for name, e in engines.items()}
+    figures = {name: exam.talking() for name, exam in exams.items()}
     print(json.dumps(figures, indent=2))
 
 

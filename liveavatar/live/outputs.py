@@ -153,6 +153,7 @@ class _RecordedFile:
             probed=probe(self._path) if made and self._path.exists() else None,
             frames_sha256=self._recording.frames_sha256 if made and not failed else None,
             notices=tuple(note for note in notes if note),
+            speakers=self._session.speaker_reports,
         )
 
     def _write_receipt(self, receipt: Receipt) -> None:
@@ -180,7 +181,8 @@ def _receipt(session: LiveSession, path: Path) -> Receipt:
         threads=session.plan.threads,
         versions=versions(),
         started=now(),
-        loras=loras_of(session.pipeline.components),
+        loras=loras_of(session.components),
+        speakers=session.speaker_reports,
     )
 
 

@@ -9,14 +9,13 @@ import hmac
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import RequestError
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request
 from .connection import call_in
 from .network import OutputStatus
 from .outputs import Outputs, TalkOutputs
+from .scene import Scene, WantedScene
 from .session import LiveSession
 from .talk import Talk
 
@@ -41,6 +40,8 @@ class Room(abc.ABC):
     def __init__(self, model: str, token: str = "", idle_seconds: float = IDLE_SECONDS):
         self.model, self.token, self.idle_seconds = model, token, idle_seconds
         self.resume_seconds = RESUME_SECONDS
+        self.speaker_count = 1
+        """How many speak where a client wants nothing else."""
         self.details: dict[str, Any] = {}
         """What else a client is told that says hello."""
         self.latency_ms: float | None = None
@@ -51,10 +52,14 @@ class Room(abc.ABC):
         self._timers: set[asyncio.Task[None]] = set()
 
     @abc.abstractmethod
-    async def start(
-        self, client: Connection, portrait: np.ndarray | None, lookahead: float, options: dict[str, Any]
-    ) -> None:
+    async def start(self, client: Connection, wanted: WantedScene, lookahead: float, options: dict[str, Any]) -> None:
         """A client asks for a talk.
+
+        Args:
+            client: who asks.
+            wanted: whom it wants to see.
+            lookahead: seconds.
+            options: fields of the request.
 
         Raises:
             LiveAvatarError: it cannot begin.
@@ -119,7 +124,7 @@ class WaitingRoom(Room):
 
     Args:
         pipeline: makes the video.
-        image, request: portrait and request where a client names none.
+        scene, request: where a client names none.
         token, idle_seconds: see `Room`.
         outputs: where every talk goes besides its watcher.
     """
@@ -127,30 +132,29 @@ class WaitingRoom(Room):
     def __init__(
         self,
         pipeline: LiveAvatarPipeline,
-        image: np.ndarray,
+        scene: Scene,
         request: Request,
         token: str = "",
         idle_seconds: float = IDLE_SECONDS,
         outputs: Outputs | None = None,
     ):
         super().__init__(pipeline.components.name, token, idle_seconds)
-        self.pipeline, self.image, self.request = pipeline, image, request
+        self.pipeline, self.scene, self.request = pipeline, scene, request
+        self.speaker_count = scene.speaker_count
         self._all_outputs = outputs or Outputs()
         self._outputs: TalkOutputs | None = None
         self._turn = asyncio.Lock()
         """Held from the first moment of a talk to its last."""
         self._waiting = 0
 
-    async def start(
-        self, client: Connection, portrait: np.ndarray | None, lookahead: float, options: dict[str, Any]
-    ) -> None:
+    async def start(self, client: Connection, wanted: WantedScene, lookahead: float, options: dict[str, Any]) -> None:
         """Wait until it is the client's turn, and begin."""
         if self.watcher is client:
             raise RequestError("The talk has begun already.", "Send bye to end it.")
+        scene = wanted.over(self.scene)
         loop = asyncio.get_running_loop()
         await self._take_turn(client)
-        image = self.image if portrait is None else portrait
-        opening = asyncio.ensure_future(asyncio.to_thread(self._open, image, lookahead, options))
+        opening = asyncio.ensure_future(asyncio.to_thread(self._open, scene, lookahead, options))
         try:
             session = await asyncio.shield(opening)
         except BaseException:
@@ -184,8 +188,9 @@ class WaitingRoom(Room):
         finally:
             self._waiting -= 1
 
-    def _open(self, image: np.ndarray, lookahead: float, options: dict[str, Any]) -> LiveSession:
-        return LiveSession(self.pipeline, image, dataclasses.replace(self.request, **options), lookahead)
+    def _open(self, scene: Scene, lookahead: float, options: dict[str, Any]) -> LiveSession:
+        request = dataclasses.replace(self.request, **options)
+        return LiveSession(self.pipeline, scene.image, request, lookahead, speakers=scene.masks)
 
     def _give_back(self, opening: asyncio.Future[LiveSession]) -> None:
         """A session that could not be opened, or that nobody wants any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request
+from ..speakers import GivenMask, OpenedMask, open_masks
 from .connection import Connection
 from .contract import MAX_PICTURE
 from .outputs import Outputs
 from .room import IDLE_SECONDS, Room, WaitingRoom
+from .scene import Scene
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -66,8 +69,12 @@ class LiveServer:
     """Serves one page and its talks, with one pipeline.
 
     Args:
-        pipeline, image, request, token, idle_seconds, outputs: see `WaitingRoom`.
+        pipeline, request, token, idle_seconds, outputs: see `WaitingRoom`.
+        image, speakers: portrait where a client sends none, and masks of several speakers in it (see `LiveSession`).
         origins: pages that may connect besides the server's own, such as "https://example.org".
+
+    Raises:
+        SpeakerError: a mask that cannot be used.
     """
 
     def __init__(
@@ -79,8 +86,10 @@ class LiveServer:
         origins: tuple[str, ...] = (),
         idle_seconds: float = IDLE_SECONDS,
         outputs: Outputs | None = None,
+        speakers: Sequence[GivenMask | OpenedMask] = (),
     ):
-        self.room, self.origins = WaitingRoom(pipeline, image, request, token, idle_seconds, outputs), origins
+        scene = Scene(image, open_masks(speakers))
+        self.room, self.origins = WaitingRoom(pipeline, scene, request, token, idle_seconds, outputs), origins
 
     @property
     def token(self) -> str:

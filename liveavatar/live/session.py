@@ -8,34 +8,34 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ..codec import Encoders
-from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
+from ..components import for_speakers
+from ..encoders.block_features import StackedFeatures
 from ..encoders.text import prompt_notes
-from ..errors import Cancelled, RequestError
+from ..errors import Cancelled, RequestError, shown
 from ..events import Callback, Event, ignore
 from ..media.image import check_image, fit_image, to_pixels
+from ..media.mixing import RunningMix
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request, prompt_to_encode
 from ..session import Conditioning, VideoTask, cpu_threads
+from ..speakers import GivenMask, OpenedMask, PlacedMasks, SpeakerReport, counted_speakers, open_masks, place_masks
 from ..stage import Changes, Portrait
 from ..streams import Decoder, to_rgb24
-from .audio_feed import BLOCK_SECONDS, AudioFeed, BlockAudio
+from .audio_feed import BLOCK_SECONDS, OUTPUT_RATE, AudioFeed, BlockAudio
 from .block import LiveBlock
 from .features import RollingFeatures
 from .pace import LOOKAHEAD_SECONDS, Pace
+from .stats import LiveStats, Progress, SpeakerState, State
 
-State = Literal["idle", "speaking", "starved", "interrupted", "closed"]
 _WAITING_BLOCKS = 2
 """Finished blocks that wait to be read; further ones are not made."""
 _POLL_SECONDS = 0.1
-_MEASURED_BLOCKS = 10
-_REMEMBERED_CHANGES = 100
 
 
 @dataclasses.dataclass
@@ -44,58 +44,6 @@ class _Pending:
 
     prompt: tuple[torch.Tensor, str] | None = None
     portrait: Portrait | None = None
-
-
-class _Progress:
-    """What of a session its stats are made of."""
-
-    def __init__(self) -> None:
-        self.blocks, self.lag_ms, self.speaking, self.interrupted = 0, 0.0, False, False
-        self.changes: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED_CHANGES)
-        self._finished: deque[float] = deque(maxlen=_MEASURED_BLOCKS)
-
-    def add(self, block: LiveBlock, ahead: int) -> None:
-        """Count a finished block, whose features knew so many samples (at 16 kHz) after it."""
-        self.blocks, self.speaking = block.number + 1, block.spoken
-        self.lag_ms = round(self.heard_ms(ahead) + 1000 * (block.finished - block.begun), 1)
-        self._finished.append(block.finished)
-
-    @staticmethod
-    def heard_ms(ahead: int) -> float:
-        """How long the first sample of a block waits until its features can be made."""
-        return 1000 * (BLOCK_SECONDS + ahead / AUDIO_SAMPLE_RATE)
-
-    @property
-    def fps(self) -> float | None:
-        """See `LiveStats`."""
-        if len(self._finished) < 2:
-            return None
-        seconds = self._finished[-1] - self._finished[0]
-        return round((len(self._finished) - 1) * BLOCK_FRAMES / max(seconds, 1e-9), 2)
-
-
-@dataclasses.dataclass(frozen=True)
-class LiveStats:
-    """How a session goes.
-
-    Attributes:
-        state: "idle": nobody speaks; "speaking"; "starved": blocks are made too slowly for real time; "interrupted":
-            what was to be said is dropped; "closed".
-        block: blocks that are finished.
-        lag_ms: from a sample of sound to its picture, of the latest block; or more, where the next one takes longer.
-        fps: frames a second over the latest blocks, as they were made; None before there are two.
-        queued_seconds: sound that waits.
-        late_blocks: how many began more than half a block after their time.
-        changes: prompts and portraits that were changed, with the block from which each held.
-    """
-
-    state: State
-    block: int
-    lag_ms: float
-    fps: float | None
-    queued_seconds: float
-    late_blocks: int
-    changes: tuple[tuple[int, str], ...]
 
 
 class LiveSession:
@@ -109,6 +57,11 @@ class LiveSession:
     Everything is encoded and loaded when it is made. Its blocks are made by a thread of its own, no further ahead than
     they are read. A session keeps its backend busy; close it before another video is made there.
 
+    Several speakers in the portrait are given as their masks, and are numbered from 1 in that order:
+
+        with LiveSession(pipeline, image, request, speakers=["left.png", "right.png"]) as live:
+            live.push(samples, 16_000, speaker=2)
+
     Args:
         pipeline: makes the blocks.
         image: uint8 [H, W, 3].
@@ -117,6 +70,8 @@ class LiveSession:
         real_time: whether blocks are made at the pace of a clock, with silence where nobody speaks; else as soon as
             their sound is there.
         callback: called with what is loaded and with notices; what it raises ends the session.
+        speakers: where in the image each of several speakers is heard (see `GivenMask`); none: there is one, and all of
+            it is theirs. The places stay when the portrait changes.
 
     Raises:
         LiveAvatarError: the first thing found wrong, with the nearest that works.
@@ -130,49 +85,64 @@ class LiveSession:
         lookahead: float = LOOKAHEAD_SECONDS,
         real_time: bool = True,
         callback: Callback = ignore,
+        speakers: Sequence[GivenMask | OpenedMask] = (),
     ):
         check_image(image)
         self._check_lookahead(lookahead)
         self.pipeline, self.request = pipeline, request
-        self.resolved, self.plan = pipeline.plan_open(request, (image.shape[1], image.shape[0]))
-        self.feed = AudioFeed()
-        self._pace = Pace(self.feed, lookahead, real_time)
+        self._masks, size = open_masks(speakers), (image.shape[1], image.shape[0])
+        self.feeds = tuple(AudioFeed() for _ in self._masks or [None])
+        """Of each speaker."""
+        self.components = for_speakers(pipeline.components, len(self.feeds))
+        self.resolved, self.plan = pipeline.plan_open(request, size, len(self.feeds))
+        self._placed = self._place(size)
+        self._pace = Pace(self.feeds, lookahead, real_time)
+        self._mix = RunningMix(OUTPUT_RATE)
         self._callback, self._closing = callback, threading.Event()
         pipeline.make_room(self.plan)
         self._encoders: Encoders = pipeline.encoders(self.plan)
         self._encoders.load_vae(callback)
-        self._features = RollingFeatures(self._encoders.audio_encoder(self._on_event))
+        encoder = self._encoders.audio_encoder(self._on_event)
+        self._features = tuple(RollingFeatures(encoder) for _ in self.feeds)
         (context,) = self._encoders.encode_prompts([prompt_to_encode(request.prompt)], callback)
         first = self._portrait(image, callback)
         self._changes, self._pending = Changes(), _Pending()
-        conditioning = Conditioning(first.reference, first.motion, context, self._features, self._changes)
+        conditioning = self._conditioning(first, context)
         self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
-        self._engine = pipeline.backend.engine(pipeline.components, self.plan)
+        self._engine = pipeline.backend.engine(self.components, self.plan)
         self._engine.load(callback)
         self.plan = self._engine.plan
         self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
-        self._taken: deque[tuple[BlockAudio, float]] = deque()
-        """Sound and time of the blocks that are being made."""
+        self._taken: deque[tuple[tuple[BlockAudio, ...], float]] = deque()
+        """Sound of each speaker and time of the blocks that are being made."""
         self._made: queue.Queue[LiveBlock | None] = queue.Queue(_WAITING_BLOCKS)
         self._error: BaseException | None = None
-        self._progress = _Progress()
+        self._progress = Progress(len(self.feeds))
         self._thread = threading.Thread(target=self._run, name="liveavatar-live", daemon=True)
         self._thread.start()
 
-    def push(self, samples: np.ndarray, rate: int) -> None:
-        """Add sound; see `AudioFeed.push`."""
-        self.feed.push(samples, rate)
-        self._progress.interrupted = False
+    def push(self, samples: np.ndarray, rate: int, speaker: int = 1) -> None:
+        """Add sound of a speaker; see `AudioFeed.push`."""
+        index = self._index(speaker)
+        self.feeds[index].push(samples, rate)
+        self._progress.interrupted[index] = False
 
-    def end_of_speech(self) -> None:
-        """Say what was pushed to its end without waiting for more."""
-        self.feed.end_of_speech()
+    def end_of_speech(self, speaker: int | None = None) -> None:
+        """Say what was pushed to its end without waiting for more, of one speaker or of all.
 
-    def interrupt(self) -> float:
-        """Drop what was pushed and no block has taken; the mouth shuts with the next block. Returns its seconds."""
-        dropped = self.feed.clear()
-        self._progress.interrupted = True
-        return dropped
+        Where blocks do not follow a clock, they wait for each speaker's sound, until this tells that nothing comes.
+        """
+        for index in self._chosen(speaker):
+            self.feeds[index].end_of_speech()
+
+    def interrupt(self, speaker: int | None = None) -> float:
+        """Drop what was pushed and no block has taken, of one speaker or of all; the mouth shuts with the next block.
+        Returns its seconds, the most of one."""
+        dropped = []
+        for index in self._chosen(speaker):
+            dropped.append(self.feeds[index].clear())
+            self._progress.interrupted[index] = True
+        return max(dropped)
 
     def set_prompt(self, prompt: str) -> None:
         """Let another prompt hold from the next block on; returns when it is encoded.
@@ -187,7 +157,8 @@ class LiveSession:
         self._pending.prompt = self._encoders.encode_prompts([text])[0], text
 
     def set_portrait(self, image: np.ndarray) -> None:
-        """Let another portrait hold from the next block on; it is fitted to the size of the first.
+        """Let another portrait hold from the next block on; it is fitted to the size of the first, and speakers stay
+        where they are in the picture.
 
         Raises:
             ImageError: it cannot be used.
@@ -218,7 +189,8 @@ class LiveSession:
 
     def end(self) -> None:
         """Say what was pushed, and end then."""
-        self.feed.end()
+        for feed in self.feeds:
+            feed.end()
 
     def close(self) -> None:
         """End now. The weights stay with the pipeline. May be called again."""
@@ -226,20 +198,31 @@ class LiveSession:
         self._pace.stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        self._features.close()
+        for features in self._features:
+            features.close()
+
+    @property
+    def speaker_reports(self) -> tuple[SpeakerReport, ...]:
+        """Of several speakers, for a receipt: what each has said so far, and where."""
+        if self._placed is None:
+            return ()
+        each = zip(self._masks, self._progress.seconds, self._placed.shares, strict=True)
+        return tuple(SpeakerReport("live", seconds, mask.source, share) for mask, seconds, share in each)
 
     @property
     def stats(self) -> LiveStats:
         """How it goes now."""
         p = self._progress
+        speakers = p.speakers([feed.queued_seconds for feed in self.feeds])
         return LiveStats(
-            state=self._state(),
+            state=self._state({speaker.state for speaker in speakers}),
             block=p.blocks,
             lag_ms=max(p.lag_ms, self._lag_ms()),
             fps=p.fps,
-            queued_seconds=self.feed.queued_seconds,
+            queued_seconds=max(speaker.queued_seconds for speaker in speakers),
             late_blocks=self._pace.late_blocks,
             changes=tuple(p.changes),
+            speakers=speakers,
         )
 
     def __enter__(self) -> LiveSession:
@@ -248,14 +231,30 @@ class LiveSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _state(self) -> State:
+    def _state(self, of_speakers: set[SpeakerState]) -> State:
         if self._closing.is_set() or not self._thread.is_alive():
             return "closed"
-        if self._progress.interrupted:
-            return "interrupted"
-        if not self._progress.speaking and not self.feed.queued:
-            return "idle"
-        return "starved" if self._pace.is_late and not self._made.full() else "speaking"
+        if "speaking" in of_speakers:
+            return "starved" if self._pace.is_late and not self._made.full() else "speaking"
+        return "interrupted" if "interrupted" in of_speakers else "idle"
+
+    def _chosen(self, speaker: int | None) -> Sequence[int]:
+        """Indices of the feeds of one speaker, or of all."""
+        return range(len(self.feeds)) if speaker is None else [self._index(speaker)]
+
+    def _index(self, speaker: int) -> int:
+        """Of a speaker's feed."""
+        count = len(self.feeds)
+        if not isinstance(speaker, int) or not 1 <= speaker <= count:
+            raise RequestError(
+                f"There is no speaker {shown(speaker)}: this talk has {counted_speakers(count)}.",
+                f"Give a number from 1 to {count}." if count > 1 else "Give 1, or leave it out.",
+            )
+        return speaker - 1
+
+    def _place(self, size: tuple[int, int]) -> PlacedMasks | None:
+        e = self.resolved
+        return place_masks(self._masks, size, e.width, e.height, self.request.fit) if self._masks else None
 
     def _lag_ms(self) -> float:
         """Of the block that is being made, so far."""
@@ -269,6 +268,12 @@ class LiveSession:
         e = self.resolved
         pixels = to_pixels(fit_image(image, e.width, e.height, self.request.fit))
         return Portrait(*self._encoders.encode_image(pixels, callback, self.plan.vae_tiles))
+
+    def _conditioning(self, first: Portrait, context: torch.Tensor) -> Conditioning:
+        several = self._placed
+        features = self._features[0] if several is None else StackedFeatures(self._features)
+        mask = None if several is None else several.of_block()
+        return Conditioning(first.reference, first.motion, context, features, self._changes, speaker_mask=mask)
 
     def _check_open(self) -> None:
         if self._closing.is_set() or not self._thread.is_alive():
@@ -297,8 +302,10 @@ class LiveSession:
 
     def _emit(self, number: int, images: np.ndarray) -> None:
         audio, begun = self._taken.popleft()
-        block = LiveBlock(number, images, audio.output, audio.spoken > 0, begun, time.monotonic())
-        self._progress.add(block, self._pace.ahead)
+        outputs = [one.output for one in audio]
+        mixed = self._mix.add(outputs) if len(outputs) > 1 else outputs[0]
+        block = LiveBlock(number, images, mixed, any(one.spoken for one in audio), begun, time.monotonic())
+        self._progress.add(block, audio, self._pace.ahead)
         self._put(block)
 
     def _on_event(self, event: Event) -> None:
@@ -322,10 +329,11 @@ class LiveSession:
             return None
         if audio == "never":
             return False
-        assert isinstance(audio, BlockAudio)
+        assert isinstance(audio, tuple)
         begun = time.monotonic()
         with cpu_threads(self.plan.threads):
-            self._features.hear(audio)
+            for features, one in zip(self._features, audio, strict=True):
+                features.hear(one)
         self._apply_changes(block)
         self._taken.append((audio, begun))
         return True

@@ -17,7 +17,7 @@ _PIECE_SECONDS = 1.0
 
 
 class SoundQueue:
-    """Hands sounds to a session, as it says them. May be used from any thread.
+    """Hands sounds to a session, whose first speaker says them. May be used from any thread.
 
     Args:
         sounds: any rate and channels; they follow each other without a pause.
@@ -34,7 +34,7 @@ class SoundQueue:
     def feed(self, session: LiveSession) -> None:
         """Hand out what there is room for; to be called at least once a second of what is said."""
         with self._changed:
-            while not self.over and session.feed.queued_seconds < AHEAD_SECONDS:
+            while not self.over and session.feeds[0].queued_seconds < AHEAD_SECONDS:
                 if self._sounds:
                     session.push(self._next_piece(self._sounds[0]), self._sounds[0].rate)
                     self._forget_finished()
@@ -43,7 +43,7 @@ class SoundQueue:
                 if self._then_end:
                     session.end()
                 else:
-                    session.end_of_speech()
+                    session.end_of_speech(speaker=1)
 
     def clear(self) -> None:
         """Say no more of them."""

@@ -56,8 +56,8 @@ class Talk:
         with self._changed:
             self._viewer = viewer
 
-    def push(self, samples: np.ndarray, rate: int) -> None:
-        """Add sound; a paused talk takes none, nor one that has something else to say first.
+    def push(self, samples: np.ndarray, rate: int, speaker: int = 1) -> None:
+        """Add sound of a speaker; a paused talk takes none, nor one that has something else to say first.
 
         Raises:
             RequestError: as `LiveSession.push`, or it is paused or not yet ready to listen.
@@ -66,12 +66,13 @@ class Talk:
             raise RequestError("The talk is paused.", "Resume it first.")
         if not self.sounds.over:
             raise RequestError("The sounds that were given at the start are still being said.", "Interrupt them first.")
-        self.session.push(samples, rate)
+        self.session.push(samples, rate, speaker)
 
-    def interrupt(self) -> float:
+    def interrupt(self, speaker: int | None = None) -> float:
         """Drop what has not been said, the sounds of the start too; see `LiveSession.interrupt`."""
-        self.sounds.clear()
-        dropped = self.session.interrupt()
+        if speaker in (None, 1):
+            self.sounds.clear()
+        dropped = self.session.interrupt(speaker)
         self.sounds.feed(self.session)
         return dropped
 

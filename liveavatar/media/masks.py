@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from ..config import SPATIAL_STRIDE
 from ..errors import ImageError, shown
 from .image import Fit, fit_image, read_image
 
+Half = Literal["left", "right"]
+"""Of a picture, as it is seen."""
+HALVES: tuple[Half, ...] = get_args(Half)
 TOKEN = 2 * SPATIAL_STRIDE
 """Pixels of a token's side."""
 WHITE = 128
@@ -76,6 +80,14 @@ def mask_of(values: np.ndarray) -> np.ndarray:
             "Give floats from 0 to 1, where 1 is the speaker.",
         )
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def half_mask(half: Half, picture: tuple[int, int]) -> np.ndarray:
+    """A mask uint8 [H, W] that is one half of a picture of this width and height."""
+    width, height = picture
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, slice(None, width // 2) if half == "left" else slice(width - width // 2, None)] = 255
+    return mask
 
 
 def fit_mask(mask: np.ndarray, picture: tuple[int, int], width: int, height: int, fit: Fit) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Several audio clips as one, for the file of a video with several speakers."""
+"""Several sounds as one: clips for the file of a video with several speakers, or what they say while they say it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from ..spool import Spool
 from .audio import CHUNK_FRAMES, AudioClip
+
+_STEP_SECONDS, _RECOVERY_SECONDS = 0.01, 0.5
 
 
 def mix_audio(clips: Sequence[AudioClip], source: str) -> AudioClip:
@@ -41,6 +43,37 @@ def mix_audio(clips: Sequence[AudioClip], source: str) -> AudioClip:
         return AudioClip(mixed.rows(), rate, source)
     note = f"together the speakers are too loud for a file: their sum is {20 * math.log10(peak):.2g} dB quieter in it"
     return AudioClip(_scaled(mixed, 1 / peak).rows(), rate, source, (note,))
+
+
+class RunningMix:
+    """The sum of sounds that are mixed piece by piece, without knowing what comes.
+
+    Levels stay as they are. Where the sum would clip, it is made as much quieter as it has to be, and becomes as loud
+    as before within half a second.
+
+    Args:
+        rate: samples per second.
+    """
+
+    def __init__(self, rate: int):
+        self._step = round(_STEP_SECONDS * rate)
+        self._recovery = _STEP_SECONDS / _RECOVERY_SECONDS
+        self._gain = 1.0
+
+    def add(self, sounds: Sequence[np.ndarray]) -> np.ndarray:
+        """The next piece of the sum: float32 [n], of sounds float32 [n]; n is a multiple of 10 ms."""
+        total: np.ndarray = np.stack(sounds).sum(axis=0)
+        steps = total.reshape(-1, self._step)
+        most = np.minimum(1.0, 1.0 / np.maximum(np.abs(steps).max(axis=1), 1e-9))
+        if self._gain == 1.0 and most.min() == 1.0:
+            return total
+        gains = np.minimum(most, np.append(most[1:], 1.0))  # at the end of each step
+        begin = self._gain = min(self._gain, float(most[0]))
+        for i, end in enumerate(gains):
+            self._gain = min(float(end), self._gain + self._recovery)
+            steps[i] *= np.linspace(begin, self._gain, self._step, dtype=np.float32)
+            begin = self._gain
+        return total
 
 
 def _scaled(spool: Spool, factor: float) -> Spool:

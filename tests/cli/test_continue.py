@@ -53,7 +53,6 @@ def test_an_mp4_is_continued_approximately(inputs):
         ({"save-state": "voice.wav"}, ("voice.wav", "no state")),
         ({"lead": "original"}, ("lead",)),
         ({"out": "a.state"}, ("a.state",)),
-        ({"engine": "ray"}, ("Worker processes",)),
     ],
     ids=str,
 )

@@ -36,6 +36,9 @@ aiohttp = pytest.importorskip("aiohttp", reason="live talk needs the package aio
         (["--model", "/nowhere"], "nowhere"),
         (["--record", "talk.avi"], "ends in .mp4"),
         (["--record", "/nowhere/talk.mp4"], "does not exist"),
+        (["--speaker", "left"], "There is one speaker, and a mask"),
+        (["--speaker", "left", "--speaker", "/nowhere.png"], "nowhere.png"),
+        (["--speaker", "left", "--speaker", "left"], "The masks of speaker 1 and speaker 2 overlap"),
         (["--out-url", "ftp://a.example/live"], "no protocol that is known"),
         (["--out-url", "rtmp://a.example/only"], "key of the stream"),
     ],
@@ -54,28 +57,41 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
     assert f"Port {port}" in capsys.readouterr().err
 
 
-def served(*options: str) -> tuple[str, str, int]:
-    """The page's address, its text, and the exit code after Ctrl-C."""
+def test_a_mask_is_not_recorded_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = tmp_path / "mask.mp4"
+    mask.write_bytes(b"a mask")
+    masks = ["--speaker", "left", "--speaker", str(mask)]
+    assert main(["live", "--port", "0", *masks, "--record", str(mask)]) == 2
+    assert "would replace" in capsys.readouterr().err and mask.read_bytes() == b"a mask"
+
+
+def page_of(told: list[str]) -> str:
+    return next(line.split()[1] for line in told if line.startswith("page "))
+
+
+def served(*options: str) -> tuple[list[str], str, int]:
+    """What is told, the page's text, and the exit code after Ctrl-C."""
     command = [sys.executable, "-m", "liveavatar", "live", "--model", "untrained", "--port", "0", *options]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
         assert process.stdout is not None
         try:
             told = list(itertools.takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
             assert any(line.startswith("delay ") for line in told), "before anything is loaded"
-            address = next(line.split()[1] for line in told if line.startswith("page "))
-            with contextlib.closing(urllib.request.urlopen(address, timeout=30)) as page:
+            with contextlib.closing(urllib.request.urlopen(page_of(told), timeout=30)) as page:
                 text = page.read().decode()
             process.send_signal(signal.SIGINT)
-            return address, text, process.wait(60)
+            return told, text, process.wait(60)
         finally:
             process.kill()
 
 
 def test_the_page_is_served_until_ctrl_c() -> None:
-    address, text, code = served()
+    told, text, code = served("--size", "128x128", "--speaker", "left", "--speaker", "right")
+    address = page_of(told)
     assert address.startswith("http://127.0.0.1:")
     assert "token" not in address
     assert "live.js" in text
+    assert "speaker 2: at the right half (50% of the picture)\n" in told and "2 speakers" in "".join(told)
     assert code in (0, 130)
 
 
@@ -109,5 +125,5 @@ def test_ctrl_c_while_somebody_talks_leaves_a_whole_recording(tmp_path: Path) ->
 
 
 def test_beyond_this_machine_a_token_is_drawn() -> None:
-    address, _, _ = served("--host", "0.0.0.0")
-    assert len(address.partition("#token=")[2]) > 16
+    told, _, _ = served("--host", "0.0.0.0")
+    assert len(page_of(told).partition("#token=")[2]) > 16

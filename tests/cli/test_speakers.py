@@ -33,6 +33,8 @@ def test_two_speakers_are_told_and_made(files):
     assert "2 speakers" in ran.out and "speaker 2: other.wav, 0.60 s, at right.png (3" in ran.out
     assert "speaker 2 (other.wav) says nothing from 0.60 s on" in ran.out
     assert [s["audio"] for s in receipt(files)["speakers"]] == ["voice.wav", "other.wav"]
+    assert spoken(files, "voice.wav:left", "other.wav:right").code == 0
+    assert [s["mask"] for s in receipt(files)["speakers"]] == ["the left half", "the right half"]
     one = spoken(files, "voice.wav")
     assert one.code == 0 and receipt(files)["speakers"] == []
     alone = receipt(files)["frames_sha256"]

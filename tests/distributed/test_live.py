@@ -77,6 +77,22 @@ def test_the_same_pictures_as_in_this_process(
     assert_equal(talked(pipeline, image), expected)
 
 
+def test_two_speakers_make_the_same_pictures_as_in_this_process(
+    pipeline: LiveAvatarPipeline, image: np.ndarray
+) -> None:
+    def both(pipeline: LiveAvatarPipeline) -> list[LiveBlock]:
+        with LiveSession(pipeline, image, REQUEST, real_time=False, speakers=("left", "right")) as live:
+            live.push(SOUND[:40_000], RATE, speaker=1)
+            live.push(SOUND[40_000:70_000], RATE, speaker=2)
+            live.end()
+            return list(live.blocks())
+
+    made, expected = both(pipeline), both(LiveAvatarPipeline.from_pretrained("untrained", threads=1))
+    assert len(made) == 6
+    for one, other in zip(made, expected, strict=True):
+        assert np.array_equal(one.images, other.images) and np.array_equal(one.audio, other.audio)
+
+
 @pytest.mark.parametrize("which", ["a stage", "the encoders and the VAE"])
 def test_the_same_pictures_when_a_worker_is_lost(
     backend: RayBackend, pipeline: LiveAvatarPipeline, image: np.ndarray, expected: list[LiveBlock], which: str

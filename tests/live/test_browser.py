@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -24,13 +25,20 @@ pytestmark = [
 SECONDS = 120_000
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    command = [sys.executable, "-m", "liveavatar", "live", "--port", "0"]
+@contextlib.contextmanager
+def serving(*options: str) -> Iterator[str]:
+    """The page's address."""
+    command = [sys.executable, "-m", "liveavatar", "live", "--port", "0", *options]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield next(line.split()[1] for line in process.stdout if line.startswith("page "))
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +162,39 @@ def test_a_second_tab_is_told_to_wait(page: Any, chromium: Any, address: str) ->
     other.click("#start")
     other.wait_for_selector("#download:not([hidden])", timeout=SECONDS)
     other.close()
+
+
+def test_who_speaks_is_chosen_and_stopped_alone(chromium: Any) -> None:
+    says = "document.getElementById('state').textContent.includes('Speaker {}: {}')".format
+    page = chromium.new_page(locale="en-US")
+    with serving("--model", "untrained", "--size", "64x64", "--speaker", "left", "--speaker", "right") as address:
+        page.goto(address)
+        page.click("#start:not([disabled])")
+        page.wait_for_selector("#speakers:not([hidden])", timeout=SECONDS)
+        assert page.locator("#speaker option").all_inner_texts() == ["Speaker 1", "Speaker 2"]
+        page.set_input_files("#sound", VOICE)
+        page.wait_for_function(f"{says(1, 'talking')} && {says(2, 'quiet')}", timeout=SECONDS)
+        page.select_option("#speaker", "2")
+        page.click("#microphone")
+        page.wait_for_function(says(2, "talking"), timeout=SECONDS)
+        page.select_option("#speaker", "1")
+        page.click("#interrupt")
+        page.wait_for_function(says(1, "talking"), timeout=SECONDS)  # it is the microphone's voice now
+        page.click("#microphone")
+        page.click("#interrupt-all")
+        page.wait_for_function(f"{says(1, 'interrupted')} && {says(2, 'interrupted')}", timeout=SECONDS)
+        page.click("#start")
+        page.wait_for_selector("#speakers", state="hidden", timeout=SECONDS)
+    page.close()
+
+
+def test_a_portrait_of_two_people(page: Any) -> None:
+    assert page.is_hidden("#halves-row")
+    page.set_input_files("#portrait", VOICE.with_name("portrait.png"))
+    page.wait_for_selector("#halves-row:not([hidden])")
+    page.check("#halves")
+    page.click("#start")
+    page.wait_for_selector("#speakers:not([hidden])", timeout=SECONDS)
+    assert page.locator("#speaker option").count() == 2
+    page.click("#start")
+    page.wait_for_selector("#download:not([hidden])", timeout=SECONDS)

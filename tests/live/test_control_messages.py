@@ -166,9 +166,10 @@ class Talks(RuleBasedStateMachine):
         size=st.sampled_from(["64x64", "64x64", "1x1", "huge", ""]),
         seed=st.sampled_from([1, -1, 2**70]),
         lookahead=st.sampled_from([0, 0.16, 9, -1]),
+        speakers=st.sampled_from([{}, {"areas": ["left", "right"]}, {"areas": ["left"]}, {"speakers": 2}]),
     )
-    def start(self, size: str, seed: int, lookahead: float) -> None:
-        self.visitor.send("start", size=size, seed=seed, lookahead=lookahead)
+    def start(self, size: str, seed: int, lookahead: float, speakers: dict[str, Any]) -> None:
+        self.visitor.send("start", size=size, seed=seed, lookahead=lookahead, **speakers)
 
     @there
     @rule()
@@ -177,9 +178,13 @@ class Talks(RuleBasedStateMachine):
         self.visitor.until(lambda told: told["type"] in ("started", "waiting", "error"))
 
     @there
-    @rule(rate=st.sampled_from([16_000, 48_000, 44_100, 0, -1, 10**9]), encoding=st.sampled_from(["s16le", "f32le"]))
-    def state_format(self, rate: int, encoding: str) -> None:
-        self.visitor.send("audio", rate=rate, encoding=encoding)
+    @rule(
+        rate=st.sampled_from([16_000, 48_000, 44_100, 0, -1, 10**9]),
+        encoding=st.sampled_from(["s16le", "f32le"]),
+        speaker=st.sampled_from([None, 1, 2, 0, 10**30]),
+    )
+    def state_format(self, rate: int, encoding: str, speaker: int | None) -> None:
+        self.visitor.send("audio", rate=rate, encoding=encoding, speaker=speaker)
 
     @there
     @rule(data=st.binary(max_size=64) | st.sampled_from([SOUND, PICTURE, b"", SOUND[:-1], b"\xff" * 400]))
@@ -195,6 +200,14 @@ class Talks(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["end_of_speech", "interrupt", "pause", "resume", "portrait", "hang_up"]))
     def press(self, kind: str) -> None:
         self.visitor.send(kind)
+
+    @there
+    @rule(
+        kind=st.sampled_from(["end_of_speech", "interrupt", "mask"]),
+        speaker=st.sampled_from([1, 2, 9, -1, 10**30]),
+    )
+    def name_a_speaker(self, kind: str, speaker: int) -> None:
+        self.visitor.send(kind, speaker=speaker)
 
     @there
     @rule(prompt=st.sampled_from(["A person smiles.", "", "word " * 2000]))

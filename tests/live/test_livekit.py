@@ -93,7 +93,7 @@ def test_an_interruption_drops_what_waits_and_what_waited_to_be_pushed(
         await asyncio.sleep(0.1)
         generator.clear_buffer()
         await late
-        assert session.feed.queued_seconds == 0
+        assert session.stats.queued_seconds == 0
         heard, silent = 0, 0
         async with asyncio.timeout(60):
             async for frame in generator:

@@ -58,6 +58,20 @@ def test_every_talk_is_recorded_with_its_receipt(play: Callable[..., None], tmp_
     ]  # fmt: skip
 
 
+def test_the_receipt_tells_who_spoke_where(play: Callable[..., None], tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "talk.mp4"
+
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        await talk(http, url)
+
+    play(scenario, outputs=Outputs(file), speakers=["left", "right"])
+    receipt = json.loads(file.with_suffix(".json").read_text())
+    assert receipt["effective"]["speaker_count"] == 2
+    first, second = receipt["speakers"]
+    assert first == {"audio": "live", "seconds": 1.0, "mask": "the left half", "share": 0.5}
+    assert (second["mask"], second["seconds"]) == ("the right half", 0)
+
+
 def test_a_file_that_cannot_be_written_is_told_and_the_talk_goes_on(
     play: Callable[..., None],  # noqa: F811
     tmp_path: Path,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from liveavatar.live import audio_feed
 from liveavatar.live.audio_feed import BLOCK_SAMPLES, AudioFeed, BlockAudio
-from liveavatar.live.pace import Pace
+from liveavatar.live.pace import PATIENCE_SECONDS, Pace
 
 RATE = 16_000
 AHEAD = 2560
@@ -39,14 +39,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def played(feed: AudioFeed, clock: Clock, arrivals: list[tuple[float, np.ndarray]], seconds: float) -> list[BlockAudio]:
     """What blocks hear, by a clock of 10 ms, when sound arrives at these times."""
-    pace, blocks, start = Pace(feed, 0.16, clock=clock), [], clock.now
+    pace, blocks, start = Pace([feed], 0.16, clock=clock), [], clock.now
     waiting = list(arrivals)
     while clock.now < start + seconds:
         while waiting and waiting[0][0] <= clock.now - start + 1e-9:
             feed.push(waiting.pop(0)[1], RATE)
         audio = pace.next_audio(wait=False)
-        if isinstance(audio, BlockAudio):
-            blocks.append(audio)
+        if isinstance(audio, tuple):
+            blocks += audio
         clock.now += 0.01
     return blocks
 
@@ -91,10 +91,10 @@ def test_a_pause_in_speech_becomes_silence(clock: Clock) -> None:
 
 
 def test_a_block_that_begins_late_is_told(clock: Clock) -> None:
-    pace = Pace(AudioFeed(), 0.16, clock=clock)
+    pace = Pace([AudioFeed()], 0.16, clock=clock)
     for seconds, late in ((0.0, False), (0.5, False), (1.5, True), (0.48, False), (0.8, True)):
         clock.now += seconds
-        while not isinstance(pace.next_audio(wait=False), BlockAudio):
+        while not isinstance(pace.next_audio(wait=False), tuple):
             clock.now += 0.01
         assert pace.is_late == late
     assert pace.late_blocks == 2
@@ -102,10 +102,10 @@ def test_a_block_that_begins_late_is_told(clock: Clock) -> None:
 
 def test_speech_that_had_to_wait_is_caught_up_with_and_then_in_time_again(clock: Clock) -> None:
     feed = AudioFeed()
-    pace, begun = Pace(feed, 0.16, clock=clock), []
+    pace, begun = Pace([feed], 0.16, clock=clock), []
     for tick in range(2000):
         feed.push(ramp(tick * 160, 160), RATE)
-        if not 300 <= tick < 800 and isinstance(pace.next_audio(wait=False), BlockAudio):  # nobody asks for 5 s
+        if not 300 <= tick < 800 and isinstance(pace.next_audio(wait=False), tuple):  # nobody asks for 5 s
             begun.append(tick)
         if tick == 799:
             assert pace.is_late
@@ -122,13 +122,13 @@ def test_speech_that_had_to_wait_is_caught_up_with_and_then_in_time_again(clock:
 def test_time_in_which_nobody_reads_is_nothing_to_catch_up_with(clock: Clock) -> None:
     feed = AudioFeed()
     feed.push(ramp(0, 160_000), RATE)
-    pace = Pace(feed, 0.16, clock=clock)
-    assert isinstance(pace.next_audio(wait=False), BlockAudio)
+    pace = Pace([feed], 0.16, clock=clock)
+    assert isinstance(pace.next_audio(wait=False), tuple)
     clock.now += 60
     pace.hold(60)
     assert pace.next_audio(wait=False) == "later" and not pace.is_late
     clock.now += 0.5
-    assert isinstance(pace.next_audio(wait=False), BlockAudio)
+    assert isinstance(pace.next_audio(wait=False), tuple)
 
 
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=10), st.integers(0, AHEAD))
@@ -137,12 +137,12 @@ def test_without_a_clock_the_same_sound_gives_the_same_blocks(pieces: list[int],
     filled, fed = AudioFeed(), AudioFeed()
     filled.push(sound, RATE)
     filled.end()
-    expected = list(_all(Pace(filled, ahead / RATE, real_time=False)))
-    pace, found = Pace(fed, ahead / RATE, real_time=False), []
+    expected = list(_all(Pace([filled], ahead / RATE, real_time=False)))
+    pace, found = Pace([fed], ahead / RATE, real_time=False), []
     for start, count in zip(np.cumsum([0, *pieces[:-1]]), pieces, strict=True):
         fed.push(sound[start : start + count], RATE)
-        while isinstance(audio := pace.next_audio(wait=False), BlockAudio):
-            found.append(audio)
+        while isinstance(audio := pace.next_audio(wait=False), tuple):
+            found += audio
     fed.end()
     found += _all(pace)
     assert len(found) == len(expected)
@@ -151,15 +151,49 @@ def test_without_a_clock_the_same_sound_gives_the_same_blocks(pieces: list[int],
         assert np.array_equal(one.ahead, other.ahead)
 
 
+def begun(feeds: list[AudioFeed], clock: Clock, speaking: list[tuple[float, float]], seconds: float) -> list[tuple]:
+    """When blocks begin and what each says in them, where each speaks into a microphone from one time to another."""
+    pace, blocks, start = Pace(feeds, 0.16, clock=clock), [], clock.now
+    while (now := clock.now - start) < seconds:
+        for feed, (first, last) in zip(feeds, speaking, strict=True):
+            if first <= now < last:
+                feed.push(ramp(round(now * RATE), 160), RATE)
+        if isinstance(audio := pace.next_audio(wait=False), tuple):
+            blocks.append((now, *audio))
+        clock.now += 0.01
+    return blocks
+
+
+def test_a_quiet_microphone_holds_nobody_up(clock: Clock) -> None:
+    alone = begun([AudioFeed()], clock, [(0.7, 6.0)], 6.0)
+    beside = begun([AudioFeed(), AudioFeed()], clock, [(0.7, 6.0), (9.0, 9.0)], 6.0)
+    assert [when for when, *_ in beside] == pytest.approx([when for when, *_ in alone])
+    for (_, one), (_, same, quiet) in zip(alone, beside, strict=True):
+        assert np.array_equal(one.heard, same.heard) and np.array_equal(one.ahead, same.ahead)
+        assert not quiet.spoken and not quiet.heard.any()
+
+
+def test_one_who_begins_or_pauses_costs_the_other_no_more_than_a_pause(clock: Clock) -> None:
+    feeds = [AudioFeed(), AudioFeed()]
+    blocks = begun(feeds, clock, [(0.0, 9.0), (1.3, 3.1)], 9.0)
+    gaps = np.diff([when for when, *_ in blocks])
+    assert gaps[2:].max() <= 0.48 + PATIENCE_SECONDS + 0.03
+    first, second = (np.concatenate([block[n].heard for block in blocks]) for n in (1, 2))
+    for heard, least in ((first, 8.0 * RATE), (second, 1.75 * RATE)):
+        spoken = np.flatnonzero(heard)
+        assert len(spoken) >= least, "nothing is lost"
+        assert spoken[-1] - spoken[0] + 1 == len(spoken), "nor torn"
+
+
 def test_a_stopped_pace_begins_no_more_blocks(clock: Clock) -> None:
-    pace = Pace(AudioFeed(), clock=clock)
+    pace = Pace([AudioFeed()], clock=clock)
     pace.stop()
     assert pace.next_audio(wait=True) == "never"
 
 
 def _all(pace: Pace) -> list[BlockAudio]:
     found = []
-    while isinstance(audio := pace.next_audio(wait=False), BlockAudio):
-        found.append(audio)
+    while isinstance(audio := pace.next_audio(wait=False), tuple):
+        found += audio
     assert audio == "never"
     return found

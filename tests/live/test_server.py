@@ -199,6 +199,92 @@ def test_nonsense_is_answered_and_the_talk_goes_on(play: Callable[..., None]) ->
     play(scenario)
 
 
+async def send_picture(client: Client, values: np.ndarray, **announcement: Any) -> None:
+    """Send a picture behind the message that announces it."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "png")
+    await client.send(announcement)
+    await client.socket.send_bytes(file.getvalue())
+
+
+def test_two_speakers_by_areas_speak_and_are_interrupted_alone(play: Callable[..., None]) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        assert client.told[-1]["speakers"] == 1
+        await client.send({"type": "start", "areas": ["left", "right"]})
+        assert (await client.until("started"))["speakers"] == 2
+        for speaker in (1, 2):
+            await client.send({"type": "audio", "rate": 16_000, "encoding": "s16le", "speaker": speaker})
+            for _ in range(10 * speaker):
+                await client.socket.send_bytes(SOUND)
+        await client.send({"type": "interrupt", "speaker": 2})
+        first, second = (await client.until("stats"))["speakers"]
+        assert (first["state"], second["state"]) == ("speaking", "interrupted")
+        assert first["queued_s"] > second["queued_s"] == 0
+        await client.send({"type": "end_of_speech", "speaker": 1}, {"type": "interrupt"})
+        for _ in range(31):
+            await client.socket.send_bytes(SOUND)
+        assert "wait already" in (await client.until("error"))["what"], "of one alone"
+        await client.send({"type": "audio", "rate": 16_000, "encoding": "s16le", "speaker": 3})
+        await client.socket.send_bytes(SOUND)
+        assert "no speaker 3" in (await client.until("error"))["what"]
+
+    play(scenario)
+
+
+def test_masks_are_pictures_and_only_those_of_all_speakers_do(play: Callable[..., None], image: np.ndarray) -> None:
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :28] = 255
+
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        await send_picture(client, image, type="portrait")
+        await send_picture(client, left, type="mask", speaker=1)
+        for start, said in (
+            ({"speakers": 2}, "Speaker 2 of 2 has no mask"),
+            ({"speakers": 0}, "start.speakers is 0"),
+            ({"areas": ["left", "left"]}, "overlap"),
+            ({"areas": ["left"], "speakers": 2}, "start.areas is of one speaker"),
+        ):
+            await client.send({"type": "start"} | start)
+            assert said in (await client.until("error"))["what"]
+        await send_picture(client, 0 * left, type="mask", speaker=2)
+        assert "empty" in (await client.until("error"))["what"]
+        await send_picture(client, left, type="mask", speaker=9)
+        assert "mask.speaker is 9" in (await client.until("error"))["what"]
+        await send_picture(client, left[:, ::-1], type="mask", speaker=2)
+        await client.send({"type": "start"})
+        assert (await client.until("started"))["speakers"] == 2
+        assert [report.share for report in server.room.talk.session.speaker_reports] == [0.5, 0.5]
+        await send_picture(client, left, type="mask", speaker=1)
+        assert "keeps its masks" in (await client.until("error"))["what"]
+
+    play(scenario)
+
+
+def test_a_client_that_knows_of_one_speaker_is_the_first_of_two(play: Callable[..., None], image: np.ndarray) -> None:
+    async def scenario(server: LiveServer, url: str, http: Any) -> None:
+        client = await greeted(http, url)
+        assert client.told[-1]["speakers"] == 2
+        await client.send({"type": "start"}, {"type": "audio", "rate": 16_000, "encoding": "s16le"})
+        assert (await client.until("started"))["speakers"] == 2
+        for _ in range(20):
+            await client.socket.send_bytes(SOUND)
+        first, second = (await client.until("stats"))["speakers"]
+        assert (first["state"], second["state"]) == ("speaking", "idle")
+        await client.send({"type": "interrupt"}, {"type": "bye"})
+        with contextlib.suppress(ConnectionError):
+            await client.until("bye")
+        alone = await greeted(http, url)
+        await send_picture(alone, image, type="portrait")
+        await alone.send({"type": "start"})
+        assert (await alone.until("started"))["speakers"] == 1, "the masks are not of this portrait"
+
+    play(scenario, speakers=["left", "right"])
+
+
 def test_a_client_that_comes_back_goes_on(play: Callable[..., None]) -> None:
     async def scenario(server: LiveServer, url: str, http: Any) -> None:
         client = await greeted(http, url)

@@ -10,7 +10,17 @@ from PIL import Image
 
 from liveavatar.errors import ImageError
 from liveavatar.media.image import fit_image
-from liveavatar.media.masks import fit_mask, hearing_tokens, mask_of, overlap, owned_tokens, read_mask, same_aspect
+from liveavatar.media.masks import (
+    HALVES,
+    fit_mask,
+    half_mask,
+    hearing_tokens,
+    mask_of,
+    overlap,
+    owned_tokens,
+    read_mask,
+    same_aspect,
+)
 
 
 def published(owned: np.ndarray) -> np.ndarray:
@@ -100,6 +110,15 @@ def test_overlaps_are_found_but_for_soft_edges():
     fitted[2, :, 40:] = 255
     first, second, share = overlap(fitted)
     assert (first, second) == (1, 2) and share == pytest.approx(10 / 19)
+
+
+@given(st.integers(1, 9), st.integers(2, 9))
+def test_halves_are_all_of_a_picture_but_the_middle_of_an_odd_one(height, width):
+    left, right = (half_mask(half, (width, height)) for half in HALVES)
+    assert left.shape == right.shape == (height, width)
+    assert not np.logical_and(left, right).any()
+    assert ((left + right) == 0).sum() == height * (width % 2)
+    assert left[:, 0].all() and right[:, -1].all()
 
 
 def test_masks_of_all_kinds(tmp_path):

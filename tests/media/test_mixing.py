@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveavatar.media.audio import CHUNK_FRAMES, AudioClip
-from liveavatar.media.mixing import mix_audio
+from liveavatar.media.mixing import RunningMix, mix_audio
 
 
 def tone(seconds: float, rate: int, level: float = 0.2, channels: int = 1, hertz: float = 220) -> AudioClip:
@@ -57,3 +57,22 @@ def test_pieces_are_joined_without_a_seam():
     assert len(mixed.samples) == n
     alone = mix_audio([AudioClip.from_array(wave, 48_000)], "one")
     assert np.array_equal(np.asarray(alone.samples)[:, 0], wave)
+
+
+@given(st.lists(st.floats(0, 1.2), min_size=2, max_size=8), st.integers(0, 9))
+def test_a_running_sum_keeps_levels_and_never_clips(levels, seed):
+    random, mix = np.random.default_rng(seed), RunningMix(48_000)
+    sounds = [[(level * random.uniform(-1, 1, 4800)).astype(np.float32) for _ in range(2)] for level in levels]
+    mixed = [mix.add(pair) for pair in sounds]
+    quiet = next((i for i, level in enumerate(levels) if level > 0.5), len(levels))
+    for (a, b), total in zip(sounds[:quiet], mixed, strict=False):
+        assert np.array_equal(total, a + b)
+    assert max(np.abs(total).max() for total in mixed) <= 1.0 + 1e-6
+
+
+def test_a_running_sum_recovers_within_half_a_second():
+    mix, loud, soft = RunningMix(48_000), np.full(4800, 0.9, np.float32), np.full(4800, 0.2, np.float32)
+    mix.add([loud, loud])
+    following = [mix.add([soft, soft]) for _ in range(6)]
+    assert following[0][-1] < 0.4 and np.all(np.diff(np.concatenate(following)) >= 0), "without a jump"
+    assert np.array_equal(following[-1], soft + soft)

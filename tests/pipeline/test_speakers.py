@@ -108,6 +108,15 @@ def test_masks_are_of_any_size_and_cut_with_the_picture(pipeline, two):
     assert seen.reports[0].share == pytest.approx(low[0].mean(), abs=0.06)
 
 
+def test_a_half_of_the_picture_is_a_mask_by_name(pipeline):
+    half = np.arange(WIDTH)[None].repeat(HEIGHT, 0) < WIDTH // 2
+    drawn = pipeline.describe(PICTURE, [Speaker(A, half), Speaker(B, ~half)], REQUEST).speakers
+    named = pipeline.describe(PICTURE, [Speaker(A, "left"), Speaker(B, "right")], REQUEST)
+    assert np.array_equal(named.speakers.masks.hears, drawn.masks.hears)
+    assert [report.mask for report in named.speaker_reports] == ["the left half", "the right half"]
+    assert not any(path.name == "left" for path in named.inputs)
+
+
 def test_what_each_says_is_encoded_with_silence_after_it(pipeline):
     encoded = pipeline.encode_audio(TWO)
     alone = pipeline.encode_audio(B)

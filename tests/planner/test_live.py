@@ -153,6 +153,14 @@ def test_the_command_tells_people_and_machines():
     assert json.loads(run(*words, "--gpus", "1x80", "--json").out)["live"]["holds"] is False
 
 
+def test_each_speaker_costs_the_audio_encoder_its_time():
+    words = ("plan", "--live", "--model", "wan2.2-s2v-14b", "--size", "704x384", "--gpus", "5x80", "--json")
+    alone, *several = (json.loads(run(*words, "--speakers", count).out)["live"] for count in "128")
+    pipeline = [live["pipeline_seconds"] for live in (alone, *several)]
+    assert pipeline[1] - pipeline[0] > 0.01
+    assert pipeline[2] - pipeline[0] > 5 * (pipeline[1] - pipeline[0])
+
+
 def test_where_nothing_is_known_the_command_says_so_or_takes_given_seconds():
     words = ("plan", "--live", "--stages", "1x4")
     assert "measured in the talk" in run(*words).out

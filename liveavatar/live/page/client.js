@@ -13,13 +13,15 @@ export class LiveClient {
   paused = false;
   voice = false; // whether the server has a voice for typed words
   listening = true; // whether the avatar hears the microphone
-  queued = 0; // seconds of speech that wait
+  speakers = 1; // how many speak in the picture
+  speaker = 1; // whose voice the microphone is
+  waiting = []; // seconds of speech that wait, of each speaker
   lag = 0; // seconds from a sample of sound to its picture, at the server
   playout = 0; // seconds that a picture waits at the server for its turn, over WebRTC
   webrtc = false; // whether server and browser have WebRTC
   lowDelay = false; // whether the talk is to be watched over WebRTC
   microphone = null;
-  saying = null; // the sound file that is being said
+  saying = {}; // the sound file that each speaker says
   player = null;
   peer = null;
   resume = "";
@@ -31,6 +33,11 @@ export class LiveClient {
   constructor({ url, token = "", video, on = {}, persistent = false, keeps = true }) {
     Object.assign(this, { url, token, video, on, persistent, keeps });
     video.addEventListener("error", () => this.video.error && this.on.unplayable?.());
+  }
+
+  // Seconds of speech that wait, of whose voice the microphone is.
+  get queued() {
+    return this.waiting[this.speaker - 1] ?? 0;
   }
 
   get open() {
@@ -46,6 +53,7 @@ export class LiveClient {
   connect() {
     const socket = (this.socket = new WebSocket(this.url));
     socket.binaryType = "arraybuffer";
+    this.format = ""; // rate and speaker of the sound that was told last
     socket.onopen = () => this.send("hello", { version: VERSION, token: this.token, ...(this.resume && { resume: this.resume }) });
     socket.onmessage = ({ data }) => (typeof data === "string" ? this.told(JSON.parse(data)) : this.player?.push(data));
     socket.onclose = () => socket === this.socket && this.lost();
@@ -80,13 +88,14 @@ export class LiveClient {
       this.gone = !message.resumed && Boolean(this.resume); // the talk that it wanted to come back to
       if (this.gone) this.ended();
     } else if (message.type === "started") {
-      Object.assign(this, { talking: true, resume: message.resume });
-      if (this.microphone) this.tellRate();
+      Object.assign(this, { talking: true, resume: message.resume, speakers: message.speakers });
+      this.speaker = Math.min(this.speaker, this.speakers);
       this.call();
     } else if (message.type === "answer") {
       this.peer?.take(message.sdp);
     } else if (message.type === "stats") {
-      Object.assign(this, { queued: message.queued_s, lag: message.lag_ms / 1000, listening: message.listening });
+      Object.assign(this, { lag: message.lag_ms / 1000, listening: message.listening });
+      this.waiting = message.speakers.map((one) => one.queued_s);
       this.playout = message.playout_ms / 1000;
     } else if (message.type === "bye") this.ended();
     this.on[message.type]?.(message);
@@ -161,44 +170,56 @@ export class LiveClient {
     }
     const node = new AudioWorkletNode(context, "live-avatar-microphone");
     node.port.onmessage = ({ data }) => {
-      if (this.talking && this.listening && !this.paused && this.queued < MOST_BEHIND) this.sendBytes(integers(data));
+      if (this.talking && this.listening && !this.paused && this.queued < MOST_BEHIND) {
+        this.sendSound(data, context.sampleRate, this.speaker);
+      }
     };
     context.createMediaStreamSource(stream).connect(node);
     this.mute();
     this.microphone = { stream, context };
-    this.tellRate();
     return "";
   }
 
-  tellRate() {
-    this.send("audio", { rate: this.microphone.context.sampleRate, encoding: "s16le" });
+  // Samples that a speaker says; whose they are is told where it is another one than before.
+  sendSound(samples, rate, speaker) {
+    if (!this.open) return;
+    const format = `${rate} ${speaker}`;
+    if (format !== this.format) this.send("audio", { rate, encoding: "s16le", speaker });
+    this.format = format;
+    this.sendBytes(integers(samples));
+  }
+
+  // The microphone is somebody else's voice from now on.
+  setSpeaker(speaker) {
+    if (this.microphone && this.talking) this.send("end_of_speech", { speaker: this.speaker });
+    this.speaker = speaker;
   }
 
   mute() {
     this.microphone?.stream.getTracks().forEach((track) => track.stop());
     this.microphone?.context.close();
-    if (this.microphone && this.talking) this.send("end_of_speech");
+    if (this.microphone && this.talking) this.send("end_of_speech", { speaker: this.speaker });
     this.microphone = null;
   }
 
-  // Drop what has not been said.
-  interrupt() {
-    this.saying = null;
-    this.send("interrupt");
+  // Drop what has not been said by a speaker, or by all.
+  interrupt(speaker) {
+    if (speaker) delete this.saying[speaker];
+    else this.saying = {};
+    this.send("interrupt", speaker ? { speaker } : {});
   }
 
-  // Say what a sound file holds; another one takes its place.
+  // Let the speaker say what a sound file holds; another one takes its place.
   async pushFile(file) {
-    const context = new AudioContext();
+    const context = new AudioContext(), { speaker } = this;
     const sound = await context.decodeAudioData(await file.arrayBuffer());
-    this.saying = file;
-    this.send("audio", { rate: sound.sampleRate, encoding: "s16le" });
+    this.saying[speaker] = file;
     const samples = sound.getChannelData(0), piece = sound.sampleRate;
-    for (let start = 0; start < samples.length && this.talking && this.saying === file; start += piece) {
-      this.sendBytes(integers(samples.slice(start, start + piece)));
+    for (let start = 0; start < samples.length && this.talking && this.saying[speaker] === file; start += piece) {
+      this.sendSound(samples.slice(start, start + piece), sound.sampleRate, speaker);
       if (start > 10 * piece) await new Promise((done) => setTimeout(done, 990)); // at most ten seconds wait there
     }
-    if (this.saying === file) this.send("end_of_speech");
+    if (this.saying[speaker] === file) this.send("end_of_speech", { speaker });
     context.close();
   }
 

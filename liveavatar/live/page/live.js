@@ -23,11 +23,12 @@ const client = new LiveClient({
     started(message) {
       [starting, talked] = [false, true];
       $("video").style.aspectRatio = `${message.width} / ${message.height}`;
+      showSpeakers();
       say("");
       show();
     },
     stats(message) {
-      $("state").textContent = words.states[message.state] ?? message.state;
+      $("state").textContent = stateOf(message);
       $("delay").textContent = `${client.delay.toFixed(2)} s`;
       $("fps").textContent = message.fps?.toFixed(1) ?? "–";
       $("queued").textContent = `${message.queued_s.toFixed(1)} s`;
@@ -50,6 +51,20 @@ const client = new LiveClient({
   },
 });
 
+// What is going on; of several speakers, with each of them.
+function stateOf({ state, speakers }) {
+  const all = words.states[state] ?? state;
+  if (speakers.length === 1 || state === "paused" || state === "closed") return all;
+  const each = speakers.map((one, i) => `${words.speaker.replace("{n}", i + 1)}: ${words.states[one.state]}`);
+  return [...(state === "starved" ? [all] : []), ...each].join(" · ");
+}
+
+function showSpeakers() {
+  const numbers = Array.from({ length: client.speakers }, (_, i) => i + 1);
+  $("speaker").replaceChildren(...numbers.map((n) => new Option(words.speaker.replace("{n}", n), n)));
+  $("speaker").value = client.speaker;
+}
+
 function say(text) {
   $("message").textContent = text;
 }
@@ -70,6 +85,8 @@ function show() {
   $("say").disabled = $("say-button").disabled = !client.talking || !client.voice;
   $("pause").textContent = client.paused ? words.resume : words.pause;
   $("microphone").classList.toggle("on", Boolean(client.microphone));
+  $("speakers").hidden = !client.talking || client.speakers < 2;
+  $("halves-row").hidden = client.talking || !portrait;
 }
 
 async function listen() {
@@ -99,25 +116,28 @@ function begin() {
   $("download").hidden = true;
   say(words.loading);
   if (portrait) client.sendPortrait(portrait);
-  client.send("start", prompt ? { prompt } : {});
+  const areas = portrait && $("halves").checked && ["left", "right"];
+  client.send("start", { ...(prompt && { prompt }), ...(areas && { areas }) });
 }
 
 function wire() {
   document.documentElement.lang = language;
   const texts = { "say-button": "sayButton", "prompt-button": "promptButton", interrupt: "interrupt", microphone: "microphone",
     "portrait-label": "portrait", "sound-label": "sound", download: "download", "delay-label": "delay", "fps-label": "fps",
-    "queued-label": "queued", "late-label": "late", "webrtc-label": "webrtc" };
+    "queued-label": "queued", "late-label": "late", "webrtc-label": "webrtc", "speaker-label": "whoSpeaks", "interrupt-all": "interruptAll", "halves-label": "halves" };
   for (const [id, name] of Object.entries(texts)) $(id).textContent = words[name];
   $("prompt").placeholder = words.prompt;
   $("download").onclick = keep;
   $("webrtc").onchange = ({ target }) => client.setLowDelay(target.checked);
   $("start").onclick = () => (client.talking ? client.send("bye") : begin());
   $("microphone").onclick = () => (client.microphone ? (client.mute(), show()) : listen());
-  $("interrupt").onclick = () => client.interrupt();
+  $("interrupt").onclick = () => client.interrupt(client.speaker);
+  $("interrupt-all").onclick = () => client.interrupt();
+  $("speaker").onchange = ({ target }) => client.setSpeaker(Number(target.value));
   $("pause").onclick = () => { client.pause(); show(); };
-  $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) client.send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us" }); $("say").value = ""; };
+  $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) client.send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us", speaker: client.speaker }); $("say").value = ""; };
   $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (client.talking && $("prompt").value.trim()) client.send("prompt", { text: $("prompt").value }); };
-  $("portrait").onchange = async ({ target }) => { portrait = await taken(target).arrayBuffer(); if (client.talking) client.sendPortrait(portrait); };
+  $("portrait").onchange = async ({ target }) => { portrait = await taken(target).arrayBuffer(); if (client.talking) client.sendPortrait(portrait); show(); };
   $("sound").onchange = ({ target }) => client.pushFile(taken(target));
   client.connect();
   show();
