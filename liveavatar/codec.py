@@ -12,8 +12,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -42,11 +42,9 @@ from .events import (
     ignore,
     share_event,
 )
-from .media.pose_video import Pictures
 from .offload.pinned_memory import PinnedPool
 from .offload.streams import AsyncHostTensor, SideStream, limit_device_memory, offload_slot
-from .pose import Encode, PoseLatents
-from .request import ResolvedRequest
+from .pose import Encode, OpenClip
 from .session import cpu_threads
 from .spool import Rows
 from .streams import Decoder, refuse_nan, to_bytes
@@ -97,23 +95,6 @@ class ExecConfig:
             yield torch.device(self.device), getattr(torch, self.dtype)
 
 
-@runtime_checkable
-class PoseEncoders(Protocol):
-    """Encoders that encode pose videos, too."""
-
-    def encode_pose(
-        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
-    ) -> PoseLatents:
-        """The latents of a pose video, block by block as they are asked for, in whichever thread asks.
-
-        Args:
-            pictures: opens it: pictures uint8 [H, W, 3] of the video's size, without end.
-            resolved: the video that follows it.
-            tiles: in which it is encoded.
-        """
-        ...
-
-
 class Encoders(Protocol):
     """The encoders and the VAE of one model at one place.
 
@@ -148,6 +129,15 @@ class Encoders(Protocol):
     def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
         """The last frames of a video [1, 3, 73, H, W] in [-1, 1] as latents on the CPU [16, 19, h, w]; as
         `encode_image`."""
+        ...
+
+    def pose_encoder(self, size: tuple[int, int], tiles: Tiles = WHOLE) -> OpenClip:
+        """What encodes a pose video, clip by clip (see `PoseLatents`), in whichever thread asks.
+
+        Args:
+            size: height and width of a latent frame.
+            tiles: in which it is encoded.
+        """
         ...
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
@@ -237,14 +227,12 @@ class LocalEncoders:
         callback(share_event(ENCODING_IMAGE, 1.0))
         return reference, motion
 
-    def encode_pose(
-        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
-    ) -> PoseLatents:
-        """See `PoseEncoders`."""
+    def pose_encoder(self, size: tuple[int, int], tiles: Tiles = WHOLE) -> OpenClip:
+        """See `Encoders`."""
         vae, exec_config = self.vae, self.exec_config
 
         def open_clip() -> Encode:
-            encoder = open_encoder(vae, resolved.latent_size, tiles)
+            encoder = open_encoder(vae, size, tiles)
 
             def encode(pictures: np.ndarray) -> torch.Tensor:
                 with exec_config.active() as (device, _):
@@ -253,7 +241,7 @@ class LocalEncoders:
 
             return encode
 
-        return PoseLatents(pictures, open_clip, resolved.clip_blocks)
+        return open_clip
 
     def encode_motion(self, pixels: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> torch.Tensor:
         """See `Encoders`."""

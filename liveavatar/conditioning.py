@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from .codec import Encoders, PoseEncoders
+from .codec import Encoders
 from .config import BLOCK_FRAMES, VAE_WARMUP_LATENTS
 from .encoders.audio import WindowedAudioFeatures
 from .encoders.block_features import (
@@ -24,7 +24,7 @@ from .encoders.block_features import (
 from .events import ENCODING_AUDIO, Callback, Event, ignore, share_event
 from .media.audio import AudioClip, mono_16k
 from .media.image import fit_image, to_clip, to_pixels
-from .media.pose_video import PoseSource, endless_pictures, refuse_pose_in_workers
+from .media.pose_video import PoseSource, endless_pictures
 from .pose import PoseLatents
 from .request import Request, ResolvedRequest, prompt_to_encode
 from .session import Conditioning
@@ -109,24 +109,26 @@ def encode_conditioning(
     for (block, _), latents in zip(portraits, later, strict=True):
         changes.portraits.add(block, Portrait(*latents))
     before = None if tail is None else motion[:, VAE_WARMUP_LATENTS:]
-    followed = None if pose is None else _pose_latents(encoders, pose, request, resolved, tiles)
+    followed = _pose_latents(encoders, pose, request, resolved, tiles)
     mask = None if speakers is None else speakers.masks.of_block()
     return Conditioning(reference, motion, first, features, changes, before, followed, mask)
 
 
 def _pose_latents(
-    encoders: Encoders, pose: PoseSource, request: Request, resolved: ResolvedRequest, tiles: Tiles
-) -> PoseLatents:
-    """The latents of a pose video, fitted as the portrait is.
-
-    Raises:
-        PoseError: these encoders encode none.
-    """
-    refuse_pose_in_workers(not isinstance(encoders, PoseEncoders))
-    assert isinstance(encoders, PoseEncoders)
+    encoders: Encoders,
+    pose: PoseSource | None,
+    request: Request,
+    resolved: ResolvedRequest,
+    tiles: Tiles,
+    before: np.ndarray | None = None,
+) -> PoseLatents | None:
+    """The latents of a pose video, fitted as the portrait is, from the video's first block on; see `PoseLatents`."""
+    if pose is None:
+        return None
     size = resolved.width, resolved.height
     pictures = functools.partial(endless_pictures, pose, request.pose_end, *size, request.fit)
-    return encoders.encode_pose(pictures, resolved, tiles)
+    open_clip = encoders.pose_encoder(resolved.latent_size, tiles)
+    return PoseLatents(pictures, open_clip, resolved.clip_blocks, resolved.first_block, before, request.keep_state)
 
 
 def continued_conditioning(
@@ -140,10 +142,11 @@ def continued_conditioning(
     *,
     encoded: Encoded = NOTHING_ENCODED,
     portraits: Portraits = (),
+    pose: PoseSource | None = None,
     speakers: PlacedSpeakers | None = None,
 ) -> Conditioning:
     """As `encode_conditioning`, for a video that goes on from a state: it has the portrait of the video before, and its
-    prompt as long as it is not given another one. Changes of its own are counted from its own first block."""
+    prompt as long as it is not given another one. Changes and pose of its own are counted from its own first block."""
     changes, first_block = Changes(), state.info.block
     for start in state.info.portraits:
         changes.portraits.skip(start)
@@ -173,7 +176,8 @@ def continued_conditioning(
         ShiftedFeatures(features, first_block),
         changes,
         state.read("latents").clone(),
-        speaker_mask=None if speakers is None else speakers.masks.of_block(),
+        _pose_latents(encoders, pose, request, resolved, tiles, state.pose_pictures()),
+        None if speakers is None else speakers.masks.of_block(),
     )
 
 

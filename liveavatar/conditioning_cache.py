@@ -10,12 +10,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from .codec import Encoders, ExecConfig, LatentScale, PoseEncoders
+from .codec import Encoders, ExecConfig, LatentScale
 from .encoders.audio import AudioEncoder, AudioFeatures, Tail
 from .events import ENCODING_AUDIO, ENCODING_IMAGE, ENCODING_PROMPT, Callback, ignore, share_event
-from .media.pose_video import Pictures, refuse_pose_in_workers
-from .pose import PoseLatents
-from .request import ResolvedRequest
+from .pose import OpenClip
 from .spool import Rows
 from .streams import Decoder
 from .vae.tile_grid import WHOLE, Tiles
@@ -132,13 +130,9 @@ class CachedEncoders:
         """See `Encoders`."""
         return self.encoders.encode_motion(pixels, callback, tiles)
 
-    def encode_pose(
-        self, pictures: Callable[[], Pictures], resolved: ResolvedRequest, tiles: Tiles = WHOLE
-    ) -> PoseLatents:
-        """See `PoseEncoders`; nothing of it is kept."""
-        refuse_pose_in_workers(not isinstance(self.encoders, PoseEncoders))
-        assert isinstance(self.encoders, PoseEncoders)
-        return self.encoders.encode_pose(pictures, resolved, tiles)
+    def pose_encoder(self, size: tuple[int, int], tiles: Tiles = WHOLE) -> OpenClip:
+        """See `Encoders`; nothing of it is kept."""
+        return self.encoders.pose_encoder(size, tiles)
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`."""

@@ -143,26 +143,39 @@ class StateStore:
             self.state = self.state.copied(path)
 
     @contextlib.contextmanager
-    def saving(self, recorder: VideoRecorder, session: Session, path: Path | None) -> Iterator[None]:
-        """Writes what the video leaves that is made inside; where it is cancelled, only to a file that was named."""
+    def saving(
+        self, recorder: VideoRecorder, session: Session, path: Path | None, cancelled: Path | None
+    ) -> Iterator[None]:
+        """Writes what the video leaves that is made inside; where it is cancelled, to another file or nowhere."""
         stopped = None
         try:
             yield
         except Cancelled as error:
             stopped = error
         except BaseException:
-            session.take_state()  # it would hold its KV caches as long as the session
+            session.discard_state()
             raise
-        if path is not None or stopped is None:
-            with recorder.timed("save state"):
-                self.write(session, path)
-            recorder.state = path if self.state is not None else None
         if stopped is not None:
-            session.take_state()
-            self.state = None  # the next run begins at its first block again
+            with recorder.timed("save state"):
+                recorder.state = self.write_cancelled(session, cancelled)
             raise stopped
+        with recorder.timed("save state"):
+            self.write(session, path)
+        recorder.state = path
         if self.state is None:
             raise _gone()
+
+    def write_cancelled(self, session: Session, path: Path | None) -> Path | None:
+        """Write what a run has left that was cancelled, where a file is named; the file, where there was something.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            left = None if path is None else write_left(session, self.spec, self.network, path)
+        finally:
+            session.discard_state()
+        return None if left is None else left.path
 
 
 class VideoLeft:
@@ -228,19 +241,6 @@ def _gone() -> StateError:
     return StateError("What the video has left is gone.", "Make it again.")
 
 
-def refuse_workers(processes: bool, request: Request, start: Start | None) -> None:
-    """Make sure that nothing is asked of worker processes that they cannot do.
-
-    Raises:
-        PlanError: it is.
-    """
-    if processes and (request.keep_state or not isinstance(start, VideoTail | None)):
-        raise PlanError(
-            "Worker processes can neither go on from a state nor keep one yet.",
-            "Run it in this process (engine local), on the same devices.",
-        )
-
-
 def with_state(
     resolved: ResolvedRequest, plan: Plan, config: ModelConfig, asked: Request, start: Start | None
 ) -> ResolvedRequest:
@@ -297,7 +297,15 @@ def video_task(
     tiles, portraits = spec.plan.vae_tiles, spec.portraits
     if state is not None:
         conditioning = continued_conditioning(
-            *asked, state, spec.audio, callback, tiles, encoded=encoded, portraits=portraits, speakers=spec.speakers
+            *asked,
+            state,
+            spec.audio,
+            callback,
+            tiles,
+            encoded=encoded,
+            portraits=portraits,
+            pose=spec.pose,
+            speakers=spec.speakers,
         )
     else:
         assert spec.image is not None
@@ -378,7 +386,10 @@ def write_left(session: Session, spec: VideoSpec, network: str, path: Path) -> V
         tuple(start for start in given.changes.portraits.starts if start < left.block),
         mask_fingerprint(spec.speakers),
     )
-    write_state(path, info, {**tensors, **left.tensors})
+    try:
+        write_state(path, info, {**tensors, **left.tensors})
+    finally:
+        left.close()
     return VideoState(path)
 
 

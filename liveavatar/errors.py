@@ -82,6 +82,10 @@ class PoseError(RequestError):
     """The pose video cannot be read or used."""
 
 
+class MeterError(RequestError):
+    """A finished video cannot be measured."""
+
+
 class PlanError(RequestError):
     """The stages cannot be laid out as asked on the devices at hand."""
 

@@ -29,15 +29,7 @@ from .components import (
 from .conditioning import NO_CONTEXTS, Contexts, encode_clips
 from .conditioning_cache import CachedEncoders, ConditioningCache
 from .config import BLOCK_FRAMES, ModelConfig
-from .continuation import (
-    ContinueFrom,
-    Start,
-    VideoTail,
-    refuse_workers,
-    speaker_notes,
-    start_of,
-    with_state,
-)
+from .continuation import ContinueFrom, Start, VideoTail, speaker_notes, start_of, with_state
 from .encoders.audio import AudioEncoder, encode_audio, gather_frame_features
 from .encoders.block_features import KnownFeatures
 from .encoders.text import prompt_notes
@@ -60,7 +52,7 @@ from .inputs import (
 )
 from .media.audio import AudioClip
 from .media.image import check_image
-from .media.pose_video import PoseSource, open_pose, refuse_pose_in_continuation, refuse_pose_in_workers
+from .media.pose_video import PoseSource, open_pose
 from .placement import Placement
 from .planner import Hardware, Plan
 from .recorder import VideoSpec
@@ -246,7 +238,6 @@ class LiveAvatarPipeline:
         Raises:
             RequestError: the first thing found wrong, with the nearest that works.
         """
-        refuse_pose_in_workers(pose is not None and self.placement.processes)
         notes = (*notes, *self._checked(request))
         resolved = resolve(request, image_size, samples, rate, notes)
         resolved = dataclasses.replace(resolved, speaker_count=speaker_count)
@@ -286,10 +277,8 @@ class LiveAvatarPipeline:
         speaker_count: int = 1,
     ) -> tuple[ResolvedRequest, Plan]:
         """As `plan`, also of a video that goes on from what another one left; its image may be left out."""
-        refuse_workers(self.placement.processes, request, start)
         asked = request
         if not isinstance(start, VideoTail | None):
-            refuse_pose_in_continuation(pose is not None)
             check_request(request)
             start.check(self.config, self.network, self.components.name)
             request = start.info.request_for(request, image_size)

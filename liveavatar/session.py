@@ -97,10 +97,12 @@ class EngineState:
     Attributes:
         block: the number of the next block.
         tensors: of all stages (see `stage_state`), read from them when they are written.
+        close: lets the stages go, where they are kept for these.
     """
 
     block: int
     tensors: Mapping[str, LazyTensor]
+    close: Callable[[], object] = lambda: None
 
 
 class Engine(Protocol):
@@ -191,8 +193,16 @@ class Session:
         left, keeper = self.engine.take_state(), self._keeper
         if left is None or keeper is None:
             return None
-        motion = LazyTensor.of(self.job.conditioning.motion)
-        return EngineState(left.block, {"motion": motion, **keeper.tensors(), **left.tensors})
+        given = self.job.conditioning
+        own = {"motion": LazyTensor.of(given.motion), **keeper.tensors()}
+        if given.pose is not None and (pictures := given.pose.pictures_before(left.block)) is not None:
+            own["pose"] = LazyTensor.of(torch.from_numpy(pictures))
+        return dataclasses.replace(left, tensors={**own, **left.tensors})
+
+    def discard_state(self) -> None:
+        """Let what the latest run has left go: it would hold its KV caches as long as the session."""
+        if (left := self.engine.take_state()) is not None:
+            left.close()
 
     def close(self) -> None:
         """Stop the work and remove what was spooled."""

@@ -67,7 +67,7 @@ class StageConditioning:
         audio: block -> its audio tokens.
         clip_blocks: blocks of a clip: so many a KV cache holds, and after the first clip the second sink is in use.
         changes: of prompt (embedded) and portrait.
-        pose: block -> its pose latents [16, 3, h, w]; None where no pose is followed.
+        pose: block -> its pose latents [16, 3, h, w], or None where no pose is followed.
         speaker_mask: who is heard in which token [speakers, 3 S, 1], in every block; None for a single speaker.
     """
 
@@ -82,7 +82,7 @@ class StageConditioning:
     audio: Callable[[int], AudioTokens]
     clip_blocks: int = CLIP_BLOCKS
     changes: Changes = dataclasses.field(default_factory=Changes)
-    pose: Callable[[int], torch.Tensor] | None = None
+    pose: Callable[[int], torch.Tensor | None] = lambda block: None
     speaker_mask: torch.Tensor | None = None
 
 
@@ -232,8 +232,8 @@ class Stage:
 
     def _embedded(self, block: int, latent: torch.Tensor) -> torch.Tensor:
         """The tokens of a block, with the pose that it follows."""
-        pose = self.conditioning.pose
-        return self.net.embed_block(latent, None if pose is None else to_device_async(pose(block), self.device))
+        pose = self.conditioning.pose(block)
+        return self.net.embed_block(latent, None if pose is None else to_device_async(pose, self.device))
 
     def _block_caches(self, task: Denoise) -> Sequence[KVCache]:
         clip_blocks = self.conditioning.clip_blocks
@@ -250,30 +250,6 @@ class Stage:
             for kv_cache, sink in zip(kv_caches, self.sinks[version], strict=True)
         ]
 
-    def save_kv_caches(self, step: int) -> tuple[torch.Tensor, ...]:
-        """The keys and values of a step as they are now: as many tensors as a KV cache has (see
-        `KVCacheLayer.tensors`), each [layers, rows, heads, ...], copies on the CPU."""
-        tensors = [kv_cache.tensors() for kv_cache in self.kv_caches[step]]
-        return tuple(_copied(kind) for kind in zip(*tensors, strict=True))
-
-    def save_sink(self, version: int) -> tuple[torch.Tensor, ...]:
-        """A version of the sink: its keys and its values, [layers, 2.5 S, heads, head_dim] each, copies on the CPU."""
-        sinks = self.sinks[version]
-        return _copied([torch.cat((s.reference_k, s.motion_k)) for s in sinks]), _copied([s.v for s in sinks])
-
-    def restore_kv_caches(self, step: int, saved: Sequence[torch.Tensor]) -> None:
-        """Take back what `save_kv_caches` gave."""
-        for kv_cache, *kept in zip(self.kv_caches[step], *saved, strict=True):
-            for tensor, value in zip(kv_cache.tensors(), kept, strict=True):
-                tensor.copy_(value)
-
-    def restore_sink(self, version: int, saved: Sequence[torch.Tensor]) -> None:
-        """Take back what `save_sink` gave."""
-        frame, (keys, values) = self.grid.tokens, (t.to(self.device) for t in saved)
-        self.sinks[version] = [
-            SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone()) for k, v in zip(keys, values, strict=True)
-        ]
-
     @property
     def _last_step(self) -> int:
         return max(self.kv_caches)
@@ -285,11 +261,3 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
     To autograd the two are of different kinds, and compiled layers know one of them.
     """
     return tensor if tensor.is_inference() or not torch.is_inference_mode_enabled() else tensor.clone()
-
-
-def _copied(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Equal tensors of any device, side by side on the CPU."""
-    copied = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype)
-    for copy, tensor in zip(copied, tensors, strict=True):
-        copy.copy_(tensor)
-    return copied

@@ -1,13 +1,14 @@
 """What stages hold at a block boundary, by name and layer, so that a video can go on on any partition.
 
 Later blocks attend to the rows that earlier ones left in the KV cache of each step, but for the oldest, whose place the
-next block takes; and to the sink in use. Snapshots (`distributed/snapshots.py`) keep more, for one stage in one run.
+next block takes; and to the sink in use. It is saved and restored in pieces: a KV cache of one step and layer, or the
+sink of one layer, so that of gigabytes a few hundred megabytes are under way.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -33,14 +34,27 @@ class SavedTensors(Protocol):
     def read(self, key: str) -> torch.Tensor: ...
 
 
-def kv_name(step: int, layer: int, kind: str) -> str:
-    """The name of a tensor of a KV cache."""
-    return f"kv.{step}.{layer}.{kind}"
+def kv_piece(step: int, layer: int) -> str:
+    """The name of a KV cache; that of its tensors begins with it."""
+    return f"kv.{step}.{layer}"
 
 
-def sink_name(layer: int, kind: str) -> str:
-    """The name of a tensor of the sink."""
-    return f"sink.{layer}.{kind}"
+def sink_piece(layer: int) -> str:
+    """The name of a layer's sink; that of its tensors begins with it."""
+    return f"sink.{layer}"
+
+
+def pieces_of(steps: Iterable[int], layers: Iterable[int]) -> Iterator[str]:
+    """The names of all that a stage holds."""
+    layers = tuple(layers)
+    yield from map(sink_piece, layers)
+    yield from (kv_piece(step, layer) for step in steps for layer in layers)
+
+
+def read_piece(saved: SavedTensors, piece: str) -> list[torch.Tensor]:
+    """The tensors of a piece, in the order of `KV_KINDS`."""
+    held = saved.keys()
+    return [saved.read(name) for kind in KV_KINDS if (name := f"{piece}.{kind}") in held]
 
 
 def earlier_tokens(boundary: int, frame_tokens: int, clip_blocks: int) -> int:
@@ -60,48 +74,60 @@ def state_shapes(
     for layer in range(config.num_layers):
         for step in range(steps):
             for kind, (shape, _) in zip(KV_KINDS, kept, strict=False):
-                yield kv_name(step, layer, kind), shape
+                yield f"{kv_piece(step, layer)}.{kind}", shape
         for kind in SINK_KINDS:
-            yield sink_name(layer, kind), (sink, heads, width)
+            yield f"{sink_piece(layer)}.{kind}", (sink, heads, width)
 
 
 def stage_state(stage: Stage, boundary: int) -> dict[str, LazyTensor]:
     """What a stage holds after the blocks before a boundary; read while the stage is at rest."""
-    window = _window(stage, boundary)
+    parts = (*(step_state(stage, boundary, step) for step in stage.kv_caches), sink_state(stage, boundary))
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def step_state(stage: Stage, boundary: int, step: int) -> dict[str, LazyTensor]:
+    """The KV caches of one step, which the block before a boundary has passed and no later one."""
+    window, state = _window(stage, boundary), dict[str, LazyTensor]()
+    for layer, kv_cache in zip(stage.net.slice.layers, stage.kv_caches[step], strict=True):
+        for kind, rows in zip(KV_KINDS, _earlier_rows(kv_cache, window), strict=False):
+            shape = (sum(map(len, rows)), *rows[0].shape[1:])
+            read = functools.partial(torch.cat, rows)
+            state[f"{kv_piece(step, layer)}.{kind}"] = LazyTensor(shape, rows[0].dtype, read)
+    return state
+
+
+def sink_state(stage: Stage, boundary: int) -> dict[str, LazyTensor]:
+    """The sink that the block before a boundary attends to."""
     state: dict[str, LazyTensor] = {}
-    for step, kv_caches in stage.kv_caches.items():
-        for layer, kv_cache in zip(stage.net.slice.layers, kv_caches, strict=True):
-            for kind, rows in zip(KV_KINDS, _earlier_rows(kv_cache, window), strict=False):
-                shape = (sum(map(len, rows)), *rows[0].shape[1:])
-                read = functools.partial(torch.cat, rows)
-                state[kv_name(step, layer, kind)] = LazyTensor(shape, rows[0].dtype, read)
     for layer, sink in zip(stage.net.slice.layers, stage.sinks[_version(stage, boundary)], strict=True):
         keys = functools.partial(torch.cat, (sink.reference_k, sink.motion_k))
-        state[sink_name(layer, "k")] = LazyTensor(tuple(sink.v.shape), sink.v.dtype, keys)
-        state[sink_name(layer, "v")] = LazyTensor.of(sink.v)
+        state[f"{sink_piece(layer)}.k"] = LazyTensor(tuple(sink.v.shape), sink.v.dtype, keys)
+        state[f"{sink_piece(layer)}.v"] = LazyTensor.of(sink.v)
     return state
 
 
 def restore_stage(stage: Stage, boundary: int, saved: SavedTensors) -> None:
     """Give a new stage what those before it held at a boundary, whatever the partition and the format of their KV
     caches was."""
-    window, held = _window(stage, boundary), saved.keys()
-    for step, kv_caches in stage.kv_caches.items() if window.earlier else ():
-        for layer, kv_cache in zip(stage.net.slice.layers, kv_caches, strict=True):
-            names = (kv_name(step, layer, kind) for kind in KV_KINDS)
-            kept = _earlier_rows(kv_cache, window)
-            rows = as_kv_format([saved.read(name) for name in names if name in held], len(kept), window.tokens)
-            for parts, values in zip(kept, rows, strict=True):
-                for part, value in zip(parts, values.split(list(map(len, parts))), strict=True):
-                    part.copy_(value)
-    frame = stage.grid.tokens
-    stage.sinks[_version(stage, boundary)] = [
-        SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone())
-        for k, v in (
-            [saved.read(sink_name(layer, kind)).to(stage.device, stage.dtype) for kind in SINK_KINDS]
-            for layer in stage.net.slice.layers
-        )
-    ]
+    for piece in pieces_of(stage.kv_caches, stage.net.slice.layers):
+        restore_piece(stage, boundary, piece, read_piece(saved, piece))
+
+
+def restore_piece(stage: Stage, boundary: int, piece: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Give a new stage one piece of what others held at a boundary; those of the sink in the order of its layers."""
+    of, *numbers = piece.split(".")
+    if of == "sink":
+        (k, v), frame = (tensor.to(stage.device, stage.dtype) for tensor in tensors), stage.grid.tokens
+        sink = SinkKV(k[:frame].clone(), k[frame:].clone(), v.clone())
+        stage.sinks.setdefault(_version(stage, boundary), []).append(sink)
+        return
+    window, (step, layer) = _window(stage, boundary), map(int, numbers)
+    if not window.earlier:
+        return
+    kept = _earlier_rows(stage.kv_caches[step][layer - stage.net.slice.layers.start], window)
+    for parts, values in zip(kept, as_kv_format(tensors, len(kept), window.tokens), strict=True):
+        for part, value in zip(parts, values.split(list(map(len, parts))), strict=True):
+            part.copy_(value)
 
 
 def _window(stage: Stage, boundary: int) -> Window:

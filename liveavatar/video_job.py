@@ -15,7 +15,7 @@ from .conditioning import NO_CONTEXTS, Contexts, Encoded
 from .config import ModelConfig
 from .continuation import Start, StateStore, VideoLeft, check_state_path, video_task
 from .encoders.block_features import KnownFeatures
-from .errors import RequestError, shown
+from .errors import Cancelled, RequestError, shown
 from .events import Callback, Event, ignore
 from .media.audio import AudioClip
 from .planner.disk import TemporaryBytes
@@ -109,24 +109,40 @@ class VideoJob:
             self._session.close()
             self._session = None
 
-    def latents(self, callback: Callback = ignore) -> torch.Tensor:
+    def latents(
+        self, callback: Callback = ignore, cancelled_state: str | os.PathLike[str] | None = None
+    ) -> torch.Tensor:
         """All latents at once, without the VAE's normalisation, as core keeps them: [1, 16, 3 blocks, h, w] float32.
 
         Args:
             callback: called with every event; may raise `Cancelled`.
+            cancelled_state: as of `save`.
+
+        Raises:
+            Cancelled: from the callback.
         """
+        state = check_state_path(self.spec, self.config, cancelled_state)
         session = self.session(callback)
 
         def on_event(event: Event) -> None:
             if event.notice:
                 event = dataclasses.replace(event, done=session.latents.produced, total=session.latents.blocks)
-            callback(event)
+            try:
+                callback(event)
+            except Cancelled:
+                if state is None or session.job.stop is None:
+                    raise
+                session.job.stop.set()
 
         session.callback = on_event
         try:
             latents = torch.cat(list(session.latents), 1)[None]
             if self._store is not None:
                 self._store.write(session)
+        except Cancelled as error:
+            if self._store is None or (left := self._store.write_cancelled(session, state)) is None:
+                raise
+            raise Cancelled(f"Cancelled. {left} continues the video.") from error
         finally:
             session.callback = ignore
         mean, inverse_std = self.pipeline.encoders(self.spec.plan).latent_scale()
@@ -139,6 +155,7 @@ class VideoJob:
         callback: Callback = ignore,
         vae: AutoencoderKLWan | None = None,
         state: str | os.PathLike[str] | None = None,
+        cancelled_state: str | os.PathLike[str] | None = None,
     ) -> Receipt:
         """Make the video, or replay it, and write its receipt beside it.
 
@@ -149,6 +166,7 @@ class VideoJob:
             vae: decodes instead of the model's own.
             state: a file for what a continuation needs (see `Request.keep_state`). It is written when the video is
                 complete; and where it is cancelled, after the blocks that had begun then.
+            cancelled_state: the same for a video that is cancelled, where a complete one needs no file.
 
         Returns:
             The receipt as written, with status "complete".
@@ -165,15 +183,19 @@ class VideoJob:
                 f"The callback is {shown(callback)}, which cannot be called.", "Give a function of an event."
             )
         self._check_room()
-        store, state_path = self._store, check_state_path(self.spec, self.config, state, (Path(out), place))
+        store, outputs = self._store, (Path(out), place)
+        state_path, if_cancelled = (
+            check_state_path(self.spec, self.config, given, outputs) for given in (state, cancelled_state or state)
+        )
         recorder = VideoRecorder(self.spec, Path(out), place, callback)
         replayed = self.complete
         with recorder.recording():
             with recorder.timed("prepare"):
                 session = self.session(recorder.on_event)
             try:
-                with contextlib.nullcontext() if store is None else store.saving(recorder, session, state_path):
-                    stop = None if state_path is None else session.job.stop
+                saving = store and store.saving(recorder, session, state_path, if_cancelled)
+                with saving or contextlib.nullcontext():
+                    stop = None if if_cancelled is None else session.job.stop
                     recorder.write(session, session.frames_through(self._decoder_factory(vae)), stop)
             except BaseException:
                 session.latents.cancel()  # or a paused run would hold its KV caches as long as the video job

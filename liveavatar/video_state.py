@@ -6,6 +6,7 @@
     latents                        of the latest blocks: what the decoder remembers is made again of them
     first_frame, motion            of which the sink is renewed after the first clip
     prompt, first_prompt           features of the prompt in use, and of the first one
+    pose                           pictures of the clip that the next block goes on with, where a pose is followed
 
 The header says what it belongs to (`StateInfo`). Partition and place of the KV cache are not part of it.
 """
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 
 from .config import (
@@ -57,7 +59,7 @@ from .storage import KVDtype
 from .utils import check_input_file, format_bytes
 from .vae.decoding import CONTEXT_LATENTS
 from .weights.source import SafetensorsSource
-from .weights.writing import LazyTensor, write_safetensors
+from .weights.writing import DTYPE_NAMES, LazyTensor, write_safetensors
 
 FORMAT = "liveavatar state 1"
 """The mark by which a state is known from any other safetensors file, its metadata `format`."""
@@ -304,13 +306,7 @@ class VideoState:
         Raises:
             OutputError: it cannot be written.
         """
-        kinds = {
-            "F32": torch.float32,
-            "BF16": torch.bfloat16,
-            "F16": torch.float16,
-            "F8_E4M3": torch.float8_e4m3fn,
-            "I8": torch.int8,
-        }
+        kinds = {name: dtype for dtype, name in DTYPE_NAMES.items()}
         held = self.tensors
         write_state(
             path,
@@ -333,7 +329,8 @@ class VideoState:
             for name, shape in state_shapes(config, *size, form)
             if form == self._kv_dtype(name)
         }
-        wrong = [name for name in held if not self._belongs(name, known)]
+        optional = {"pose": self._pose_shape}
+        wrong = [name for name in held if not self._belongs(name, known | optional)]
         if wrong or not known.keys() <= held:
             name = min(wrong or known.keys() - held)
             raise StateError(
@@ -356,6 +353,11 @@ class VideoState:
             raise StateError(f"The state {self.path} was replaced meanwhile.", "Continue from it anew.")
         return self.tensors.read(key)
 
+    def pose_pictures(self) -> np.ndarray | None:
+        """Of the blocks before the next one in its clip, uint8 [12 n, H, W, 3]; None where no pose was followed, or the
+        next block begins a clip."""
+        return self.read("pose").clone().numpy() if "pose" in self.keys() else None
+
     def _kv_dtype(self, name: str) -> KVDtype:
         """Format of the KV cache that a tensor is of, by its keys; "plain" of what is of none."""
         keys = f"{name.rpartition('.')[0]}.k"
@@ -375,6 +377,11 @@ class VideoState:
             "prompt": (-1, config.text_dim),
             "first_prompt": (-1, config.text_dim),
         }
+
+    @property
+    def _pose_shape(self) -> tuple[int, ...]:
+        """Of what is there only where a pose was followed; -n as above."""
+        return -BLOCK_FRAMES, self.info.height, self.info.width, 3
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -433,7 +440,8 @@ def state_bytes(config: ModelConfig, resolved: ResolvedRequest, plan: Plan) -> i
     )
     sink = 2 * config.num_layers * (5 * e.frame_tokens // 2) * config.dim * number
     latents = BLOCK_LATENTS * min(block, CONTEXT_LATENTS) + MOTION_LATENTS + 1
-    return kv + sink + 4 * CHANNELS * latents * math.prod(e.latent_size)
+    pose = BLOCK_FRAMES * (block % e.clip_blocks) * 3 * e.width * e.height * e.pose
+    return kv + sink + 4 * CHANNELS * latents * math.prod(e.latent_size) + pose
 
 
 def is_state(path: Path) -> bool:
@@ -476,7 +484,7 @@ def check_state_output(path: str | os.PathLike[str], nbytes: int) -> Path:
 
 
 def write_state(path: Path, info: StateInfo, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write or replace a state in one step.
+    """Write or replace a state in one step: the same file whatever the partition was.
 
     Raises:
         OutputError: see `check_state_output`; an older state is still there.
@@ -484,7 +492,7 @@ def write_state(path: Path, info: StateInfo, tensors: Mapping[str, LazyTensor]) 
     metadata = {"format": FORMAT, "state": json.dumps(json_ready(info), ensure_ascii=False)}
     try:
         with _claimed(path) as claim, replacement(claim) as (_, file):
-            write_safetensors(file, tensors, metadata)
+            write_safetensors(file, dict(sorted(tensors.items())), metadata)
             os.fsync(file.fileno())
     except OSError as error:
         raise refusal(path, error) from error

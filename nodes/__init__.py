@@ -15,6 +15,7 @@ from .latent import Latent
 from .live import Live
 from .load import LoadModel
 from .lora import LoRA
+from .meter import Meter
 from .plan import Plan
 from .sample import Sample
 from .sampler import Sampler
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveState,
     LoadState,
     Live,
+    Meter,
 ]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..liveavatar.config import FPS, ModelConfig
-from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError
+from ..liveavatar.continuation import VideoTail
+from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError, StateError
 from ..liveavatar.media.audio import AudioClip
 from ..liveavatar.media.pose_video import Pictures, PoseFile, PoseSource
 from ..liveavatar.timed_changes import TimedChange
@@ -110,6 +113,28 @@ def pose_source(pose: Any) -> PoseSource | None:
         raise PoseError(f"The pose is of type {type(pose).__name__}.", "Connect core Load Video, or an IMAGE batch.")
     start, length = pose.get_active_trim_window() if hasattr(pose, "get_active_trim_window") else (0.0, 0.0)
     return PoseFile(pose.get_stream_source(), start, length or None)
+
+
+def video_tail(video: Any, folder: Path) -> VideoTail:
+    """VIDEO -> its last frames, from which another one goes on approximately.
+
+    Args:
+        video: of core; one that is no file, or a part of one, is written to a file first.
+        folder: for that file, which does not stay.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    if not callable(getattr(video, "get_stream_source", None)):
+        raise StateError(f"The video is of type {type(video).__name__}.", "Connect core Load Video.")
+    trimmed = any(video.get_active_trim_window()) if hasattr(video, "get_active_trim_window") else False
+    source = video.get_stream_source()
+    if isinstance(source, str) and not trimmed:
+        return VideoTail(source)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        file = Path(place) / "the connected video.mp4"
+        video.save_to(str(file))
+        return VideoTail(file)
 
 
 def image_notes(image: Any) -> tuple[str, ...]:

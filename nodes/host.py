@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,9 @@ _LAST_SECONDS, _LOOK_SECONDS = 20.0, 0.1
 looks."""
 _PREFIX = "LiveAvatar"
 """Of the ids of all nodes here."""
+_CANCELLED = "cancelled"
+"""How the files of states of cancelled videos begin."""
+_log = logging.getLogger("liveavatar")
 
 
 def default_device() -> str:
@@ -345,6 +349,20 @@ def video_output(progress: NodeProgress, receipt: str) -> io.NodeOutput:
     return io.NodeOutput(InputImpl.VideoFromFile(str(progress.out)), receipt, ui=shown)
 
 
+@contextlib.contextmanager
+def keeping_cancelled(progress: NodeProgress, job: VideoJob) -> Iterator[Path | None]:
+    """The file that the state of a video goes to where it is cancelled inside, which the panel and the log then name;
+    None where it keeps none."""
+    state = paths.new_state(_CANCELLED) if job.spec.request.keep_state else None
+    try:
+        yield state
+    except Cancelled:
+        if state is not None and state.is_file():
+            progress.details["state"] = state.name
+            _log.info("The cancelled video can be continued: choose %s in Load State.", state.name)
+        raise
+
+
 def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.NodeOutput:
     """Write a video job into ComfyUI's temporary folder; see `video_output`."""
     resolved, plan = job.spec.resolved, job.spec.plan
@@ -355,7 +373,8 @@ def save(progress: NodeProgress, job: VideoJob, prefix: str, vae: str) -> io.Nod
     if vae != paths.AUTOMATIC:
         other = paths.open_vae(vae, torch.device(plan.vae_device), getattr(torch, plan.dtype))
     try:
-        job.save(out, receipt, progress, vae=other)
+        with keeping_cancelled(progress, job) as state:
+            job.save(out, receipt, progress, vae=other, cancelled_state=state)
     except (LiveAvatarError, OSError) as error:
         if isinstance(error, Cancelled) or out.parent.is_dir():
             raise

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..liveavatar.events import DECODING
-from .host import NodeProgress, seconds_of
+from .host import NodeProgress, keeping_cancelled, seconds_of
 from .schema import CATEGORY, LatentsSocket, supported
 
 
@@ -33,4 +33,5 @@ class Latent(io.ComfyNode):
         """{"samples": [1, 16, n, h, w]}, not normalised, as core keeps them."""
         with NodeProgress.current(DECODING, seconds_of(latents)) as progress:
             progress.job = latents
-            return io.NodeOutput({"samples": latents.latents(progress)})
+            with keeping_cancelled(progress, latents) as state:
+                return io.NodeOutput({"samples": latents.latents(progress, state)})

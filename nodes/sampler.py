@@ -83,7 +83,8 @@ class Sampler(io.ComfyNode):
                         default=False,
                         optional=True,
                         tooltip="Keep what another Sampler needs to continue this video. It ends with a whole block "
-                        "then, up to 0.48 s after the sound.",
+                        "then, up to 0.48 s after the sound. Of a video that is cancelled it is saved in the output "
+                        "folder, for Load State.",
                     )
                 ),
                 StateSocket.Input(

@@ -51,7 +51,7 @@ def pose_input() -> Any:
         types=[io.Image, io.Video],
         optional=True,
         tooltip="A body whose movements are followed, as DWPose draws it: a VIDEO, or an IMAGE batch of 25 pictures a "
-        "second. It is read beside the blocks. Not with worker processes.",
+        "second. It is read beside the blocks.",
     )
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..liveavatar.errors import StateError
 from ..liveavatar.events import DECODING
 from ..liveavatar.utils import format_bytes
 from . import paths
+from .convert import video_tail
 from .host import NodeProgress, seconds_of
 from .schema import CATEGORY, StateSocket, supported
 from .words import refused_in_widgets
@@ -41,9 +43,11 @@ class SaveState(io.ComfyNode):
     @classmethod
     def execute(cls, state: Any, filename_prefix: str) -> io.NodeOutput:
         """The file; the video is made now where it was not yet."""
-        known = seconds_of(state) if hasattr(state, "spec") else None
+        known, source = seconds_of(state) if hasattr(state, "spec") else None, state_of(state)
+        if not hasattr(source, "open"):
+            raise StateError("There is no state to save.", "Connect a Sampler whose keep_state is on.")
         with NodeProgress.current(DECODING, known) as progress:
-            saved = state_of(state).open(progress).copied(paths.new_state(filename_prefix))
+            saved = source.open(progress).copied(paths.new_state(filename_prefix))
         size = format_bytes(saved.path.stat().st_size, ".3g")
         return io.NodeOutput(f"{saved.path}: {saved.info.seconds:.2f} s of video, {size}")
 
@@ -58,8 +62,9 @@ class LoadState(io.ComfyNode):
             node_id="LiveAvatarLoadState",
             display_name="Load State (Live Avatar)",
             category=CATEGORY,
-            description="A state that Save State, or --save-state of the command line, has written: the state input of "
-            "the Sampler continues its video with another voice.",
+            description="A state that Save State, a cancelled video whose keep_state was on, or --save-state of the "
+            "command line has written: the state input of the Sampler continues its video with another voice. Or a "
+            "video, continued approximately from its last frames.",
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -67,7 +72,13 @@ class LoadState(io.ComfyNode):
                     default=paths.NO_STATE,
                     tooltip=f"Files in the folder {paths.OWN_CATEGORY} of the output folder. none: the video begins "
                     "anew.",
-                )
+                ),
+                io.Video.Input(
+                    "video",
+                    optional=True,
+                    tooltip="In place of a file: the new video begins with the motion of the last 73 frames of this "
+                    "one, which comes close; what the network remembered of it is not in it.",
+                ),
             ],
             outputs=[StateSocket.Output(display_name="state", tooltip="For the state input of a Sampler.")],
             **supported(search_aliases=["live avatar state", "extend video", "continue"]),
@@ -84,10 +95,17 @@ class LoadState(io.ComfyNode):
         return paths.state_fingerprint(file or paths.NO_STATE)
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        """The state; whether it fits the model is for the Sampler to say."""
+    def execute(cls, file: str, video: Any = None) -> io.NodeOutput:
+        """The state, or the end of a video; whether it fits the model is for the Sampler to say."""
         with refused_in_widgets():
-            return io.NodeOutput(paths.open_state(file))
+            state = paths.open_state(file)
+            if video is None:
+                return io.NodeOutput(state)
+            if state is not None:
+                raise StateError(
+                    f"Both the state {file} and a video are given.", f"Set file to {paths.NO_STATE}, or disconnect one."
+                )
+            return io.NodeOutput(video_tail(video, paths.temporary_folder()))
 
 
 def state_of(given: Any) -> Any:

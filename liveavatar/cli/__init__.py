@@ -1,5 +1,5 @@
 """The command line: `python -m liveavatar generate | plan | inspect | demo | live | doctor | bench | workers |
-cluster | repair`.
+cluster | repair | meter`.
 
 Exit codes: 0 the work is complete, 1 it broke off half-way or found something wrong, 2 the request was refused,
 130 it was cancelled.
@@ -21,6 +21,7 @@ from ..bench import command as bench
 from ..doctor import command as doctor
 from ..errors import LiveAvatarError
 from ..interrupt import interrupts
+from ..meter import command as meter
 from ..utils import brief_spinning
 from . import cluster, demo, generate, inspect, live, plan, repair, workers
 from .parser import Parser
@@ -37,6 +38,7 @@ COMMANDS = {
     "workers": workers,
     "cluster": cluster,
     "repair": repair,
+    "meter": meter,
 }
 
 

@@ -136,12 +136,11 @@ def _with_pose(arguments: argparse.Namespace, request: Request, resolved: Resolv
     """What will be made where a pose video is followed.
 
     Raises:
-        PoseError: it cannot be read, or not be followed by worker processes.
+        PoseError: it cannot be read.
     """
     from ..inputs import with_pose
-    from ..media.pose_video import PoseFile, refuse_pose_in_workers
+    from ..media.pose_video import PoseFile
 
-    refuse_pose_in_workers(arguments.engine == "ray")
     return with_pose(resolved, request, PoseFile(arguments.pose))
 
 

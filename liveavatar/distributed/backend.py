@@ -20,7 +20,8 @@ from ..planner import Plan
 from ..session import EngineState, VideoTask
 from .cluster import LOCAL, check_address, ray_module
 from .cluster_token import checked_token
-from .encoders import RayEncoders, only_local
+from .encoders import RayEncoders
+from .kept_state import KeptState
 from .monitor import VideoRun, superseded
 from .pool import STOP_TIMEOUT_SECONDS, WorkerPool
 from .queue import IdleReaper, JobQueue, PauseFlag
@@ -50,6 +51,8 @@ class RayEngine:
         self._model = ModelSpec.of(components)
         self.pool, self._jobs, self._pause = pool, jobs, pause
         self._video: VideoRun | None = None
+        self._kept: KeptState | None = None
+        """Of the latest run, where its job wants what it leaves."""
 
     @property
     def loaded(self) -> bool:
@@ -84,8 +87,9 @@ class RayEngine:
         return self._video.attention if self._video else ()
 
     def take_state(self) -> EngineState | None:
-        """See `Engine`; there is none."""
-        return None
+        """See `Engine`. Where a worker is lost before all is read, reading raises `WorkerError`."""
+        kept, self._kept = self._kept, None
+        return None if kept is None else EngineState(kept.block, kept.tensors(), kept.close)
 
     def run(self, job: VideoTask, callback: Callback = ignore) -> Iterator[torch.Tensor]:
         """The finished latents [16, 3, h, w] of each block, in order, on the CPU.
@@ -98,15 +102,14 @@ class RayEngine:
         Raises:
             WorkerError: a worker failed; or it was lost or hung, and `restarts` does not allow to replace it.
             LiveAvatarError: another video took the workers meanwhile.
-            PlanError: it continues another video, or shall be continued.
         """
-        if job.start is not None or job.keep_state:
-            raise only_local("To continue a video, or to keep what that needs,")
+        self._kept = None
         ticket = self._jobs.acquire(callback)
         video = None
         try:
             self._video = video = VideoRun(self.pool, self.plan, self._model, job, self._pause)
-            for block in itertools.count() if job.blocks is None else range(job.blocks):
+            first = job.resolved.first_block
+            for block in itertools.count(first) if job.blocks is None else range(first, job.blocks):
                 if not ticket.is_current:
                     raise superseded()
                 ticket.thread = threading.current_thread()
@@ -119,8 +122,10 @@ class RayEngine:
             if video is not None:
                 video.close()
             if ticket.is_current:
-                self.pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
-                self.pool.remove_snapshots()
+                self._kept = video.kept_state() if video is not None and job.keep_state else None
+                if self._kept is None:
+                    self.pool.wait_until_idle(STOP_TIMEOUT_SECONDS)
+                    self.pool.remove_snapshots()
                 ticket.release()
 
 

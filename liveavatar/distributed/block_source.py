@@ -12,8 +12,9 @@ from ..stage import Changes, Portrait
 class BlockSource:
     """The blocks of one video, in order, with what they are made of.
 
-    How many there are is known beforehand, or the video's gate lets them in one by one. Then what a block is made of
-    is taken over when it is let in, and kept until no run will begin with it: whoever fed the video may forget it.
+    How many there are is known beforehand, unless the video is stopped, or the video's gate lets them in one by one.
+    Then what a block is made of is taken over when it is let in, and kept until no run will begin with it: whoever fed
+    the video may forget it.
 
     Args:
         job: the video.
@@ -23,11 +24,9 @@ class BlockSource:
     def __init__(self, job: VideoTask, most: int):
         self._job, self._most = job, most
         self._given, self._gate = job.conditioning, job.gate
-        self.total = job.blocks
-        """How many there are; None as long as nobody knows."""
-        self.oldest = 0
-        """The first block that is not forgotten."""
-        self._let_in = 0
+        self.first = self.oldest = job.resolved.first_block
+        """The first block of all, and the first one that is not forgotten."""
+        self._total, self._let_in = job.blocks, self.first
         self._changes = self._given.changes if self._gate is None else Changes()
         self._features = None if self._gate is None else SlotFile()
 
@@ -36,18 +35,28 @@ class BlockSource:
         """Whether there is a gate."""
         return self._gate is not None
 
+    @property
+    def total(self) -> int | None:
+        """The number of the last block and one; None as long as nobody knows."""
+        if self._job.stop is not None and self._job.stop.is_set():
+            self._total = self._let_in
+        return self._total
+
     def has(self, block: int) -> bool:
-        """Whether a block may begin; the gate is asked, but not waited for. Blocks are asked for in order.
+        """Whether a block may begin, and then it does; the gate is asked, but not waited for. Blocks are asked for in
+        order.
 
         Raises:
             Whatever the gate raises.
         """
+        total = self.total
         if self._gate is None:
-            return self.total is not None and block < self.total
-        if block == self._let_in and self.total is None:
+            self._let_in = max(self._let_in, min(block + 1, total or 0))
+            return block < self._let_in
+        if block == self._let_in and total is None:
             let_in = self._gate(block, False)
             if let_in is False:
-                self.total = block
+                self._total = block
             elif let_in:
                 self._take_over(block)
         return block < self._let_in
@@ -64,9 +73,16 @@ class BlockSource:
         """The portrait that begins to hold at a block; None where none does."""
         return self._changes.portraits.beginning(block)
 
-    def prompt_before(self, block: int) -> torch.Tensor:
-        """Features of the prompt that holds just before a block; before block 0, the first one."""
-        return self._changes.prompts.holding(block - 1, self._given.prompt)
+    def pose(self, block: int) -> torch.Tensor | None:
+        """Its pose latents [16, 3, h, w], encoded now; None where no pose is followed."""
+        return None if self._given.pose is None else self._given.pose.block(block)
+
+    def prompts_before(self, block: int) -> tuple[list[torch.Tensor], int]:
+        """Features of the first prompt, and of the one that holds just before a block where that is another one; and
+        the block from which that holds."""
+        prompts, first = self._changes.prompts, self._given.prompt
+        version = prompts.version(block - 1)
+        return ([first, prompts.value(version)], prompts.starts[version - 1]) if version else ([first], 0)
 
     @property
     def portraits(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from ..codec import ExecConfig, LocalEncoders
 from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
 from ..errors import Cancelled
 from ..events import Event
+from ..pose import Encode
 from ..spool import Spool
 from ..streams import Decoder
 from ..vae.tile_grid import Tiles
@@ -43,6 +44,7 @@ class CodecWorker(BaseWorker):
         self._decoders: dict[int, Decoder] = {}
         self._audio: dict[int, _AudioJob] = {}
         self._audio_encoders: dict[int, AudioEncoder] = {}
+        self._clips: dict[int, Encode] = {}
 
     def open(self, model: ModelSpec, exec_config: ExecConfig) -> None:
         """Open a model for the calls that follow; nothing is loaded yet."""
@@ -50,6 +52,7 @@ class CodecWorker(BaseWorker):
             if self._opened != (model, exec_config):
                 self._decoders.clear()
                 self._audio_encoders.clear()
+                self._clips.clear()
                 self._codec = LocalEncoders(model.open(), exec_config)
                 self._opened = (model, exec_config)
 
@@ -128,6 +131,20 @@ class CodecWorker(BaseWorker):
     def close_audio_encoder(self, number: int) -> None:
         """Let an audio encoder go."""
         self._audio_encoders.pop(number, None)
+
+    # -- clips of pose videos, by number --
+
+    def open_pose_clip(self, number: int, size: tuple[int, int], tiles: Tiles) -> None:
+        """Begin a clip; see `Encoders.pose_encoder`."""
+        self._clips[number] = self._compute(lambda codec: codec.pose_encoder(size, tiles)())
+
+    def encode_pose(self, number: int, pictures: np.ndarray) -> torch.Tensor:
+        """The latents of the next pictures of a clip."""
+        return self._compute(lambda codec: self._clips[number](pictures)).cpu()
+
+    def close_pose_clip(self, number: int) -> None:
+        """Free what a clip's encoder remembers."""
+        self._clips.pop(number, None)
 
     # -- decoders, by number --
 

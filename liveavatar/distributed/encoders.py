@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from ..codec import ExecConfig, LatentScale
 from ..components import Components
 from ..config import BLOCK_FRAMES
 from ..encoders.audio import ALL_ROWS, AudioEncoder, AudioFeatures, Tail, feature_count
-from ..errors import PlanError
 from ..events import (
     ENCODING_AUDIO,
     ENCODING_IMAGE,
@@ -28,6 +28,7 @@ from ..events import (
     notice_event,
     share_event,
 )
+from ..pose import ClipLost, Encode, OpenClip
 from ..spool import Rows
 from ..streams import Decoder
 from ..vae.decoding import CONTEXT_LATENTS
@@ -41,14 +42,6 @@ _numbers = itertools.count(1)
 """Of audio and decoders."""
 _PIECE = 1 << 20
 _BLOCKS_AT_ONCE = 8
-
-
-def only_local(what: str) -> PlanError:
-    """Something that worker processes cannot do yet."""
-    return PlanError(
-        f"{what} is not possible in worker processes yet.",
-        "Run it in this process (engine local), on the same devices.",
-    )
 
 
 class RayEncoders:
@@ -119,6 +112,11 @@ class RayEncoders:
             "encode the video", _Heartbeat(callback, ENCODING_IMAGE), "encode_motion", pixels, tiles
         )
         return motion
+
+    def pose_encoder(self, size: tuple[int, int], tiles: Tiles = WHOLE) -> OpenClip:
+        """See `Encoders`; pictures travel block by block. A clip whose worker is lost is encoded again in another one,
+        with the same latents."""
+        return _RemotePoseEncoder(self._worker, self.exec_config, self._open, size, tiles)
 
     def decoder(self, motion: torch.Tensor, callback: Callback = ignore, tiles: Tiles = WHOLE) -> Decoder:
         """See `Encoders`; a worker that is lost is replaced, with the same frames."""
@@ -279,3 +277,84 @@ class _RemoteAudioEncoder(_RemotePart):
 
     def _open(self) -> None:
         self.layers, self.channels = self._call("encode the audio", "open_audio_encoder")
+
+
+class _RemotePoseEncoder:
+    """Encodes one pose video in the codec worker, clip by clip. A worker that is lost is replaced, as often as workers
+    may be.
+
+    Args:
+        handle, exec_config, have_worker: as of `_RemotePart`.
+        size, tiles: as of `Encoders.pose_encoder`.
+    """
+
+    def __init__(
+        self,
+        handle: CodecWorkerHandle,
+        exec_config: ExecConfig,
+        have_worker: Callable[[], None],
+        size: tuple[int, int],
+        tiles: Tiles,
+    ):
+        self._handle, self._place, self._have_worker = handle, exec_config, have_worker
+        self._size, self._tiles = size, tiles
+        self._restarts, self._done = Restarts(handle.limits.restarts), 0
+
+    def __call__(self) -> Encode:
+        """Begin a clip."""
+        return _RemoteClip(self, next(_numbers))
+
+    def open(self, number: int) -> WorkerHandle | None:
+        """Begin a clip in the worker that there is then."""
+        with self._replacing():
+            self._have_worker()
+            self._call("open_pose_clip", number, self._size, self._tiles)
+        return self._handle.worker
+
+    def encode(self, worker: WorkerHandle | None, number: int, pictures: np.ndarray) -> torch.Tensor:
+        """The latents of the next pictures of a clip that was begun in a worker.
+
+        Raises:
+            ClipLost: that worker is there no more.
+            WorkerError: it was lost and may not be replaced, or failed.
+        """
+        if worker is None or self._handle.worker is not worker:
+            raise ClipLost
+        with self._replacing():
+            latents: torch.Tensor = self._call("encode_pose", number, pictures)
+        self._done += 1
+        return latents
+
+    def close(self, number: int) -> None:
+        """Let a clip go."""
+        self._handle.call_async("close_pose_clip", number)
+
+    def _call(self, name: str, *given: Any) -> Any:
+        return self._handle.call(
+            self._place, "encode the pose", self._handle.limits.deadline, no_heartbeat, name, *given
+        )
+
+    @contextlib.contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Where the worker is lost inside, the clip is."""
+        try:
+            yield
+        except WorkerError as error:
+            if not self._restarts.allow(error, self._done):
+                raise
+            _log.warning("%s It is replaced.", error)
+            raise ClipLost from error
+
+
+class _RemoteClip:
+    """One clip of a pose video, begun with its first pictures."""
+
+    def __init__(self, encoder: _RemotePoseEncoder, number: int):
+        self._encoder, self._number = encoder, number
+        self._worker = encoder.open(number)
+
+    def __call__(self, pictures: np.ndarray) -> torch.Tensor:
+        return self._encoder.encode(self._worker, self._number, pictures)
+
+    def __del__(self) -> None:
+        self._encoder.close(self._number)

@@ -21,9 +21,11 @@ from ..noise_schedule import NoiseSchedule
 from ..planner import Plan
 from ..session import VideoTask
 from ..stage import Portrait
+from ..stage_state import SavedTensors, pieces_of, read_piece
 from ..task_graph import task_count
 from . import ray_compat
 from .block_source import BlockSource
+from .kept_state import KeptState
 from .pool import PROBE_AFTER_SECONDS, WorkerPool
 from .queue import PauseFlag
 from .snapshots import NUM_KEPT, latest_common
@@ -42,12 +44,15 @@ _SECOND_HAND_SECONDS = 3.0
 class ReceivedBlocks:
     """The finished blocks of a video that wait for the caller. A block that is made again comes in only once.
 
+    Args:
+        first: the first one of all.
+
     Attributes:
-        count: blocks that have come in so far.
+        count: the number of the next block to come in.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, first: int = 0) -> None:
+        self.count = first
         self._waiting: deque[torch.Tensor] = deque()
 
     def add(self, block: int, latent: torch.Tensor) -> None:
@@ -72,11 +77,13 @@ class RunStart:
         number: of the run, never used again.
         first: the block; earlier ones are finished.
         folder: of the video's snapshots.
+        state: what the earlier ones have left, where no snapshot has it.
     """
 
     number: int
     first: int
     folder: str
+    state: SavedTensors | None = None
 
 
 class RunMonitor:
@@ -109,18 +116,31 @@ class RunMonitor:
         self._events: dict[Any, int] = {}
         """Stages whose events were requested, by the reference of their answer."""
         self._requested = [0.0] * len(workers)
-        self._embedding: dict[Any, int] = {}
-        """Blocks whose audio and prompt are being embedded, by the reference of the answer."""
+        self._embedding: dict[Any, tuple[int, torch.Tensor | None]] = {}
+        """Blocks whose audio and prompt are being embedded, with their pose, by the reference of the answer."""
+        self._total, self._ended = source.total, set[int]()
+        """The number of the last block and one, as the workers know it; stages that have run all their tasks."""
         self._snapshots: dict[int, tuple[int, ...]] = {}
         """By stage: boundaries of its complete snapshots."""
         self._lost_link: tuple[float, int, str] | None = None
         """Time, stage and words of a broken link whose cause is not known yet."""
         clip_blocks, portraits, first = job.resolved.clip_blocks, source.portraits, beginning.first
-        self._total = task_count(plan.partition, job.blocks, 0, clip_blocks, portraits) if job.blocks else 0
-        self._tasks = task_count(plan.partition, first, 0, clip_blocks, portraits) if first else 0
+        counted = source.first, clip_blocks, portraits
+        self._all_tasks = task_count(plan.partition, job.blocks, *counted) if job.blocks else 0
+        self._tasks = task_count(plan.partition, first, *counted) if first > source.first else 0
         self._called = time.monotonic()
         self.begun: tuple[RunBegun, ...] = self._begin()
         """What the workers of the stages answered, in their order."""
+
+    @property
+    def workers(self) -> list[WorkerHandle]:
+        """Of the stages."""
+        return self._workers
+
+    @property
+    def number(self) -> int:
+        """Of the run."""
+        return self._beginning.number
 
     @property
     def seconds(self) -> tuple[float, ...]:
@@ -129,7 +149,7 @@ class RunMonitor:
 
     def next_latent(self, block: int, callback: Callback) -> torch.Tensor | None:
         """Block number `block`, in order; with the last one of a known number all tasks are done and reported. None:
-        there is no such block.
+        there is no such block, and all tasks of the others are done.
 
         While the pause holds back what it needs, `callback` is called with that; while the gate does, with the latest
         progress.
@@ -140,18 +160,47 @@ class RunMonitor:
         while True:
             if not self._pause.on:
                 self._allow(block)
+            self._limit_workers()
             if self._is_there(block):
                 return self._received.pop()
-            if block == self._source.total:
+            if block == self._source.total and (self._source.is_open or self.boundary is not None):
                 return None
             if self._pause.on and self._allowed < self._limit(block):
                 self._pause.notify(callback)
             self._wait(block, callback)
 
+    @property
+    def boundary(self) -> int | None:
+        """The number of the last block and one, once all stages have run all their tasks and rest; else None."""
+        return self._total if len(self._ended) == len(self._workers) else None
+
+    def restore(self, callback: Callback) -> None:
+        """Send all stages the state that the run begins with, where it does, piece by piece, each to all at once."""
+        saved, beginning = self._beginning.state, self._beginning
+        if saved is None:
+            return
+        pieces = (pieces_of(stage.steps, stage.layers) for stage in self._plan.stages)
+        for sent in itertools.zip_longest(*pieces):
+            calls = {
+                stage: self._workers[stage].call("restore", beginning.number, piece, read_piece(saved, piece))
+                for stage, piece in enumerate(sent)
+                if piece is not None
+            }
+            callback(Event(GENERATING, self._tasks, self._all_tasks))
+            self._pool.gather(self._plan, calls, self._pool.limits.deadline, "take up the state")
+
     def _is_there(self, block: int) -> bool:
         """Whether a block has come in, and if it is the last one, all tasks with it."""
-        last = self._job.blocks == block + 1
-        return bool(self._received) and not (last and self._tasks < self._total)
+        last = not self._source.is_open and self._source.total == block + 1
+        return bool(self._received) and not (last and self.boundary is None)
+
+    def _limit_workers(self) -> None:
+        """Tell the workers of a video that was stopped where it ends now."""
+        total = self._source.total
+        if not self._source.is_open and total is not None and total != self._total:
+            self._total = total
+            for worker in self._workers:
+                worker.call("limit", self._beginning.number, total)
 
     def _limit(self, block: int) -> int:
         """How many blocks may have begun while the caller waits for `block`.
@@ -172,7 +221,7 @@ class RunMonitor:
             self._wait_for_gate(HEARTBEAT_SECONDS)
             self._poll(callback, 0.0)
         if self._source.is_open and time.monotonic() - self._called > HEARTBEAT_SECONDS:
-            self._call(callback, Event(GENERATING, self._tasks, self._total))
+            self._call(callback, Event(GENERATING, self._tasks, self._all_tasks))
 
     def _wait_for_gate(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -186,21 +235,24 @@ class RunMonitor:
     def _begin(self) -> tuple[RunBegun, ...]:
         resolved, material, distance = self._job.resolved, self._job.conditioning, self._job.distance
         schedule, first = NoiseSchedule.flow_matching(resolved.steps), self._beginning.first
-        prompt = self._source.prompt_before(first)
-        conditions = self._workers[0].call("embed", _own(prompt), [*schedule.timesteps, 0.0])
+        prompts, prompt_start = self._source.prompts_before(first)
+        conditions = self._workers[0].call("embed", [_own(p) for p in prompts], [*schedule.timesteps, 0.0])
         # Handed on only when it is there, so that a worker is never kept waiting by another.
         self._pool.gather(self._plan, {0: conditions}, self._pool.limits.deadline, "embed the prompt")
-        portraits = () if self._source.is_open else tuple(b for b in self._source.portraits if b >= first)
+        portraits = tuple(b for b in self._source.portraits if b < first or not self._source.is_open)
         calls = {}
         for stage, worker in enumerate(self._workers):
             spec = RunSpec(
                 run=self._beginning.number,
                 stage=stage,
                 partition=self._plan.partition,
-                blocks=self._job.blocks,
+                blocks=None if self._source.is_open else self._total,
                 portraits=portraits,
+                prompt_start=prompt_start,
                 clip_blocks=resolved.clip_blocks,
                 first=first,
+                from_state=self._beginning.state is not None,
+                keep_state=self._job.keep_state,
                 snapshot_blocks=self._plan.snapshot_blocks,
                 folder=self._beginning.folder,
                 seed=resolved.seed,
@@ -230,7 +282,7 @@ class RunMonitor:
             prompt = self._source.prompt(self._allowed)
             context = None if prompt is None else _own(prompt)
             ref = self._workers[0].call("embed_block", self._source.features(self._allowed), context)
-            self._embedding[ref] = self._allowed
+            self._embedding[ref] = self._allowed, self._source.pose(self._allowed)
             self._allowed += 1
 
     def _poll(self, callback: Callback, seconds: float) -> None:
@@ -243,12 +295,12 @@ class RunMonitor:
             time.sleep(min(seconds, 0.1))
         for ref in done:
             if ref in self._embedding:
-                self._distribute(self._embedding.pop(ref), ref)
+                self._distribute(*self._embedding.pop(ref), ref)
             else:
                 self._handle_events(self._events.pop(ref), ref, callback)
         self._check_silence()
 
-    def _distribute(self, block: int, ref: Any) -> None:
+    def _distribute(self, block: int, pose: torch.Tensor | None, ref: Any) -> None:
         """Send what a block is made of to all stages, which allows the block."""
         kind, value = self._pool.result(self._plan, 0, ref)
         if kind != "ok":
@@ -257,7 +309,7 @@ class RunMonitor:
         if portrait is not None:
             portrait = Portrait(_own(portrait.reference), _own(portrait.motion))
         for worker in self._workers:
-            worker.call("allow", self._beginning.number, block, ref, portrait)
+            worker.call("allow", self._beginning.number, block, ref, portrait, pose)
 
     def _handle_events(self, stage: int, ref: Any, callback: Callback) -> None:
         kind, value = self._pool.result(self._plan, stage, ref)
@@ -266,6 +318,8 @@ class RunMonitor:
         events: WorkerEvents = value
         if events.state == "running":
             self._request_events(stage)
+        elif events.state == "done":
+            self._ended.add(stage)
         self._seconds[stage] = events.seconds
         for latent in events.latents:
             self._received.add(self._next, latent)
@@ -280,7 +334,7 @@ class RunMonitor:
             raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
         for task in events.tasks:
             self._tasks += 1
-            self._call(callback, Event(GENERATING, self._tasks, self._total, task=task, stage=stage))
+            self._call(callback, Event(GENERATING, self._tasks, self._all_tasks, task=task, stage=stage))
 
     def _forget_old(self, stage: int, snapshots: tuple[int, ...]) -> None:
         """Let the blocks go with which no run will begin: two boundaries that all stages have are enough."""
@@ -304,14 +358,15 @@ class RunMonitor:
     def _check_silence(self) -> None:
         now = time.monotonic()
         if self._events:
-            stage = min(self._events.values(), key=self._requested.__getitem__)
+            ref, stage = min(self._events.items(), key=lambda asked: self._requested[asked[1]])
             silent = now - self._requested[stage] - _EVENTS_SECONDS
             if silent > PROBE_AFTER_SECONDS:
                 late = (
                     s for s in self._events.values() if now - self._requested[s] - _EVENTS_SECONDS > PROBE_AFTER_SECONDS
                 )
                 self._pool.check_machines(self._plan, sorted(late))
-            if silent > self._pool.limits.deadline:
+            # Where the callback has taken long, an answer waits that was given in time.
+            if silent > self._pool.limits.deadline and not ray_compat.wait([ref], 0.0):
                 happened = f"has given no sign of life for {silent:.0f} s"
                 raise self._pool.worker_lost(self._plan, stage, happened, replaceable=True)
         if self._lost_link and now - self._lost_link[0] > _SECOND_HAND_SECONDS:
@@ -350,7 +405,8 @@ class VideoRun:
 
     def __init__(self, pool: WorkerPool, plan: Plan, model: ModelSpec, job: VideoTask, pause: PauseFlag):
         self._pool, self.plan, self._model, self._job, self._pause = pool, plan, model, job, pause
-        self._received, self._restarts = ReceivedBlocks(), Restarts(pool.limits.restarts)
+        self._received = ReceivedBlocks(job.resolved.first_block)
+        self._restarts = Restarts(pool.limits.restarts)
         self._source = BlockSource(job, max(_LEAST_KEPT, _KEPT_INTERVALS * plan.snapshot_blocks))
         self._run: RunMonitor | None = None
         self._folder = ""
@@ -365,6 +421,18 @@ class VideoRun:
     def seconds(self) -> tuple[float, ...]:
         """Busy seconds of each stage."""
         return _sums(self._seconds, self._run.seconds) if self._run else self._seconds
+
+    def kept_state(self) -> KeptState | None:
+        """What the run has left in its workers; None where some blocks are not finished, none was made, or a worker is
+        lost."""
+        run = self._run
+        if run is None or not run.boundary:
+            return None
+        try:
+            return KeptState(self._pool, run.workers, self.plan, run.number, run.boundary)
+        except WorkerError as error:
+            _log.warning("%s", error)
+            return None
 
     def close(self) -> None:
         """Let go of what was kept of its blocks."""
@@ -394,13 +462,14 @@ class VideoRun:
         number = next(_numbers)
         if not self._folder or Path(self._folder).parent != self._pool.resources.folder:  # with Ray, it is a new one
             self._folder = self._pool.open_folder(number)
-        first = self._latest_boundary(workers) if self._lost else 0
+        first = max(self._latest_boundary(workers) if self._lost else 0, self._source.first)
         if first < self._source.oldest:
             raise self._lost[-1]
-        beginning = RunStart(number, first, self._folder)
+        beginning = RunStart(number, first, self._folder, self._job.start if first == self._source.first else None)
         self._run = RunMonitor(
             self._pool, workers, self.plan, self._job, self._source, beginning, self._received, self._pause
         )
+        self._run.restore(callback)
         by_device = {stage.device: begun for stage, begun in zip(self.plan.stages, self._run.begun, strict=True)}
         self.attention = tuple(dataclasses.replace(b.attention, device=name) for name, b in by_device.items())
         for notice in dict.fromkeys(begun.notice for begun in by_device.values() if begun.notice):

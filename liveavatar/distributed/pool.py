@@ -336,11 +336,13 @@ class WorkerPool:
     Attributes:
         codec_worker: encoders and VAE.
         plan: the latest one that the workers were made ready for.
+        before_reuse: called once, before the workers are made ready for another run or ended.
     """
 
     def __init__(self, limits: FaultLimits, address: str = LOCAL, token: str | None = None):
         self.limits, self._address = limits, address
         self.plan: Plan | None = None
+        self.before_reuse: Callable[[], None] | None = None
         self.resources = PoolResources(address, token)
         self.codec_worker = CodecWorkerHandle(limits, self.resources)
         self._wired: tuple[Any, ...] | None = None
@@ -381,6 +383,7 @@ class WorkerPool:
             WorkerError: one did not start, load, meet its neighbours or compile.
             PlanError: Ray is missing, or a machine.
         """
+        self._prepare_reuse()
         machines = self.find_machines(tuple(s.device for s in plan.stages))
         self.wait_until_idle(self.limits.deadline, give_up=True)
         self.plan = plan
@@ -427,8 +430,14 @@ class WorkerPool:
 
     def stop(self) -> None:
         """End all workers, and Ray with the last worker pool; a cluster that is not ours is left."""
+        self._prepare_reuse()
         self._wired = None
         self.resources.release()
+
+    def _prepare_reuse(self) -> None:
+        prepare, self.before_reuse = self.before_reuse, None
+        if prepare is not None:
+            prepare()
 
     def open_folder(self, number: int) -> str:
         """Where the snapshots of video number `number` go. One video is made at a time: those of others are removed."""

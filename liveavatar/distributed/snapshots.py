@@ -1,9 +1,9 @@
 """Snapshots of a stage between two blocks, as files, so that a worker that replaces it goes on from there.
 
-A snapshot at boundary b is all that the blocks before b left: for every step of the stage its KV caches, saved when
-block b - 1 has passed them and before block b does, and the version of the sink that block b - 1 attends to, which
-never changes. Stages save while the pipeline runs, each at its own time; no stage waits for another, and only a thread
-waits for the disk.
+A snapshot at boundary b is the stage's part of a state (see `stage_state`): for every step its KV caches, saved when
+block b - 1 has passed them and before block b does, and the sink that block b - 1 attends to, which never changes.
+Stages save while the pipeline runs, each at its own time; no stage waits for another, and only a thread waits for the
+disk.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ import math
 import queue
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from ..errors import ModelError
 from ..private_files import is_private_folder, make_private_folder
 from ..stage import Stage
+from ..stage_state import restore_stage, sink_state, step_state
 from ..utils import format_bytes
+from ..weights.source import SafetensorsSource
+from ..weights.writing import LazyTensor, write_safetensors
 
 NUM_KEPT = 2
 """Complete snapshots per stage; stages that are less than an interval apart have at least one in common."""
-_SINK = 1
-"""The version as which a sink comes back: a run that begins beyond the first clip counts from there on."""
 _SINK_PART = "sink"
 _RESERVE = 2
 """Snapshots that disk and memory must have room for before one is begun, because other stages need them too."""
 _log = logging.getLogger("liveavatar.worker")
 
-_Piece = tuple[int, str, Sequence[torch.Tensor]]
-"""A boundary, which part of its snapshot this is, and what its file will hold."""
+_Part = tuple[int, str, Mapping[str, LazyTensor]]
+"""A boundary, which part of its snapshot this is, and what its file will hold: copies that the stage never changes."""
 
 
 class Snapshots:
@@ -61,7 +63,7 @@ class Snapshots:
         """Boundaries that could not be written, and that some step may not have passed."""
         self._usable = self._make_folder()
         self._clean()
-        self._to_write: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[_Part | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="liveavatar-snapshots", daemon=True)
         self._thread.start()
 
@@ -79,26 +81,23 @@ class Snapshots:
         """Give a new stage what one like it held at a boundary.
 
         Raises:
-            OSError, SafetensorError: a file is not there or not whole.
+            ModelError: a file is not there or not whole.
         """
-        stage.restore_sink(_SINK, _read(_file(self._folder, boundary, _SINK_PART)))
-        for step in self._steps:
-            stage.restore_kv_caches(step, _read(_file(self._folder, boundary, str(step))))
+        restore_stage(stage, boundary, _Saved(_file(self._folder, boundary, part) for part in _parts(self._steps)))
 
-    def save(self, boundary: int, step: int, stage: Stage, sink: int = _SINK) -> None:
+    def save(self, boundary: int, step: int, stage: Stage) -> None:
         """Copy what a step holds now; it is written soon.
 
         Args:
             boundary, step: of which; boundaries rise.
             stage: holds it.
-            sink: the version that the block before the boundary attends to.
         """
         if boundary not in self._wanted:
             self._wanted[boundary] = self._has_room(boundary, stage)
             if self._wanted[boundary]:
-                self._to_write.put((boundary, _SINK_PART, stage.save_sink(sink)))
+                self._to_write.put((boundary, _SINK_PART, _copied(sink_state(stage, boundary))))
         if self._wanted[boundary]:
-            self._to_write.put((boundary, str(step), stage.save_kv_caches(step)))
+            self._to_write.put((boundary, str(step), _copied(step_state(stage, boundary, step))))
         self._passed[step] = boundary
         for old in [b for b in self._wanted if b <= min(self._passed.values())]:
             del self._wanted[old]
@@ -142,20 +141,18 @@ class Snapshots:
 
     def _work(self) -> None:
         with torch.inference_mode():
-            while (piece := self._to_write.get()) is not None:
-                if piece[0] not in self._failed:
-                    self._write(*piece)
+            while (part := self._to_write.get()) is not None:
+                if part[0] not in self._failed:
+                    self._write(*part)
 
-    def _write(self, boundary: int, part: str, saved: Sequence[torch.Tensor]) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
+    def _write(self, boundary: int, part: str, saved: Mapping[str, LazyTensor]) -> None:
         path, missing = _file(self._folder, boundary, part), self._missing.pop(boundary, len(_parts(self._steps)))
         unfinished = path.with_suffix(".part")
         try:
-            save_file({str(number): tensor for number, tensor in enumerate(saved)}, unfinished)
+            with unfinished.open("wb", buffering=0) as file:
+                write_safetensors(file, saved, {})
             unfinished.replace(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             _log.warning("no snapshot at block %s: %s", boundary, error)
             self._failed.add(boundary)
             self._clean()
@@ -217,20 +214,28 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _whole(path: Path) -> bool:
     """Whether a file is there and as long as it says."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            return "0" in file.keys()  # noqa: SIM118
-    except (OSError, SafetensorError):
+        return bool(SafetensorsSource(path).keys())
+    except ModelError:
         return False
 
 
-def _read(path: Path) -> list[torch.Tensor]:
-    from safetensors.torch import load_file
+class _Saved:
+    """The tensors of several files (see `SavedTensors`)."""
 
-    held = load_file(path)
-    return [held[str(number)] for number in range(len(held))]
+    def __init__(self, files: Iterable[Path]):
+        self._sources = {key: source for source in map(SafetensorsSource, files) for key in sorted(source.keys())}
+
+    def keys(self) -> frozenset[str]:
+        return frozenset(self._sources)
+
+    def read(self, key: str) -> torch.Tensor:
+        return self._sources[key].read(key)
+
+
+def _copied(state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The same on the CPU, in memory of its own where the stage will write into its own."""
+    return {name: LazyTensor.of(lazy.read().cpu()) for name, lazy in state.items()}
 
 
 def _free_disk(folder: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -15,7 +15,9 @@ from ..offload.pinned_memory import PinnedPool
 from ..planner import snapshot_due
 from ..session import cpu_threads
 from ..stage import Stage, StageConditioning, StageInput
-from ..task_graph import Denoise, Task, ends_block, followers, sink_version
+from ..stage_state import restore_piece, stage_state
+from ..task_graph import Denoise, Task, ends_block, followers
+from ..weights.writing import LazyTensor
 from .links import ABORT, END, Link, ReceiveThread, SendThread
 from .snapshots import Snapshots, stage_folder
 from .task_queue import BlockInput, TaskQueue
@@ -40,7 +42,7 @@ class StageRun:
         load_spec, spec: of the worker and of the run.
         net: its layers.
         ops: of the layers, compiled or not.
-        text, time: embedded prompt and timesteps.
+        texts, time: embedded prompts (see `RunSpec.prompt_start`) and timesteps.
         incoming, outgoing: links by the neighbour's number.
         pinned: where memory of the host is from, for KV caches that lie there.
     """
@@ -51,7 +53,7 @@ class StageRun:
         spec: RunSpec,
         net: CausalS2VTransformer,
         ops: LayerOps,
-        text: torch.Tensor,
+        texts: Sequence[torch.Tensor],
         time: TimestepEmbedding,
         incoming: Iterable[Link],
         outgoing: Mapping[int, Link],
@@ -60,10 +62,12 @@ class StageRun:
         self.load_spec, self.spec, self._pinned = load_spec, spec, pinned
         self.partition = spec.partition
         self._steps = self.partition.step_groups[spec.stage // len(self.partition.layer_shards)]
-        self._net, self._ops, self._text, self._time = net, ops, text, time
+        self._net, self._ops, self._text, self._time = net, ops, texts[0], time
         self._device, self._dtype = torch.device(load_spec.device), getattr(torch, load_spec.dtype)
         self._changed = threading.Condition()
-        self._queue = TaskQueue(spec, self._steps, self._dtype)
+        self._queue = TaskQueue(spec, self._steps, self._dtype, texts[1:])
+        self._stage: Stage | None = None
+        """While tasks run; after the last one, where what it holds is to be kept."""
         self._tasks: list[Task] = []
         self._latents: list[torch.Tensor] = []
         self._seconds = self._started = 0.0
@@ -84,6 +88,25 @@ class StageRun:
         with self._changed:
             self._queue.allow(block, block_input)
             self._changed.notify_all()
+
+    def limit(self, blocks: int) -> None:
+        """Let the video end before this block, which has not been allowed."""
+        with self._changed:
+            self._queue.limit(blocks)
+            self._changed.notify_all()
+
+    def restore(self, piece: str, tensors: Sequence[torch.Tensor]) -> None:
+        """Take a piece of what the blocks before the first one left (see `stage_state`); no block is allowed yet."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stage is not None or not self._running)
+        if self._stage is not None:
+            with torch.inference_mode():
+                restore_piece(self._stage, self.spec.first, piece, tensors)
+
+    def state(self) -> dict[str, LazyTensor]:
+        """What the stage holds after the last block; nothing where it does not keep it."""
+        boundary = self._queue.boundary
+        return {} if self._running or not self._stage or boundary is None else stage_state(self._stage, boundary)
 
     def stop(self) -> None:
         """End before the next task."""
@@ -147,10 +170,7 @@ class StageRun:
         done = False
         try:
             with torch.inference_mode(), cpu_threads(self.load_spec.threads):
-                stage = self._stage()
-                if self.spec.first and self._snapshots is not None:
-                    self._snapshots.restore(self.spec.first, stage)
-                    _log.info("going on from block %s", self.spec.first)
+                stage = self._begin()
                 while (taken := self._wait_for_task()) is not None:
                     self._step(stage, *taken)
                 done = self._queue.finished
@@ -165,6 +185,8 @@ class StageRun:
             self._started = 0.0
             self._queue.clear()
             self._running = False
+            if not (done and self.spec.keep_state):
+                self._stage = None
             self._changed.notify_all()
 
     def _opened_snapshots(self) -> Snapshots | None:
@@ -177,10 +199,21 @@ class StageRun:
         if self._snapshots is None or not isinstance(task, Denoise):
             return
         if snapshot_due(task.block + 1, o.snapshot_blocks, o.blocks, o.clip_blocks):
-            sink = sink_version(task.block, o.clip_blocks, self._queue.portraits)
-            self._snapshots.save(task.block + 1, task.step, stage, sink)
+            self._snapshots.save(task.block + 1, task.step, stage)
 
-    def _stage(self) -> Stage:
+    def _begin(self) -> Stage:
+        """The stage, as the blocks before the first one left it; a state follows in pieces."""
+        o, stage = self.spec, self._new_stage()
+        if o.first and not o.from_state and self._snapshots is not None:
+            self._snapshots.restore(o.first, stage)
+        if o.first:
+            _log.info("going on from block %s", o.first)
+        with self._changed:
+            self._stage = stage
+            self._changed.notify_all()
+        return stage
+
+    def _new_stage(self) -> Stage:
         o = self.spec
         rows, columns = (n // 2 for n in o.size)
         conditions = StageConditioning(
@@ -195,6 +228,7 @@ class StageRun:
             audio=self._queue.audio,
             clip_blocks=o.clip_blocks,
             changes=self._queue.changes,
+            pose=self._queue.pose,
             speaker_mask=o.speaker_mask,
         )
         storage, work = self.load_spec.storage, self._ops

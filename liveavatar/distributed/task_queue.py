@@ -22,11 +22,13 @@ class BlockInput:
         audio: its audio tokens.
         prompt: embedded prompt [text_len, dim] that holds from it on; None: the one that holds already.
         portrait: that holds from it on; None: likewise.
+        pose: its pose latents [16, 3, h, w]; None where no pose is followed.
     """
 
     audio: AudioTokens
     prompt: torch.Tensor | None = None
     portrait: Portrait | None = None
+    pose: torch.Tensor | None = None
 
 
 class TaskQueue:
@@ -40,24 +42,29 @@ class TaskQueue:
         spec: of the run.
         steps: of the stage.
         dtype: of the stage.
+        prompts: embedded prompts [text_len, dim] after the first one that hold before `RunSpec.first`: the latest.
     """
 
-    def __init__(self, spec: RunSpec, steps: range, dtype: torch.dtype):
+    def __init__(self, spec: RunSpec, steps: range, dtype: torch.dtype, prompts: Sequence[torch.Tensor] = ()):
         self._spec, self._steps = spec, steps
         self.changes = Changes()
         """Of prompt and portrait, as far as blocks are allowed; what no later block needs is forgotten."""
+        for prompt in prompts:
+            self.changes.prompts.add(spec.prompt_start, prompt)
+        for start in (b for b in spec.portraits if b < spec.first):
+            self.changes.portraits.skip(start)
         portraits = self.changes.portraits
         self._initial = InitialInputs(spec.reference, spec.seed, spec.size, dtype, spec.clip_blocks, portraits)
-        self._inputs: dict[Task, StageInput] = {}
+        self._inputs: dict[Task, StageInput] = self._renewed_again()
         self._beginning: set[Task] = set()
         """Tasks of allowed blocks that take up nothing of other tasks."""
-        self._audio: dict[int, AudioTokens] = {}
+        self._given: dict[int, BlockInput] = {}
         self._early: dict[int, BlockInput] = {}
         """Of blocks that came before the one that is next."""
-        self._allowed = spec.first
+        self._allowed, self._total = spec.first, spec.blocks
         self._ended = dict.fromkeys(steps, spec.first - 1)
         """By step: the last block that has passed it."""
-        self._sinks = {1} if spec.first else set[int]()
+        self._sinks = {sink_version(spec.first - 1, spec.clip_blocks, spec.portraits)} if spec.first else set[int]()
         self._began, self._period = float("-inf"), 0.0
         """When the latest block began, and the seconds that the stage needs for one."""
         o = spec
@@ -76,9 +83,24 @@ class TaskQueue:
         """Whether all tasks were taken; never where the number of blocks is open."""
         return self._order is not None and self._next is None
 
+    @property
+    def boundary(self) -> int | None:
+        """The number of the last block and one; None where that is not known."""
+        return self._total
+
     def audio(self, block: int) -> AudioTokens:
         """The audio tokens of a block that is allowed and has not passed the stage."""
-        return self._audio[block]
+        return self._given[block].audio
+
+    def pose(self, block: int) -> torch.Tensor | None:
+        """The pose latents of a block that is allowed and has not passed the stage."""
+        return self._given[block].pose
+
+    def limit(self, blocks: int) -> None:
+        """Let the video end before this block, which has not been allowed."""
+        self._total = blocks
+        if self._order is not None and self._next is not None and not self._counts(self._next):
+            self._next = self._following()
 
     def allow(self, block: int, block_input: BlockInput) -> None:
         """Let a block begin when all blocks before it may."""
@@ -111,7 +133,7 @@ class TaskQueue:
     def take(self, task: Task, now: float) -> StageInput:
         """The input of the task that is run now; see `next_ready`."""
         if self._order is not None:
-            self._next = next(self._order, None)
+            self._next = self._following()
         if _begins_block(task):
             self._began = now
         self._beginning.discard(task)
@@ -129,8 +151,30 @@ class TaskQueue:
 
     def clear(self) -> None:
         """Forget all inputs."""
-        for kept in (self._inputs, self._audio, self._early, self._beginning):
+        for kept in (self._inputs, self._given, self._early, self._beginning):
             kept.clear()
+
+    def _following(self) -> Task | None:
+        """The next task of the order that counts."""
+        assert self._order is not None
+        return next(filter(self._counts, self._order), None)
+
+    def _counts(self, task: Task) -> bool:
+        """Whether a task is one of a block before the end."""
+        if self._total is None or (isinstance(task, Denoise) and task.block < self._total):
+            return True
+        if isinstance(task, Denoise) or self._total == self._spec.first:
+            return False
+        return task.version < 2 or self.portraits[task.version - 2] < self._total
+
+    def _renewed_again(self) -> dict[Task, StageInput]:
+        """The inputs of tasks that renew the sink, where the run begins when block 0 has left them already."""
+        o = self._spec
+        if not (0 < o.first <= o.clip_blocks and renews_sink(o.blocks, o.clip_blocks, o.portraits)):
+            return {}
+        tasks = (Prefill(1, group, 0) for group in range(len(o.partition.step_groups)))
+        first_frame = StageInput(o.reference.to(self._initial.dtype))
+        return {task: first_frame for task in tasks if o.partition.stage_of(task) == o.stage}
 
     def _allow_next(self, given: BlockInput) -> None:
         block, o = self._allowed, self._spec
@@ -138,7 +182,7 @@ class TaskQueue:
             self.changes.prompts.add(block, given.prompt)
         if given.portrait is not None:
             self.changes.portraits.add(block, given.portrait)
-        self._audio[block] = given.audio
+        self._given[block] = given
         beginning: list[Task] = [*first_prefills(o.partition, block, o.clip_blocks, self.portraits)]
         beginning.append(Denoise(block, 0, 0))
         self._beginning.update(task for task in beginning if o.partition.stage_of(task) == o.stage)
@@ -161,7 +205,7 @@ class TaskQueue:
 
     def _forget(self, block: int) -> None:
         """Forget what blocks up to this one needed alone, which has passed the stage."""
-        self._audio.pop(block)
+        self._given.pop(block)
         sink = sink_version(block, self._spec.clip_blocks, self.portraits)
         self._sinks = {version for version in self._sinks if version >= sink}
         if block >= self._spec.clip_blocks:  # the sink that block 0 renews is there: it attends to block 0's prompt

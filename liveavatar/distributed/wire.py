@@ -170,9 +170,12 @@ class RunSpec:
         stage: its own number.
         partition: of all stages.
         blocks: of the video; None where nobody knows how many there will be: it ends when it is stopped.
-        portraits: blocks from `first` on at which another portrait begins, where they are known beforehand.
+        portraits: blocks at which another portrait begins, as far as they are known beforehand.
+        prompt_start: the block from which the second embedded prompt holds; 0: there is the first one alone.
         clip_blocks, seed: of the video.
-        first: the block to begin with: 0, or one of which all stages have kept a snapshot.
+        first: the block to begin with: 0, or one of which all stages have kept a snapshot or are sent a state.
+        from_state: whether they are sent a state.
+        keep_state: whether what the stage holds at the end is kept until it is stopped.
         snapshot_blocks: as in the plan.
         folder: where all stages keep their snapshots.
         schedule: of its noise.
@@ -189,8 +192,11 @@ class RunSpec:
     partition: Partition
     blocks: int | None
     portraits: tuple[int, ...]
+    prompt_start: int
     clip_blocks: int
     first: int
+    from_state: bool
+    keep_state: bool
     snapshot_blocks: int
     folder: str
     seed: int
@@ -284,7 +290,8 @@ _TYPES = {
         *(Denoise, Prefill, Partition, LinkSpec, Portrait, NoiseSchedule, SinkDistance, StorageConfig, ExecConfig),
     )
 }
-_TENSORS = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+_TENSORS = (*_FLOATS, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
 _DTYPES = {str(dtype): dtype for dtype in _TENSORS}
 _ARRAYS = "biuf"
 """Kinds of arrays: bool, integers and floats."""

@@ -38,6 +38,8 @@ from .topology import LinkSpec
 from .wire import Handshake, LoadSpec, ModelSpec, RunBegun, RunSpec, WorkerEvents, WorkerStats
 
 _NAME = "weights"
+EmbeddedConditions = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]
+"""Embedded prompts, and timesteps for head and layers."""
 _READ = ("transformer", "config", "lora")
 """Files of a model that the network's weights come from."""
 
@@ -210,12 +212,12 @@ class StageWorker(BaseWorker):
                 device = torch.device(self._loaded_spec.device) if spec.nccl else None
                 self._links[pair] = Link.connect(self._store, name, number == spec.sender, here, device)
 
-    def embed(self, context: torch.Tensor, timesteps: list[float]) -> tuple[torch.Tensor, ...]:
-        """Embedded prompt and timesteps, for all stages."""
+    def embed(self, contexts: list[torch.Tensor], timesteps: list[float]) -> EmbeddedConditions:
+        """Embedded prompts, and timesteps for head and layers, for all stages."""
         with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
             net = self._embedders()
             time = net.embed_timesteps(timesteps)
-            return net.embed_text(context).cpu(), time.head.cpu(), time.layers.cpu()
+            return [net.embed_text(context).cpu() for context in contexts], time.head.cpu(), time.layers.cpu()
 
     def embed_block(
         self, features: torch.Tensor, context: torch.Tensor | None
@@ -240,16 +242,16 @@ class StageWorker(BaseWorker):
         self.stop()
         remove(folder)
 
-    def begin(self, spec: RunSpec, conditioning: tuple[torch.Tensor, ...]) -> RunBegun:
+    def begin(self, spec: RunSpec, conditioning: EmbeddedConditions) -> RunBegun:
         """Start a run; it goes on by itself."""
-        text, head, layers = conditioning
+        texts, head, layers = conditioning
         incoming = [link for (_, to), link in self._links.items() if to == self._number]
         outgoing = {to: link for (_, to), link in self._links.items() if to != self._number}
         blocks = "an open number of" if spec.blocks is None else spec.blocks
         _log.info("run %s: %s blocks of %sx%s", spec.run, blocks, spec.size[1] * 8, spec.size[0] * 8)
         time, net = TimestepEmbedding(head, layers), self._net()
         pinned = self._models.pinned
-        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), text, time, incoming, outgoing, pinned)
+        self._run = StageRun(self._loaded_spec, spec, net, self._ops(spec), texts, time, incoming, outgoing, pinned)
         attention = self._attention(spec.attention)
         return RunBegun(attention.use(self._loaded_spec.device), attention.notice)
 
@@ -259,11 +261,35 @@ class StageWorker(BaseWorker):
         block: int,
         embedded: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         portrait: Portrait | None,
+        pose: torch.Tensor | None,
     ) -> None:
-        """Allow a block of this run, with what `embed_block` gave, and the portrait that holds from it on."""
-        if self._run is not None and self._run.spec.run == run:
+        """Allow a block of this run, with what `embed_block` gave, the portrait that holds from it on, and its pose."""
+        if (known := self._run_of(run)) is not None:
             frame, tokens, prompt = embedded
-            self._run.allow(block, BlockInput(AudioTokens(frame, tokens), prompt, portrait))
+            known.allow(block, BlockInput(AudioTokens(frame, tokens), prompt, portrait, pose))
+
+    def limit(self, run: int, blocks: int) -> None:
+        """Let this run end before a block that was not allowed."""
+        if (known := self._run_of(run)) is not None:
+            known.limit(blocks)
+
+    def restore(self, run: int, piece: str, tensors: list[torch.Tensor]) -> None:
+        """Take a piece of the state that this run begins with."""
+        if (known := self._run_of(run)) is not None:
+            known.restore(piece, tensors)
+
+    def state(self, run: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shapes and types of the tensors that this run has left, by name."""
+        known = self._run_of(run)
+        kept = {} if known is None else known.state()
+        return {name: (lazy.shape, str(lazy.dtype)) for name, lazy in kept.items()}
+
+    def state_tensor(self, run: int, name: str) -> torch.Tensor | None:
+        """One of them; None where it is gone."""
+        known = self._run_of(run)
+        with torch.inference_mode(), cpu_threads(self._loaded_spec.threads):
+            lazy = None if known is None else known.state().get(name)
+            return None if lazy is None else lazy.read().cpu()
 
     def events(self, wait: float) -> WorkerEvents:
         """See `StageRun.events`."""
@@ -287,6 +313,10 @@ class StageWorker(BaseWorker):
             run.join()
             _log.info("run %s is over", run.spec.run)
             self._run = None
+
+    def _run_of(self, number: int) -> StageRun | None:
+        """The present run, where it has this number."""
+        return self._run if self._run is not None and self._run.spec.run == number else None
 
     @property
     def _loaded_spec(self) -> LoadSpec:

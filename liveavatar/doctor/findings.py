@@ -72,6 +72,15 @@ def _workers(r: Report) -> Iterator[Finding]:
         yield Finding("good", f"Ray {has} is installed: stages can run as worker processes.")
 
 
+def _meter(r: Report) -> Iterator[Finding]:
+    if r.versions and r.versions.libraries.get("dlib") is None:
+        yield Finding(
+            "note",
+            "`meter` cannot read faces: dlib is not installed.",
+            "Install the extra 'meter' of this package to measure lip sync of finished videos.",
+        )
+
+
 def _no_gpu(r: Report) -> Iterator[Finding]:
     a = r.accelerators
     if a is None or r.gpus:
@@ -301,6 +310,7 @@ RULES: tuple[Callable[[Report], Iterator[Finding]], ...] = (
     _network,
     _windows,
     _workers,
+    _meter,
     _model,
 )
 

@@ -23,6 +23,8 @@ _ALSO = ("torch", "torchvision", "torchaudio", "numpy", "ray")
 """Libraries whose version explains much, and that the requirements leave to others."""
 _RAY = "2.52"
 """The lowest version that worker processes were tried with; nothing else needs it."""
+_METER = ("dlib", "dlib-bin")
+"""Either brings the module dlib, which the meter needs."""
 _CHUNK = 4 * 2**20
 
 
@@ -72,7 +74,9 @@ def versions() -> Versions:
     """Libraries that are installed, against those that are asked for."""
     wanted = requirements() | {"ray": _RAY}
     names = dict.fromkeys([*_ALSO, *wanted])
-    return Versions(__version__, platform.python_version(), {name: _installed(name) for name in names}, wanted)
+    found = {name: _installed(name) for name in names}
+    found["dlib"] = next(filter(None, map(_installed, _METER)), None)
+    return Versions(__version__, platform.python_version(), found, wanted)
 
 
 def requirements() -> dict[str, str]:

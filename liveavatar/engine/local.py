@@ -433,14 +433,14 @@ class LocalEngine:
             speaker_mask=job.conditioning.speaker_mask,
         )
 
-    def _pose_latents(self, job: VideoTask) -> Callable[[int], torch.Tensor] | None:
+    def _pose_latents(self, job: VideoTask) -> Callable[[int], torch.Tensor | None]:
         """The pose latents of each block, encoded when first asked for, and kept for the blocks that are open: going
         back would encode a clip again."""
         pose, kept = job.conditioning.pose, dict[int, torch.Tensor]()
-        if pose is None:
-            return None
 
-        def latents(block: int) -> torch.Tensor:
+        def latents(block: int) -> torch.Tensor | None:
+            if pose is None:
+                return None
             if block not in kept:
                 kept[block] = pose.block(block)
                 kept.pop(block - self.plan.partition.stages - 1, None)

@@ -70,7 +70,7 @@ class Connection:
                 if message.type == WSMsgType.TEXT:
                     await self._read(message.data)
                 elif message.type == WSMsgType.BINARY:
-                    await self._answer(self._took(message.data))
+                    await self._answer(self._took, message.data)
                 if self._leaving:
                     break
         finally:
@@ -89,17 +89,17 @@ class Connection:
         except LiveAvatarError as error:
             self.tell(error_message(error))
             return
-        work = self._answer(self._said(message))
+        work = self._answer(self._said, message)
         if message.type in _SLOW:
             self._slow.add(task := self._begin(work))
             task.add_done_callback(self._slow.discard)
         else:
             await work
 
-    async def _answer(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _answer(self, work: Callable[[Any], Coroutine[Any, Any, None]], asked: Any) -> None:
         """Do what a message asks; what is wrong with it is told, and the connection goes on."""
         try:
-            await work
+            await work(asked)
         except LiveAvatarError as error:
             self.tell(error_message(error))
         except Exception:

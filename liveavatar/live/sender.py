@@ -13,13 +13,16 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -31,6 +34,7 @@ _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from liveavatar.live.sender import main; main()"
 _PROGRAM_SECONDS = 3.0
+_CHECK_SECONDS = 3.0
 _PIPE = "matroska"
 """To the program ffmpeg: its header names the streams, so that nothing has to be waited for."""
 _PIPE_OPTIONS = {"live": "1", "cluster_time_limit": "40", "flush_packets": "1"}
@@ -65,6 +69,11 @@ class Order:
         """Bytes of a block's sound, float32."""
         return self.rate * BLOCK_FRAMES // FPS * 4
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether FFmpeg speaks TLS with the server."""
+        return self.url.lower().startswith("rtmps:")
+
 
 class Refused(Exception):
     """The server says no, or something that cannot be understood; says what."""
@@ -89,7 +98,7 @@ def main() -> None:
     try:
         _send(order, source)
     except Exception as error:
-        _answer({"error": _reason(error)})
+        _answer({"error": _certificate_fault(order) or _reason(error)})
         raise SystemExit(1) from None
 
 
@@ -101,7 +110,7 @@ def _send(order: Order, source: BinaryIO) -> None:
         asyncio.run(whip.send(order.url, order.options, _blocks(order, source), _say_sending))
         return
     with _container(order) as container:
-        encoder = BlockEncoder(container, order.width, order.height, order.rate)
+        encoder = BlockEncoder(container, order.width, order.height, order.rate, order.is_encrypted)
         if not order.needs_program:  # which hears of the server only when it has something to send
             container.start_encoding()
         _say_sending()
@@ -114,6 +123,9 @@ def _send(order: Order, source: BinaryIO) -> None:
 def _container(order: Order) -> Iterator[Any]:
     import av
 
+    if order.is_encrypted:
+        yield av.open(_checking_certificates(order), "w", format="tee")
+        return
     if not order.needs_program:
         yield av.open(order.url, "w", format=order.format, options=order.options)
         return
@@ -133,6 +145,33 @@ def _container(order: Order) -> Iterator[Any]:
             program.kill()
 
 
+def _checking_certificates(order: Order) -> str:
+    """The address for FFmpeg's "tee", which hands options on to TLS; without them FFmpeg believes any server."""
+    options = {"f": order.format, **order.options, "tls_verify": "1"}
+    if authorities := ssl.get_default_verify_paths().cafile:
+        options["ca_file"] = authorities
+    listed = ":".join(f"{name}={_escaped(value)}" for name, value in options.items())
+    return _escaped(f"[{listed}]{order.url}")
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\':|\]\s])", r"\\\1", text)
+
+
+def _certificate_fault(order: Order) -> str:
+    """What is wrong with the server's certificate, which FFmpeg does not say; "" where nothing is."""
+    if not order.is_encrypted:
+        return ""
+    try:
+        with socket.create_connection((order.host, urlsplit(order.url).port or 443), _CHECK_SECONDS) as plain:
+            ssl.create_default_context().wrap_socket(plain, server_hostname=order.host).close()
+    except ssl.SSLCertVerificationError as error:
+        return _reason(error)
+    except OSError:
+        pass
+    return ""
+
+
 def _blocks(order: Order, source: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = order.images_bytes + order.audio_bytes
     while len(data := source.read(size)) == size:
@@ -147,6 +186,9 @@ def _reason(error: Exception) -> str:
         return "its host is not known"
     if isinstance(error, Refused):
         return str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = f"its certificate is not trusted ({error.verify_message.rstrip('.')})"
+        return f"{why}; the environment variable SSL_CERT_FILE may name a file of those that are"
     if isinstance(error, BrokenPipeError | ConnectionResetError):
         return "the connection was closed"
     if isinstance(error, TimeoutError | asyncio.TimeoutError):

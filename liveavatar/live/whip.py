@@ -30,6 +30,7 @@ async def send(url: str, options: Mapping[str, str], blocks: Blocks, on_sending:
 
     Raises:
         Refused: it has not.
+        SSLCertVerificationError: its certificate is not trusted.
         ConnectionResetError: it has gone.
         OSError: it cannot be reached.
     """
@@ -60,10 +61,13 @@ async def _posted(url: str, options: Mapping[str, str], offer: str) -> AsyncIter
     token = options.get("authorization")
     headers = {"Content-Type": "application/sdp", **({"Authorization": f"Bearer {token}"} if token else {})}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(_CONNECT_SECONDS)) as http:
-        async with http.post(url, data=offer) as answer:
-            if answer.status != 201:
-                raise Refused(f"it answered {answer.status} {answer.reason}")
-            text, place = await answer.text(), urljoin(str(answer.url), answer.headers.get("Location", ""))
+        try:
+            async with http.post(url, data=offer) as answer:
+                if answer.status != 201:
+                    raise Refused(f"it answered {answer.status} {answer.reason}")
+                text, place = await answer.text(), urljoin(str(answer.url), answer.headers.get("Location", ""))
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise error.certificate_error from error
         try:
             yield text
         finally:

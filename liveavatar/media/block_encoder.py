@@ -34,12 +34,16 @@ class BlockEncoder:
         container: of PyAV, open for writing; closed with the encoder.
         width, height: pixels, even.
         rate: samples of sound per second, one channel.
+        global_header: whether what decoders need to know stands in front of all; containers of which PyAV knows that
+            they want it so get it anyway.
 
     Raises:
         SizeError: an odd width or height.
     """
 
-    def __init__(self, container: Any, width: int, height: int, rate: int):
+    def __init__(self, container: Any, width: int, height: int, rate: int, global_header: bool = False):
+        from av.codec.context import Flags
+
         if width % 2 or height % 2:
             raise SizeError(f"H.264 cannot hold {width}x{height} pixels.", "Use an even width and an even height.")
         self.rate, self._container = rate, container
@@ -52,15 +56,22 @@ class BlockEncoder:
         self._sound = container.add_stream("aac", rate=rate)
         self._sound.codec_context.layout = "mono"
         self._sound.codec_context.bit_rate = _SOUND_BIT_RATE
+        if global_header:
+            for stream in (self._video, self._sound):
+                stream.codec_context.flags |= Flags.global_header
 
     def write(self, images: np.ndarray, audio: np.ndarray) -> None:
         """Append images uint8 [n, H, W, 3] and their sound, float32 [m], as long as they are."""
+        self._container.mux(self.encode(images, audio))
+
+    def encode(self, images: np.ndarray, audio: np.ndarray) -> list[Packet]:
+        """The packets of images and their sound, in the order of their times, for whoever muxes them elsewhere."""
         packets: list[Packet] = []
         for image in images:
             packets += self._video.encode(self._converter.frame(np.ascontiguousarray(image), self._frames, FPS))
             self._frames += 1
         packets += self._sound.encode(self._audio_frame(audio))
-        self._container.mux(sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base))
+        return sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base)
 
     def close(self) -> None:
         """Write what the encoders still hold, and the end of the container."""

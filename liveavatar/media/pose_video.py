@@ -178,28 +178,6 @@ def open_pose(given: object) -> PoseSource | None:
     raise PoseError(f"A pose video of type {type(given).__name__} is not understood.", "Give a file or pictures.")
 
 
-def refuse_pose_in_workers(in_workers: bool) -> None:
-    """Refuse a pose video where the stages are in processes of their own.
-
-    Raises:
-        PoseError: they are.
-    """
-    if in_workers:
-        raise PoseError("Worker processes cannot follow a pose video.", "Use --engine local, or leave the pose out.")
-
-
-def refuse_pose_in_continuation(goes_on: bool) -> None:
-    """Refuse a pose video where a video goes on from the state of another.
-
-    Raises:
-        PoseError: it does.
-    """
-    if goes_on:
-        raise PoseError(
-            "A video that goes on from a state cannot follow a pose video.", "Leave the pose or the state out."
-        )
-
-
 def check_pose_size(picture: np.ndarray) -> None:
     """Refuse pictures that are too small.
 

@@ -12,7 +12,7 @@ import torch
 
 from ..files import write_all
 
-_NAMES = {
+DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -76,7 +76,7 @@ def _header(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> b
     end = 0
     for name, lazy in tensors.items():
         start, end = end, end + lazy.nbytes
-        entries[name] = {"dtype": _NAMES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [start, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[lazy.dtype], "shape": list(lazy.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

@@ -47,7 +47,6 @@ def test_plans_tell_it(files):
         (("--pose", "none.mp4"), "There is no pose video at none.mp4"),
         (("--pose", "text.mp4"), "is no video that can be read"),
         (("--pose", "pose.mp4", "--pose-end", "bounce"), "Use hold or loop or black"),
-        (("--pose", "pose.mp4", "--engine", "ray"), "Worker processes cannot follow a pose video. Use --engine local"),
         (("--pose", "pose.mp4", "--out", "pose.mp4"), "pose.mp4"),
     ],
 )

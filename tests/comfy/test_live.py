@@ -25,6 +25,7 @@ MICROPHONE = (
     f"--use-file-for-fake-audio-capture={VOICE}",
 )
 TALKING = "() => [...document.querySelectorAll('.liveavatar .live video')].some((video) => video.currentTime > 1)"
+OVER_WEBRTC = TALKING.replace("video.currentTime", "video.srcObject && video.currentTime")
 OPEN_MICROPHONES = (
     "() => window.streams.filter((one) => one.getTracks().some((track) => track.readyState === 'live')).length"
 )
@@ -121,6 +122,27 @@ def test_it_speaks_in_the_node_and_stop_gives_the_recording(look: Look, live_ser
     (video,) = set((live_server.base / "output").rglob("*.mp4")) - before
     found = look_into(video)
     assert found.frames >= 50 and found.sound
+    assert look.ours == []
+
+
+def test_it_is_watched_over_webrtc_where_that_is_installed(look: Look) -> None:
+    begin(look)
+    button = look.page.locator(".liveavatar .controls").get_by_role("button", name="Low delay", exact=True).first
+    if not button.is_visible():
+        look.page.evaluate("() => window.comfyAPI.api.api.interrupt(null)")
+        look.wait_for_end()
+        pytest.skip("ComfyUI's Python lacks the package aiortc")
+    button.click()
+    look.page.wait_for_function(OVER_WEBRTC, timeout=30_000)
+    look.page.wait_for_timeout(1500)
+    look.picture("live_low_delay")
+    button.click()
+    look.page.wait_for_function(f"() => !({OVER_WEBRTC})()", timeout=30_000)
+    look.page.wait_for_function(TALKING, timeout=30_000)
+    press(look, "Stop")
+    say(look, "Recorded")
+    look.wait_for_end()
+    released(look)
     assert look.ours == []
 
 

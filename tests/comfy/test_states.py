@@ -6,6 +6,7 @@ import graphs
 from live_client import Client
 from live_server import Server
 from outcome import receipt_of, succeeded
+from test_cancel import cancelled, in_block
 
 
 def test_a_second_sampler_goes_on_from_the_first_and_a_third_from_the_file(server: Server, client: Client) -> None:
@@ -22,3 +23,25 @@ def test_a_second_sampler_goes_on_from_the_first_and_a_third_from_the_file(serve
         del later[name]
     again = receipt_of(succeeded(client.run(later)), "receipt2")
     assert again["frames_sha256"] == second["frames_sha256"]
+
+
+def test_a_cancelled_video_is_continued_from_the_state_it_left_and_one_from_its_last_frames(
+    server: Server, client: Client
+) -> None:
+    graph = graphs.changed(graphs.modular(steps=2, seed=33, voice=graphs.LONG_VOICE), "sampler", keep_state=True)
+    run, _ = cancelled(client, graph, in_block(3))
+    told = run.progress[-1]
+    assert run.outcome == "interrupted" and told["phase"] == "cancelled"
+    assert (server.base / "output" / "liveavatar" / told["state"]).is_file()
+    assert told["state"] in server.written()
+    offered = client.get("/object_info/LiveAvatarLoadState")["LiveAvatarLoadState"]["input"]["required"]["file"]
+    assert told["state"] in str(offered)
+    graph["load"] = graphs.node("LiveAvatarLoadState", file=told["state"])
+    later = graphs.changed(graph, "sampler", state=["load", 0], keep_state=False)
+    later["audio"]["inputs"]["seconds"] = 1.0
+    receipt = receipt_of(succeeded(client.run(later)))
+    assert receipt["effective"]["first_block"] >= 3 and receipt["effective"]["seed"] == 33
+    graph["load"] = graphs.node("LiveAvatarLoadState", file="none", video=["decode", 0])
+    later = {**graphs.changed(graphs.two_parts(steps=2, seed=34), "sampler2", state=["load", 0]), "load": graph["load"]}
+    receipt = receipt_of(succeeded(client.run(later)), "receipt2")
+    assert any("approximately" in note for note in receipt["effective"]["notes"])

@@ -29,8 +29,9 @@ def test_of_a_known_number_everything_stays(known: VideoTask) -> None:
     changes = known.conditioning.changes
     assert source.prompt(3) is changes.prompts.value(1) and source.prompt(4) is None
     assert source.portrait(5) is changes.portraits.value(1)
-    assert source.prompt_before(3) is known.conditioning.prompt
-    assert source.prompt_before(10) is source.prompt(3)
+    first = known.conditioning.prompt
+    assert source.prompts_before(3) == ([first], 0)
+    assert source.prompts_before(10) == ([first, source.prompt(3)], 3)
     assert torch.equal(source.features(7), known.conditioning.audio.block(7))
 
 
@@ -47,11 +48,11 @@ def test_of_an_open_number_blocks_are_taken_over_once_and_forgotten(known: Video
     with pytest.raises(KeyError):
         source.features(3)
     assert source.portraits == (5,) and source.portrait(5) is not None
-    assert torch.equal(source.prompt_before(6), known.conditioning.changes.prompts.value(1))
+    assert source.prompts_before(6)[0][1] is known.conditioning.changes.prompts.value(1)
     source.forget(11)
-    assert torch.equal(source.prompt_before(11), known.conditioning.changes.prompts.value(2))
+    assert source.prompts_before(11)[0][1] is known.conditioning.changes.prompts.value(2)
     with pytest.raises(ValueError, match="forgotten"):
-        source.prompt_before(6)
+        source.prompts_before(6)
     feed.ended = True
     assert source.total is None and not source.has(12) and source.total == 12
     source.close()

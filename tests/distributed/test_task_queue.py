@@ -38,8 +38,11 @@ def queues(cut: Partition, blocks: int | None, clip: int, first: int = 0, portra
             partition=cut,
             blocks=blocks,
             portraits=portraits,
+            prompt_start=0,
             clip_blocks=clip,
             first=first,
+            from_state=False,
+            keep_state=False,
             snapshot_blocks=0,
             folder="",
             seed=1,
@@ -65,9 +68,19 @@ def block_input(block: int, prompts: set[int], portraits: set[int]) -> BlockInpu
 class Play:
     """All stages of a run, without their networks; what happens next is drawn."""
 
-    def __init__(self, cut: Partition, clip: int, changes: tuple[set[int], set[int]], chance: random.Random):
-        self.cut, self.clip, self.changes, self.chance = cut, clip, changes, chance
-        self.stages = queues(cut, None, clip)
+    def __init__(
+        self,
+        cut: Partition,
+        clip: int,
+        changes: tuple[set[int], set[int]],
+        chance: random.Random,
+        blocks: int | None = None,
+        portraits: tuple[int, ...] = (),
+    ):
+        self.cut, self.clip, self.changes, self.chance, self.blocks = cut, clip, changes, chance, blocks
+        self.stages = queues(cut, blocks, clip, portraits=portraits)
+        self.end: int | None = None
+        """Where it is told, at some time, that the video ends."""
         self.ran: list[list[Task]] = [[] for _ in self.stages]
         self.told: list[list[int]] = [[] for _ in self.stages]
         """By stage: blocks whose message is on its way; messages may overtake each other."""
@@ -79,6 +92,7 @@ class Play:
             able = [n for n, queue in enumerate(self.stages) if queue.next_ready(self.clock) is not None]
             late = [n for n, told in enumerate(self.told) if told]
             moves = [("run", n) for n in able] + [("tell", n) for n in late] + [("let in", 0)] * bool(waiting)
+            moves += [("end", 0)] * (not waiting and self.end is not None)
             if not moves and all(q.seconds_to_begin(self.clock) is None for q in self.stages):
                 return
             self.clock += 1.0
@@ -92,6 +106,10 @@ class Play:
             told = self.told[stage]
             block = told.pop(self.chance.randrange(len(told)))
             self.stages[stage].allow(block, block_input(block, *self.changes))
+        elif what == "end":
+            for queue in self.stages:
+                queue.limit(self.end)
+            self.end = None
         else:
             block = waiting.pop(0)
             for told in self.told:
@@ -102,7 +120,7 @@ class Play:
         task = queue.next_ready(self.clock)
         queue.take(task, self.clock)
         left = StageInput(NOTHING)
-        for follower in followers(self.cut, None, task, self.clip, queue.portraits):
+        for follower in followers(self.cut, self.blocks, task, self.clip, queue.portraits):
             self.stages[self.cut.stage_of(follower)].receive(follower, left.for_follower(task, follower))
         if isinstance(task, Denoise):
             queue.audio(task.block)
@@ -227,3 +245,18 @@ def test_an_open_number_of_blocks_comes_at_the_pace_of_the_busiest_stage(stages:
     cut = Partition.parse(stages, 4, 40)
     even = simulate(cut, 8, StageSpeed.even(cut, 40.0))
     assert Simulation(cut, 2).period(64) == pytest.approx(even.bound, rel=0.03)
+
+
+@given(cuts(), st.integers(1, 12), st.integers(0, 12), st.integers(1, 4), BLOCKS, st.randoms(use_true_random=False))
+def test_a_video_that_ends_earlier_than_was_known_is_finished_on_every_stage(
+    cut: Partition, blocks: int, end: int, clip: int, portraits: set[int], chance: random.Random
+) -> None:
+    end, starts = min(end, blocks), tuple(sorted(b for b in portraits if b < blocks))
+    play = Play(cut, clip, (set(), set(starts)), chance, blocks, starts)
+    play.end = end
+    play.play(end)
+    for queue in play.stages:
+        assert queue.finished and queue.boundary == end
+    denoised = [task for ran in play.ran for task in ran if isinstance(task, Denoise)]
+    assert len(denoised) == end * (cut.last_step + 1) * len(cut.layer_shards)
+    assert all(task.block < end for task in denoised)

@@ -44,7 +44,7 @@ class Video:
 
     @cached_property
     def expected(self) -> Tensor:
-        engine = LocalEngine(self.components, self._plan("1x1"))
+        engine = LocalEngine(self.components, self.plan("1x1"))
         latents = cat(list(engine.run(self.job)), 1)
         (self.attention,) = engine.attention()
         return latents
@@ -56,7 +56,7 @@ class Video:
         snapshot_blocks: int | None = None,
         devices: tuple[str, ...] = ("cpu",),
     ) -> RayEngine:
-        return backend.engine(self.components, self._plan(stages, snapshot_blocks, devices))
+        return backend.engine(self.components, self.plan(stages, snapshot_blocks, devices))
 
     def is_made_by(
         self,
@@ -77,7 +77,7 @@ class Video:
     ) -> Tensor:
         return cat(list(self.engine(backend, stages, devices=devices).run(self.job, callback)), 1)
 
-    def _plan(self, stages: str, snapshot_blocks: int | None = None, devices: tuple[str, ...] = ("cpu",)) -> Plan:
+    def plan(self, stages: str, snapshot_blocks: int | None = None, devices: tuple[str, ...] = ("cpu",)) -> Plan:
         effective, config, model = self.job.resolved, self.components.config, self.components.name
         return make_plan(
             effective, config, model=model, stages=stages, devices=devices, snapshot_blocks=snapshot_blocks

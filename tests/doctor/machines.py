@@ -51,7 +51,10 @@ def machine(*cards: Device, **changed: Any) -> Report:
     made = Report(
         host=Host("Linux", "6.1.0", False, "A Processor", 16, 16, 64 * 10**9, 50 * 10**9, None),
         versions=Versions(
-            "0.1.0", "3.12.1", {"torch": "2.9.0+cu128", "av": "15.0", "ray": "2.60.0"}, {"av": "14.2", "ray": "2.52"}
+            "0.1.0",
+            "3.12.1",
+            {"torch": "2.9.0+cu128", "av": "15.0", "ray": "2.60.0", "dlib": "20.0.1"},
+            {"av": "14.2", "ray": "2.52"},
         ),
         disks=(Disk("temporary", 10**11, True, "", 1.5, 2.5), Disk("current", 10**11, True)),
         accelerators=Accelerators("CUDA 12.8", "570.1", names, devices),

@@ -23,7 +23,7 @@ TWO = (card(0), card(1))
 
 
 def libraries(wanted=None, **has):
-    known = {"torch": "2.9.0", "av": "15.0", "ray": "2.60.0"} | has
+    known = {"torch": "2.9.0", "av": "15.0", "ray": "2.60.0", "dlib": "20.0.1"} | has
     return machine(versions=Versions("0.1.0", "3.12.1", known, wanted or {"av": "14.2", "ray": "2.52"}))
 
 
@@ -46,6 +46,7 @@ RULES = {
     "a library is old": (libraries(av="14.1.9"), "problem", "av 14.1.9 is older than 14.2", "Update av"),
     "no ray": (libraries(ray=None), "note", "Ray is not installed", "extra 'ray'"),
     "an old ray": (libraries(ray="2.9.1"), "note", "Ray 2.9.1 is older than 2.52", "Update"),
+    "no dlib": (libraries(dlib=None), "note", "`meter` cannot read faces", "extra 'meter'"),
     "torch for the CPU": (without_gpu("CPU", "570.1", CARD), "problem", "built for the CPU only", "CUDA build"),
     "a hidden card": (without_gpu("CUDA 12.8", "570.1", CARD, network=HIDDEN), "problem", "hides it", "Unset"),
     "an old driver": (without_gpu("CUDA 12.8", "450.1", CARD), "problem", "finds no GPU", "Update the driver"),

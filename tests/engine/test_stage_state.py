@@ -12,8 +12,10 @@ from liveavatar.model.transformer import EMBEDDERS, ModelSlice
 from liveavatar.noise_schedule import NoiseSchedule
 from liveavatar.session import VideoTask
 from liveavatar.stage import InitialInputs, Stage, StageConditioning, StageInput
+from liveavatar.stage_state import restore_stage, stage_state, step_state
 from liveavatar.storage import PLAIN, StorageConfig
 from liveavatar.task_graph import Denoise, Partition, Prefill, ends_block, followers, is_first, paced_order
+from liveavatar.weights.source import DictSource
 
 BLOCKS = 11
 CUT = Partition.even(2, 1, 4, 3)
@@ -74,18 +76,12 @@ def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage:
     first, second = new_stages(job, storage), new_stages(job, storage)
     play(job, first, [t for t in tasks if isinstance(t, Prefill) or t.block < boundary])
     for one, other in zip(first, second, strict=True):
-        sink = one.save_sink(1)
-        kv_caches = {step: one.save_kv_caches(step) for step in one.kv_caches}
-        assert [t.shape for t in sink] == 2 * [(3, 5 * one.grid.tokens // 2, 2, 12)]
-        assert kv_caches.keys() == other.kv_caches.keys()
-        assert {len(kinds) for kinds in kv_caches.values()} == {TENSORS[storage.kv_dtype]}
-        other.restore_sink(1, sink)
-        for step, saved in kv_caches.items():
-            other.restore_kv_caches(step, saved)
-            for tensor in saved:
-                tensor.zero_()  # a stage keeps nothing of what it was given
-        for tensor in sink:
-            tensor.zero_()
+        saved = {name: lazy.read().clone() for name, lazy in stage_state(one, boundary).items()}
+        assert saved["sink.0.k"].shape == (5 * one.grid.tokens // 2, 2, 12)
+        assert len(saved) == 3 * 2 + 3 * len(one.kv_caches) * TENSORS[storage.kv_dtype]
+        restore_stage(other, boundary, DictSource(saved))
+        for tensor in saved.values():
+            tensor.zero_()  # a stage keeps nothing of what it was given
     rest = play(job, second, [s.task for s in paced_order(CUT, BLOCKS, first=boundary, clip_blocks=clip)])
     assert rest.keys() == set(range(boundary, BLOCKS))
     assert all(torch.equal(rest[b], whole[b]) for b in rest)
@@ -96,7 +92,7 @@ def test_what_was_saved_stays_as_it_was() -> None:
     job = tiny_job(tiny_config(), tiny_effective(BLOCKS))
     stages, tasks = new_stages(job), [s.task for s in paced_order(CUT, 6)]
     play(job, stages, tasks)
-    saved = stages[0].save_kv_caches(0)[0]
+    saved = step_state(stages[0], 6, 0)["kv.0.0.k"].read()
     before = saved.clone()
     play(job, stages[:1], [Denoise(6, 0, 0)])
-    assert torch.equal(saved, before) and not torch.equal(stages[0].save_kv_caches(0)[0], before)
+    assert torch.equal(saved, before) and not torch.equal(step_state(stages[0], 7, 0)["kv.0.0.k"].read(), before)

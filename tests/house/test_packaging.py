@@ -86,7 +86,8 @@ def test_install_takes_the_users_requirements_and_only_the_library(metadata):
 
 def test_the_published_archive_leaves_development_files_out():
     ignored = set((PROJECT / ".comfyignore").read_text(encoding="utf-8").split())
-    assert {"tests/", "tools/", "docs/figures/", "docs/*.png", ".ci/", "Makefile", "requirements-dev.txt"} <= ignored
+    pictures = {"docs/figures/", "docs/*.png", "docs/*.webp"}
+    assert {"tests/", "tools/", *pictures, ".ci/", "Makefile", "requirements-dev.txt"} <= ignored
 
 
 def test_the_portrait_is_small_and_whole():

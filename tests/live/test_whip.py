@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -37,14 +38,14 @@ class Server:
         return web.Response()
 
 
-def serve(scenario: Callable[[Server, str], Awaitable[None]]) -> None:
+def serve(scenario: Callable[[Server, str], Awaitable[None]], context: ssl.SSLContext | None = None) -> None:
     async def whole() -> None:
         server, app = Server(), web.Application()
         app.router.add_post("/whip", server.offered)
         app.router.add_delete("/resource", server.left)
         runner = web.AppRunner(app)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
         try:
             await scenario(server, f"127.0.0.1:{runner.addresses[0][1]}/whip")
             for viewer in server.viewers:

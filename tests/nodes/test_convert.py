@@ -69,6 +69,9 @@ class Video:
     def get_active_trim_window(self):
         return self.trim
 
+    def save_to(self, path):
+        write_film(path, 10, None)
+
 
 def test_a_pose_is_a_batch_of_pictures_or_a_video(convert, errors, tmp_path):
     batch = torch.rand(3, 20, 30, 3)
@@ -86,6 +89,19 @@ def test_a_pose_is_a_batch_of_pictures_or_a_video(convert, errors, tmp_path):
         convert.pose_source(torch.rand(0, 20, 30, 3))
     with pytest.raises(errors.PoseError, match="There is no pose video"):
         convert.pose_source(Video(tmp_path / "none.mp4"))
+
+
+def test_the_end_of_a_video_is_read_from_its_file_or_of_its_trimmed_part(convert, errors, tmp_path):
+    write_film(tmp_path / "film.mp4", 24, None)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    whole = convert.video_tail(Video(tmp_path / "film.mp4"), folder)
+    part = convert.video_tail(Video(tmp_path / "film.mp4", 0.0, 0.4), folder)
+    assert whole.path.name == "film.mp4" and part.path.name == "the connected video.mp4"
+    assert whole.frames.shape == part.frames.shape and not np.array_equal(whole.frames[-1], part.frames[-1])
+    assert not list(folder.iterdir())
+    with pytest.raises(errors.StateError, match="dict"):
+        convert.video_tail({}, tmp_path)
 
 
 def test_nothing_on_an_input_is_told_as_that(convert, errors):

@@ -211,6 +211,38 @@ def test_a_sampler_goes_on_from_what_another_one_leaves_and_from_a_file(nodes, h
     assert [r["probed"]["frames"] for r in receipts] == [11, 11, 36]
 
 
+def test_a_cancelled_video_leaves_its_state_in_the_output_folder(nodes, host, model, image, audio, positive):
+    first, _ = sampled(nodes, model, image, audio, positive, keep_state=True)
+    folder = host.base / "output" / "liveavatar"
+    before, management = set(folder.glob("*")), host.modules["comfy.model_management"]
+    original = management.processing_interrupted
+    host.messages.clear()
+
+    def interrupted_while_generating() -> bool:
+        host.interrupted = host.interrupted or any(data.get("phase") == "generating" for _, data in host.messages)
+        return original()
+
+    management.processing_interrupted = interrupted_while_generating
+    with pytest.raises(management.InterruptProcessingException):
+        decode(nodes, first)
+    host.interrupted, management.processing_interrupted = False, original
+    (file,) = set(folder.glob("*")) - before
+    assert file.name.startswith("cancelled")
+    told = host.messages[-1][1]
+    assert told["phase"] == "cancelled" and told["state"] == file.name
+    (state,) = run(nodes["LiveAvatarLoadState"], file=file.name)
+    assert 0 < state.info.block < 3
+
+
+def test_a_video_is_continued_from_its_last_frames(nodes, pack, model, image, audio, positive, latents, tmp_path):
+    video = decode(nodes, latents).args[0]
+    (tail,) = run(nodes["LiveAvatarLoadState"], file="none", video=video)
+    job = sample(nodes, model, image, audio, positive, state=tail)
+    assert any("approximately" in note for note in job.spec.resolved.notes)
+    with pytest.raises(pack.liveavatar.errors.StateError, match="no state to save"):
+        run(nodes["LiveAvatarSaveState"], state=tail, filename_prefix="state")
+
+
 def test_what_nothing_can_go_on_from_is_refused_in_widgets(pack, nodes, model, image, audio, positive):
     _, state = sampled(nodes, model, image, audio, positive)
     with pytest.raises(pack.liveavatar.errors.StateError, match="Set keep_state there"):

@@ -58,9 +58,9 @@ def test_numbers_start_within_their_range_and_choices_in_their_list(schemas):
                 assert given["default"] == given["options"][0], f"{name}.{slot.id}: the first choice is the usual one"
 
 
-def test_only_the_plan_and_what_is_saved_run_for_their_own_sake(schemas):
+def test_only_reports_and_what_is_saved_run_for_their_own_sake(schemas):
     outputs = {name for name, schema in schemas.items() if schema.is_output_node}
-    assert outputs == {"LiveAvatarPlan", "LiveAvatarSaveState"}
+    assert outputs == {"LiveAvatarPlan", "LiveAvatarSaveState", "LiveAvatarMeter"}
 
 
 def frozen_pair():

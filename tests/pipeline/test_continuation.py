@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from pipeline.test_pipeline import Heard, picture, sound
+from pipeline.test_pose import PICTURES
 from safetensors.torch import load_file, save_file
 
 from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.conditioning import encode_conditioning
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.engine.backend import LocalBackend
-from liveavatar.errors import Cancelled, ImageError, OutputError, PlanError, RequestError, SizeError, StateError
+from liveavatar.errors import Cancelled, ImageError, OutputError, RequestError, SizeError, StateError
+from liveavatar.events import ignore
 from liveavatar.media.audio import AudioClip
 from liveavatar.media.audio_file import read_audio
 from liveavatar.media.last_frames import read_last_frames
+from liveavatar.media.pose_video import PosePictures
 from liveavatar.pipeline import LiveAvatarPipeline
 from liveavatar.placement import Placement
 from liveavatar.request import Request
@@ -58,14 +61,19 @@ def frames_of(job) -> torch.Tensor:
 
 
 def uninterrupted(
-    pipeline: LiveAvatarPipeline, sounds: list[AudioClip], request: Request = REQUEST, first_blocks: int | None = None
+    pipeline: LiveAvatarPipeline,
+    sounds: list[AudioClip],
+    request: Request = REQUEST,
+    first_blocks: int | None = None,
+    pose: PosePictures | None = None,
 ) -> torch.Tensor:
     """The frames of one video whose blocks have the features of these sounds, each encoded by itself; of the first
     sound so many blocks."""
     parts = [pipeline(picture(), each, request=request) for each in sounds]
     encoders = pipeline.encoders(parts[0].spec.plan)
     encoded = [
-        encode_conditioning(encoders, p.spec.request, p.spec.resolved, p.spec.image, p.spec.audio) for p in parts
+        encode_conditioning(encoders, p.spec.request, p.spec.resolved, p.spec.image, p.spec.audio, pose=pose)
+        for p in parts
     ]
     joined = AudioFeatures(encoded[0].audio.layers, encoded[0].audio.channels)
     for number, conditioning in enumerate(encoded):
@@ -113,6 +121,26 @@ def test_a_cancelled_video_is_continued_where_its_file_ends(pipeline, tmp_path):
     rest = frames_of(pipeline(None, sound(SECOND), request=REQUEST, continue_from=tmp_path / "a.state"))
     whole = uninterrupted(pipeline, [sound(FIRST), sound(SECOND)], first_blocks=info.block)
     assert torch.equal(rest, whole[:, 12 * info.block :])
+
+
+@pytest.mark.parametrize("way", ["save", "latents"])
+def test_a_file_for_the_case_that_it_is_cancelled_is_written_then_alone(pipeline, tmp_path, way):
+    def make(job, callback=ignore):
+        if way == "save":
+            return job.save(tmp_path / "a.mp4", callback=callback, cancelled_state=tmp_path / "a.state")
+        return job.latents(callback, tmp_path / "a.state")
+
+    make(pipeline(picture(), sound(FIRST), request=REQUEST))
+    assert not (tmp_path / "a.state").exists()
+    job = pipeline(picture(), sound(FIRST), request=REQUEST)
+    with pytest.raises(Cancelled, match=r"a\.state continues"):
+        make(job, Heard(break_after=5))
+    block = VideoState(tmp_path / "a.state").info.block
+    assert 0 < block < 5
+    rest = frames_of(pipeline(None, sound(SECOND), request=REQUEST, continue_from=tmp_path / "a.state"))
+    whole = uninterrupted(pipeline, [sound(FIRST), sound(SECOND)], first_blocks=block)
+    assert torch.equal(rest, whole[:, 12 * block :])
+    assert torch.equal(frames_of(job), frames_of(pipeline(picture(), sound(FIRST), request=REQUEST))), "from block 0 on"
 
 
 def test_without_a_file_for_the_state_a_video_is_cancelled_at_once(pipeline, tmp_path):
@@ -223,6 +251,24 @@ def test_what_changes_the_last_bits_is_told(first):
     assert frames_of(job).shape[1] == 23
 
 
+def test_a_pose_goes_on_with_the_video(tmp_path):
+    """Five blocks, one of them in the second clip; and a state of a pose that the next video does not follow."""
+    untrained = LiveAvatarPipeline(open_components("untrained"), LocalBackend(Placement(("cpu",), threads=1)))
+    whole = uninterrupted(untrained, [sound(FIRST), sound(SECOND)], pose=PosePictures(PICTURES))
+    one = untrained(picture(), sound(FIRST), request=REQUEST, pose=PICTURES[:60])
+    one.save(tmp_path / "a.mp4", state=tmp_path / "a.state")
+    stored = sum(t.nbytes for name, t in load_file(tmp_path / "a.state").items() if "prompt" not in name)
+    assert stored == state_bytes(untrained.config, one.spec.resolved, one.spec.plan)
+    copied = VideoState(tmp_path / "a.state").copied(tmp_path / "b.state")
+    two = untrained(None, sound(SECOND), request=REQUEST, continue_from=copied, pose=PICTURES[60:])
+    assert torch.equal(frames_of(two), whole[:, 60:])
+    without = untrained(None, sound(SECOND), request=REQUEST, continue_from=copied)
+    assert not torch.equal(frames_of(without), whole[:, 60:])
+    wrong = damaged(copied.path, tmp_path / "s", lambda tensors, metadata: tensors.update(pose=tensors["pose"][:7]))
+    with pytest.raises(StateError, match="has another pose"):
+        untrained(None, sound(SECOND), request=REQUEST, continue_from=wrong, pose=PICTURES[60:])
+
+
 def test_a_state_in_int4_goes_on_in_another_format_and_says_so(first, tmp_path):
     """And in its own, from a copy too, with the same bits."""
 
@@ -238,13 +284,6 @@ def test_a_state_in_int4_goes_on_in_another_format_and_says_so(first, tmp_path):
     assert ["int4 form (now plain): the numbers differ a little" in each for each in told] == [False, False, True]
     frames = frames_of(own)
     assert torch.equal(frames_of(again), frames) and not torch.equal(frames_of(plain), frames)
-
-
-def test_worker_processes_refuse_it_before_anything_is_loaded(first):
-    workers = LiveAvatarPipeline(open_components("mini"), LocalBackend(Placement(("cpu",), threads=1, processes=True)))
-    for asked in ({"request": Request(size="64x64", keep_state=True)}, {"continue_from": first}):
-        with pytest.raises(PlanError, match="Worker processes"):
-            workers(picture(), sound(SECOND), **asked)
 
 
 def damaged(first: Path, to: Path, change) -> Path:

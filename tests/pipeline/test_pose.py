@@ -13,7 +13,7 @@ from liveavatar.codec import ExecConfig, LocalEncoders
 from liveavatar.components import open_components
 from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.engine.backend import LocalBackend
-from liveavatar.errors import OutputError, PoseError, RequestError
+from liveavatar.errors import OutputError, RequestError
 from liveavatar.media.image import to_pixels
 from liveavatar.media.pose_video import endless_pictures
 from liveavatar.pipeline import LiveAvatarPipeline
@@ -21,6 +21,7 @@ from liveavatar.placement import Placement
 from liveavatar.planner import GIB, PlanOptions, choose_plan
 from liveavatar.planner.hardware import Hardware
 from liveavatar.planner.memory import aux_models
+from liveavatar.pose import ClipLost, PoseLatents
 from liveavatar.request import Request, resolve
 from liveavatar.vae.tiling import encode_tiles
 
@@ -66,16 +67,15 @@ def opened(width=64):
     return endless_pictures(Counted(), "hold", width, 64, "cover")
 
 
-def resolved(clip_blocks=4, width=64):
-    asked = dataclasses.replace(REQUEST, clip_blocks=clip_blocks, size=f"{width}x64")
-    return resolve(asked, (width, 64), 4 * 16_000, 16_000)
+def posed(encoders, pictures=opened, **options):
+    return PoseLatents(pictures, encoders.pose_encoder((8, 8)), 4, **options)
 
 
 @pytest.mark.parametrize(("width", "tiles"), [(64, (1, 1)), (192, (1, 2))])
 @pytest.mark.parametrize("clip_blocks", [4, 2])
 def test_clips_are_encoded_as_published(encoders, clip_blocks, width, tiles):
     shown = list(itertools.islice(opened(width), 24 * clip_blocks))
-    pose = encoders.encode_pose(lambda: opened(width), resolved(clip_blocks, width), tiles)
+    pose = PoseLatents(lambda: opened(width), encoders.pose_encoder((8, width // 8), tiles), clip_blocks)
     for clip in range(2):
         whole = shown[clip * 12 * clip_blocks : (clip + 1) * 12 * clip_blocks]
         video = torch.cat([to_pixels(picture) for picture in (whole[0], *whole)], 2)
@@ -86,12 +86,51 @@ def test_clips_are_encoded_as_published(encoders, clip_blocks, width, tiles):
 
 
 def test_blocks_in_any_order_are_the_same(encoders):
-    pose = encoders.encode_pose(opened, resolved())
+    pose = posed(encoders)
     blocks = [pose.block(b) for b in range(6)]
     for b in (5, 2, 4, 0, 1):
         assert torch.equal(pose.block(b), blocks[b])
-    again = encoders.encode_pose(opened, resolved())
-    assert torch.equal(again.block(5), blocks[5])
+    assert torch.equal(posed(encoders).block(5), blocks[5])
+
+
+@pytest.mark.parametrize("first", [4, 6, 7])
+def test_a_pose_goes_on_with_the_pictures_of_its_clip(encoders, first):
+    whole = posed(encoders)
+    expected = [whole.block(b) for b in range(9)]
+    shown = list(itertools.islice(opened(), 12 * 9))
+    before = posed(encoders, keep=True)
+    for b in range(first):
+        before.block(b)
+    kept = before.pictures_before(first)
+    assert (kept is None) == (first % 4 == 0)
+    rest = posed(encoders, lambda: (p for p in shown[12 * first :]), first=first, before=kept)
+    assert kept is None or np.array_equal(rest.pictures_before(first), kept), "as long as no block was asked for"
+    for b in (*range(first, 9), first):
+        assert torch.equal(rest.block(b), expected[b])
+
+
+def test_a_clip_that_is_lost_is_encoded_again(encoders):
+    open_clip, lose = encoders.pose_encoder((8, 8)), [3, 9, 10]
+
+    def losing():
+        encode, asked = open_clip(), itertools.count()
+
+        def encode_or_lose(pictures):
+            if lose and next(asked) == lose[0] % 4:
+                lose.pop(0)
+                raise ClipLost
+            return encode(pictures)
+
+        return encode_or_lose
+
+    fragile, whole = PoseLatents(opened, losing, 4), posed(encoders)
+    assert all(torch.equal(fragile.block(b), whole.block(b)) for b in range(9)) and not lose
+
+
+def test_a_pose_that_begins_in_the_midst_of_a_clip_begins_one_there(encoders):
+    late, plain = posed(encoders, first=6, keep=True), posed(encoders)
+    assert torch.equal(late.block(6), plain.block(0)) and torch.equal(late.block(7), plain.block(1))
+    assert len(late.pictures_before(7)) == 24
 
 
 def latents(made, image, audio, pose=None, **options):
@@ -138,12 +177,7 @@ def test_no_output_takes_the_place_of_the_pose_video(inputs, tmp_path):
         assert video.save(tmp_path / "next.mp4").status == "complete"
 
 
-def test_workers_and_odd_ends_are_refused(inputs):
-    in_workers = LiveAvatarPipeline(
-        open_components("untrained"), LocalBackend(Placement(("cpu",), processes=True, threads=1))
-    )
-    with pytest.raises(PoseError, match="Worker processes cannot follow"):
-        in_workers(*inputs, request=REQUEST, pose=PICTURES)
+def test_odd_ends_are_refused(inputs):
     with pytest.raises(RequestError, match="pose_end = 'bounce'"):
         pipeline()(*inputs, request=dataclasses.replace(REQUEST, pose_end="bounce"), pose=PICTURES)
 

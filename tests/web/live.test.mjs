@@ -21,6 +21,12 @@ class LiveClient {
     if (!this.fault) this.microphone = {};
     return this.fault;
   }
+  interrupt() {
+    this.send("interrupt");
+  }
+  setLowDelay(wanted) {
+    this.lowDelay = wanted;
+  }
   mute() {
     this.microphone = null;
   }
@@ -123,6 +129,20 @@ test("while it talks there are the picture, its state, the delay and the buttons
   named("Microphone").onclick();
   named("Stop").onclick();
   assert.deepEqual(client.sent.map((one) => one.type), ["interrupt", "bye"]);
+});
+
+test("low delay may be chosen where both sides have WebRTC, and nothing is kept in the page", async () => {
+  const client = await talking();
+  assert.ok(!shown(named("Low delay")));
+  assert.equal(client.keeps, false);
+  client.webrtc = true;
+  client.on.stats(STATS);
+  assert.ok(shown(named("Low delay")));
+  named("Low delay").onclick();
+  assert.ok(client.lowDelay);
+  assert.equal(named("Low delay").className, "on");
+  named("Low delay").onclick();
+  assert.ok(!client.lowDelay);
 });
 
 test("sounds need neither microphone nor typed words", async () => {

@@ -25,6 +25,8 @@ const WORDS = {
     unmute: "Microphone",
     interrupt: "Stop talking",
     interruptTip: "Drops what has not been said yet",
+    lowDelay: "Low delay",
+    lowDelayTip: "Watch over WebRTC, which keeps nothing in hand; this browser has to reach ComfyUI's machine directly",
     stop: "Stop",
     stopTip: "Ends the talk; its recording goes to the nodes behind this one",
     say: "Something to say",
@@ -58,6 +60,8 @@ const WORDS = {
     unmute: "麦克风",
     interrupt: "停止说话",
     interruptTip: "丢弃尚未说出的内容",
+    lowDelay: "低延迟",
+    lowDelayTip: "通过 WebRTC 观看，不留缓冲；本浏览器须能直接访问 ComfyUI 所在的机器",
     stop: "结束",
     stopTip: "结束对话；录像交给后面的节点",
     say: "要说的话",
@@ -113,7 +117,7 @@ class Talk {
       lost: (again) => (again ? this.show({ note: words().lost }) : this.close()),
       unplayable: () => this.show({ note: words().unplayable }),
     };
-    this.client = new LiveClient({ url, token, video: this.video, on, persistent: !this.returning });
+    this.client = new LiveClient({ url, token, video: this.video, on, persistent: !this.returning, keeps: false });
     this.client.connect();
   }
 
@@ -221,7 +225,11 @@ export class LivePanel extends RunPanel {
     super("", true);
     this.node = node;
     this.microphone = button("wide", () => talk?.toggleMicrophone());
-    this.interrupt = button("wide", () => talk?.client.send("interrupt"));
+    this.interrupt = button("wide", () => talk?.client.interrupt());
+    this.lowDelay = button("", () => {
+      talk?.client.setLowDelay(!talk.client.lowDelay);
+      talk?.show();
+    });
     this.stop = button("stop", () => talk?.stop());
     this.say = form((text, input) => {
       talk?.client.send("say", { text, voice: words() === WORDS.zh ? "cmn" : "en-us" });
@@ -234,7 +242,7 @@ export class LivePanel extends RunPanel {
     this.poster = make("div", "poster faint");
     this.note = make("div", "note faint");
     this.note.setAttribute("role", "status");
-    this.buttons = make("div", "controls", this.microphone, this.interrupt, this.stop);
+    this.buttons = make("div", "controls", this.microphone, this.interrupt, this.lowDelay, this.stop);
     const forms = [this.say.element, this.prompt.element, this.note];
     for (const one of [this.buttons, ...forms]) one.onpointerdown = (event) => event.stopPropagation(); // no handle
     const [bar, line, below] = this.element.childNodes;
@@ -315,6 +323,8 @@ export class LivePanel extends RunPanel {
     this.prompt.input.placeholder = say.prompt;
     this.prompt.send.textContent = say.promptButton;
     Object.assign(this.interrupt, { textContent: say.interrupt, title: say.interruptTip });
+    Object.assign(this.lowDelay, { textContent: say.lowDelay, title: say.lowDelayTip, hidden: !client.webrtc });
+    this.lowDelay.className = client.lowDelay ? "on" : "";
     Object.assign(this.stop, { textContent: say.stop, title: say.stopTip, disabled: Boolean(current.stopping) });
     if (current.state) this.drawMeter(say, current.state, client, current);
   }

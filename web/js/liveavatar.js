@@ -28,6 +28,7 @@ const WORDS = {
     left: (t) => `${t} left`,
     done: (made, took, fps) => [`${made} s${took ? ` in ${took}` : ""}`, fps].filter(Boolean).join(", "),
     cancelled: (ready) => (ready ? `Cancelled after ${ready} s of video.` : "Cancelled."),
+    continues: (state) => ` Load State: ${state} continues it.`,
     failed: "Failed. The error says why.",
     busy: "busy",
     waiting: "waiting",
@@ -48,6 +49,7 @@ const WORDS = {
     left: (t) => `剩余 ${t}`,
     done: (made, took, fps) => [`${made} 秒视频${took ? `，用时 ${took}` : ""}`, fps].filter(Boolean).join("，"),
     cancelled: (ready) => (ready ? `已取消，已完成 ${ready} 秒视频。` : "已取消。"),
+    continues: (state) => `在“载入状态”中选择 ${state} 可继续。`,
     failed: "失败，原因见错误信息。",
     busy: "忙",
     waiting: "等待",
@@ -103,7 +105,10 @@ export function lines(say, at, took) {
   const fps = number(at.fps) === null ? "" : say.fps(at.fps < 9.95 ? at.fps.toFixed(1) : Math.round(at.fps));
   const made = tenth(at.seconds || at.seconds_ready);
   if (at.phase === "done") return { summary: say.done(made, took && duration(say, took), fps) };
-  if (at.phase === "cancelled") return { summary: say.cancelled(at.seconds_ready ? tenth(at.seconds_ready) : "") };
+  if (at.phase === "cancelled") {
+    const ended = say.cancelled(at.seconds_ready ? tenth(at.seconds_ready) : "");
+    return { summary: at.state ? ended + say.continues(at.state) : ended };
+  }
   if (at.phase === "failed") return { summary: say.failed };
   const blocks = at.blocks ? [say.block(at.block, at.blocks), at.steps ? say.step(at.step, at.steps) : ""] : [];
   const doing = blocks.length && at.phase === "generating" ? blocks.filter(Boolean).join(" · ") : named(say, at.phase ?? "");

@@ -19,15 +19,17 @@ export class LiveClient {
   webrtc = false; // whether server and browser have WebRTC
   lowDelay = false; // whether the talk is to be watched over WebRTC
   microphone = null;
+  saying = null; // the sound file that is being said
   player = null;
   peer = null;
   resume = "";
   retries = 0;
 
   // url: of the WebSocket. on: functions by the type of the message they want, after it had its effect here; and
-  // `lost` (whether it tries again), `closed`, `unplayable`. persistent: come back also before a talk has begun.
-  constructor({ url, token = "", video, on = {}, persistent = false }) {
-    Object.assign(this, { url, token, video, on, persistent });
+  // `lost` (whether it tries again), `closed`, `unplayable`. persistent: come back also before a talk has begun. keeps:
+  // what was watched, for `file`.
+  constructor({ url, token = "", video, on = {}, persistent = false, keeps = true }) {
+    Object.assign(this, { url, token, video, on, persistent, keeps });
     video.addEventListener("error", () => this.video.error && this.on.unplayable?.());
   }
 
@@ -37,7 +39,7 @@ export class LiveClient {
 
   // Seconds from what is spoken to its picture on this page.
   get delay() {
-    const shown = this.peer?.connected ? this.playout + this.peer.ahead : (this.player?.ahead ?? 0);
+    const shown = this.peer?.connected ? this.playout + this.peer.ahead : (this.player?.held ?? 0);
     return this.lag + shown + (this.microphone ? Math.max(0, this.queued - HEARD) : 0);
   }
 
@@ -71,7 +73,7 @@ export class LiveClient {
     if (message.type === "ready") {
       this.retries = 0;
       this.webrtc = message.webrtc && Boolean(window.RTCPeerConnection);
-      if (window.MediaSource?.isTypeSupported(message.mime)) this.player ??= new Player(this.video, message.mime);
+      if (window.MediaSource?.isTypeSupported(message.mime)) this.player ??= new Player(this.video, message.mime, this.keeps);
       else if (this.webrtc) this.lowDelay = true;
       else return this.on.unplayable?.();
       this.voice = message.voice;
@@ -94,7 +96,7 @@ export class LiveClient {
   async call() {
     this.hangUp();
     if (!this.webrtc || !this.lowDelay || !this.talking) return;
-    const peer = (this.peer = new Peer({ video: this.video, on: { lost: () => this.hangUp() } }));
+    const peer = (this.peer = new Peer({ video: this.video, keeps: this.keeps, on: { lost: () => this.hangUp() } }));
     this.send("offer", { sdp: await peer.offer() });
   }
 
@@ -179,17 +181,24 @@ export class LiveClient {
     this.microphone = null;
   }
 
-  // Say what a sound file holds.
+  // Drop what has not been said.
+  interrupt() {
+    this.saying = null;
+    this.send("interrupt");
+  }
+
+  // Say what a sound file holds; another one takes its place.
   async pushFile(file) {
     const context = new AudioContext();
     const sound = await context.decodeAudioData(await file.arrayBuffer());
+    this.saying = file;
     this.send("audio", { rate: sound.sampleRate, encoding: "s16le" });
     const samples = sound.getChannelData(0), piece = sound.sampleRate;
-    for (let start = 0; start < samples.length && this.talking; start += piece) {
+    for (let start = 0; start < samples.length && this.talking && this.saying === file; start += piece) {
       this.sendBytes(integers(samples.slice(start, start + piece)));
       if (start > 10 * piece) await new Promise((done) => setTimeout(done, 990)); // at most ten seconds wait there
     }
-    this.send("end_of_speech");
+    if (this.saying === file) this.send("end_of_speech");
     context.close();
   }
 

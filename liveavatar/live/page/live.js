@@ -85,6 +85,13 @@ function keep() {
   link.download = `live-avatar.${file.type.endsWith("webm") ? "webm" : "mp4"}`;
 }
 
+// The file that was chosen; the same one may be chosen again.
+function taken(input) {
+  const [file] = input.files;
+  input.value = "";
+  return file;
+}
+
 function begin() {
   const prompt = $("prompt").value.trim();
   starting = true;
@@ -106,12 +113,12 @@ function wire() {
   $("webrtc").onchange = ({ target }) => client.setLowDelay(target.checked);
   $("start").onclick = () => (client.talking ? client.send("bye") : begin());
   $("microphone").onclick = () => (client.microphone ? (client.mute(), show()) : listen());
-  $("interrupt").onclick = () => client.send("interrupt");
+  $("interrupt").onclick = () => client.interrupt();
   $("pause").onclick = () => { client.pause(); show(); };
   $("say-form").onsubmit = (event) => { event.preventDefault(); if ($("say").value.trim()) client.send("say", { text: $("say").value, voice: language === "zh" ? "cmn" : "en-us" }); $("say").value = ""; };
   $("prompt-form").onsubmit = (event) => { event.preventDefault(); if (client.talking && $("prompt").value.trim()) client.send("prompt", { text: $("prompt").value }); };
-  $("portrait").onchange = async ({ target }) => { portrait = await target.files[0].arrayBuffer(); if (client.talking) client.sendPortrait(portrait); };
-  $("sound").onchange = ({ target }) => client.pushFile(target.files[0]);
+  $("portrait").onchange = async ({ target }) => { portrait = await taken(target).arrayBuffer(); if (client.talking) client.sendPortrait(portrait); };
+  $("sound").onchange = ({ target }) => client.pushFile(taken(target));
   client.connect();
   show();
 }

@@ -6,9 +6,9 @@ export class Peer {
   connected = false;
   chunks = [];
 
-  // on: `connected` and `lost`, called once each at most.
-  constructor({ video, on = {} }) {
-    Object.assign(this, { video, on });
+  // keeps: what is watched, for `file`. on: `connected` and `lost`, called once each at most.
+  constructor({ video, keeps, on = {} }) {
+    Object.assign(this, { video, keeps, on });
     this.stream = new MediaStream();
     const connection = (this.connection = new RTCPeerConnection());
     for (const kind of ["video", "audio"]) connection.addTransceiver(kind, { direction: "recvonly" });
@@ -46,7 +46,7 @@ export class Peer {
     this.video.removeAttribute("src"); // or it would be loaded again when the tracks have gone
     this.video.srcObject = this.stream;
     this.video.play().catch(() => {});
-    this.record();
+    if (this.keeps) this.record();
     this.on.connected?.();
   }
 
