@@ -86,7 +86,7 @@ def test_training_ends_in_a_folder_that_can_be_opened(work, tmp_path, monkeypatc
     wave = nothing_but_noise(np.random.default_rng(3), samples_for(12))
     got = encode_audio(model, wave, 12).block(0)
     expected = encode_audio(sound.trained_movement_encoder(RECIPE, work).encoder, wave, 12).block(0)
-    assert got.shape == (RECIPE.audio_layers, RECIPE.audio_dim, 12)
+    assert got.shape == (1, RECIPE.audio_layers, RECIPE.audio_dim, 12)
     assert torch.allclose(got, expected, atol=0.1)
 
 
