@@ -34,6 +34,7 @@ WORKER_TESTS = (
     "bench/test_pipeline.py",
     "cli/test_cluster.py",
     "cli/test_workers.py",
+    "golden/test_workers.py",
     "gpu/",
     "nodes/test_run.py",
     "offload/test_host_weights.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -103,6 +104,8 @@ def write_audio_encoder(path: Path, config: ModelConfig, seed: int) -> None:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     layers = {"hidden_size": config.audio_dim, "num_hidden_layers": config.audio_layers - 1, "mask_time_prob": 0.05}
+    shared = ("num_attention_heads", "num_conv_pos_embedding_groups")
+    layers |= {name: math.gcd(WAV2VEC2[name], config.audio_dim) for name in shared}
     settings = Wav2Vec2Config(**(WAV2VEC2 | layers))
     tensors = random_tensors(lambda: Wav2Vec2ForCTC(settings), seed)
     settings.save_pretrained(path)

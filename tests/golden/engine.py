@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
@@ -13,11 +13,12 @@ from golden.rollout import config_of
 import liveavatar.stage
 from liveavatar.config import BLOCK_FRAMES, BLOCK_LATENTS
 from liveavatar.encoders.audio import AudioFeatures
+from liveavatar.encoders.block_features import StackedFeatures
 from liveavatar.engine.local import LocalEngine
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.planner import make_plan
 from liveavatar.request import Request, ResolvedRequest, SinkDistance, resolve
-from liveavatar.session import VideoTask
+from liveavatar.session import Conditioning, VideoTask
 from liveavatar.weights.load import fill
 from liveavatar.weights.source import DictSource
 
@@ -80,14 +81,39 @@ def distances_of(calls: Sequence[dict], resolved: ResolvedRequest) -> SinkDistan
     return SinkDistance("replay", 0, recorded)
 
 
+def pose_task(case: Case) -> VideoTask:
+    """The first clip of recording A, which follows a pose."""
+    resolved = resolved_of(case, case.info["config"]["cache_blocks"])
+    pose, audio = RecordedPose(case["in.cond_states"][0]), features_of(case["in.audio"])
+    given = case["in.ref_latents"][0], case["in.motion_latents"][0], case["in.context"], audio
+    return VideoTask(resolved, Conditioning(*given, pose=pose), distances_of(case.info["A"], resolved))
+
+
+def speakers_task(case: Case) -> VideoTask:
+    """Recording C: two speakers in one picture, who follow the same pose."""
+    blocks = 1 + max(call["block"] for call in case.info["C"])
+    resolved = resolved_of(case, blocks, speakers=2)
+    audio = StackedFeatures([features_of(case["in.audio"]), features_of(case["in.audio_b"])])
+    given = case["in.ref_latents"][0], case["in.motion_latents"][0], case["in.context"], audio
+    mask: torch.Tensor = case["in.mask"][:, :BLOCK_LATENTS].flatten(1, 3)
+    conditioning = Conditioning(*given, pose=RecordedPose(case["in.cond_states"][0]), speaker_mask=mask)
+    return VideoTask(resolved, conditioning, distances_of(case.info["C"], resolved))
+
+
 def assert_engine_matches(case: Case, task: VideoTask, cut: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block that was recorded is made on this cut."""
+    """Every block that was recorded is made on this cut, in this process."""
     noise = case["in.noise"]
     blocks = lambda seed, block, *_: noise[:, block * BLOCK_LATENTS : (block + 1) * BLOCK_LATENTS]  # noqa: E731
     monkeypatch.setattr(liveavatar.stage, "block_noise", blocks)
-    components, compared = CaseComponents(case), 0
+    components = CaseComponents(case)
     plan = make_plan(task.resolved, components.config, model="golden", stages=cut)
-    for block, latent in enumerate(LocalEngine(components, plan).run(task)):
+    assert_blocks_match(case, LocalEngine(components, plan).run(task), prefix)
+
+
+def assert_blocks_match(case: Case, latents: Iterable[torch.Tensor], prefix: str) -> None:
+    """Those of the blocks that were recorded, of which there is at least one."""
+    compared = 0
+    for block, latent in enumerate(latents):
         key = f"{prefix}.x0.{block}"
         if key in case.keys:
             assert_matches(latent, case[key].view(latent.shape), key)
