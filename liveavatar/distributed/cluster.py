@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import re
 import shutil
@@ -276,9 +275,7 @@ def release_ray(lost: bool = False) -> None:
             return
         if _ours:
             ray_gate.close()
-            # A reference that another thread lets go while Ray ends makes Ray end this process.
-            gc.collect()
-            ray_module().shutdown()
+            ray_compat.end_ray()
             ray_compat.forget_token()
         if _keeper is not None:
             _keeper.stop()

@@ -285,6 +285,34 @@ def kill(actor: Any) -> None:
         ray.kill(actor, no_restart=True)
 
 
+class _EndingCoreWorker:
+    """Ray's core worker while Ray ends: references that are let go are not counted any more.
+
+    Ray ends the whole process where a thread lets one go, in passing or by garbage collection, just after the core
+    worker has ended (seen with Ray 2.60).
+    """
+
+    def __init__(self, ending: Any):
+        self._ending = ending
+
+    def remove_object_ref_reference(self, ref: Any) -> None:
+        """Of an answer."""
+
+    def remove_actor_handle_reference(self, actor: Any) -> None:
+        """Of a worker."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ending, name)
+
+
+def end_ray() -> None:
+    """End or leave Ray; other threads may let references go meanwhile."""
+    ray, worker = import_ray(), importlib.import_module("ray._private.worker").global_worker
+    if (core := getattr(worker, "core_worker", None)) is not None:
+        worker.core_worker = _EndingCoreWorker(core)
+    ray.shutdown()
+
+
 class RayThread:
     """The thread that starts Ray, and stays as long as Ray does.
 

@@ -48,6 +48,28 @@ def test_a_killed_caller_leaves_no_process_and_the_next_start_its_folder(tmp_pat
     assert not memories(psutil.process_iter()) & shared
 
 
+ENDING = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from liveavatar.distributed import cluster
+cluster.acquire_ray()
+import ray
+references = [ray.put(number) for number in range(20_000)]
+ending = threading.Thread(target=cluster.release_ray)
+ending.start()
+while ending.is_alive():
+    if references:
+        references.pop()
+    ending.join(0.0005)
+print("alive")
+"""
+
+
+def test_what_is_let_go_while_ray_ends_does_not_end_the_process(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", ENDING, str(PROJECT)], capture_output=True, text=True, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr[-3000:]
+
+
 def memories(processes: Iterable[psutil.Process]) -> set[str]:
     """Shared memory of ours that they have open or mapped."""
     found: set[str] = set()
