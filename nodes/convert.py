@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,10 +138,18 @@ def pose_source(pose: Any) -> PoseSource | None:
     """
     if pose is None or isinstance(pose, torch.Tensor):
         return None if pose is None else PoseImages(pose)
-    if not callable(getattr(pose, "get_stream_source", None)):
+    if (found := video_source(pose)) is None:
         raise PoseError(f"The pose is of type {type(pose).__name__}.", "Connect core Load Video, or an IMAGE batch.")
-    start, length = pose.get_active_trim_window() if hasattr(pose, "get_active_trim_window") else (0.0, 0.0)
-    return PoseFile(pose.get_stream_source(), start, length or None)
+    return PoseFile(*found)
+
+
+def video_source(video: Any) -> tuple[str | io.BytesIO, float, float | None] | None:
+    """VIDEO of core -> its file, by name or in memory, and the part that it was trimmed to: start and length in
+    seconds, None for all of the rest. None: it is no VIDEO."""
+    if not callable(getattr(video, "get_stream_source", None)):
+        return None
+    start, length = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
+    return video.get_stream_source(), start, length or None
 
 
 def video_tail(video: Any, folder: Path) -> VideoTail:
@@ -153,11 +162,10 @@ def video_tail(video: Any, folder: Path) -> VideoTail:
     Raises:
         StateError: it cannot be read.
     """
-    if not callable(getattr(video, "get_stream_source", None)):
+    if (found := video_source(video)) is None:
         raise StateError(f"The video is of type {type(video).__name__}.", "Connect core Load Video.")
-    trimmed = any(video.get_active_trim_window()) if hasattr(video, "get_active_trim_window") else False
-    source = video.get_stream_source()
-    if isinstance(source, str) and not trimmed:
+    source, start, length = found
+    if isinstance(source, str) and not start and length is None:
         return VideoTail(source)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         file = Path(place) / "the connected video.mp4"

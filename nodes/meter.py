@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,16 +66,15 @@ def file_of(video: Any) -> Iterator[VideoFile]:
     Raises:
         MeterError: no video.
     """
-    if not callable(getattr(video, "get_stream_source", None)):
+    if (found := convert.video_source(video)) is None:
         given = type(video).__name__
         raise MeterError(f"The video is of type {given}.", "Connect a VIDEO, as core Load Video gives it.")
-    start, length = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
-    source = video.get_stream_source()
-    if isinstance(source, str | os.PathLike):
-        yield VideoFile(source, start, length or None)
+    source, start, length = found
+    if isinstance(source, str):
+        yield VideoFile(source, start, length)
         return
     paths.temporary_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.temporary_folder()) as folder:
         file = Path(folder, "video.mp4")
         file.write_bytes(source.getbuffer())
-        yield VideoFile(file, start, length or None)
+        yield VideoFile(file, start, length)

@@ -270,9 +270,8 @@ class LiveSession:
         return Portrait(*self._encoders.encode_image(pixels, callback, self.plan.vae_tiles))
 
     def _conditioning(self, first: Portrait, context: torch.Tensor) -> Conditioning:
-        several = self._placed
-        features = self._features[0] if several is None else StackedFeatures(self._features)
-        mask = None if several is None else several.of_block()
+        mask = None if self._placed is None else self._placed.of_block()
+        features = StackedFeatures(self._features)
         return Conditioning(first.reference, first.motion, context, features, self._changes, speaker_mask=mask)
 
     def _check_open(self) -> None:

@@ -15,6 +15,7 @@ from ..config import FPS
 from ..errors import StateError
 from ..request import MAX_AREA
 from ..utils import check_input_file
+from .video_stream import VideoStream, open_video
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _BT709, _BT601 = 1, 5
@@ -55,16 +56,14 @@ def read_last_frames(path: str | os.PathLike[str], count: int) -> LastFrames:
 
     place = check_input_file(path, "video", StateError)
     try:
-        with place.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
-            return _last(container, place, count)
+        with open_video(place, str(path), StateError, _NEAREST) as video:
+            return _last(video, place, count)
     except (OSError, ValueError, MemoryError, av.error.FFmpegError) as error:
         raise StateError(f"{path} is not a video that can be read ({error}).", _NEAREST) from error
 
 
-def _last(container: Any, path: Path, count: int) -> LastFrames:
-    if not container.streams.video:
-        raise StateError(f"{path} holds no picture.", _NEAREST)
-    stream = container.streams.video[0]
+def _last(video: VideoStream, path: Path, count: int) -> LastFrames:
+    container, stream = video.container, video.stream
     if stream.width * stream.height > MAX_AREA:
         raise StateError(f"{path} is {stream.width}x{stream.height}, larger than any video of ours.", _NEAREST)
     fps = Fraction(stream.average_rate or FPS)

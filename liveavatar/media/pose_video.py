@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -16,14 +16,15 @@ from ..errors import LiveAvatarError, PoseError
 from ..request import PoseEnd
 from ..utils import check_input_file
 from .image import Fit, fit_image
-from .image_formats import MAX_PIXELS, check_sides
+from .image_formats import check_sides
+from .video_stream import VideoStream, open_video, upright
 
 Pictures = Generator[np.ndarray, None, None]
 """Pictures uint8 [H, W, 3], one after the other."""
 T = TypeVar("T")
 _SLACK = 0.005
 """Seconds by which a picture may be late and still counts: containers round time stamps to milliseconds."""
-_SAVE_AS = "Save it as MP4, MOV, WebM or MKV."
+_NEAREST = "Give a video of the pose as MP4, MOV, WebM or MKV."
 
 
 class PoseSource(Protocol):
@@ -57,7 +58,7 @@ class PoseFile:
         self.seconds: float | None = None
         with contextlib.closing(self.pictures()) as pictures:
             if (first := next(pictures, None)) is None:
-                raise PoseError(f"{self._name} holds no picture.", _SAVE_AS)
+                raise PoseError(f"{self._name} holds no picture.", _NEAREST)
         check_pose_size(first)
 
     @property
@@ -71,64 +72,19 @@ class PoseFile:
         Raises:
             PoseError: damaged.
         """
-        with self._opened() as container:
-            yield from at_25_fps(self._timed(container))
+        with open_video(self._file, self._name, PoseError, _NEAREST) as video:
+            self.seconds = video.seconds(self._start, self._length)
+            yield from at_25_fps(self._timed(video))
 
-    def _timed(self, container: Any) -> Iterator[tuple[float, float, np.ndarray]]:
-        """Begin and end of each picture in seconds, and the picture, upright."""
-        import av
-
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        self.seconds = self._promised_seconds(container, stream)
-        lasts, now = float(1 / (stream.guessed_rate or stream.average_rate or FPS)), 0.0
+    def _timed(self, video: VideoStream) -> Iterator[tuple[float, float, np.ndarray]]:
+        """Begin and end of each picture of the part in seconds, and the picture, upright."""
         first: float | None = None
-        try:
-            for frame in container.decode(stream):
-                now = frame.time if frame.time is not None else now
-                first = now if first is None else first
-                if self._length is not None and now - first >= self._start + self._length - _SLACK:
-                    return
-                if now + lasts - first > self._start + _SLACK:
-                    rgb = frame.to_ndarray(format="rgb24")
-                    yield now, now + lasts, np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90))
-                now += lasts
-        except (av.error.FFmpegError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or "too large for the memory"
-            raise PoseError(f"{self._name} cannot be read beyond {now:.2f} s ({reason}).", _SAVE_AS) from error
-
-    def _promised_seconds(self, container: Any, stream: Any) -> float | None:
-        """How long the part lasts, as far as the header says it."""
-        import av
-
-        if not stream.duration and not container.duration:
-            return self._length
-        whole = stream.duration * stream.time_base if stream.duration else container.duration / av.time_base
-        rest = max(0.0, float(whole) - self._start)
-        return rest if self._length is None else min(rest, self._length)
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
-        """FFmpeg's container of the file."""
-        import av
-
-        file = self._file.open("rb") if isinstance(self._file, Path) else io.BytesIO(self._file.getbuffer())
-        with file:
-            try:
-                # a file object: FFmpeg would read a name as a protocol or a pattern
-                container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="ignore")
-            except (av.error.FFmpegError, OSError) as error:
-                why = getattr(error, "strerror", None) or error
-                raise PoseError(f"{self._name} is no video that can be read ({why}).", _SAVE_AS) from error
-            with container:
-                video = container.streams.video
-                if not video:
-                    raise PoseError(f"{self._name} holds no pictures.", "Give a video of the pose, not a sound.")
-                if (form := video[0].codec_context) is None:
-                    raise PoseError(f"{self._name} has pictures in a form that cannot be read.", _SAVE_AS)
-                if form.width * form.height > MAX_PIXELS:
-                    raise PoseError(f"{self._name} has too many pixels per picture.", "Scale it down first.")
-                yield container
+        for now, frame in video.frames():
+            first = now if first is None else first
+            if self._length is not None and now - first >= self._start + self._length - _SLACK:
+                return
+            if now + video.frame_seconds - first > self._start + _SLACK:
+                yield now, now + video.frame_seconds, upright(frame)
 
 
 class PosePictures:
@@ -233,7 +189,7 @@ def _fitted(source: PoseSource, width: int, height: int, fit: Fit) -> Generator[
         latest = fit_image(np.ascontiguousarray(picture), width, height, fit)
         yield latest
     if latest is None:
-        raise PoseError("The pose video holds no picture.", _SAVE_AS)
+        raise PoseError("The pose video holds no picture.", _NEAREST)
     return latest
 
 

@@ -28,7 +28,7 @@ from .network import Lesson, scene_loss_of
 from .optimiser import MuonAdamW
 from .recipe import Recipe
 from .rollout import Scene
-from .scenes import SceneFolder, encode_scene, hear
+from .scenes import SceneFolder, encode_scene, hear, write_missing
 
 CHECKPOINT, SCENES = "pair.pt", "pair_scenes"
 """Names in the folder of the work."""
@@ -114,14 +114,13 @@ def make_pair_scenes(
     log: Callable[[str], None],
 ) -> None:
     """Encode the pairs `first`, `first + stride`, ... that are missing; several processes may share the work."""
-    folder, seconds = SceneFolder(work / SCENES), recipe.scene_blocks * BLOCK_FRAMES / 25
-    for index in range(first, recipe.pair_scenes, stride):
-        if folder.path(index).exists():
-            continue
+    seconds = recipe.scene_blocks * BLOCK_FRAMES / 25
+
+    def encoded(index: int) -> Scene:
         example = pair(recipe.seed * 100_000 + _SEEDS + index, seconds, size=recipe.size)
-        folder.write(index, encode_pair(*parts, example, example.masks(MASKS[index % len(MASKS)])))
-        if index % 20 == 0:
-            log(f"pair scenes: {index} of {recipe.pair_scenes}")
+        return encode_pair(*parts, example, example.masks(MASKS[index % len(MASKS)]))
+
+    write_missing(SceneFolder(work / SCENES), range(first, recipe.pair_scenes, stride), encoded, log)
 
 
 def lesson(share: float) -> Lesson:

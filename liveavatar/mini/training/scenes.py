@@ -113,13 +113,22 @@ def make_scenes(
     """Encode the scenes `first`, `first + stride`, ... that are missing; several processes may share the work."""
     from ..world.sample import sample
 
-    folder = SceneFolder(work / "scenes")
     seconds = recipe.scene_blocks * BLOCK_FRAMES / 25
-    for index in range(first, recipe.scenes, stride):
-        if folder.path(index).exists():
-            continue
+
+    def encoded(index: int) -> Scene:
         example = sample(recipe.seed * 100_000 + index, seconds, height=recipe.size, width=recipe.size)
         frames = example.drawn[: recipe.scene_blocks * BLOCK_FRAMES]
-        folder.write(index, encode_scene(*parts, example.reference, frames, example.sound.samples, example.prompt.text))
-        if index % 20 == 0:
-            log(f"scenes: {index} of {recipe.scenes}")
+        return encode_scene(*parts, example.reference, frames, example.sound.samples, example.prompt.text)
+
+    write_missing(SceneFolder(work / "scenes"), range(first, recipe.scenes, stride), encoded, log)
+
+
+def write_missing(
+    folder: SceneFolder, indices: range, encoded: Callable[[int], Scene], log: Callable[[str], None]
+) -> None:
+    """Encode and write the scenes of these numbers that are not in a folder."""
+    for index in indices:
+        if not folder.path(index).exists():
+            folder.write(index, encoded(index))
+            if index % 20 == 0:
+                log(f"scenes: {index} of {indices.stop}")
