@@ -118,6 +118,16 @@ test("an invitation is answered at once, with its token, at the place of its pro
   assert.ok(asked.includes("/liveavatar/live/page/client.js"));
 });
 
+test("a talk that is over before its script was loaded is not joined, nor one whose place another took", async () => {
+  const before = clients.length;
+  say("liveavatar.talk", { ...INVITATION, token: "over" });
+  say("execution_interrupted", {});
+  say("liveavatar.talk", { ...INVITATION, token: "first" });
+  const client = await talking({ ...INVITATION, token: "second" });
+  assert.deepEqual(clients.slice(before), [client]);
+  assert.equal(client.token, "second");
+});
+
 test("while it talks there are the picture, its state, the delay and the buttons", async () => {
   const client = await talking();
   assert.equal(panel().all("live")[0].firstChild, client.video);

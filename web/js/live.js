@@ -105,6 +105,7 @@ class Talk {
 
   async join() {
     const { LiveClient } = await import(api.apiURL(CLIENT));
+    if (talk !== this) return; // over, or another one in its place, before the script was here
     const { node, prompt, token } = this.invitation;
     const url = new URL(api.apiURL(`/liveavatar/live/talks/${[prompt, node].map(encodeURIComponent).join("/")}`), location.href);
     url.protocol = url.protocol.replace("http", "ws");
