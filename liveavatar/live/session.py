@@ -182,6 +182,7 @@ class LiveSession:
                 else:
                     continue
             if block is None:
+                self._thread.join()  # whoever has read the last block sees that it is closed
                 if self._error is not None:
                     raise self._error
                 return
