@@ -24,7 +24,7 @@ from live.stream_servers import (
 
 from liveavatar.live.addresses import parse_address
 from liveavatar.live.block import LiveBlock
-from liveavatar.live.network import NetworkOutput, OutputStatus
+from liveavatar.live.network import WAITING_BLOCKS, NetworkOutput, OutputStatus
 
 KEY = "a-secret-key"
 BLOCK_SECONDS = 0.48
@@ -161,6 +161,8 @@ def test_srt_and_rtsp_arrive(scheme: str, path: str, options: list[str], tmp_pat
 
 def test_a_server_that_never_answers_is_given_up_and_nothing_waits_for_it() -> None:
     with silent_server() as port, sending(f"rtmp://127.0.0.1:{port}/live/{KEY}", patience=0.5) as (output, told):
+        for number in range(WAITING_BLOCKS + 1):
+            output.put(block(number))
         while not any(status.state == "lost" for status in told):
             output.put(block(0))
             time.sleep(0.05)
