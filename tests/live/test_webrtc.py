@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live.pieces import pieces_of
 from live.test_server import SOUND, Client, greeted, play  # noqa: F401
 
 from liveavatar.live import webrtc
@@ -150,7 +151,8 @@ def test_what_is_sent_is_in_step() -> None:
         sound = np.zeros(23_040, np.float32)
         sound[11_520:] = 0.5
         video, audio = VideoTrack(peer), AudioTrack(peer)
-        peer.put(LiveBlock(0, images, sound, True, 0.0, 0.0))
+        for piece in pieces_of(LiveBlock(0, images, sound, True, 0.0, 0.0)):
+            peer.put(piece)
         lit = loud = None
         while lit is None or loud is None:
             if lit is None and (picture := await video.recv()).to_ndarray(format="gray").mean() > 128:

@@ -64,7 +64,8 @@ async def put_until(output: Any, enough: Callable[[], Any], seconds: float = 60.
     number = 0
     async with asyncio.timeout(seconds):
         while not enough():
-            output.put(block(number))
+            for piece in block(number):
+                output.put(piece)
             number += 1
             await asyncio.sleep(0.48)
 
