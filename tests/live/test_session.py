@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-
 from live.conftest import AHEAD_BLOCKS
 
 from liveavatar.errors import Cancelled, ImageError, RequestError
