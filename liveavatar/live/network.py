@@ -144,12 +144,16 @@ class NetworkOutput:
         self._busy_since = None
 
     def _hear_of(self, child: subprocess.Popen[bytes]) -> None:
-        """Wait until the server has let the child in."""
-        assert child.stdout is not None
+        """Wait until the server has let the child in; how long the child takes to start says nothing of the server."""
+        self._expect(child, "connecting")
         self._busy_since = time.monotonic()
-        answer = json.loads(child.stdout.readline() or b"{}")
+        self._expect(child, "sending")
         self._busy_since = None
-        if answer.get("state") != "sending":
+
+    def _expect(self, child: subprocess.Popen[bytes], state: str) -> None:
+        assert child.stdout is not None
+        answer = json.loads(child.stdout.readline() or b"{}")
+        if answer.get("state") != state:
             raise _Lost(answer.get("error") or self._silence)
 
     def _last_words(self, error: Exception) -> str:

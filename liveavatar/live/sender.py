@@ -4,7 +4,8 @@ It is one of its own because FFmpeg holds Python's lock while it connects and wh
 not answer would stop everything in the same process. It can also be ended at any moment.
 
 Its standard input is a line of JSON (`Order`), then piece after piece as raw bytes: images, then sound. It answers with
-lines of JSON: {"state": "sending"} when the server has let it in, {"error": why} when it is over.
+lines of JSON: {"state": "connecting"} when it has started, {"state": "sending"} when the server has let it in, and
+{"error": why} when it is over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -104,6 +106,9 @@ def main() -> None:
 
 
 def _send(order: Order, source: BinaryIO) -> None:
+    with contextlib.suppress(ImportError):  # that it lacks is said where it is needed
+        importlib.import_module("aiortc" if order.format == WHIP else "av")  # takes seconds on a busy machine
+    _answer({"state": "connecting"})
     socket.getaddrinfo(order.host, None)
     if order.format == WHIP:
         from . import whip

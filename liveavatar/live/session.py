@@ -198,6 +198,7 @@ class LiveSession:
                 else:
                     continue
             if piece is None:
+                self._thread.join()  # whoever has read the last piece sees that it is closed
                 if self._error is not None:
                     raise self._error
                 return

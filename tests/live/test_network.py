@@ -25,7 +25,7 @@ from live.stream_servers import (
 
 from liveavatar.live.addresses import parse_address
 from liveavatar.live.block import LiveBlock, LivePiece
-from liveavatar.live.network import NetworkOutput, OutputStatus
+from liveavatar.live.network import WAITING_BLOCKS, NetworkOutput, OutputStatus
 
 KEY = "a-secret-key"
 BLOCK_SECONDS = 0.48
@@ -163,9 +163,10 @@ def test_srt_and_rtsp_arrive(scheme: str, path: str, options: list[str], tmp_pat
 
 def test_a_server_that_never_answers_is_given_up_and_nothing_waits_for_it() -> None:
     with silent_server() as port, sending(f"rtmp://127.0.0.1:{port}/live/{KEY}", patience=0.5) as (output, told):
+        for piece in itertools.chain.from_iterable(map(block, range(WAITING_BLOCKS + 1))):
+            output.put(piece)
         while not any(status.state == "lost" for status in told):
-            for piece in block(0):
-                output.put(piece)
+            output.put(block(0)[0])
             time.sleep(0.05)
         assert output.status.skipped_blocks > 0, "blocks were taken while nobody took them"
     assert "did not answer within 0.5 s" in next(status.what for status in told if status.state == "lost")

@@ -91,7 +91,7 @@ def frames_in(out) -> int:
 def stop_after(blocks):
     def stop(talk):
         talk.push(np.zeros(16_000, np.float32), 16_000)
-        wait_for(talk, blocks)
+        wait_for(talk, blocks + 1)  # then so many have been handed over
         talk.close()
 
     return stop
