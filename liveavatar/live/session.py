@@ -105,22 +105,24 @@ class LiveSession:
         self._encoders: Encoders = pipeline.encoders(self.plan)
         self._encoders.load_vae(callback)
         encoder = self._encoders.audio_encoder(self._on_event)
-        self._features = tuple(RollingFeatures(encoder) for _ in self.feeds)
+        self._features: tuple[RollingFeatures, ...] = tuple(RollingFeatures(encoder) for _ in self.feeds)
         (context,) = self._encoders.encode_prompts([prompt_to_encode(request.prompt)], callback)
         first = self._portrait(image, callback)
         self._changes, self._pending = Changes(), _Pending()
         conditioning = self._conditioning(first, context)
-        self._job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
+        job = VideoTask(self.resolved, conditioning, request.sink_distance, self._let_in)
         self._engine = pipeline.backend.engine(self.components, self.plan)
         self._engine.load(callback)
         self.plan = self._engine.plan
-        self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
+        decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
         self._taken: deque[tuple[tuple[BlockAudio, ...], float]] = deque()
         """Sound of each speaker and time of the blocks that are being made."""
         self._made: queue.Queue[LivePiece | None] = queue.Queue(_WAITING_PIECES)
         self._error: BaseException | None = None
         self._progress = Progress(len(self.feeds))
-        self._thread = threading.Thread(target=self._run, name="liveavatar-live", daemon=True)
+        # What calls back into the session is the thread's alone: it goes with it, and no session waits to be collected.
+        made_with = job, decoder
+        self._thread = threading.Thread(target=self._run, args=made_with, name="liveavatar-live", daemon=True)
         self._thread.start()
 
     def push(self, samples: np.ndarray, rate: int, speaker: int = 1) -> None:
@@ -215,8 +217,9 @@ class LiveSession:
         self._pace.stop()
         if self._thread is not threading.current_thread():
             self._thread.join()
-        for features in self._features:
-            features.close()
+        features, self._features = self._features, ()
+        for one in features:
+            one.close()
 
     @property
     def speaker_reports(self) -> tuple[SpeakerReport, ...]:
@@ -302,11 +305,11 @@ class LiveSession:
 
     # -- the thread that makes blocks --
 
-    def _run(self) -> None:
+    def _run(self, job: VideoTask, decoder: Decoder) -> None:
         try:
-            with contextlib.closing(self._engine.run(self._job, self._on_event)) as latents:  # type: ignore[type-var]
+            with contextlib.closing(self._engine.run(job, self._on_event)) as latents:  # type: ignore[type-var]
                 for number, latent in enumerate(latents):
-                    self._emit(number, latent)
+                    self._emit(number, latent, decoder)
                     if self._closing.is_set():
                         break
         except BaseException as error:
@@ -315,14 +318,14 @@ class LiveSession:
         finally:
             self._put(None)
 
-    def _emit(self, number: int, latent: torch.Tensor) -> None:
+    def _emit(self, number: int, latent: torch.Tensor, decoder: Decoder) -> None:
         """Decode a block and hand out its pieces, one latent frame at a time."""
         audio, begun = self._taken[0]
         outputs = [one.output for one in audio]
         sounds = np.split(self._mix.add(outputs) if len(outputs) > 1 else outputs[0], PIECES)
         spoken = any(one.spoken for one in audio)
         for place, (frame, sound) in enumerate(zip(latent.split(1, dim=1), sounds, strict=True)):
-            images = to_rgb24(self._decoder(frame))
+            images = to_rgb24(decoder(frame))
             piece = LivePiece(number, place, images, sound, spoken, begun, time.monotonic())
             if place == 0:
                 self._taken.popleft()

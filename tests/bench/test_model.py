@@ -208,7 +208,7 @@ def test_compiled_layers_make_the_same_latents(monkeypatch):
     job, plan = noise_job(PRESETS["untrained"], BLOCKS), planned(StorageConfig(kv_offload=True, offload_layers=3))
     plain = torch.cat(engine_of(plan).watch(job).latents, 1)
     compiled = torch.cat(engine_of(dataclasses.replace(plan, compiled=True)).watch(job).latents, 1)
-    assert torch.equal(compiled, plain)
+    assert (compiled - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_compiling_is_timed_apart(monkeypatch):

@@ -55,6 +55,9 @@ sys.exit(code)
 """
 
 
+pytestmark = pytest.mark.timeout(1800)  # the whole suite takes a minute of two idle cores
+
+
 @pytest.fixture(scope="module")
 def state() -> SuiteState:
     return SuiteState("untrained", "cpu", "64x64", "float32", 1)
@@ -71,7 +74,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SuiteReport, st
         env={**os.environ, "PYTHONPATH": str(PROJECT), "XDG_CACHE_HOME": str(folder.parent)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1700,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]

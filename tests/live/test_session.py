@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from live.conftest import AHEAD_BLOCKS
+from live.conftest import AHEAD_BLOCKS, REQUEST
 
+from liveavatar import LiveAvatarPipeline
 from liveavatar.errors import Cancelled, ImageError, RequestError
 from liveavatar.events import Event
 from liveavatar.live.block import LiveBlock
@@ -144,6 +147,21 @@ def test_closing_ends_it_at_once_and_leaves_no_thread(open_session: Open) -> Non
     assert set(threading.enumerate()) <= before
     with pytest.raises(RequestError, match="closed"):
         live.set_prompt("Another.")
+
+
+def test_a_closed_session_that_is_forgotten_is_gone_without_a_garbage_collection(
+    pipeline: LiveAvatarPipeline, image: np.ndarray
+) -> None:
+    gc.disable()
+    try:
+        live = LiveSession(pipeline, image, REQUEST)
+        assert not next(live.blocks()).spoken
+        live.close()
+        gone = weakref.ref(live)
+        del live
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_closed_session_may_be_left_unread(open_session: Open) -> None:
