@@ -74,11 +74,11 @@ INT4_KV_CACHE = LayerTraffic(58, 0, 80, 0, window=9.4)
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
     """Of layers that are stored in one way."""
-    if storage.weights in ("plain", "gguf"):
+    if storage.weights in ("plain", "packed"):
         network = COMPILED if compiled else EAGER
     else:
         network = COMPILED_EIGHT_BITS if compiled else EAGER_EIGHT_BITS
-    if storage.weights == "gguf":
+    if storage.weights == "packed":
         unpacking, launches = UNPACKING_COMPILED if compiled else UNPACKING
         network = dataclasses.replace(network, unpacking=unpacking, unpacking_launches=launches)
     if storage.kv_dtype == "plain":
@@ -184,7 +184,7 @@ def compute_seconds(work: Work, storage: StorageConfig, speed: DeviceSpeed) -> f
 
     The device does one thing after the other. The host launches ahead of it, and is waited for where that takes longer.
     """
-    fast = storage.weights in ("fp8", "fp8-tensor") and speed.supports_fp8
+    fast = storage.weights in ("fp8", "fp8-tensor", "packed-native") and speed.supports_fp8
     matrices = work.matrices / (speed.fp8 if fast else speed.plain)
     device = matrices + work.attention / speed.attention + work.moved / 1e9 / speed.memory
     return max(device, work.launches * _LAUNCH_SECONDS)

@@ -31,12 +31,12 @@ def test_a_gguf_file_is_planned_for_that_is_not_here():
     words = ("plan", "--model", "wan2.2-s2v-14b", "--size", "640x384", "--gpus", "1x16", "--host-ram", 32)
     ran = run(*words, "--gguf", "q4_k_m")
     assert (ran.code, ran.err) == (0, "")
-    assert "gguf weights" in ran.out and "15 of 40 layers offloaded" in ran.out, ran.out
+    assert "packed weights" in ran.out and "15 of 40 layers offloaded" in ran.out, ran.out
     without = run(*words)
     assert "fp8 weights, int4 KV cache" in without.out, without.out
     assert "int4" not in ran.out, ran.out
     assert "--gguf 'IQ9' is not known. Use Q4_0" in run(*words, "--gguf", "IQ9").err
-    assert "only where the model is a GGUF file" in run("plan", "--weights", "gguf").err
+    assert "only where the model's file has them in few bits" in run("plan", "--weights", "gguf").err
 
 
 def test_long_videos_tell_how_often_workers_keep_a_snapshot():

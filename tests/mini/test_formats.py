@@ -46,6 +46,6 @@ def test_the_video_of_a_gguf_file_that_stays_packed_is_hardly_another_one(tmp_pa
     of the plain weights did at 0.8077; skin and hair were as far from the truth, and a twenty-fifth farther."""
     shutil.copytree(MINI_FOLDER, tmp_path / "mini")
     write_gguf(tmp_path / "mini" / "mini.gguf", mini_transformer(), kind)
-    exam = Exam(ExamEngine(open_components(tmp_path / "mini" / "mini.gguf"), 1, "gguf"), 1)
+    exam = Exam(ExamEngine(open_components(tmp_path / "mini" / "mini.gguf"), 1, "packed"), 1)
     errors = ((exam.make(exam.example(0, 0.96)).astype(float) - video("plain")) ** 2).mean((1, 2, 3))
     assert decibels < 10 * np.log10(255**2 / errors.max()) < 80

@@ -32,7 +32,7 @@ from liveavatar.weights.block_types import FLOATS, PACKED, PackedMatrix
 from liveavatar.weights.lora import ExtraLoRA
 
 BIG, T = WAN2_2_S2V_14B, 960
-GGUF = StorageConfig(weights="gguf")
+GGUF = StorageConfig(weights="packed")
 
 
 def mixed(config: ModelConfig) -> dict[str, PackedMatrix]:
@@ -61,7 +61,7 @@ def test_layers_of_mixed_types_take_what_is_said(layers: range) -> None:
     matrices = mixed(BIG)
     part = ModelSlice(layers, embed=layers.start == 0, head=layers.stop == 40)
     plan = stage_plan(BIG, T, range(4), layers, 2, "a", GGUF, packed=packed_sizes(BIG, matrices))
-    assert plan.weights == held(empty_transformer(BIG, part, "gguf", matrices))
+    assert plan.weights == held(empty_transformer(BIG, part, "packed", matrices))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -74,7 +74,7 @@ def test_a_file_takes_what_its_header_says(tmp_path, kind, extra):
     loras = (ExtraLoRA(tmp_path / "style.pt"),) if extra else ()
     model = open_components(tmp_path / "mini" / "mini.gguf", extra_loras=loras)
     layers = range(1, model.config.num_layers - 1)
-    net = model.transformer(ModelSlice(layers), "cpu", torch.float32, "gguf")
+    net = model.transformer(ModelSlice(layers), "cpu", torch.float32, "packed")
     packed = packed_of(model)
     found = stage_plan(model.config, 64, range(4), layers, 4, "a", GGUF, packed=packed).weights
     assert found == sum(t.nbytes for t in net.parameters())
@@ -116,7 +116,7 @@ def chosen(cards: str, host: int, kind: str | None = "Q4_K", size: str = "640x38
 def test_four_bits_fit_a_card_of_16_with_32_of_host_memory():
     plan, hardware = chosen("1x16", 32)
     (stage,) = plan.stages
-    assert stage.storage.weights == "gguf" and stage.storage.kv_dtype == "fp8"
+    assert stage.storage.weights == "packed" and stage.storage.kv_dtype == "fp8"
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
     assert chosen("1x16", 32, None)[0].stages[0].storage.kv_dtype == "int4"
@@ -148,21 +148,21 @@ def test_what_did_not_fit_is_followed_by_what_takes_less():
     while (down := next_level_down((storage,), 40)) is not None:
         seen.append(stage_plan(BIG, T, range(4), range(40), 2, "a", storage, packed=packed).total)
         storage = down[1]
-        assert storage.weights == "gguf"
+        assert storage.weights == "packed"
     seen.append(stage_plan(BIG, T, range(4), range(40), 2, "a", storage, packed=packed).total)
     assert (storage.kv_dtype, storage.offload_layers) == ("fp8", 40) and seen[-1] < seen[0] / 5
 
 
 def test_matrices_of_another_file_cannot_stay_packed():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
-    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+    with pytest.raises(PlanError, match=r"--weights packed\) only where the model.s file has them in few bits"):
         make_plan(video, BIG, model="x", storage=GGUF)
 
 
 def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
     plan, hardware = chosen("1x12", 32)
     (stage,) = plan.stages
-    assert (stage.storage.weights, stage.storage.kv_dtype) == ("gguf", "int4")
+    assert (stage.storage.weights, stage.storage.kv_dtype) == ("packed", "int4")
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
     assert any("int4" in note for note in plan.notes)
@@ -188,7 +188,7 @@ def test_a_packed_text_encoder_alone_counts_and_packs_no_network():
         plan = choose_plan(video, BIG, hardware, PlanOptions(packed=alone, prefer=prefer), model="x")
         assert plan.encoders <= hardware.devices[0].usable
         assert {stage.storage.weights for stage in plan.stages} == {"fp8"}
-    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+    with pytest.raises(PlanError, match=r"--weights packed\) only where the model.s file has them in few bits"):
         make_plan(video, BIG, model="x", storage=GGUF, packed=alone)
 
 

@@ -1,0 +1,207 @@
+"""Products of matrices that stay in a layout of ComfyUI, by the kernels of comfy-kitchen: inputs are rounded likewise.
+
+comfy-kitchen is imported where such products are asked for ("packed-native"), and nowhere else. A device multiplies a
+layout where comfy-kitchen says that its compute capability does, and a small product comes out right there; that is
+tried once. Matrices of other formats, and those whose layer asks for full precision, are unpacked for their product.
+
+Inputs get their scales from their own values: one per row of int8, one per 32 numbers of mxfp8, one per 16 numbers and
+one of all for nvfp4.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ModelError
+from ..weights.block_types import PackedFormat
+from ..weights.layouts import INPUT_FACTORS, SCALE, SCALE_2, STORED, LayoutFormat, layout_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Tensors = Mapping[str, torch.Tensor]
+_MULTIPLES = 16, 32
+"""What kernels need the rows and columns of matrices to be multiples of."""
+_LARGEST_NVFP4 = 448.0 * 6.0
+_SMALLEST = 1e-12
+"""What counts as zero: inputs of zeros get a scale, too."""
+_trials: dict[tuple[torch.device, str], str] = {}
+"""Why a device does not multiply a layout, "" where it does; tried once."""
+
+
+def check_native() -> None:
+    """Refuse products by a package that is not installed; it is not imported for that.
+
+    Raises:
+        ModelError: with the nearest that works.
+    """
+    if importlib.util.find_spec("comfy_kitchen") is None:
+        raise ModelError(
+            "Matrices are multiplied as they are packed (--weights packed-native) by comfy-kitchen, which is not "
+            "installed.",
+            "Install it (pip install comfy-kitchen), or use --weights packed.",
+        )
+
+
+def refuse_no_native(device: torch.device, names: Iterable[str]) -> None:
+    """Refuse a device that multiplies none of some formats.
+
+    Args:
+        device: of the numbers.
+        names: of the formats.
+
+    Raises:
+        ModelError: as `check_native`; why each is not multiplied.
+    """
+    check_native()
+    reasons = {name: native_failure(device, name) for name in sorted(set(names))}
+    if all(reasons.values()):
+        listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        raise ModelError(
+            f"{device} multiplies none of the file's matrices as they are packed ({listed}).", "Use --weights packed."
+        )
+
+
+def native_failure(device: torch.device, name: str) -> str:
+    """Why a device does not multiply matrices of a format, one line; "" where it does. Tried once, with a wait.
+
+    Args:
+        device: of the numbers.
+        name: of the format: "nvfp4".
+    """
+    if name not in _PRODUCTS:
+        return "comfy-kitchen has no product for it here"
+    if (device, name) not in _trials:
+        _trials[device, name] = _trial(device, name)
+    return _trials[device, name]
+
+
+def multiplies(kind: PackedFormat, shape: tuple[int, int], device: torch.device) -> bool:
+    """Whether a device multiplies a matrix [rows, columns] as it is packed."""
+    fits = not any(n % multiple for n, multiple in zip(shape, _MULTIPLES, strict=True))
+    if not isinstance(kind, LayoutFormat) or kind.layout.exact or not fits:
+        return False
+    return not native_failure(device, kind.name)
+
+
+def multiply(
+    x: torch.Tensor, kind: LayoutFormat, packed: torch.Tensor, shape: tuple[int, int], bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x [n, columns] @ W^T + bias, for a packed W [rows, columns]; in the dtype of x."""
+    stored = kind.views(packed, shape)
+    if kind.factors:
+        x = x * stored[INPUT_FACTORS].to(x.dtype)
+    made: torch.Tensor = _PRODUCTS[kind.name](x, stored, bias, kind)
+    return made
+
+
+def _half(dtype: torch.dtype) -> torch.dtype:
+    """What kernels write: 16 bits."""
+    return dtype if dtype == torch.float16 else torch.bfloat16
+
+
+def _by_blocks(multiply_blocks: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A product in 16 bits of as many rows as kernels take, brought back to what was given."""
+
+    def product(x: torch.Tensor, stored: Tensors, bias: torch.Tensor | None, kind: LayoutFormat) -> torch.Tensor:
+        made = multiply_blocks(x, stored, None if bias is None else bias.to(_half(x.dtype)), _half(x.dtype))
+        return made[: x.shape[0]].to(x.dtype)
+
+    return product
+
+
+@_by_blocks
+def _nvfp4(x: torch.Tensor, stored: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    kitchen = _kitchen()
+    of_all = (torch.linalg.vector_norm(x, torch.inf).float() / _LARGEST_NVFP4).clamp(min=_SMALLEST)
+    numbers, scales = kitchen.quantize_nvfp4(x, of_all, pad_16x=True)
+    theirs = stored[SCALE].view(torch.float8_e4m3fn)
+    made: torch.Tensor = kitchen.scaled_mm_nvfp4(
+        numbers, stored[STORED], of_all, stored[SCALE_2], scales, theirs, bias=bias, out_dtype=dtype
+    )
+    return made
+
+
+@_by_blocks
+def _mxfp8(x: torch.Tensor, stored: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    kitchen = _kitchen()
+    numbers, scales = kitchen.quantize_mxfp8(x, pad_32x=True)
+    theirs = stored[SCALE].view(torch.float8_e8m0fnu)
+    made: torch.Tensor = kitchen.scaled_mm_mxfp8(numbers, stored[STORED], scales, theirs, bias=bias, out_dtype=dtype)
+    return made
+
+
+def _int8(x: torch.Tensor, stored: Tensors, bias: torch.Tensor | None, kind: LayoutFormat) -> torch.Tensor:
+    rotated = kind.layout.rotated
+    made: torch.Tensor = _kitchen().int8_linear(
+        x,
+        stored[STORED],
+        stored[SCALE].flatten(),
+        bias,
+        out_dtype=x.dtype,
+        convrot=bool(rotated),
+        convrot_groupsize=rotated or 256,
+    )
+    return made
+
+
+_PRODUCTS: Mapping[str, Callable[..., torch.Tensor]] = {"int8": _int8, "mxfp8": _mxfp8, "nvfp4": _nvfp4}
+"""By the names of layouts."""
+
+
+def _kitchen() -> Any:
+    return importlib.import_module("comfy_kitchen")
+
+
+def _trial(device: torch.device, name: str) -> str:
+    """Multiply a small matrix; why that failed, or ""."""
+    try:
+        least = _least_capability(name)
+        if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < least:
+            needed, has = (".".join(map(str, capability)) for capability in (least, found))
+            return f"it has compute capability {has}, comfy-kitchen needs {needed}"
+        kind, packed = _example(device, name)
+        x = torch.linspace(-1, 1, 48 * _COLUMNS, device=device).sin().view(48, _COLUMNS).to(torch.bfloat16)
+        wanted = x.float() @ kind.unpack(packed, torch.empty(_ROWS, _COLUMNS, device=device)).t()
+        made = multiply(x, kind, packed, (_ROWS, _COLUMNS), None)
+        off = (made.float() - wanted).norm() / wanted.norm()
+        return "" if bool(off < _LIMIT[name]) else f"a product is off by {float(off):.0%}"
+    except Exception as error:  # a package of others, on any device: whatever it says
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+_ROWS, _COLUMNS = 64, 128
+_LIMIT = {"int8": 0.05, "mxfp8": 0.1, "nvfp4": 0.3}
+"""The most that the rounding of inputs may change a trial, of its length."""
+
+
+def _least_capability(name: str) -> tuple[int, int]:
+    """The compute capability that comfy-kitchen says a layout needs."""
+    known = {"int8": "TensorWiseINT8Layout", "mxfp8": "TensorCoreMXFP8Layout", "nvfp4": "TensorCoreNVFP4Layout"}
+    needed: tuple[int, int] = getattr(_kitchen().tensor, known[name]).MIN_SM_VERSION or (0, 0)
+    return needed
+
+
+def _example(device: torch.device, name: str) -> tuple[LayoutFormat, torch.Tensor]:
+    """A small matrix as comfy-kitchen packs it."""
+    kitchen = _kitchen()
+    matrix = torch.linspace(-3, 3, _ROWS * _COLUMNS, device=device).cos().mul(0.1).view(_ROWS, _COLUMNS)
+    layout = layout_of({"int8": "int8_tensorwise"}.get(name, name))
+    assert layout is not None
+    if name == "int8":
+        scale = matrix.abs().max() / 127
+        tensors = {STORED: (matrix / scale).round().to(torch.int8), SCALE: scale}
+    elif name == "mxfp8":
+        tensors = dict(zip((STORED, SCALE), kitchen.quantize_mxfp8(matrix), strict=True))
+    else:
+        scale = matrix.abs().max() / _LARGEST_NVFP4
+        tensors = dict(zip((STORED, SCALE), kitchen.quantize_nvfp4(matrix, scale), strict=True)) | {SCALE_2: scale}
+    kind = LayoutFormat(layout, layout.stored[0])
+    packed = torch.zeros(kind.bytes_of(matrix.shape), dtype=torch.uint8, device=device)
+    kind.pack(tensors, packed, matrix.shape)
+    return kind, packed
