@@ -10,8 +10,10 @@ one of all for nvfp4.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,13 @@ import torch
 from ..errors import ModelError
 from ..weights.block_types import PackedFormat
 from ..weights.layouts import INPUT_FACTORS, SCALE, SCALE_2, STORED, LayoutFormat, layout_of
+from .fused import linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NativeProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Of inputs [n, columns], the bytes of W [rows, columns] and a bias [rows]: x @ W^T + bias, in the dtype of x."""
 Tensors = Mapping[str, torch.Tensor]
 _MULTIPLES = 16, 32
 """What kernels need the rows and columns of matrices to be multiples of."""
@@ -48,15 +53,15 @@ def check_native() -> None:
         )
 
 
-def refuse_no_native(device: torch.device, names: Iterable[str]) -> None:
-    """Refuse a device that multiplies none of some formats.
+def multiplied_formats(device: torch.device, names: Iterable[str]) -> list[str]:
+    """Those of some formats that a device multiplies as they are packed.
 
     Args:
         device: of the numbers.
         names: of the formats.
 
     Raises:
-        ModelError: as `check_native`; why each is not multiplied.
+        ModelError: as `check_native`; it multiplies none, and why not.
     """
     check_native()
     reasons = {name: native_failure(device, name) for name in sorted(set(names))}
@@ -65,6 +70,7 @@ def refuse_no_native(device: torch.device, names: Iterable[str]) -> None:
         raise ModelError(
             f"{device} multiplies none of the file's matrices as they are packed ({listed}).", "Use --weights packed."
         )
+    return [name for name, why in reasons.items() if not why]
 
 
 def native_failure(device: torch.device, name: str) -> str:
@@ -81,22 +87,48 @@ def native_failure(device: torch.device, name: str) -> str:
     return _trials[device, name]
 
 
-def multiplies(kind: PackedFormat, shape: tuple[int, int], device: torch.device) -> bool:
-    """Whether a device multiplies a matrix [rows, columns] as it is packed."""
-    fits = not any(n % multiple for n, multiple in zip(shape, _MULTIPLES, strict=True))
-    if not isinstance(kind, LayoutFormat) or kind.layout.exact or not fits:
-        return False
-    return not native_failure(device, kind.name)
+def native_product(kind: PackedFormat, rows: int, columns: int) -> NativeProduct | None:
+    """What multiplies matrices [rows, columns] of a format as they are packed; None where they are unpacked always.
+
+    It unpacks them where a device does not multiply the format, and is one operation that compilers do not look into
+    and that breaks no graph.
+    """
+    fits = rows % _MULTIPLES[0] == 0 and columns % _MULTIPLES[1] == 0
+    if not isinstance(kind, LayoutFormat) or kind.layout.exact or kind.name not in _PRODUCTS or not fits:
+        return None
+    name, operation = repr(kind), _operation()
+    _kinds[name] = kind
+    return lambda x, packed, bias: operation(x, packed, bias, rows, name)
 
 
-def multiply(
-    x: torch.Tensor, kind: LayoutFormat, packed: torch.Tensor, shape: tuple[int, int], bias: torch.Tensor | None
+_kinds: dict[str, LayoutFormat] = {}
+"""Formats by what stands for them in the operation."""
+
+
+@functools.cache
+def _operation() -> Callable[..., torch.Tensor]:
+    """Made at the first use, once for each import of this file."""
+
+    @torch.library.custom_op(f"liveavatar::packed_product_{zlib.crc32(__name__.encode()):08x}", mutates_args=())
+    def run(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, rows: int, name: str) -> torch.Tensor:
+        kind = _kinds[name]
+        if native_failure(x.device, kind.name):
+            return linear(x, kind.unpack(packed, x.new_empty(rows, x.shape[1])), bias)
+        return _product(x, packed, bias, rows, kind)
+
+    @run.register_fake
+    def _(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, rows: int, name: str) -> torch.Tensor:
+        return x.new_empty(x.shape[0], rows)
+
+    return run
+
+
+def _product(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, rows: int, kind: LayoutFormat
 ) -> torch.Tensor:
-    """x [n, columns] @ W^T + bias, for a packed W [rows, columns]; in the dtype of x."""
-    stored = kind.views(packed, shape)
-    if kind.factors:
-        x = x * stored[INPUT_FACTORS].to(x.dtype)
-    made: torch.Tensor = _PRODUCTS[kind.name](x, stored, bias, kind)
+    stored = kind.views(packed, (rows, x.shape[1]))
+    x = x * stored[INPUT_FACTORS].to(x.dtype) if kind.factors else x
+    made: torch.Tensor = _PRODUCTS[kind.name](x.contiguous(), stored, bias, kind)
     return made
 
 
@@ -168,7 +200,7 @@ def _trial(device: torch.device, name: str) -> str:
         kind, packed = _example(device, name)
         x = torch.linspace(-1, 1, 48 * _COLUMNS, device=device).sin().view(48, _COLUMNS).to(torch.bfloat16)
         wanted = x.float() @ kind.unpack(packed, torch.empty(_ROWS, _COLUMNS, device=device)).t()
-        made = multiply(x, kind, packed, (_ROWS, _COLUMNS), None)
+        made = _product(x, packed, None, _ROWS, kind)
         off = (made.float() - wanted).norm() / wanted.norm()
         return "" if bool(off < _LIMIT[name]) else f"a product is off by {float(off):.0%}"
     except Exception as error:  # a package of others, on any device: whatever it says
@@ -205,3 +237,8 @@ def _example(device: torch.device, name: str) -> tuple[LayoutFormat, torch.Tenso
     packed = torch.zeros(kind.bytes_of(matrix.shape), dtype=torch.uint8, device=device)
     kind.pack(tensors, packed, matrix.shape)
     return kind, packed
+
+
+def forget_trials() -> None:
+    """Try every layout again when it is asked for next, as after the package's kernels were chosen anew."""
+    _trials.clear()

@@ -16,10 +16,9 @@ from ..errors import ModelError
 from ..storage import NOT_PACKED
 from ..weights.block_types import PackedMatrices, PackedMatrix, packed_parts
 from ..weights.header import FETCH_AGAIN, shortened
-from ..weights.layouts import LayoutFormat
 from ..weights.packed import PackedSource
 from .fused import FusedRows, checkpoint_paths, linear
-from .native import multiplies, multiply
+from .native import native_product
 from .pointwise import is_traced
 from .quantize import is_quantized
 
@@ -122,17 +121,27 @@ class PackedLinear(FusedRows):
 
 
 class NativeLinear(PackedLinear):
-    """Packed, and multiplied as it is where its device can; each part by itself."""
+    """Packed, and multiplied as it is where its device can; each part by itself.
+
+    Attributes:
+        products: what multiplies each part as it is packed; None where it is unpacked.
+    """
+
+    def __init__(self, like: nn.Linear, parts: Sequence[PackedMatrix]):
+        super().__init__(like, parts)
+        self.products = tuple(native_product(part.kind, self.rows, self.in_features) for part in parts)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        shape, inputs = (self.rows, self.in_features), x.reshape(-1, self.in_features)
+        inputs, made = x.reshape(-1, self.in_features), []
         biases = [None] * len(self.parts) if self.bias is None else self.bias.chunk(len(self.parts))
-        made = [
-            multiply(inputs, part.kind, packed, shape, bias)
-            if isinstance(part.kind, LayoutFormat) and multiplies(part.kind, shape, x.device)
-            else linear(inputs, part.kind.unpack(packed, x.new_empty(shape), is_traced(packed)), bias)
-            for part, packed, bias in zip(self.parts, self._split(self.weight), biases, strict=True)
-        ]
+        for part, product, packed, bias in zip(
+            self.parts, self.products, self._split(self.weight), biases, strict=True
+        ):
+            if product:
+                made.append(product(inputs, packed, bias))
+            else:
+                rows = x.new_empty(self.rows, self.in_features)
+                made.append(linear(inputs, part.kind.unpack(packed, rows, is_traced(packed)), bias))
         return torch.cat(made, -1).reshape(*x.shape[:-1], self.out_features)
 
 

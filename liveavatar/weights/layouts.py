@@ -242,6 +242,11 @@ _LAYOUTS = {
     ),
 }
 """By the names that layers state."""
+FORMATS = {
+    layout.name: LayoutFormat(layout, layout.stored[0], by_row=not layout.block)
+    for layout in (_LAYOUTS["nvfp4"], _LAYOUTS["mxfp8"], _LAYOUTS["int8_tensorwise"])
+}
+"""As most files have matrices in few bits, by the names of layouts."""
 _GROUP = 256
 """Numbers that `convrot` turns together where nothing is said."""
 

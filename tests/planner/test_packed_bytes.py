@@ -29,6 +29,7 @@ from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, image_size_for, resolve
 from liveavatar.storage import StorageConfig
 from liveavatar.weights.block_types import FLOATS, PACKED, PackedMatrix
+from liveavatar.weights.layouts import FORMATS
 from liveavatar.weights.lora import ExtraLoRA
 
 BIG, T = WAN2_2_S2V_14B, 960
@@ -47,6 +48,8 @@ def mixed(config: ModelConfig) -> dict[str, PackedMatrix]:
         matrices[f"blocks.{layer}.ffn.0"] = PackedMatrix(PACKED["Q4_K"], 64)
         matrices[f"blocks.{layer}.ffn.2"] = PackedMatrix(more)
     matrices["blocks.0.self_attn.k"] = PackedMatrix(FLOATS["F16"], 300)
+    matrices |= {f"blocks.2.ffn.{n}": PackedMatrix(FORMATS[kind], 16) for n, kind in ((0, "nvfp4"), (2, "int8"))}
+    matrices["blocks.3.self_attn.q"] = PackedMatrix(FORMATS["mxfp8"])
     del matrices["blocks.1.cross_attn.k"]
     return matrices
 
@@ -84,7 +87,7 @@ def test_a_file_takes_what_its_header_says(tmp_path, kind, extra):
 
 def test_the_published_network_in_four_bits_is_as_large_as_its_file_and_the_lora():
     """16.3 thousand million numbers: 15.8 of them in 4.5 bits, and 0.7 of the LoRA in bfloat16."""
-    weights = stage_plan(BIG, T, range(4), range(40), 2, "a", GGUF, packed=assumed_sizes(BIG, "Q4_K")).weights
+    weights = stage_plan(BIG, T, range(4), range(40), 2, "a", GGUF, packed=assumed_sizes(BIG, PACKED["Q4_K"])).weights
     assert weights / 1e9 == pytest.approx(10.6, abs=0.3)
 
 
@@ -107,7 +110,7 @@ def test_layers_of_unequal_size_are_offloaded_as_planned(offloaded):
 
 
 def chosen(cards: str, host: int, kind: str | None = "Q4_K", size: str = "640x384", **options):
-    packed = assumed_sizes(BIG, kind) if kind else None
+    packed = assumed_sizes(BIG, (PACKED | FORMATS)[kind]) if kind else None
     video = resolve(Request(size=size), image_size_for(size), 160_000, 16_000)
     hardware = Hardware.parse(cards, host * GIB)
     return choose_plan(video, BIG, hardware, PlanOptions(packed=packed, **options), model="wan2.2-s2v-14b"), hardware
@@ -144,7 +147,7 @@ def test_a_large_card_keeps_the_numbers_and_smaller_ones_what_is_packed():
 
 def test_what_did_not_fit_is_followed_by_what_takes_less():
     storage, seen = PACKED_LEVELS[1].storage, []
-    packed = assumed_sizes(BIG, "Q4_K")
+    packed = assumed_sizes(BIG, PACKED["Q4_K"])
     while (down := next_level_down((storage,), 40)) is not None:
         seen.append(stage_plan(BIG, T, range(4), range(40), 2, "a", storage, packed=packed).total)
         storage = down[1]
@@ -172,7 +175,7 @@ def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
 def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
     plan, hardware = chosen("1x12", 64)
     assert plan.encoders <= hardware.devices[0].usable
-    packed = dataclasses.replace(assumed_sizes(BIG, "Q4_K"), text_encoder=PackedBytes())
+    packed = dataclasses.replace(assumed_sizes(BIG, PACKED["Q4_K"]), text_encoder=PackedBytes())
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(packed=packed), model="x")
@@ -181,7 +184,7 @@ def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
 def test_a_packed_text_encoder_alone_counts_and_packs_no_network():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     hardware = Hardware.parse("1x12", 64 * GIB)
-    alone = PackedSizes(text_encoder=assumed_sizes(BIG, "Q4_K").text_encoder)
+    alone = PackedSizes(text_encoder=assumed_sizes(BIG, PACKED["Q4_K"]).text_encoder)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(), model="x")
     for prefer in ("quality", "speed"):
