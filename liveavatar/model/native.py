@@ -35,7 +35,7 @@ _MULTIPLES = 16, 32
 _LARGEST_NVFP4 = 448.0 * 6.0
 _SMALLEST = 1e-12
 """What counts as zero: inputs of zeros get a scale, too."""
-_trials: dict[tuple[torch.device, str], str] = {}
+native_trials: dict[tuple[torch.device, str], str] = {}
 """Why a device does not multiply a layout, "" where it does; tried once."""
 
 
@@ -82,9 +82,9 @@ def native_failure(device: torch.device, name: str) -> str:
     """
     if name not in _PRODUCTS:
         return "comfy-kitchen has no product for it here"
-    if (device, name) not in _trials:
-        _trials[device, name] = _trial(device, name)
-    return _trials[device, name]
+    if (device, name) not in native_trials:
+        native_trials[device, name] = _trial(device, name)
+    return native_trials[device, name]
 
 
 def native_product(kind: PackedFormat, rows: int, columns: int) -> NativeProduct | None:
@@ -237,8 +237,3 @@ def _example(device: torch.device, name: str) -> tuple[LayoutFormat, torch.Tenso
     packed = torch.zeros(kind.bytes_of(matrix.shape), dtype=torch.uint8, device=device)
     kind.pack(tensors, packed, matrix.shape)
     return kind, packed
-
-
-def forget_trials() -> None:
-    """Try every layout again when it is asked for next, as after the package's kernels were chosen anew."""
-    _trials.clear()

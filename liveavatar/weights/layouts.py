@@ -17,9 +17,8 @@ side. Sides that are no whole number of tiles were filled with zeros.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -285,14 +284,23 @@ def _untiled(scales: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 def _unpacked(pairs: torch.Tensor) -> torch.Tensor:
     """Numbers of four bits [rows, 2 n], float32, of bytes [rows, n]."""
+    return _kept("bytes", pairs.device, _numbers_of_bytes).index_select(0, pairs.flatten().int()).view(len(pairs), -1)
+
+
+def _numbers_of_bytes() -> torch.Tensor:
+    """Both numbers of every byte, [256, 2]."""
     import torch
 
-    each = torch.tensor((*_E2M1, *(-n for n in _E2M1)), device=pairs.device)
-    of_byte = torch.stack((each.repeat_interleave(16), each.repeat(16)), 1)
-    return of_byte.index_select(0, pairs.flatten().int()).view(pairs.shape[0], -1)
+    each = torch.tensor((*_E2M1, *(-n for n in _E2M1)))
+    return torch.stack((each.repeat_interleave(16), each.repeat(16)), 1)
 
 
-@functools.lru_cache(maxsize=4)
+def _turned(matrix: torch.Tensor, group: int) -> torch.Tensor:
+    """Each group of every row, turned back."""
+    turn = _kept(f"hadamard {group}", matrix.device, lambda: _hadamard(group))
+    return (matrix.unflatten(1, (-1, group)) @ turn).flatten(1)
+
+
 def _hadamard(size: int) -> torch.Tensor:
     """The regular Hadamard matrix of a size that is a power of 4, which is symmetric and its own inverse."""
     import torch
@@ -301,9 +309,14 @@ def _hadamard(size: int) -> torch.Tensor:
     return four / 2 if size == 4 else torch.kron(_hadamard(size // 4), four / 2)
 
 
-def _turned(matrix: torch.Tensor, group: int) -> torch.Tensor:
-    """Each group of every row, turned back."""
-    return (matrix.unflatten(1, (-1, group)) @ _hadamard(group).to(matrix.device)).flatten(1)
+_tables: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+
+def _kept(name: str, device: torch.device, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A table on a device, brought there once: that may wait for the device."""
+    if (name, device) not in _tables:
+        _tables[name, device] = make().to(device)
+    return _tables[name, device]
 
 
 def _nbytes(dtype: str, shape: Shape) -> int:

@@ -65,7 +65,7 @@ def kernels():
         ]
         return product(*numbers, bias, out_dtype)
 
-    native.forget_trials()
+    native.native_trials.clear()
     here = SimpleNamespace(scaled_mm_nvfp4=nvfp4, scaled_mm_mxfp8=mxfp8)
     registry.register("here", here, {name: registry.get_constraints("eager", name) for name in vars(here)})
     registry.enable("here")
@@ -73,7 +73,7 @@ def kernels():
     yield
     registry.set_priority(["cuda", "triton", "eager"])
     registry.disable("here")
-    native.forget_trials()
+    native.native_trials.clear()
 
 
 def nets(folder, network, kind, dtype=torch.float32, **parts):
@@ -143,7 +143,7 @@ def test_what_cannot_be_multiplied_is_unpacked(folder, network):
 
 @needs_kitchen
 def test_a_device_says_what_it_cannot_multiply():
-    native.forget_trials()
+    native.native_trials.clear()
     assert native.native_failure(CPU, "int8") == ""
     assert "swizzle" in native.native_failure(CPU, "nvfp4") and native.native_failure(CPU, "Q4_0")
     assert native.multiplied_formats(CPU, ["nvfp4", "int8"]) == ["int8"]
