@@ -1,4 +1,4 @@
-"""The layouts of matrices of eight and four bits in ComfyUI's files, and the numbers that each of them means.
+"""The layouts of matrices of eight and four bits in ComfyUI's files: the numbers that each means, and their bytes.
 
 A layer states its layout by name, in JSON; the rest is fixed by the name:
 

@@ -1,4 +1,4 @@
-"""GGUF files in ComfyUI's folders are offered, opened and run, packed as they are."""
+"""GGUF and NVFP4 files in ComfyUI's folders are offered, opened and run, packed as they are."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ import pytest
 from live_client import Client
 from live_server import Server
 from outcome import assert_correct, receipt_of, saved, succeeded
-from weights.gguf_files import mini_transformer, write_gguf
+from weights.gguf_files import mini_transformer
+from weights.layout_files import write_packed
 
 from liveavatar.components import MINI_FOLDER
 
-NAME = "mini/mini-Q4_0.gguf"
+FILES = {"Q4_0": ("mini/mini-Q4_0.gguf", "gguf"), "nvfp4": ("mini/mini-nvfp4.safetensors", "packed")}
+"""Files by the format of their matrices, and the words by which they stay packed: "gguf" is the older one."""
 
 
-@pytest.fixture(scope="module")
-def gguf_model(server: Server) -> str:
+@pytest.fixture(scope="module", autouse=True)
+def packed_models(server: Server) -> None:
     """The miniature in the server's folders, its network in four bits."""
     folder = server.base / "models" / "diffusion_models" / "mini"
     shutil.copytree(MINI_FOLDER, folder)
     for file in folder.glob("diffusion_pytorch_model*"):
         file.unlink()
-    write_gguf(folder / "mini-Q4_0.gguf", mini_transformer(), "Q4_0")
-    return NAME
+    for kind in FILES:
+        write_packed(folder / f"mini-{kind}", mini_transformer(), kind)
 
 
-def test_a_gguf_file_is_offered_and_runs_packed(server: Server, client: Client, gguf_model: str) -> None:
-    assert gguf_model in choices(client)
-    graph = graphs.changed(graphs.one_node(), "model", model=gguf_model)
+@pytest.mark.parametrize("kind", FILES)
+def test_a_packed_file_is_offered_and_runs_packed(server: Server, client: Client, kind: str) -> None:
+    name, weights = FILES[kind]
+    assert name in choices(client)
+    graph = graphs.changed(graphs.one_node(), "model", model=name)
     graph["backend"] = graphs.node(
         "LiveAvatarBackend",
         engine="this process",
@@ -38,11 +42,13 @@ def test_a_gguf_file_is_offered_and_runs_packed(server: Server, client: Client, 
         memory="keep loaded",
         threads=0,
         storage="by hand",
-        weights="gguf",
+        weights=weights,
     )
     run = succeeded(client.run(graphs.changed(graph, "model", backend=["backend", 0])))
     assert_correct(saved(server, run), graphs.SECONDS)
-    assert receipt_of(run)["plan"]["stages"][0]["storage"]["weights"] == "gguf"
+    plan = receipt_of(run)["plan"]
+    assert plan["stages"][0]["storage"]["weights"] == "packed"
+    assert any(f"in {kind}) and are brought to" in note for note in plan["notes"])
 
 
 def choices(client: Client) -> list[str]:
