@@ -81,11 +81,6 @@ class DequantisedSource:
         self._check_values()
         self._keys = frozenset(key for key in self._stored if not _BOOKKEEPING.fullmatch(key))
 
-    @property
-    def scaled(self) -> int:
-        """How many matrices have a scale."""
-        return len(self._scale)
-
     def keys(self) -> frozenset[str]:
         return self._keys
 
@@ -133,9 +128,13 @@ class DequantisedSource:
             place.copy_(self.read(key).flatten().view(torch.uint8))
 
     def describe(self) -> str:
+        layouts = self.layouts()
+        return self._source.describe() + (f" ({layouts})" if layouts else "")
+
+    def layouts(self) -> str:
+        """How many of its matrices are in which layout: "70 matrices in nvfp4"; "" where none has a scale."""
         count = collections.Counter(self._layout(key).name for key in self._scale)
-        listed = ", ".join(f"{n} matrices in {name}" for name, n in sorted(count.items()))
-        return self._source.describe() + (f" ({listed})" if listed else "")
+        return ", ".join(f"{n} matrices in {name}" for name, n in sorted(count.items()))
 
     def _layout(self, weight: str) -> Layout:
         """Of a matrix that has a scale."""

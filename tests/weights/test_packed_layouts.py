@@ -14,6 +14,7 @@ from liveavatar.errors import ModelError
 from liveavatar.model.packed import PackedLinear
 from liveavatar.model.transformer import ModelSlice
 from liveavatar.weights.block_types import FLOATS
+from liveavatar.weights.folder import format_inspection, inspect_model
 from liveavatar.weights.formats import open_file
 from liveavatar.weights.settings import text_weights
 
@@ -122,6 +123,7 @@ def test_a_file_behind_a_prefix_with_its_layouts_in_the_header_stays_packed(fold
     model = open_components(path)
     net = model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, "packed")
     names = {kind.kind.name for m in net.modules() if isinstance(m, PackedLinear) for kind in m.parts}
+    assert "matrices in nvfp4" in format_inspection(inspect_model(path))
     assert names == {"nvfp4"} and packed_of(model).formats == (("nvfp4", sum(map(len, parts_of(net)))),)
 
 
