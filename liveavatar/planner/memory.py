@@ -317,7 +317,8 @@ def workspace_bytes(
 
     The keys of the sink, and the window of one layer where it is stored in another form; the residual stream and its
     float32 copies, the widest activation (the feed-forward or q, k and v), and the largest matrix once more where it is
-    stored in another form. An injector takes more than a layer only where many speak.
+    stored in another form; where it is multiplied as it is packed, a product in 32 bits. An injector takes more than a
+    layer only where many speak.
     """
     tokens = BLOCK_LATENTS * frame_tokens
     window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
@@ -326,6 +327,7 @@ def workspace_bytes(
     matrix = _unpacked_bytes(config.ffn_dim * config.dim, storage.weights, size)
     layer = _FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size
     injector = (2 + _INJECTOR_BUFFERS * speakers) * config.dim * size
+    matrix += tokens * widest * 4 if storage.weights == "packed-native" else 0
     return keys * config.dim * size + tokens * max(layer, injector) + matrix
 
 

@@ -27,7 +27,7 @@ from liveavatar.planner import (
 from liveavatar.planner.packed import PackedBytes, PackedSizes
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, image_size_for, resolve
-from liveavatar.storage import StorageConfig
+from liveavatar.storage import PACKED_FORMATS, StorageConfig, WeightFormat
 from liveavatar.weights.block_types import FLOATS, PACKED, PackedMatrix
 from liveavatar.weights.layouts import FORMATS
 from liveavatar.weights.lora import ExtraLoRA
@@ -59,12 +59,14 @@ def held(net: torch.nn.Module) -> int:
     return sum(t.numel() * (t.element_size() if t.dtype == torch.uint8 else 2) for t in net.parameters())
 
 
+@pytest.mark.parametrize("weights", PACKED_FORMATS)
 @pytest.mark.parametrize("layers", [range(3), range(1, 4), range(37, 40)], ids=str)
-def test_layers_of_mixed_types_take_what_is_said(layers: range) -> None:
+def test_layers_of_mixed_types_take_what_is_said(layers: range, weights: WeightFormat) -> None:
     matrices = mixed(BIG)
     part = ModelSlice(layers, embed=layers.start == 0, head=layers.stop == 40)
-    plan = stage_plan(BIG, T, range(4), layers, 2, "a", GGUF, packed=packed_sizes(BIG, matrices))
-    assert plan.weights == held(empty_transformer(BIG, part, "packed", matrices))
+    storage, sizes = StorageConfig(weights=weights), packed_sizes(BIG, matrices)
+    plan = stage_plan(BIG, T, range(4), layers, 2, "a", storage, packed=sizes)
+    assert plan.weights == held(empty_transformer(BIG, part, weights, matrices))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -83,6 +85,14 @@ def test_a_file_takes_what_its_header_says(tmp_path, kind, extra):
     assert found == sum(t.nbytes for t in net.parameters())
     plain = stage_plan(model.config, 64, range(4), layers, 4, "a", packed=packed).weights
     assert found < (0.8 if kind == "Q8_0" else 0.7) * plain
+
+
+def test_a_product_in_32_bits_is_counted_where_matrices_are_multiplied_as_they_are():
+    sizes = assumed_sizes(BIG, FORMATS["int8"])
+    plans = [
+        stage_plan(BIG, T, range(4), range(4), 2, "a", StorageConfig(weights=w), packed=sizes) for w in PACKED_FORMATS
+    ]
+    assert plans[1].workspace - plans[0].workspace >= 3 * T * BIG.ffn_dim * 4
 
 
 def test_the_published_network_in_four_bits_is_as_large_as_its_file_and_the_lora():
