@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from liveavatar.errors import RequestError
-from liveavatar.live.block import LiveBlock
+from liveavatar.live.block import PIECES, LivePiece
 from liveavatar.live.session import LiveSession
 from liveavatar.live.sound_queue import SoundQueue
 from liveavatar.live.talk import Talk
@@ -21,28 +21,28 @@ def tone(seconds: float, rate: int = 16_000, channels: int = 1) -> AudioClip:
     return AudioClip.from_array(np.repeat(wave[:, None], channels, 1).astype(np.float32), rate)
 
 
-def said(blocks: list[LiveBlock]) -> float:
+def said(pieces: list[LivePiece]) -> float:
     """Seconds of sound in them."""
-    return sum(float((np.abs(block.audio) > 0.01).sum()) for block in blocks) / 48_000
+    return sum(float((np.abs(piece.audio) > 0.01).sum()) for piece in pieces) / 48_000
 
 
 @pytest.fixture
-def play(open_session: Callable[..., LiveSession]) -> Callable[..., tuple[Talk, list[LiveBlock], threading.Event]]:
-    def begin(sounds: SoundQueue, **options: object) -> tuple[Talk, list[LiveBlock], threading.Event]:
-        blocks: list[LiveBlock] = []
+def play(open_session: Callable[..., LiveSession]) -> Callable[..., tuple[Talk, list[LivePiece], threading.Event]]:
+    def begin(sounds: SoundQueue, **options: object) -> tuple[Talk, list[LivePiece], threading.Event]:
+        pieces: list[LivePiece] = []
         ended = threading.Event()
         session = open_session(**options)
-        return Talk(session, lambda error: ended.set(), blocks.append, sounds), blocks, ended
+        return Talk(session, lambda error: ended.set(), pieces.append, sounds), pieces, ended
 
     return begin
 
 
 def test_all_sounds_are_said_to_the_sample_and_the_talk_ends(play: Callable[..., tuple]) -> None:
     sounds = SoundQueue([tone(2.0), tone(7.0, 44_100, 2), tone(0.2)], then_end=True)
-    _, blocks, ended = play(sounds, real_time=False)
+    _, pieces, ended = play(sounds, real_time=False)
     assert ended.wait(120)
-    assert len(blocks) == -(-9.2 // 0.48)
-    assert said(blocks) == pytest.approx(9.2 * 0.976, abs=0.15)  # a tone is small where it crosses zero
+    assert len(pieces) == PIECES * -(-9.2 // 0.48)
+    assert said(pieces) == pytest.approx(9.2 * 0.976, abs=0.15)  # a tone is small where it crosses zero
 
 
 def test_nobody_else_is_heard_before_they_are_said_or_interrupted(play: Callable[..., tuple]) -> None:
@@ -56,6 +56,6 @@ def test_nobody_else_is_heard_before_they_are_said_or_interrupted(play: Callable
 
 
 def test_an_interruption_ends_what_had_nothing_else_to_say(play: Callable[..., tuple]) -> None:
-    talk, blocks, ended = play(SoundQueue([tone(600.0)], then_end=True))
+    talk, pieces, ended = play(SoundQueue([tone(600.0)], then_end=True))
     talk.interrupt()
-    assert ended.wait(60) and said(blocks) < 10
+    assert ended.wait(60) and said(pieces) < 10
