@@ -377,7 +377,8 @@ def _storage_notes(
     """What is worth knowing of how stages are kept."""
     if config != MINI and any(stage.storage.kv_dtype == "int4" for stage in stages):
         yield "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
-    if packed and (kept := {stage.storage.weights for stage in stages if stage.storage.packed}):
+    kept = {stage.storage.weights for stage in stages if stage.storage.packed}
+    if kept and packed and packed.formats:
         listed = ", ".join(f"{count} in {name}" for name, count in packed.formats)
         native = ", where they are not multiplied as they are" if "packed-native" in kept else ""
         yield f"matrices stay as the file has them ({listed}) and are brought to {dtype} for each product{native}"
