@@ -129,8 +129,8 @@ def _opened(sounds: Mapping[int, Any], masks: Mapping[int, Any]) -> AudioClip | 
     opened = open_audio(given)
     if isinstance(opened, AudioClip):
         return opened
-    named = zip(opened.masks, masks, strict=True)
-    return OpenedSpeakers(opened.each, tuple(dataclasses.replace(one, source=f"mask_{n}") for one, n in named))
+    named = [dataclasses.replace(one, source=f"mask_{n}") for one, n in zip(opened.masks, masks, strict=False)]
+    return OpenedSpeakers(opened.each, (*named, *opened.masks[len(named) :]))  # of one alone, the rest has none
 
 
 def _clip(audio: Any, socket: str) -> AudioClip:
