@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import secrets
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.errors import Cancelled, RequestError
+from ..liveavatar.errors import Cancelled, RequestError, SpeakerError
 from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
 from ..liveavatar.live.audio_feed import BLOCK_SECONDS
 from ..liveavatar.live.hosted import HostedRoom
@@ -25,6 +26,7 @@ from ..liveavatar.live.talk import Talk
 from ..liveavatar.media.audio import AudioClip
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.request import Request
+from ..liveavatar.speakers import OpenedMask, OpenedSpeakers, place_masks
 from . import convert, talks
 from .host import NodeProgress, executing_node, invite, place_video, server_loop, video_output
 from .schema import (
@@ -35,6 +37,7 @@ from .schema import (
     seed_input,
     size_fault,
     size_input,
+    spoken_input,
     steps_input,
     supported,
 )
@@ -56,7 +59,8 @@ class Wishes:
     Attributes:
         request, image: of the video.
         source: MICROPHONE or SOUNDS.
-        sounds: said first, or all there is to say.
+        sounds: of each speaker, said first, or all there is to say.
+        masks: of several speakers; none: there is one.
         longest: seconds.
         prefix: of the file's name.
     """
@@ -64,7 +68,8 @@ class Wishes:
     request: Request
     image: np.ndarray
     source: str
-    sounds: tuple[AudioClip, ...]
+    sounds: tuple[tuple[AudioClip, ...], ...]
+    masks: tuple[OpenedMask, ...]
     longest: float
     prefix: str
 
@@ -110,11 +115,10 @@ class Live(io.ComfyNode):
                     default="LiveAvatar",
                     tooltip="Name of the temporary file; connect core Save Video to keep it.",
                 ),
-                io.Audio.Input(
-                    "audio",
+                spoken_input(
+                    "Said first: one sound, a batch or a list of them, one after the other. With source AUDIO input it "
+                    "ends after them. Several people in the picture: from Speakers; the panel asks who speaks then.",
                     optional=True,
-                    tooltip="Said first: one sound, a batch or a list of them, one after the other. With source AUDIO "
-                    "input it ends after them.",
                 ),
                 mask_input(),
             ],
@@ -151,8 +155,8 @@ class Live(io.ComfyNode):
         mask: Sequence[Any] = (),
     ) -> io.NodeOutput:
         """The talk, from its first moment to its last. Every input is a list, because `audio` may be one."""
-        sounds = tuple(convert.audio_clip(one) for given in audio for one in convert.split_audio(given))
-        if source[0] == SOUNDS and not sounds:
+        sounds, masks = _spoken(audio, source[0])
+        if source[0] == SOUNDS and not any(sounds):
             raise RequestError(
                 "Nothing is connected to the audio input, and the source is AUDIO input.",
                 "Connect core Load Audio, or choose the source microphone.",
@@ -162,13 +166,48 @@ class Live(io.ComfyNode):
             convert.image_array(image[0], mask[0] if mask else None),
             source[0],
             sounds,
+            masks,
             60 * longest_minutes[0],
             filename_prefix[0],
         )
         with refused_in_widgets():
-            model[0].plan_open(wishes.request, (wishes.image.shape[1], wishes.image.shape[0]))
+            _check(model[0], wishes)
         with NodeProgress.current(PHASES) as progress:
             return talk_live(progress, model[0], wishes)
+
+
+def _spoken(audio: Sequence[Any], source: str) -> tuple[tuple[tuple[AudioClip, ...], ...], tuple[OpenedMask, ...]]:
+    """What each speaker says, and where they are; of one voice no mask. Where others speak later, nobody waits for
+    silence to end.
+
+    Raises:
+        LiveAvatarError: a sound that cannot be used, or several speakers and other sounds.
+    """
+    several = next((one for one in audio if isinstance(one, OpenedSpeakers)), None)
+    if several is None:
+        clips = [
+            [one] if isinstance(one, AudioClip) else map(convert.audio_clip, convert.split_audio(one)) for one in audio
+        ]
+        return (tuple(itertools.chain(*clips)),), ()
+    if len(audio) > 1:
+        raise SpeakerError(
+            "The audio input has several speakers and other sounds.",
+            "Connect one node Speakers there, or sounds alone.",
+        )
+    sounds = ((clip,) if source == SOUNDS or not clip.is_silent else () for clip in several.each)
+    return tuple(sounds), several.masks
+
+
+def _check(model: LiveAvatarPipeline, wishes: Wishes) -> None:
+    """Make sure that a talk can be held, before a page is asked and anything is loaded.
+
+    Raises:
+        LiveAvatarError: it cannot.
+    """
+    size = wishes.image.shape[1], wishes.image.shape[0]
+    resolved, _ = model.plan_open(wishes.request, size, len(wishes.masks) or 1)
+    if wishes.masks:
+        place_masks(wishes.masks, size, resolved.width, resolved.height, wishes.request.fit)
 
 
 def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes) -> io.NodeOutput:
@@ -181,10 +220,12 @@ def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes)
     node, prompt = executing_node()
     details = {"source": wishes.source, "longest_s": wishes.longest}
     room = HostedRoom(model.components.name, server_loop(), details, needs_page=wishes.source == MICROPHONE)
+    room.speaker_count = len(wishes.masks) or 1
     with talks.opened(room, prompt, node):
         watched = _wait_for_page(progress, room, invite(room, node, prompt, details), wishes.source)
         loading = _only_loading(progress)
-        with LiveSession(model, wishes.image, wishes.request, real_time=watched, callback=loading) as session:
+        asked = model, wishes.image, wishes.request
+        with LiveSession(*asked, real_time=watched, callback=loading, speakers=wishes.masks) as session:
             e = session.resolved
             out = place_video(progress, wishes.prefix, e.width, e.height)
             try:
@@ -237,7 +278,7 @@ def _talk(
 ) -> None:
     """Until everything is said, the page stops it, the time is over, or the user cancels."""
     most = math.ceil(wishes.longest / BLOCK_SECONDS)
-    sounds = SoundQueue(wishes.sounds, then_end=wishes.source == SOUNDS)
+    sounds = SoundQueue(*wishes.sounds, then_end=wishes.source == SOUNDS)
     if room.stopped.is_set():
         raise RequestError("It was stopped before it began, so there is no recording.", "Queue the graph again.")
     room.begin(lambda on_end: Talk(session, on_end, recording.write, sounds, most))
@@ -267,6 +308,7 @@ def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPi
         "steps": e.steps,
         "seed": e.seed,
         "seconds": recording.seconds,
+        "speakers": [dataclasses.asdict(speaker) for speaker in session.speaker_reports],
         "late_blocks": stats.late_blocks,
         "changes": [list(change) for change in stats.changes],
         "notes": [*e.notes, *session.plan.notes, *filter(None, [recording.note])],

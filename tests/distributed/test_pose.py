@@ -91,9 +91,9 @@ def test_cancel_ends_a_video_while_its_pose_is_encoded(backend: RayBackend, inpu
             raise Cancelled("Enough.")
 
     monkeypatch.setattr(CodecWorkerHandle, "call", call)
-    with contextlib.closing(pipeline(backend)(*inputs, request=REQUEST, pose=PICTURES)) as video:
-        with pytest.raises(Cancelled):
-            video.latents(cancel)
+    video = pipeline(backend)(*inputs, request=REQUEST, pose=PICTURES)
+    with contextlib.closing(video), pytest.raises(Cancelled):
+        video.latents(cancel)
     assert waits == ["encode_pose"]
 
 
