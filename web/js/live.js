@@ -243,6 +243,7 @@ export class LivePanel extends RunPanel {
       client?.send("say", { text, voice: words() === WORDS.zh ? "cmn" : "en-us", speaker: client.speaker });
       input.value = "";
     });
+    this.say.element.prepend(this.speaker);
     this.prompt = form((text) => {
       talk?.client.send("prompt", { text });
       talk?.show({ note: words().changed });
@@ -250,7 +251,7 @@ export class LivePanel extends RunPanel {
     this.poster = make("div", "poster faint");
     this.note = make("div", "note faint");
     this.note.setAttribute("role", "status");
-    this.buttons = make("div", "controls", this.speaker, this.microphone, this.interrupt, this.lowDelay, this.stop);
+    this.buttons = make("div", "controls", this.microphone, this.interrupt, this.lowDelay, this.stop);
     const forms = [this.say.element, this.prompt.element, this.note];
     for (const one of [this.buttons, ...forms]) one.onpointerdown = (event) => event.stopPropagation(); // no handle
     const [bar, line, below] = this.element.childNodes;
