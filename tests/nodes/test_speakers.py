@@ -127,6 +127,7 @@ def test_what_is_connected_well_passes(nodes):
 VALUES = {
     "empty": ({"mask.mask_2": torch.zeros(1, 64, 64)}, "The mask_2 is empty.*Invert Mask"),
     "no mask": ({"mask.mask_1": torch.rand(1, 4, 4, 3)}, "The mask_1 is"),
+    "a number": ({"mask.mask_2": 3}, "The mask_2 is int"),
     "not finite": ({"mask.mask_1": torch.full((4, 4), float("nan"))}, "The mask_1 holds values that are not numbers"),
     "no sound": ({"audio.audio_2": None}, "audio_2: No sound came"),
     "two sounds": ({"audio.audio_1": sound(9) | {"waveform": torch.zeros(2, 1, 800)}}, "audio_1: .*2 sound"),
