@@ -263,7 +263,8 @@ class LiveAvatarPipeline:
         resolved, plan = self._plan(request, image_size, audio, notes, start, pose, count)
         frame = resolved.width, resolved.height
         speakers = None if several is None else several.placed(image_size or frame, *frame, request.fit)
-        notes = (*resolved.notes, *speaker_notes(start, speakers))
+        placed = () if speakers is None else speakers.masks.notes
+        notes = (*resolved.notes, *placed, *speaker_notes(start, speakers))
         return dataclasses.replace(resolved, notes=notes), plan, audio, speakers
 
     def _plan(

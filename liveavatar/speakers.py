@@ -20,13 +20,14 @@ from .media.audio_file import read_audio
 from .media.image import Fit
 from .media.masks import (
     HALVES,
+    MOST_SHARED,
     WHITE,
     Half,
     fit_mask,
     half_mask,
     hearing_tokens,
     mask_of,
-    overlap,
+    overlaps,
     owned_tokens,
     read_mask,
     same_aspect,
@@ -41,6 +42,8 @@ MAX_SPEAKERS = 8
 """In one picture; the faces of more would be a few tokens each."""
 _TOLD_SILENCE = 0.1
 """Seconds by which a sound may be shorter than the longest without a word."""
+_TOLD_OVERLAP = 0.02
+"""Share of the smaller of two masks from which it is told that they overlap: edges that touch may share a line."""
 
 GivenMask = str | os.PathLike[str] | np.ndarray
 """Where in the picture a speaker is: a picture file (white is the speaker), or [H, W] of bool, of uint8 up to 255 or of
@@ -125,10 +128,12 @@ class PlacedMasks:
     Attributes:
         hears: bool [speakers, rows, columns]: which tokens of a latent frame hear whom.
         shares: of the frame that is each speaker's own.
+        notes: what is to be told of masks that overlap a little, a sentence each.
     """
 
     hears: np.ndarray
     shares: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     def of_block(self) -> torch.Tensor:
         """Of all tokens of a block, as of `AudioTokens`: float32 [speakers, 3 S, 1]."""
@@ -335,12 +340,13 @@ def place_masks(
             another one.
     """
     fitted = np.stack([_fitted(mask, picture, width, height, fit) for mask in masks])
-    if (found := overlap(fitted)) is not None:
-        a, b, share = found
-        raise SpeakerError(
-            f"The masks of {masks[a].name} and {masks[b].name} overlap: {share:.0%} of the smaller one is in both.",
-            "Give each speaker a part of the picture that is no other's.",
-        )
+    notes = []
+    for a, b, share in overlaps(fitted):
+        both = f"masks of {masks[a].name} and {masks[b].name} overlap: {share:.0%} of the smaller one is in both"
+        if share > MOST_SHARED:
+            raise SpeakerError(f"The {both}.", "Give each speaker a part of the picture that is no other's.")
+        if share >= _TOLD_OVERLAP:
+            notes.append(f"the {both}, and each place is whose mask has more of it")
     owned = owned_tokens(fitted)
     for mask, its in zip(masks, owned, strict=True):
         if not its.any() and not mask.is_rest:
@@ -348,7 +354,8 @@ def place_masks(
                 f"The mask of {mask.name} is too small: in a video of {width}x{height}, others have all of it.",
                 "Give a larger mask, or make a larger video.",
             )
-    return PlacedMasks(hearing_tokens(owned), tuple(round(float(its.mean()), 4) for its in owned))
+    shares = tuple(round(float(its.mean()), 4) for its in owned)
+    return PlacedMasks(hearing_tokens(owned), shares, tuple(notes))
 
 
 def _check_given(speakers: Sequence[Speaker]) -> None:

@@ -32,8 +32,8 @@ _OWNED_SHARE = 0.5
 """Of a token's pixels: from here on it is the speaker's."""
 _SURROUNDINGS = 0.1
 """How far what surrounds a speaker reaches, against the larger side of the speaker's box."""
-_SHARED = 0.1
-"""Masks may have so much of the smaller one in common: their edges are soft."""
+MOST_SHARED = 0.1
+"""Masks may have so much of the smaller one in common: their edges are soft, or painted by hand."""
 _ASPECT_SLACK = 0.02
 """A mask may be narrower or wider than the picture by so much: sides of scaled ones are rounded."""
 
@@ -145,18 +145,18 @@ def hearing_tokens(owned: np.ndarray) -> np.ndarray:
     return np.where(hears.any(axis=0), hears, True)
 
 
-def overlap(fitted: np.ndarray) -> tuple[int, int, float] | None:
-    """Two masks that are of one place, and how much of the smaller one is in both; None where there are none.
+def overlaps(fitted: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs of masks with something in common, and how much of the smaller one that is; the most first.
 
     Args:
         fitted: see `owned_tokens`.
     """
     white = fitted >= WHITE
+    pairs = []
     for a, b in itertools.combinations(range(len(white)), 2):
-        common, smaller = int((white[a] & white[b]).sum()), int(min(white[a].sum(), white[b].sum()))
-        if common > _SHARED * smaller:
-            return a, b, common / smaller
-    return None
+        if common := int((white[a] & white[b]).sum()):
+            pairs.append((a, b, common / int(min(white[a].sum(), white[b].sum()))))
+    return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def _with_surroundings(owned: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from liveavatar.media.masks import (
     half_mask,
     hearing_tokens,
     mask_of,
-    overlap,
+    overlaps,
     owned_tokens,
     read_mask,
     same_aspect,
@@ -103,13 +103,12 @@ def test_a_token_is_the_one_s_who_has_most_of_it_and_small_faces_keep_one():
     assert owned_tokens(fitted)[0].sum() == 1
 
 
-def test_overlaps_are_found_but_for_soft_edges():
+def test_overlaps_are_found_the_most_first():
     fitted = np.zeros((3, 64, 64), np.uint8)
     fitted[0, :, :32], fitted[1, :, 31:50], fitted[2, :, 50:] = 255, 255, 255
-    assert overlap(fitted) is None
+    assert overlaps(fitted) == [(0, 1, pytest.approx(1 / 19))]
     fitted[2, :, 40:] = 255
-    first, second, share = overlap(fitted)
-    assert (first, second) == (1, 2) and share == pytest.approx(10 / 19)
+    assert overlaps(fitted) == [(1, 2, pytest.approx(10 / 19)), (0, 1, pytest.approx(1 / 19))]
 
 
 @given(st.integers(1, 9), st.integers(2, 9))

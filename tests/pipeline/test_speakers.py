@@ -102,6 +102,14 @@ def test_of_one_speaker_with_a_mask_the_rest_of_the_picture_hears_silence(pipeli
     assert pipeline.describe(PICTURE, Speaker(A, "right"), REQUEST).speakers.masks.hears[1, :, 0].all()
 
 
+def test_masks_may_overlap_a_little_and_that_is_told(pipeline):
+    column = np.arange(WIDTH)[None].repeat(HEIGHT, 0)
+    for shared, said in ((1, None), (6, "overlap: 5% of the smaller one is in both, and each place is whose mask")):
+        two = [Speaker(A, column < WIDTH // 2 + shared), Speaker(B, column >= WIDTH // 2)]
+        notes = pipeline.describe(PICTURE, two, REQUEST).resolved.notes
+        assert any(said in note for note in notes) if said else not any("overlap" in note for note in notes)
+
+
 def test_one_speaker_whose_mask_is_all_of_the_picture_is_one_voice(pipeline):
     whole = np.ones((HEIGHT, WIDTH), bool)
     assert pipeline.describe(PICTURE, Speaker(A, whole), REQUEST).speakers is None
