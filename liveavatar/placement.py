@@ -410,8 +410,11 @@ def _sooner(resolved: ResolvedRequest, eager: Plan, compiled: Plan) -> Plan:
     """Of two plans of one video the one by which it is probably sooner ready, compiling included; with a note. Of live
     talk the one that keeps the pace of speech."""
     compiled = dataclasses.replace(compiled, compile_optional=True)
-    if resolved.is_open:
-        return compiled if compiled.live and compiled.live.holds and eager.live and not eager.live.holds else eager
+    if eager.live and compiled.live:
+        if eager.live.holds or compiled.live.holds:
+            return eager if eager.live.holds else compiled
+        nearest = compiled.live.nearest  # there, layers will be compiled if need be
+        return dataclasses.replace(eager, live=dataclasses.replace(eager.live, nearest=nearest))
     if eager.forecast is None or compiled.forecast is None:
         return eager
     saved = compiling_saves(eager.forecast, compiled.forecast, apply_plan_size(resolved, eager).blocks)

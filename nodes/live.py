@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from comfy_api.v0_0_2 import io
 
 from ..liveavatar.errors import Cancelled, RequestError, SpeakerError
 from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
+from ..liveavatar.live.addresses import OutputAddress, parse_address
 from ..liveavatar.live.audio_feed import BLOCK_SECONDS
+from ..liveavatar.live.block import LivePiece
 from ..liveavatar.live.hosted import HostedRoom
+from ..liveavatar.live.network import NetworkOutput, OutputStatus
 from ..liveavatar.live.recording import TalkRecording
 from ..liveavatar.live.session import LiveSession
 from ..liveavatar.live.sound_queue import SoundQueue
@@ -50,6 +55,7 @@ ANSWER_SECONDS = {MICROPHONE: 10.0, SOUNDS: 3.0}
 """How long a page may take to answer."""
 _LOOK_SECONDS = 0.1
 """How often Cancel and the end are looked for."""
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Wishes:
         masks: of several speakers; none: there is one.
         longest: seconds.
         prefix: of the file's name.
+        address: where it is sent besides, or None.
     """
 
     request: Request
@@ -72,6 +79,7 @@ class Wishes:
     masks: tuple[OpenedMask, ...]
     longest: float
     prefix: str
+    address: OutputAddress | None = None
 
 
 class Live(io.ComfyNode):
@@ -121,6 +129,14 @@ class Live(io.ComfyNode):
                     optional=True,
                 ),
                 mask_input(),
+                io.String.Input(
+                    "out_url",
+                    default="",
+                    optional=True,
+                    tooltip="Also sent to this address while it goes on: rtmp://, rtmps://, rtsp://, srt:// or "
+                    "whip+https://. Empty: nowhere. ComfyUI writes a graph into the files that it saves: so that the "
+                    "stream's key is not in them, write $LIVEAVATAR_OUT_URL, an environment variable of ComfyUI.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The recording, for core Save Video."),
@@ -130,9 +146,10 @@ class Live(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, size: Sequence[str | None] = ()) -> bool | str:
-        """Whether the size can be read, said before anything runs."""
-        return next((fault for one in size if (fault := size_fault(one)) is not True), True)
+    def validate_inputs(cls, size: Sequence[str | None] = (), out_url: Sequence[str | None] = ()) -> bool | str:
+        """Whether size and address can be read, said before anything runs."""
+        faults = [*map(size_fault, size), *map(address_fault, out_url)]
+        return next((fault for fault in faults if fault is not True), True)
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:
@@ -153,6 +170,7 @@ class Live(io.ComfyNode):
         filename_prefix: list[str],
         audio: Sequence[Any] = (),
         mask: Sequence[Any] = (),
+        out_url: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """The talk, from its first moment to its last. Every input is a list, because `audio` may be one."""
         sounds, masks = _spoken(audio, source[0])
@@ -169,6 +187,7 @@ class Live(io.ComfyNode):
             masks,
             60 * longest_minutes[0],
             filename_prefix[0],
+            parse_address(out_url[0]) if out_url[0].strip() else None,
         )
         with refused_in_widgets():
             _check(model[0], wishes)
@@ -210,6 +229,17 @@ def _check(model: LiveAvatarPipeline, wishes: Wishes) -> None:
         place_masks(wishes.masks, size, resolved.width, resolved.height, wishes.request.fit)
 
 
+def address_fault(url: str | None) -> bool | str:
+    """Whether an address can be read; None: it comes from another node."""
+    if url is None or not url.strip():
+        return True
+    try:
+        parse_address(url)
+    except RequestError as error:
+        return f"out_url: {error}"
+    return True
+
+
 def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes) -> io.NodeOutput:
     """Invite the page, load, talk until it ends, and hand out the recording.
 
@@ -224,18 +254,40 @@ def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes)
     with talks.opened(room, prompt, node):
         watched = _wait_for_page(progress, room, invite(room, node, prompt, details), wishes.source)
         loading = _only_loading(progress)
+        is_seen = watched or wishes.address is not None
         asked = model, wishes.image, wishes.request
-        with LiveSession(*asked, real_time=watched, callback=loading, speakers=wishes.masks) as session:
+        with LiveSession(*asked, real_time=is_seen, callback=loading, speakers=wishes.masks) as session:
             e = session.resolved
             out = place_video(progress, wishes.prefix, e.width, e.height)
             try:
-                with TalkRecording(out, e.width, e.height, dataclasses.asdict(e)) as recording:
-                    _talk(progress, room, session, recording, wishes)
+                with (
+                    TalkRecording(out, e.width, e.height, dataclasses.asdict(e)) as recording,
+                    _network(wishes.address, e.width, e.height) as network,
+                ):
+                    _talk(progress, room, session, recording, network, wishes)
             except Cancelled:
                 out.unlink(missing_ok=True)
                 raise
             progress.details = {"file": progress.file, "seconds": recording.seconds}
-            return video_output(progress, _receipt(session, recording, model, out))
+            return video_output(progress, _receipt(session, recording, network, model, out))
+
+
+@contextlib.contextmanager
+def _network(address: OutputAddress | None, width: int, height: int) -> Iterator[NetworkOutput | None]:
+    """What sends to an address inside."""
+    if address is None:
+        yield None
+        return
+    network = NetworkOutput(address, width, height, _say_lost)
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+def _say_lost(status: OutputStatus) -> None:
+    if status.state == "lost":
+        _log.warning("Live Avatar: %s", status.what)
 
 
 def _only_loading(progress: NodeProgress) -> Callback:
@@ -274,14 +326,25 @@ def _wait_for_page(progress: NodeProgress, room: HostedRoom, invited: bool, sour
 
 
 def _talk(
-    progress: NodeProgress, room: HostedRoom, session: LiveSession, recording: TalkRecording, wishes: Wishes
+    progress: NodeProgress,
+    room: HostedRoom,
+    session: LiveSession,
+    recording: TalkRecording,
+    network: NetworkOutput | None,
+    wishes: Wishes,
 ) -> None:
     """Until everything is said, the page stops it, the time is over, or the user cancels."""
     most = math.ceil(wishes.longest / BLOCK_SECONDS)
     sounds = SoundQueue(*wishes.sounds, then_end=wishes.source == SOUNDS)
     if room.stopped.is_set():
         raise RequestError("It was stopped before it began, so there is no recording.", "Queue the graph again.")
-    room.begin(lambda on_end: Talk(session, on_end, recording.write, sounds, most))
+
+    def write(piece: LivePiece) -> None:
+        if network is not None:
+            network.put(piece)
+        recording.write(piece)
+
+    room.begin(lambda on_end: Talk(session, on_end, write, sounds, most), network)
     told = -1
     try:
         while not room.over.wait(_LOOK_SECONDS):
@@ -297,7 +360,13 @@ def _talk(
         raise RequestError("It was stopped before the first picture, so there is no recording.", "Queue it again.")
 
 
-def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPipeline, out: Path) -> str:
+def _receipt(
+    session: LiveSession,
+    recording: TalkRecording,
+    network: NetworkOutput | None,
+    model: LiveAvatarPipeline,
+    out: Path,
+) -> str:
     """What was really made, as JSON."""
     e, stats = session.resolved, session.stats
     told = {
@@ -311,6 +380,7 @@ def _receipt(session: LiveSession, recording: TalkRecording, model: LiveAvatarPi
         "speakers": [dataclasses.asdict(speaker) for speaker in session.speaker_reports],
         "late_blocks": stats.late_blocks,
         "changes": [list(change) for change in stats.changes],
+        "sent": None if network is None else dataclasses.asdict(network.status),
         "notes": [*e.notes, *session.plan.notes, *filter(None, [recording.note])],
     }
     return json.dumps(told, ensure_ascii=False, indent=1)

@@ -24,7 +24,7 @@ from livekit.agents.voice.avatar import (
 )
 
 from liveavatar import LiveAvatarPipeline, Request
-from liveavatar.live.block import LiveBlock
+from liveavatar.live.block import LivePiece
 from liveavatar.live.session import LiveSession
 from liveavatar.media.image import read_image
 
@@ -67,20 +67,20 @@ class LiveAvatarGenerator(VideoGenerator):
         return self._frames()
 
     async def _frames(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
-        blocks = self.session.blocks()
-        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-            sounds = np.split((block.audio * 32_767).clip(-32_768, 32_767).astype(np.int16), len(block.images))
-            for image, sound in zip(block.images, sounds, strict=True):
+        pieces = self.session.pieces()
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            sounds = np.split((piece.audio * 32_767).clip(-32_768, 32_767).astype(np.int16), len(piece.images))
+            for image, sound in zip(piece.images, sounds, strict=True):
                 yield _video_frame(image)
-                if block.spoken and block.begun >= self._cleared:
+                if piece.spoken and piece.begun >= self._cleared:
                     yield rtc.AudioFrame(sound.tobytes(), RATE, 1, len(sound))
-            if self._all_said(block):
+            if self._all_said(piece):
                 self._segment_ended = None
                 yield AudioSegmentEnd()
 
-    def _all_said(self, block: LiveBlock) -> bool:
+    def _all_said(self, piece: LivePiece) -> bool:
         """Whether a block that began after the end of an utterance found nothing of it left."""
-        return self._segment_ended is not None and not block.spoken and block.begun > self._segment_ended
+        return self._segment_ended is not None and not piece.spoken and piece.begun > self._segment_ended
 
 
 def _video_frame(image: np.ndarray) -> rtc.VideoFrame:

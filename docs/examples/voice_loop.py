@@ -44,8 +44,8 @@ def main(portrait: str, out: str) -> None:
         sink = NetworkOutput(parse_address(out), *size) if "://" in out else TalkRecording(Path(out), *size)
         show = sink.put if isinstance(sink, NetworkOutput) else sink.write
         threading.Thread(target=converse, args=(live,), daemon=True).start()
-        for block in live.blocks():
-            show(block)
+        for piece in live.pieces():
+            show(piece)
         sink.close()
 
 

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..config import BLOCK_FRAMES, FPS
+from ..config import FPS
 from ..distributed.registry import resident_bytes
 from ..live.audio_feed import OUTPUT_RATE
-from ..live.session import LiveBlock, LiveSession
+from ..live.block import LivePiece
+from ..live.session import LiveSession
 from ..media.audio import AudioClip
 from ..pipeline import LiveAvatarPipeline
 from ..request import Request
@@ -112,43 +113,44 @@ def bench_live(
         seconds: of the talk.
     """
     with LiveSession(pipeline, image, request) as warm:
-        next(warm.blocks())
+        next(warm.pieces())
     begun = time.monotonic()
     with LiveSession(pipeline, image, request) as session:
         speaker, made, lags, before = Speaker(session, voice), list[_Made](), list[float](), 0
         with speaker.speaking():
-            for block in session.blocks():
-                made.append(_Made(block))
-                lags.append(session.stats.lag_ms / 1000)
-                if block.number == _SETTLED_BLOCKS:
+            for piece in session.pieces():
+                made.append(_Made(piece))
+                if piece.place == 0:
+                    lags.append(session.stats.lag_ms / 1000)
+                if piece.is_last and piece.block == _SETTLED_BLOCKS:
                     before = _memory()
-                if time.monotonic() - begun >= seconds:
+                if piece.is_last and time.monotonic() - begun >= seconds:
                     break
         late, growth = session.stats.late_blocks, _memory() - before if before else 0
     sounded = sum(one.samples for one in made) / OUTPUT_RATE
     ended = made[-1].finished
     return LiveFigures(
-        blocks=len(made),
+        blocks=len(lags),
         late=late,
         first=made[0].finished - begun,
         lag=statistics.median(lags),
         lag_95=float(np.quantile(lags, 0.95)),
         interrupts=tuple(_shut(made, when) for when in speaker.interrupted if ended > when + _PAUSE_SECONDS),
         growth=growth,
-        drift=abs(sounded * FPS - BLOCK_FRAMES * len(made)),
+        drift=abs(sounded * FPS - sum(one.images for one in made)),
     )
 
 
 class _Made:
-    """What is kept of a block."""
+    """What is kept of a piece."""
 
-    def __init__(self, block: LiveBlock):
-        self.begun, self.finished, self.spoken = block.begun, block.finished, block.spoken
-        self.samples = len(block.audio)
+    def __init__(self, piece: LivePiece):
+        self.finished, self.spoken = piece.finished, piece.spoken
+        self.images, self.samples = len(piece.images), len(piece.audio)
 
 
 def _shut(made: list[_Made], when: float) -> float:
-    """Seconds from an interruption to the images of the first silent block after it; infinite where there is none."""
+    """Seconds from an interruption to the images of the first silent piece after it; infinite where there is none."""
     return next((one.finished for one in made if one.finished > when and not one.spoken), math.inf) - when
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ WHIP = "whip"
 """The format of what is sent over WebRTC."""
 HIDDEN = "***"
 """Stands for what only the server may know: passwords, keys of streams."""
+NAMED = "$LIVEAVATAR_"
+"""How an environment variable is called that may stand for an address: any other would let a graph from elsewhere send
+what the environment holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +71,14 @@ class OutputAddress:
 
 
 def parse_address(text: str) -> OutputAddress:
-    """Read an address.
+    """Read an address, or the environment variable `$LIVEAVATAR_...` that holds it: then its key stands in no graph,
+    file or list of processes.
 
     Raises:
-        RequestError: no such kind of address, a part that is missing, or what is installed cannot speak to it.
+        RequestError: no such variable or kind of address, a part that is missing, or what is installed cannot speak to
+            it.
     """
+    text = _named(text.strip()) if text.strip().startswith("$") else text
     scheme = text.partition("://")[0].lower()
     if scheme not in PROTOCOLS:
         examples = ", ".join(dict.fromkeys(protocol.example for protocol in PROTOCOLS.values()))
@@ -85,6 +92,18 @@ def parse_address(text: str) -> OutputAddress:
         url = url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1)
     needs_program = _check_installed(scheme, protocol)
     return OutputAddress(url, _shown(scheme, parts), parts.hostname or "", protocol, options, needs_program)
+
+
+def _named(name: str) -> str:
+    """What an environment variable holds."""
+    if not name.startswith(NAMED):
+        raise RequestError(f"An address is taken from variables {NAMED}... only.", f"Call it {NAMED}OUT_URL.")
+    if not (text := os.environ.get(name[1:], "").strip()):
+        raise RequestError(
+            f"The environment variable {name[1:]} does not hold an address.",
+            f"Set it before the program starts, such as to {_RTMP.example}.",
+        )
+    return text
 
 
 def _split(text: str, scheme: str, protocol: Protocol) -> SplitResult:

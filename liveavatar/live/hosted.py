@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .connection import call_in
+from .network import NetworkOutput, OutputStatus
 from .room import Room
 from .scene import WantedScene
 from .talk import Talk
@@ -41,6 +42,7 @@ class HostedRoom(Room):
         self.details, self.needs_page, self.resume_seconds = details, needs_page, PAGE_SECONDS
         self._loop = loop
         self._own: Talk | None = None
+        self._network: NetworkOutput | None = None
         self.answered = threading.Event()
         """A page is there, or was."""
         self.stopped = threading.Event()
@@ -50,8 +52,13 @@ class HostedRoom(Room):
         self.error: BaseException | None = None
         """What broke it off."""
 
-    def begin(self, make: Callable[[Callable[[BaseException | None], None]], Talk]) -> None:
-        """Begin the talk: `make` is given what is to be called at its end."""
+    def begin(
+        self,
+        make: Callable[[Callable[[BaseException | None], None]], Talk],
+        network: NetworkOutput | None = None,
+    ) -> None:
+        """Begin the talk: `make` is given what is to be called at its end; its page is told how the network goes."""
+        self._network = network
         self._own = make(self._on_end)
         call_in(self._loop, self._present, self._own)
 
@@ -61,6 +68,11 @@ class HostedRoom(Room):
             self._own.close()
         self.over.set()
         call_in(self._loop, self.ended, None)
+
+    @property
+    def outputs(self) -> tuple[OutputStatus, ...]:
+        """See `Room`."""
+        return () if self._network is None else (self._network.status,)
 
     # -- in the thread of the server --
 

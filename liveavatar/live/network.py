@@ -15,11 +15,11 @@ from typing import BinaryIO, Literal, cast
 from ..files import write_all
 from .addresses import OutputAddress
 from .audio_feed import OUTPUT_RATE
-from .block import LiveBlock
+from .block import PIECES, LivePiece
 from .sender import Order, start
 
 WAITING_BLOCKS = 4
-"""Blocks that wait to be sent; with one more, the oldest is left out, picture and sound."""
+"""Blocks that wait to be sent; with more, as much as a block is left out of the oldest, picture and sound."""
 PATIENCE_SECONDS = 10.0
 """A server that takes so long to let us in, or to take a block, is lost."""
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
@@ -51,7 +51,7 @@ class _Lost(Exception):
 
 
 class NetworkOutput:
-    """Sends blocks to an address, for as long as it lives: a server that is lost is tried again and again.
+    """Sends pieces of video to an address, for as long as it lives: a server that is lost is tried again and again.
 
     Args:
         address: where to.
@@ -71,7 +71,7 @@ class NetworkOutput:
     ):
         self.address, self._on_change, self._patience, self._retries = address, on_change, patience, retries
         self._order = _order(address, width, height)
-        self._waiting: deque[LiveBlock] = deque()
+        self._waiting: deque[LivePiece] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
@@ -81,13 +81,14 @@ class NetworkOutput:
         self._thread = threading.Thread(target=self._run, name="liveavatar-network", daemon=True)
         self._thread.start()
 
-    def put(self, block: LiveBlock) -> None:
-        """Send a block; never waits."""
+    def put(self, piece: LivePiece) -> None:
+        """Send a piece; never waits."""
         with self._changed:
-            if len(self._waiting) == WAITING_BLOCKS:
-                self._waiting.popleft()
+            if len(self._waiting) == WAITING_BLOCKS * PIECES:
+                for _ in range(PIECES):
+                    self._waiting.popleft()
                 self.status = dataclasses.replace(self.status, skipped_blocks=self.status.skipped_blocks + 1)
-            self._waiting.append(block)
+            self._waiting.append(piece)
             self._changed.notify()
         since = self._busy_since
         if since is not None and time.monotonic() - since > self._patience:
@@ -127,8 +128,8 @@ class NetworkOutput:
                 self._hear_of(self._child)
                 self._forget_waiting()
                 self._set("sending")
-                while (block := self._next()) is not None:
-                    self._write(block.images.tobytes() + block.audio.tobytes())
+                while (piece := self._next()) is not None:
+                    self._write(piece.images.tobytes() + piece.audio.tobytes())
                 self._child.communicate(timeout=_FAREWELL_SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise _Lost(self._last_words(error)) from error
@@ -143,12 +144,16 @@ class NetworkOutput:
         self._busy_since = None
 
     def _hear_of(self, child: subprocess.Popen[bytes]) -> None:
-        """Wait until the server has let the child in."""
-        assert child.stdout is not None
+        """Wait until the server has let the child in; how long the child takes to start says nothing of the server."""
+        self._expect(child, "connecting")
         self._busy_since = time.monotonic()
-        answer = json.loads(child.stdout.readline() or b"{}")
+        self._expect(child, "sending")
         self._busy_since = None
-        if answer.get("state") != "sending":
+
+    def _expect(self, child: subprocess.Popen[bytes], state: str) -> None:
+        assert child.stdout is not None
+        answer = json.loads(child.stdout.readline() or b"{}")
+        if answer.get("state") != state:
             raise _Lost(answer.get("error") or self._silence)
 
     def _last_words(self, error: Exception) -> str:
@@ -164,8 +169,8 @@ class NetworkOutput:
     def _silence(self) -> str:
         return f"it did not answer within {self._patience:g} s"
 
-    def _next(self) -> LiveBlock | None:
-        """The next block; None when there will be no more."""
+    def _next(self) -> LivePiece | None:
+        """The next piece; None when there will be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return self._waiting.popleft() if self._waiting else None

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..components import loras_of
-from ..config import BLOCK_FRAMES
 from ..errors import OutputError
 from ..files import OutputClaim, remove_leftovers
 from ..media.video import probe
 from ..receipt import Receipt, claim_receipt, now, versions, write_receipt
 from .addresses import OutputAddress
-from .block import LiveBlock
+from .block import LivePiece
 from .network import NetworkOutput, OutputStatus
 from .recording import TalkRecording
 from .session import LiveSession
@@ -77,12 +76,12 @@ class TalkOutputs:
         self._file = None if record is None else _RecordedFile(session, record, on_change)
         self._network = [NetworkOutput(address, e.width, e.height, on_change) for address in addresses]
 
-    def write(self, block: LiveBlock) -> None:
-        """Write a block to the file, and hand it to the network."""
+    def write(self, piece: LivePiece) -> None:
+        """Write a piece to the file, and hand it to the network."""
         for output in self._network:
-            output.put(block)
+            output.put(piece)
         if self._file is not None:
-            self._file.write(block)
+            self._file.write(piece)
 
     def close(self) -> None:
         """End them all. May be called again."""
@@ -116,10 +115,10 @@ class _RecordedFile:
             self._write_receipt(self._receipt)
             on_change(self.status)
 
-    def write(self, block: LiveBlock) -> None:
+    def write(self, piece: LivePiece) -> None:
         if self.status.state == "recording" and self._recording is not None:
             with self._failing():
-                self._recording.write(block)
+                self._recording.write(piece)
 
     def close(self) -> None:
         """Make it an ordinary MP4 and say so in the receipt."""
@@ -189,8 +188,3 @@ def _receipt(session: LiveSession, path: Path) -> Receipt:
 def _effective(session: LiveSession) -> dict[str, Any]:
     """The request as it was understood, and what changed in which block; its length is 0 until it is known."""
     return {**dataclasses.asdict(session.resolved), "changes": session.stats.changes}
-
-
-def _length(recording: TalkRecording) -> dict[str, Any]:
-    frames = recording.frames
-    return {"frames": frames, "blocks": frames // BLOCK_FRAMES, "seconds": recording.seconds}

@@ -10,7 +10,7 @@ from typing import Literal
 from ..config import AUDIO_SAMPLE_RATE
 from .audio_feed import BLOCK_SAMPLES, BLOCK_SECONDS, AudioFeed, BlockAudio
 
-LOOKAHEAD_SECONDS = 0.16
+LOOKAHEAD_SECONDS = 0.08
 """Sound after a block that its features know; the mouth opens before its sound."""
 PATIENCE_SECONDS = 0.2
 """Sound that does not come for so long has paused."""

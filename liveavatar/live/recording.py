@@ -1,4 +1,4 @@
-"""The recording of a talk as an ordinary MP4 file, written block by block while it goes on."""
+"""The recording of a talk as an ordinary MP4 file, written while it goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..config import FPS
 from ..media.audio import AudioClip
 from ..media.video import VideoWriter
 from .audio_feed import OUTPUT_RATE
-from .block import LiveBlock
+from .block import LiveBlock, LivePiece
 
 
 class TalkRecording:
@@ -60,14 +60,14 @@ class TalkRecording:
         """See `VideoWriter`."""
         return self._writer.frames_sha256
 
-    def write(self, block: LiveBlock) -> None:
-        """Append a block.
+    def write(self, part: LiveBlock | LivePiece) -> None:
+        """Append a block, or a piece of one.
 
         Raises:
             OutputError: the file cannot be created or continued; what was written before stays playable.
         """
-        self._samples.append(block.audio)
-        self._writer.write(block.images)
+        self._samples.append(part.audio)
+        self._writer.write(part.images)
 
     def close(self) -> None:
         """Make it an ordinary MP4. May be called again.

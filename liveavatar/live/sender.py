@@ -3,8 +3,9 @@
 It is one of its own because FFmpeg holds Python's lock while it connects and while it says good-bye: a server that does
 not answer would stop everything in the same process. It can also be ended at any moment.
 
-Its standard input is a line of JSON (`Order`), then block after block as raw bytes: images, then sound. It answers with
-lines of JSON: {"state": "sending"} when the server has let it in, {"error": why} when it is over.
+Its standard input is a line of JSON (`Order`), then piece after piece as raw bytes: images, then sound. It answers with
+lines of JSON: {"state": "connecting"} when it has started, {"state": "sending"} when the server has let it in, and
+{"error": why} when it is over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -26,9 +28,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..config import BLOCK_FRAMES, FPS
+from ..config import FPS
 from ..media.block_encoder import BlockEncoder
 from .addresses import WHIP
+from .block import PIECE_FRAMES
 
 _PACK = Path(__file__).parents[2]
 """The folder that holds `liveavatar`."""
@@ -61,13 +64,13 @@ class Order:
 
     @property
     def images_bytes(self) -> int:
-        """Bytes of a block's images."""
-        return BLOCK_FRAMES * self.height * self.width * 3
+        """Bytes of a piece's images."""
+        return PIECE_FRAMES * self.height * self.width * 3
 
     @property
     def audio_bytes(self) -> int:
-        """Bytes of a block's sound, float32."""
-        return self.rate * BLOCK_FRAMES // FPS * 4
+        """Bytes of a piece's sound, float32."""
+        return self.rate * PIECE_FRAMES // FPS * 4
 
     @property
     def is_encrypted(self) -> bool:
@@ -103,18 +106,21 @@ def main() -> None:
 
 
 def _send(order: Order, source: BinaryIO) -> None:
+    with contextlib.suppress(ImportError):  # that it lacks is said where it is needed
+        importlib.import_module("aiortc" if order.format == WHIP else "av")  # takes seconds on a busy machine
+    _answer({"state": "connecting"})
     socket.getaddrinfo(order.host, None)
     if order.format == WHIP:
         from . import whip
 
-        asyncio.run(whip.send(order.url, order.options, _blocks(order, source), _say_sending))
+        asyncio.run(whip.send(order.url, order.options, _pieces(order, source), _say_sending))
         return
     with _container(order) as container:
         encoder = BlockEncoder(container, order.width, order.height, order.rate, order.is_encrypted)
         if not order.needs_program:  # which hears of the server only when it has something to send
             container.start_encoding()
         _say_sending()
-        for images, audio in _blocks(order, source):
+        for images, audio in _pieces(order, source):
             encoder.write(images, audio)
         encoder.close()
 
@@ -172,12 +178,12 @@ def _certificate_fault(order: Order) -> str:
     return ""
 
 
-def _blocks(order: Order, source: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pieces(order: Order, source: BinaryIO) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     size = order.images_bytes + order.audio_bytes
     while len(data := source.read(size)) == size:
         images = np.frombuffer(data, np.uint8, order.images_bytes)
         audio = np.frombuffer(data, np.float32, offset=order.images_bytes)
-        yield images.reshape(BLOCK_FRAMES, order.height, order.width, 3), audio
+        yield images.reshape(PIECE_FRAMES, order.height, order.width, 3), audio
 
 
 def _reason(error: Exception) -> str:

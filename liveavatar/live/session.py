@@ -1,4 +1,4 @@
-"""A live session: sound is pushed while it is spoken, and blocks of pictures come out with their sound."""
+"""A live session: sound is pushed while it is spoken, and pictures come out with their sound, block by block."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ..speakers import GivenMask, OpenedMask, PlacedMasks, SpeakerReport, counte
 from ..stage import Changes, Portrait
 from ..streams import Decoder, to_rgb24
 from .audio_feed import BLOCK_SECONDS, OUTPUT_RATE, AudioFeed, BlockAudio
-from .block import LiveBlock
+from .block import PIECES, LiveBlock, LivePiece
 from .features import RollingFeatures
 from .pace import LOOKAHEAD_SECONDS, Pace
 from .stats import LiveStats, Progress, SpeakerState, State
 
-_WAITING_BLOCKS = 2
-"""Finished blocks that wait to be read; further ones are not made."""
+_WAITING_PIECES = 2 * PIECES
+"""Finished pieces that wait to be read; further ones are not made."""
 _POLL_SECONDS = 0.1
 
 
@@ -53,6 +53,8 @@ class LiveSession:
             live.push(samples, 16_000)       # from any thread, as it is spoken
             for block in live.blocks():      # ends when the session is closed, or `end` was called and all is said
                 show(block.images, block.audio)
+
+    Whoever shows them at once takes `pieces`, which come while the rest of their block is still being decoded.
 
     Everything is encoded and loaded when it is made. Its blocks are made by a thread of its own, no further ahead than
     they are read. A session keeps its backend busy; close it before another video is made there.
@@ -115,7 +117,7 @@ class LiveSession:
         self._decoder: Decoder = self._encoders.decoder(first.motion, self._on_event, self.plan.vae_tiles)
         self._taken: deque[tuple[tuple[BlockAudio, ...], float]] = deque()
         """Sound of each speaker and time of the blocks that are being made."""
-        self._made: queue.Queue[LiveBlock | None] = queue.Queue(_WAITING_BLOCKS)
+        self._made: queue.Queue[LivePiece | None] = queue.Queue(_WAITING_PIECES)
         self._error: BaseException | None = None
         self._progress = Progress(len(self.feeds))
         self._thread = threading.Thread(target=self._run, name="liveavatar-live", daemon=True)
@@ -173,19 +175,34 @@ class LiveSession:
         Raises:
             Whatever ended the session.
         """
+        pieces: list[LivePiece] = []
+        for piece in self.pieces():
+            pieces.append(piece)
+            if piece.is_last:
+                yield LiveBlock.of(pieces)
+                pieces = []
+
+    def pieces(self) -> Iterator[LivePiece]:
+        """The same piece by piece, each as soon as it is decoded; of a session that is closed, the last block may lack
+        some.
+
+        Raises:
+            Whatever ended the session.
+        """
         while True:
             try:
-                block = self._made.get(timeout=_POLL_SECONDS)
+                piece = self._made.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self._closing.is_set() or not self._thread.is_alive():
-                    block = None
+                    piece = None
                 else:
                     continue
-            if block is None:
+            if piece is None:
+                self._thread.join()  # whoever has read the last piece sees that it is closed
                 if self._error is not None:
                     raise self._error
                 return
-            yield block
+            yield piece
 
     def end(self) -> None:
         """Say what was pushed, and end then."""
@@ -289,8 +306,7 @@ class LiveSession:
         try:
             with contextlib.closing(self._engine.run(self._job, self._on_event)) as latents:  # type: ignore[type-var]
                 for number, latent in enumerate(latents):
-                    images = to_rgb24(self._decoder(latent))
-                    self._emit(number, images)
+                    self._emit(number, latent)
                     if self._closing.is_set():
                         break
         except BaseException as error:
@@ -299,13 +315,21 @@ class LiveSession:
         finally:
             self._put(None)
 
-    def _emit(self, number: int, images: np.ndarray) -> None:
-        audio, begun = self._taken.popleft()
+    def _emit(self, number: int, latent: torch.Tensor) -> None:
+        """Decode a block and hand out its pieces, one latent frame at a time."""
+        audio, begun = self._taken[0]
         outputs = [one.output for one in audio]
-        mixed = self._mix.add(outputs) if len(outputs) > 1 else outputs[0]
-        block = LiveBlock(number, images, mixed, any(one.spoken for one in audio), begun, time.monotonic())
-        self._progress.add(block, audio, self._pace.ahead)
-        self._put(block)
+        sounds = np.split(self._mix.add(outputs) if len(outputs) > 1 else outputs[0], PIECES)
+        spoken = any(one.spoken for one in audio)
+        for place, (frame, sound) in enumerate(zip(latent.split(1, dim=1), sounds, strict=True)):
+            images = to_rgb24(self._decoder(frame))
+            piece = LivePiece(number, place, images, sound, spoken, begun, time.monotonic())
+            if place == 0:
+                self._taken.popleft()
+                self._progress.show(piece, audio, self._pace.ahead)
+            if piece.is_last:
+                self._progress.finish(piece)
+            self._put(piece)
 
     def _on_event(self, event: Event) -> None:
         """The callback of all work: a session that is closed ends before the next task."""
@@ -313,11 +337,11 @@ class LiveSession:
             raise Cancelled("The live session was closed.")
         self._callback(event)
 
-    def _put(self, block: LiveBlock | None) -> None:
+    def _put(self, piece: LivePiece | None) -> None:
         begun = time.monotonic()
         while not self._closing.is_set():
             with contextlib.suppress(queue.Full):
-                self._made.put(block, timeout=_POLL_SECONDS)
+                self._made.put(piece, timeout=_POLL_SECONDS)
                 break
         self._pace.hold(time.monotonic() - begun)
 

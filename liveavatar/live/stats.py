@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..config import AUDIO_SAMPLE_RATE, BLOCK_FRAMES
 from .audio_feed import BLOCK_SECONDS, BlockAudio
-from .block import LiveBlock
+from .block import LivePiece
 
 SpeakerState = Literal["idle", "speaking", "interrupted"]
 State = Literal["idle", "speaking", "starved", "interrupted", "closed"]
@@ -72,12 +72,17 @@ class Progress:
         self._speaking = [False] * speakers
         self._samples = [0] * speakers
 
-    def add(self, block: LiveBlock, audio: Sequence[BlockAudio], ahead: int) -> None:
-        """Count a finished block and what each says in it; its features knew so many samples (at 16 kHz) after it."""
-        self.blocks, self._speaking = block.number + 1, [one.spoken > 0 for one in audio]
+    def show(self, piece: LivePiece, audio: Sequence[BlockAudio], ahead: int) -> None:
+        """Count what each says in a block of which the first piece is there; its features knew so many samples (at 16
+        kHz) after it."""
+        self._speaking = [one.spoken > 0 for one in audio]
         self._samples = [before + one.spoken for before, one in zip(self._samples, audio, strict=True)]
-        self.lag_ms = round(self.heard_ms(ahead) + 1000 * (block.finished - block.begun), 1)
-        self._finished.append(block.finished)
+        self.lag_ms = round(self.heard_ms(ahead) + 1000 * (piece.finished - piece.begun), 1)
+
+    def finish(self, piece: LivePiece) -> None:
+        """Count a block of which this is the last piece."""
+        self.blocks = piece.block + 1
+        self._finished.append(piece.finished)
 
     def speakers(self, queued: Sequence[float]) -> tuple[SpeakerStats, ...]:
         """How each goes, with so many seconds of sound that wait."""

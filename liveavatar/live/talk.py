@@ -1,4 +1,4 @@
-"""One talk: a live session whose blocks are shown to whoever watches, and who may come back after a cut."""
+"""One talk: a live session whose pieces are shown to whoever watches, and who may come back after a cut."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Callable
 import numpy as np
 
 from ..errors import RequestError
-from .block import LiveBlock
+from .block import LivePiece
 from .session import LiveSession
 from .sound_queue import SoundQueue
 
-Show = Callable[[LiveBlock], None]
-"""Shows a block to a viewer; called in the talk's own thread, and never waits for the viewer."""
+Show = Callable[[LivePiece], None]
+"""Shows a piece of the video to a viewer; called in the talk's own thread, and never waits for the viewer."""
 
 
 class Talk:
-    """Reads a session and hands its blocks to one viewer at a time.
+    """Reads a session and hands its pieces to one viewer at a time.
 
     Without a viewer the avatar goes on talking, and nothing is encoded for one.
 
     Args:
         session: belongs to the talk from now on.
         on_end: called in the talk's thread when the session has ended, with what ended it or None.
-        record: called with every block; slower than real time it delays the avatar.
+        record: called with every piece; slower than real time it delays the avatar.
         sounds: said first; until then nobody else is heard.
         most_blocks: it ends after so many.
     """
@@ -35,7 +35,7 @@ class Talk:
         self,
         session: LiveSession,
         on_end: Callable[[BaseException | None], None],
-        record: Callable[[LiveBlock], None] | None = None,
+        record: Callable[[LivePiece], None] | None = None,
         sounds: SoundQueue | None = None,
         most_blocks: int | None = None,
     ):
@@ -52,7 +52,7 @@ class Talk:
         self._thread.start()
 
     def watch(self, viewer: Show | None) -> None:
-        """Show the video to this viewer from the next block on, in place of the one before; None: to nobody."""
+        """Show the video to this viewer from now on, in place of the one before; None: to nobody."""
         with self._changed:
             self._viewer = viewer
 
@@ -99,12 +99,12 @@ class Talk:
         error: BaseException | None = None
         try:
             self.sounds.feed(self.session)
-            for block in self.session.blocks():
+            for piece in self.session.pieces():
                 self.sounds.feed(self.session)
-                self._show(block)
+                self._show(piece)
                 if self._record is not None:
-                    self._record(block)
-                if block.number + 1 == self._most_blocks:
+                    self._record(piece)
+                if piece.is_last and piece.block + 1 == self._most_blocks:
                     break
                 self._going.wait()
         except BaseException as caught:
@@ -112,7 +112,7 @@ class Talk:
         self.session.close()
         self._on_end(error)
 
-    def _show(self, block: LiveBlock) -> None:
+    def _show(self, piece: LivePiece) -> None:
         with self._changed:
             if self._viewer is not None:
-                self._viewer(block)
+                self._viewer(piece)

@@ -1,4 +1,4 @@
-"""A viewer over a WebSocket: blocks as a fragmented MP4, as long as the connection keeps up."""
+"""A viewer over a WebSocket: pieces of video as a fragmented MP4, as long as the connection keeps up."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 from ..media.fragments import FragmentEncoder
 from .audio_feed import OUTPUT_RATE
-from .block import LiveBlock
+from .block import LivePiece
 
 PENDING_BYTES = 4 << 20
 """Encoded video that waits for a slow viewer; more is left out, whole blocks at a time."""
 
 
 class FragmentViewer:
-    """Encodes blocks for one viewer; the first piece, and each behind a gap, begins with a header and a key frame.
+    """Encodes pieces for one viewer; the first, and each behind a gap, begins a block, with a header and a key frame.
 
     Args:
-        send: takes a piece of video; called in the talk's own thread.
+        send: takes an encoded piece; called in the talk's own thread.
         pending: bytes that wait for the viewer.
     """
 
@@ -26,13 +26,17 @@ class FragmentViewer:
         self.skipped_blocks = 0
         """That were left out because the viewer was too slow."""
 
-    def show(self, block: LiveBlock) -> None:
-        """Send a block."""
+    def show(self, piece: LivePiece) -> None:
+        """Send a piece."""
+        if piece.place == 0:
+            self._begin_block(piece)
+        if self._encoder is not None:
+            self._send(self._encoder.encode(piece.images, piece.audio))
+
+    def _begin_block(self, piece: LivePiece) -> None:
         if self._pending() > PENDING_BYTES:
             self.skipped_blocks += 1
             self._encoder = None
-            return
-        if self._encoder is None:
-            height, width = block.images.shape[1:3]
+        elif self._encoder is None:
+            height, width = piece.images.shape[1:3]
             self._encoder = FragmentEncoder(width, height, OUTPUT_RATE)
-        self._send(self._encoder.encode(block.images, block.audio))

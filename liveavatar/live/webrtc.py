@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
-from .block import LiveBlock
+from .block import LivePiece
 from .playout import SLOT_SECONDS, Playout
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class WebRtcPeer:
 
     @property
     def waiting_seconds(self) -> float:
-        """How long the latest block had to wait for its turn."""
+        """How long the latest piece had to wait for its turn."""
         return self.playout.waiting_slots * SLOT_SECONDS
 
-    def put(self, block: LiveBlock) -> None:
-        """Show a block."""
-        self.playout.put(block, self.slot)
+    def put(self, piece: LivePiece) -> None:
+        """Show a piece."""
+        self.playout.put(piece, self.slot)
 
     async def answer(self, offer: str) -> str:
         """Answer the offer of somebody who wants to watch; both are SDP.

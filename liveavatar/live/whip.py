@@ -10,22 +10,22 @@ from urllib.parse import urljoin
 import numpy as np
 
 from .audio_feed import BLOCK_SECONDS
-from .block import LiveBlock
+from .block import PIECES, LivePiece
 from .sender import Refused
 from .webrtc import WebRtcPeer
 
 _CONNECT_SECONDS = 8.0
-Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
-"""Images uint8 [12, H, W, 3] and sound float32 [23040] of each block."""
+Pieces = Iterator[tuple[np.ndarray, np.ndarray]]
+"""Images uint8 [4, H, W, 3] and sound float32 [7680] of each."""
 
 
-async def send(url: str, options: Mapping[str, str], blocks: Blocks, on_sending: Callable[[], None]) -> None:
-    """Send blocks until there are no more.
+async def send(url: str, options: Mapping[str, str], pieces: Pieces, on_sending: Callable[[], None]) -> None:
+    """Send pieces until there are no more.
 
     Args:
         url: that takes offers.
         options: "authorization", a token, if the server wants one.
-        blocks: waited for in a thread.
+        pieces: waited for in a thread.
         on_sending: called when the server has let us in.
 
     Raises:
@@ -42,9 +42,8 @@ async def send(url: str, options: Mapping[str, str], blocks: Blocks, on_sending:
             await _first(connected, lost)
             on_sending()
             number = 0
-            while not lost.is_set() and (block := await asyncio.to_thread(next, blocks, None)) is not None:
-                images, audio = block
-                peer.put(LiveBlock(number, images, audio, bool(audio.any()), 0.0, 0.0))
+            while not lost.is_set() and (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                peer.put(LivePiece(*divmod(number, PIECES), *piece, bool(piece[1].any()), 0.0, 0.0))
                 number += 1
             if lost.is_set():
                 raise ConnectionResetError

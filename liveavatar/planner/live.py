@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 
-from ..config import ModelConfig
+from ..config import BLOCK_LATENTS, ModelConfig
 from ..request import ResolvedRequest, VideoShape
 from ..task_graph import Partition, StageSpeed, simulate
 from .choose import candidate_plan, card_options, cards_like, check_options, infeasible, smaller_sizes
@@ -119,11 +119,14 @@ def _least_latency(candidate: Candidate) -> tuple[float, int]:
     """Seconds of a block that waits for nothing, and how many devices that takes."""
     steps = candidate.topology.steps
     work = sum(len(owned) * sum(s.seconds[group] for s in candidate.shards) for group, owned in enumerate(steps))
-    return round(work + candidate.decode_seconds, 3), candidate.topology.device_count
+    return round(work + candidate.decode_seconds / BLOCK_LATENTS, 3), candidate.topology.device_count
 
 
 def live_forecast(candidate: Candidate, video: VideoShape, config: ModelConfig) -> LiveForecast:
-    """A live talk played on a candidate's stages; one that shares its device with the VAE is slower by its work."""
+    """A live talk played on a candidate's stages; one that shares its device with the VAE is slower by its work.
+
+    The first pictures of a block wait until a third of it is decoded.
+    """
     topology, shards = candidate.topology, candidate.shards
     partition = Partition(topology.steps, tuple(shard.layers for shard in shards))
     seconds = []
@@ -137,7 +140,7 @@ def live_forecast(candidate: Candidate, video: VideoShape, config: ModelConfig) 
     return dataclasses.replace(
         found,
         seconds_per_block=max(found.seconds_per_block, candidate.seconds),
-        pipeline_seconds=found.pipeline_seconds + candidate.decode_seconds + listening,
+        pipeline_seconds=found.pipeline_seconds + candidate.decode_seconds / BLOCK_LATENTS + listening,
         source="measured" if all(device.measured for device in [*used, topology.vae]) else "assumed",
     )
 

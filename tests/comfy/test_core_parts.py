@@ -28,15 +28,25 @@ def small(server: Server) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def core_vae(client: Client, small: Path) -> graphs.Graph:
+    """Core's loader of that VAE."""
+    loader = {"vae": graphs.node("VAELoader", vae_name="odd.pth")}
+    run = client.run(loader | {"shown": graphs.node("PreviewAny", source=["vae", 0])})
+    if run.outcome == "error" and "size mismatch" in run.error["exception_message"]:
+        pytest.skip("this ComfyUI loads VAEs of Wan in their published width only")
+    return loader
+
+
 def of_small(**given: str) -> graphs.Graph:
     return graphs.changed(graphs.modular(**QUICK, **given), "model", model=NAMED)
 
 
-def test_a_vae_of_core_makes_the_video_that_its_file_makes(server: Server, client: Client, small: Path) -> None:
+def test_a_vae_of_core_makes_the_video_that_its_file_makes(
+    server: Server, client: Client, small: Path, core_vae: graphs.Graph
+) -> None:
     from_file = receipt_of(succeeded(client.run(of_small())))
-    graph = of_small()
-    graph["vae"] = graphs.node("VAELoader", vae_name="odd.pth")
-    graph = graphs.changed(graph, "model", core_vae=["vae", 0])
+    graph = graphs.changed(of_small() | core_vae, "model", core_vae=["vae", 0])
     (small / "Wan2.1_VAE.pth").rename(small / "away")  # nobody needs it now
     try:
         run = succeeded(client.run(graph))
@@ -47,10 +57,8 @@ def test_a_vae_of_core_makes_the_video_that_its_file_makes(server: Server, clien
     assert node == "model" and "VAE" in said
 
 
-def test_a_vae_of_core_is_none_for_the_miniature(client: Client, small: Path) -> None:
-    graph = graphs.modular()
-    graph["vae"] = graphs.node("VAELoader", vae_name="odd.pth")
-    node, said = complaint(client, graphs.changed(graph, "model", core_vae=["vae", 0]))
+def test_a_vae_of_core_is_none_for_the_miniature(client: Client, core_vae: graphs.Graph) -> None:
+    node, said = complaint(client, graphs.changed(graphs.modular() | core_vae, "model", core_vae=["vae", 0]))
     assert node == "model" and "comes with all of its parts" in said
 
 

@@ -37,6 +37,7 @@ class Belt:
     def receive(self, forms: Sequence[TensorShape]) -> list[torch.Tensor]:
         with self.changed:
             self.asked += forms
+            self.changed.notify_all()
             self.changed.wait_for(lambda: len(self.there) >= len(forms) or self.given_up, 30)
             if self.given_up:
                 raise RuntimeError("the transfer was given up")
@@ -131,17 +132,18 @@ def test_tensors_may_travel_beside_the_control() -> None:
 
 def test_a_transfer_whose_sender_is_gone_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     sender, receiver = ends()
-    receiver._payload, sender._payload = Belt(), Belt()  # so that what is announced never comes
+    receiver._payload, sender._payload = belt, _ = Belt(), Belt()  # so that what is announced never comes
     lost: list[BaseException] = []
     arrived = threading.Event()
     incoming = ReceiveThread(receiver, lambda task, flow: arrived.set(), arrived.set, lost.append)
     sender.send(*flows()[1])
-    incoming.thread.join(0.3)
+    with belt.changed:
+        assert belt.changed.wait_for(lambda: belt.asked, 30), "the transfer did not begin"
     receiver.break_off()
     assert incoming.thread.is_alive(), "a transfer has its time"
-    monkeypatch.setattr(links, "_STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(links, "_STUCK_SECONDS", 0.0)
     receiver.break_off()
-    incoming.thread.join(10)
+    incoming.thread.join(30)
     assert not incoming.thread.is_alive() and not arrived.is_set()
     assert "given up" in str(lost[0])
 

@@ -18,6 +18,9 @@ from liveavatar.events import Callback, Event, ignore
 from liveavatar.live.session import LiveBlock, LiveSession
 
 REQUEST = Request(size="64x64", prompt="A person talks.", seed=3, steps=2)
+AHEAD_BLOCKS = 6
+"""Blocks that may have taken their sound while one is read: two that wait, one that is handed over, and of two stages
+three that have begun."""
 SOUND = voice(7.0)
 
 
@@ -166,8 +169,8 @@ def test_while_a_worker_is_replaced_the_session_is_starved_and_catches_up(
 def test_an_interruption_drops_what_was_not_said(pipeline: LiveAvatarPipeline, image: np.ndarray) -> None:
     with LiveSession(pipeline, image, REQUEST) as live:
         blocks = live.blocks()
-        live.push(voice(8.0), RATE)
+        live.push(voice(25.0), RATE)
         next(blocks)
         assert live.interrupt() > 4
-        after = [next(blocks) for _ in range(5)]
+        after = [next(blocks) for _ in range(AHEAD_BLOCKS + 1)]
         assert not after[-1].spoken

@@ -13,7 +13,7 @@ from liveavatar.distributed.queue import JobQueue, JobTicket
 from liveavatar.errors import Cancelled
 from liveavatar.events import Event
 
-SOON = 10.0
+SOON = 60.0
 """Far more than anything here needs."""
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,11 @@ def test_ctrl_c_ends_it_and_all_that_it_started():
             assert line, "it ended by itself"
         started = below(p.pid)
         p.send_signal(signal.SIGINT)
-        out, err = p.communicate(timeout=30)
+        out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and err.strip() == "Cancelled." and not out, (p.returncode, out, err)
+    until = time.monotonic() + 60  # who was killed may still have to be told
+    while any(map(alive, started)) and time.monotonic() < until:
+        time.sleep(0.05)
     assert started and not [pid for pid in started if alive(pid)]
 
 

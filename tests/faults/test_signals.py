@@ -128,10 +128,10 @@ def test_stopped_half_way_the_file_is_whole_up_to_there(inputs):
     time.sleep(0.05)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)  # people press it twice
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     took = seconds_of_children() - children - until_asked
     assert process.returncode in CANCELLED, said
-    assert took < 2, "seconds of work after it was told to stop"
+    assert took < until_asked, "no more work after it was told to stop than for the first blocks"
     receipt = told(inputs)
     frames = frames_in(inputs / "out.mp4")
     assert receipt["status"] == "cancelled" and receipt["probed"]["frames"] == frames >= 12
@@ -147,10 +147,12 @@ def test_stopped_before_the_first_frame_there_is_no_video(inputs):
     (inputs / "out.mp4").write_bytes(b"an earlier video")
     process = start(inputs)
     wait_until(process, lambda: (inputs / "out.json").exists())
+    process.send_signal(signal.SIGSTOP)  # so that no frame comes meanwhile
     ran = generate(inputs, receipt=inputs / "second.json")
     assert ran.code == 2 and "another run" in ran.err and (inputs / "out.mp4").read_bytes() == b"an earlier video"
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=60)
     assert process.returncode in CANCELLED, said
     assert told(inputs)["status"] == "cancelled" and told(inputs)["probed"] is None
     assert "no video was written" in said and "Traceback" not in said

@@ -11,6 +11,8 @@ from liveavatar import LiveAvatarPipeline, Request
 from liveavatar.live.session import LiveSession
 
 REQUEST = Request(size="64x64", prompt="A person talks.", seed=3, steps=1)
+AHEAD_BLOCKS = 4
+"""Blocks that may have taken their sound while one is read: two that wait, one that is handed over, one that begins."""
 
 
 @pytest.fixture(scope="session")

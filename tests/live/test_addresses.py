@@ -56,6 +56,31 @@ def test_what_cannot_be_sent_to_is_refused(text: str, said: str) -> None:
     assert "://" in caught.value.nearest
 
 
+def test_an_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEAVATAR_STAGE", f" rtmp://a.example/live/{SECRET}\n")
+    assert parse_address("$LIVEAVATAR_STAGE") == parse_address(f"rtmp://a.example/live/{SECRET}")
+
+
+@pytest.mark.parametrize("name", ["$HOME_ADDRESS", "$", "$liveavatar_a", "rtmp://a.example/live/$LIVEAVATAR_STAGE"])
+def test_nothing_else_of_the_environment_is_looked_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME_ADDRESS", f"rtmp://a.example/live/{SECRET}")
+    monkeypatch.setenv("LIVEAVATAR_STAGE", SECRET)
+    try:
+        assert SECRET not in parse_address(name).url
+    except RequestError as refused:
+        assert "LIVEAVATAR_" in str(refused) and SECRET not in str(refused)
+
+
+def test_a_variable_that_holds_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIVEAVATAR_STAGE", raising=False)
+    with pytest.raises(RequestError, match="LIVEAVATAR_STAGE does not hold an address"):
+        parse_address("$LIVEAVATAR_STAGE")
+    monkeypatch.setenv("LIVEAVATAR_STAGE", SECRET)
+    with pytest.raises(RequestError, match="no protocol") as caught:
+        parse_address("$LIVEAVATAR_STAGE")
+    assert SECRET not in str(caught.value)
+
+
 def test_srt_without_any_program_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RequestError, match="no SRT") as caught:

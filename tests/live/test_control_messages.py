@@ -245,10 +245,10 @@ class Talks(RuleBasedStateMachine):
     def every_answer_is_typed_and_there_is_one_talk_at_most(self) -> None:
         if self.visitor.open:
             self.visitor.settle()
-        room = HOST[0].server.room
+        talk = HOST[0].server.room.talk
         talking = [thread for thread in threading.enumerate() if thread.name == "liveavatar-talk"]
         assert len(talking) <= 2, "one that ends, and one that begins"
-        assert room.talk is None or room.talk.session.stats.state in STATES
+        assert talk is None or talk.session.stats.state in STATES
 
     def teardown(self) -> None:
         """Whatever was said, the next client gets its talk."""

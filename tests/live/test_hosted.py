@@ -21,6 +21,9 @@ aiohttp = pytest.importorskip("aiohttp", reason="live talk needs the package aio
 web = pytest.importorskip("aiohttp.web")
 from liveavatar.live.server import serve_socket  # noqa: E402
 
+SECONDS = 60.0
+"""Far more than anything here needs."""
+
 
 async def settled() -> None:
     """Wait for all that is under way."""
@@ -35,7 +38,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield loop
-    asyncio.run_coroutine_threadsafe(settled(), loop).result(20)
+    asyncio.run_coroutine_threadsafe(settled(), loop).result(SECONDS)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -73,23 +76,23 @@ def played(loop: asyncio.AbstractEventLoop, page: Any) -> Any:
 
 
 def test_an_invited_page_waits_watches_and_stops_it(loop: Any, open_session: Callable[..., LiveSession]) -> None:
-    room = hosted(loop)
+    room, refused = hosted(loop), threading.Event()
 
     async def page() -> None:
         async with joined(room) as client:
             assert (await client.until("ready"))["source"] == "microphone"
             await client.send({"type": "start"})
             assert "graph" in (await client.until("error"))["what"]
+            refused.set()
             assert (await client.until("started"))["width"] == 64
             await client.frames(12)
             await client.send({"type": "bye"})
-            await asyncio.sleep(0.1)
 
     watching = played(loop, page())
-    assert room.answered.wait(10)
+    assert refused.wait(SECONDS) and room.answered.is_set()
     begin(room, open_session())
-    assert room.over.wait(60)
-    watching.result(10)
+    assert room.over.wait(SECONDS)
+    watching.result(SECONDS)
     assert room.stopped.is_set() and room.error is None and room.talk is None
     room.close()
 
@@ -106,7 +109,7 @@ def test_a_page_with_another_token_learns_nothing_and_stops_nothing(loop: Any) -
         async with joined(room, Origin="https://allowed.example") as client:
             await client.until("ready")
 
-    played(loop, page()).result(20)
+    played(loop, page()).result(SECONDS)
     assert not room.stopped.is_set()
 
 
@@ -126,9 +129,9 @@ def test_a_page_that_is_reloaded_takes_the_place_of_the_one_before(
                 await second.frames(12)
 
     watching = played(loop, pages())
-    assert room.answered.wait(10)
+    assert room.answered.wait(SECONDS)
     begin(room, open_session())
-    watching.result(60)
+    watching.result(SECONDS)
     room.close()
     assert room.over.is_set() and not room.stopped.is_set()
 
@@ -143,7 +146,7 @@ def test_a_talk_without_its_page_ends_where_it_needs_one(
     begin(room, session)
     blocks = session.stats.block
     if needs_page:
-        assert room.over.wait(30)
+        assert room.over.wait(SECONDS)
     else:
         until = time.monotonic() + 30
         while session.stats.block < blocks + 3 and time.monotonic() < until:
@@ -166,8 +169,8 @@ def test_the_host_ends_it_at_any_moment_and_the_page_is_let_go(
                     await client.until("never")
 
         watching = played(loop, page())
-        assert room.answered.wait(10)
+        assert room.answered.wait(SECONDS)
         if begun:
             begin(room, open_session())
         room.close()
-        watching.result(10)
+        watching.result(SECONDS)

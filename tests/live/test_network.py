@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from live.pieces import pieces_of
 from live.stream_servers import (
     free_port,
     listening_ffmpeg,
@@ -23,20 +24,20 @@ from live.stream_servers import (
 )
 
 from liveavatar.live.addresses import parse_address
-from liveavatar.live.block import LiveBlock
-from liveavatar.live.network import NetworkOutput, OutputStatus
+from liveavatar.live.block import LiveBlock, LivePiece
+from liveavatar.live.network import WAITING_BLOCKS, NetworkOutput, OutputStatus
 
 KEY = "a-secret-key"
 BLOCK_SECONDS = 0.48
 
 
-def block(number: int) -> LiveBlock:
-    """A block whose picture flashes white, while a tone sounds, in its first quarter."""
+def block(number: int) -> list[LivePiece]:
+    """The pieces of a block whose picture flashes white, while a tone sounds, in its first quarter."""
     images = np.full((12, 64, 64, 3), 16, np.uint8)
     images[:3] = 235
     audio = np.zeros(23_040, np.float32)
     audio[:5_760] = 0.5 * np.sin(np.arange(5_760) * 2 * np.pi * 1000 / 48_000)
-    return LiveBlock(number, images, audio, True, 0.0, 0.0)
+    return pieces_of(LiveBlock(number, images, audio, True, 0.0, 0.0))
 
 
 @contextlib.contextmanager
@@ -56,7 +57,8 @@ def send_while(output: NetworkOutput, more: Callable[[], bool], most: int = 80) 
     number = 0
     while more():
         assert number < most, output.status
-        output.put(block(number))
+        for piece in block(number):
+            output.put(piece)
         number += 1
         time.sleep(BLOCK_SECONDS)
 
@@ -161,8 +163,10 @@ def test_srt_and_rtsp_arrive(scheme: str, path: str, options: list[str], tmp_pat
 
 def test_a_server_that_never_answers_is_given_up_and_nothing_waits_for_it() -> None:
     with silent_server() as port, sending(f"rtmp://127.0.0.1:{port}/live/{KEY}", patience=0.5) as (output, told):
+        for piece in itertools.chain.from_iterable(map(block, range(WAITING_BLOCKS + 1))):
+            output.put(piece)
         while not any(status.state == "lost" for status in told):
-            output.put(block(0))
+            output.put(block(0)[0])
             time.sleep(0.05)
         assert output.status.skipped_blocks > 0, "blocks were taken while nobody took them"
     assert "did not answer within 0.5 s" in next(status.what for status in told if status.state == "lost")

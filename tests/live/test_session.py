@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from live.conftest import AHEAD_BLOCKS
 
 from liveavatar.errors import Cancelled, ImageError, RequestError
 from liveavatar.events import Event
 from liveavatar.live.block import LiveBlock
 from liveavatar.live.session import LiveSession
+from liveavatar.streams import to_rgb24
 
 RATE = 16_000
 Open = Callable[..., LiveSession]
@@ -53,6 +56,37 @@ def test_the_same_sound_gives_the_same_pictures_however_it_comes(open_session: O
     assert whole[0].audio.shape == (23_040,)
 
 
+def test_a_piece_is_there_while_the_rest_of_its_block_is_decoded(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, was_read, decoded = voice(0.9), threading.Event(), []
+    with open_session(real_time=False) as first:
+        whole = said(first, sound, len(sound))
+
+    def waiting(frames: torch.Tensor) -> np.ndarray:
+        decoded.append(len(decoded))
+        assert len(decoded) != 2 or was_read.wait(60)
+        return to_rgb24(frames)
+
+    monkeypatch.setattr("liveavatar.live.session.to_rgb24", waiting)
+    with open_session(real_time=False) as second:
+        second.push(sound, RATE)
+        second.end()
+        made = []
+        for piece in second.pieces():
+            made.append(piece)
+            was_read.set()
+    assert [(piece.block, piece.place, piece.is_last) for piece in made[:4]] == [
+        (0, 0, False),
+        (0, 1, False),
+        (0, 2, True),
+        (1, 0, False),
+    ]
+    for name in ("images", "audio"):
+        of_pieces, of_blocks = (np.concatenate([getattr(one, name) for one in parts]) for parts in (made, whole))
+        assert np.array_equal(of_pieces, of_blocks)
+
+
 def test_other_sound_gives_other_pictures(open_session: Open) -> None:
     with open_session(real_time=False) as first, open_session(real_time=False) as second:
         one, other = (said(live, voice(1.0, seed), RATE) for seed, live in enumerate((first, second)))
@@ -89,25 +123,25 @@ def test_a_prompt_and_a_portrait_change_at_a_block_and_are_told(open_session: Op
 def test_an_interrupt_shuts_the_mouth_with_the_next_block(open_session: Open) -> None:
     with open_session() as live:
         blocks = live.blocks()
-        live.push(voice(8.0), RATE)
+        live.push(voice(25.0), RATE)
         next(blocks)
         assert live.interrupt() > 4
         assert live.stats.state == "interrupted"
-        after = [next(blocks) for _ in range(4)]
+        after = [next(blocks) for _ in range(AHEAD_BLOCKS + 1)]
         assert not after[-1].spoken
         live.push(voice(1.0), RATE)
         assert live.stats.state != "interrupted"
 
 
 def test_closing_ends_it_at_once_and_leaves_no_thread(open_session: Open) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     live = open_session()
     next(live.blocks())
     live.close()
     live.close()
     assert list(live.blocks()) == []
     assert live.stats.state == "closed"
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     with pytest.raises(RequestError, match="closed"):
         live.set_prompt("Another.")
 

@@ -10,8 +10,10 @@ import fake_comfy
 import numpy as np
 import pytest
 import torch
+from live.stream_servers import free_port, listening_ffmpeg, needs_ffmpeg
 
 TALK = "liveavatar.talk"
+KEY = "a-secret-key"
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def frames_in(out) -> int:
 def stop_after(blocks):
     def stop(talk):
         talk.push(np.zeros(16_000, np.float32), 16_000)
-        wait_for(talk, blocks)
+        wait_for(talk, blocks + 1)  # then so many have been handed over
         talk.close()
 
     return stop
@@ -148,7 +150,7 @@ def test_a_page_speaks_for_one_of_several_and_nobody_waits_for_silence(live, hos
 
     def speak(talk):
         talk.push(said, 16_000, speaker=2)
-        wait_for(talk, 3)
+        wait_for(talk, 4)  # then three have been handed over
         talk.close()
 
     page = Page(pack, host, speak)
@@ -222,6 +224,46 @@ def test_what_cannot_be_is_refused_before_anybody_is_asked(live, host, pack, giv
     with pytest.raises(pack.liveavatar.errors.LiveAvatarError, match=said):
         live(**given)
     assert TALK not in [event for event, _ in host.messages]
+
+
+@needs_ffmpeg
+def test_it_is_sent_to_an_address_while_it_goes_on(live, host, pack, tmp_path):
+    def stop_when_it_was_sent(talk):
+        while page.room.outputs[0].state != "sending":
+            time.sleep(0.01)
+        wait_for(talk, talk.session.stats.block + 6)
+        talk.close()
+
+    page = Page(pack, host, stop_when_it_was_sent)
+    out, port = tmp_path / "sent.flv", free_port()
+    with listening_ffmpeg(f"rtmp://127.0.0.1:{port}/live/{KEY}", out, "-listen", "1") as server:
+        made = live(out_url=f"rtmp://127.0.0.1:{port}/live/{KEY}")
+        server.wait(60)
+    sent = json.loads(made.args[1])["sent"]
+    assert sent["to"] == f"rtmp://127.0.0.1:{port}/live/***" and sent["state"] == "closed"
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 25
+
+
+def test_where_nobody_listens_the_talk_goes_on_and_the_key_stays_secret(live, host, pack, monkeypatch, caplog):
+    address = f"rtmp://127.0.0.1:{free_port()}/live/{KEY}"
+    monkeypatch.setenv("LIVEAVATAR_OUT_URL", address)
+    page = Page(pack, host, stop_after(3))
+    out = live(out_url="$LIVEAVATAR_OUT_URL")
+    assert page.gone.wait(10) and frames_in(out) >= 36
+    sent = json.loads(out.args[1])["sent"]
+    assert sent["state"] == "closed" and sent["to"].endswith("/live/***")
+    assert KEY not in out.args[1] + caplog.text + repr(host.messages)
+
+
+@pytest.mark.parametrize("url", ["ftp://a.example/x", f"rtmp://a.example/{KEY}", "$PATH", "$LIVEAVATAR_NOT_SET"])
+def test_an_address_that_cannot_be_is_refused_at_once(live, host, pack, url):
+    assert "out_url: " in (fault := str(pack.nodes.Live.validate_inputs(out_url=[url]))) and KEY not in fault
+    with pytest.raises(pack.liveavatar.errors.RequestError):
+        live(out_url=url)
+    assert TALK not in [event for event, _ in host.messages]
+    assert pack.nodes.Live.validate_inputs(out_url=[None]) is True
+    assert pack.nodes.Live.validate_inputs(out_url=[" "]) is True
 
 
 def test_it_is_never_taken_from_the_cache_and_sizes_are_checked_at_once(pack):

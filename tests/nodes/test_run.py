@@ -270,7 +270,7 @@ def test_what_nothing_can_go_on_from_is_refused_in_widgets(pack, nodes, model, i
 
 def test_the_end_of_the_process_stops_the_prompt_and_waits_for_it(pack, nodes, host, latents):
     """As Ctrl-C in ComfyUI: its thread would else be broken off in the midst of a computation."""
-    began, outcome = threading.Event(), []
+    began, ends, outcome = threading.Event(), threading.Event(), []
 
     def prompt() -> None:
         try:
@@ -281,7 +281,15 @@ def test_the_end_of_the_process_stops_the_prompt_and_waits_for_it(pack, nodes, h
 
     host.running.append((0, "prompt", {"1": {"class_type": "LiveAvatarDecode"}}))
     send = host.modules["server"].PromptServer.instance.send_sync
-    host.modules["server"].PromptServer.instance.send_sync = lambda *told: (began.set(), send(*told))
+
+    def told(*message) -> None:
+        began.set()
+        while not ends.is_set() and not host.interrupted:  # it is not over before it is told to stop
+            ends.wait(0.01)
+        ends.set()
+        send(*message)
+
+    host.modules["server"].PromptServer.instance.send_sync = told
     worker = threading.Thread(target=prompt)
     worker.start()
     assert began.wait(60)

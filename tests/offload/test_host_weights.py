@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "weights"
+
+
+def named_memory() -> set[Path]:
+    """Shared memory with a name that is of this library or of this process; others on the machine have theirs."""
+    return {path for path in Path("/dev/shm").iterdir() if "liveavatar" in path.name or str(os.getpid()) in path.name}
 
 
 def expected(storage: StorageConfig) -> str:
@@ -177,10 +183,13 @@ def test_what_was_left_half_done_is_done_anew(folder: Path, start: Start, stops_
 
     thread = threading.Thread(target=load)
     thread.start()
+    until = time.monotonic() + 60
+    while not here.components.source.names and time.monotonic() < until:
+        time.sleep(0.01)
     assert not made.wait(1.0), "another one is at it"
     assert here.components.source.names and not here.travelled(LAYERS), "what stays is read meanwhile"
     half.kill()
-    assert made.wait(20)
+    assert made.wait(60)
     thread.join()
     net = here.net(LAYERS)
     assert here.travelled(LAYERS) and digest(net) == expected(LAYERS)
@@ -190,7 +199,7 @@ def test_what_was_left_half_done_is_done_anew(folder: Path, start: Start, stops_
 
 @shares
 def test_nothing_is_left_of_what_is_given_back(folder: Path) -> None:
-    before = sorted(Path("/dev/shm").iterdir())
+    before = named_memory()
     one, two = Sharer(folder), Sharer(folder)
     for here in (one, two):
         here.net(LAYERS)
@@ -200,7 +209,7 @@ def test_nothing_is_left_of_what_is_given_back(folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1, "the other has it yet"
     two.nets.release()
     assert open_memory() == [] and list(folder.iterdir()) == []
-    assert sorted(Path("/dev/shm").iterdir()) == before
+    assert named_memory() <= before
 
 
 @shares

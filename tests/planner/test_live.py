@@ -153,6 +153,17 @@ def test_the_command_tells_people_and_machines():
     assert json.loads(run(*words, "--gpus", "1x80", "--json").out)["live"]["holds"] is False
 
 
+def test_what_is_offered_holds_as_it_is_offered():
+    words = ("plan", "--live", "--model", "wan2.2-s2v-14b", "--json")
+    refused = json.loads(run(*words, "--size", "704x384", "--gpus", "1x80").out)["live"]
+    offers = [offer.partition(" (")[0].split() for offer in refused["nearest"]]
+    assert ["--gpus", "2x80"] in offers
+    for name, value in offers:
+        asked = {"--size": "704x384", "--gpus": "1x80"} | {name: value}
+        found = json.loads(run(*words, *(word for pair in asked.items() for word in pair)).out)["live"]
+        assert found["holds"], (name, value)
+
+
 def test_each_speaker_costs_the_audio_encoder_its_time():
     words = ("plan", "--live", "--model", "wan2.2-s2v-14b", "--size", "704x384", "--gpus", "5x80", "--json")
     alone, *several = (json.loads(run(*words, "--speakers", count).out)["live"] for count in "128")

@@ -81,7 +81,7 @@ def test_threads_share_one_producer(seed, threads, cancels, failures):
         time.sleep((seed + i) % 4 * 1e-3)
         stream.cancel()
     for worker in workers:
-        worker.join(20)
+        worker.join(60)
     assert len(ends) == threads
     for end in ends:
         assert [i for _, i in end] == list(range(blocks)) and len({run for run, _ in end}) == 1

@@ -69,32 +69,32 @@ def test_cancel_does_not_wait_and_a_new_run_waits_for_the_old_step():
         try:
             if run == 0:
                 inside.set()
-                go.wait(10)
+                go.wait(60)
             yield torch.full(SHAPE, 100.0 * run)
         finally:
             events.append(f"close {run}")
 
     stream = LatentStream(1, produce)
-    outcome = []
+    outcome = {}
 
     def first():
         try:
-            outcome.append(labels(stream))
+            outcome["first"] = labels(stream)
         except Cancelled as e:
-            outcome.append(e)
+            outcome["first"] = e
 
     one = threading.Thread(target=first)
     one.start()
-    inside.wait(10)
+    inside.wait(60)
     stream.cancel()  # returns while the producer is still inside
-    two = threading.Thread(target=lambda: outcome.append(labels(stream)))
+    two = threading.Thread(target=lambda: outcome.update(second=labels(stream)))
     two.start()
     time.sleep(0.05)
     assert events == ["open 0"]
     go.set()
-    one.join(10), two.join(10)
+    one.join(60), two.join(60)
     assert events == ["open 0", "close 0", "open 1", "close 1"]
-    assert isinstance(outcome[0], Cancelled) and outcome[1] == [(1, 0)]
+    assert isinstance(outcome["first"], Cancelled) and outcome["second"] == [(1, 0)]
 
 
 def test_a_replayer_is_not_held_up_by_a_step():
@@ -103,16 +103,16 @@ def test_a_replayer_is_not_held_up_by_a_step():
     def produce():
         yield torch.zeros(SHAPE)
         inside.set()
-        go.wait(10)
+        go.wait(60)
         yield torch.ones(SHAPE)
 
     stream = LatentStream(2, produce)
     worker = threading.Thread(target=lambda: list(stream))
     worker.start()
-    inside.wait(10)
+    inside.wait(60)
     assert label(next(iter(stream))) == (0, 0)
     go.set()
-    worker.join(10)
+    worker.join(60)
     assert stream.done
 
 

@@ -163,6 +163,15 @@ test("low delay may be chosen where both sides have WebRTC, and nothing is kept 
   assert.ok(!client.lowDelay);
 });
 
+test("where it is sent, and what is wrong there, is said below", async () => {
+  const client = await talking();
+  const outputs = [{ to: "rtmp://a.example/live/***", state: "sending", what: "", skipped_blocks: 0 }];
+  client.on.stats({ ...STATS, outputs });
+  assert.ok(text().includes("rtmp://a.example/live/***: is being sent"), text());
+  client.on.stats({ ...STATS, outputs: [{ ...outputs[0], state: "lost", what: "It did not answer." }] });
+  assert.ok(text().includes("It did not answer."), text());
+});
+
 test("sounds need neither microphone nor typed words", async () => {
   const client = await talking({ ...INVITATION, source: "AUDIO input" });
   assert.equal(client.microphone, null);

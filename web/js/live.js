@@ -48,6 +48,7 @@ const WORDS = {
     minutes: (m, s) => (m ? (s ? `${m} min ${s} s` : `${m} min`) : `${s} s`),
     recorded: (time) => `Recorded ${time}.`,
     states: { idle: "quiet", speaking: "talking", starved: "too slow for real time", interrupted: "interrupted", closed: "ended" },
+    outputs: { connecting: "connecting…", sending: "is being sent", closed: "ended" },
   },
   zh: {
     idle: (minutes) => `点击“运行”后说话：使用本浏览器的麦克风，最长 ${minutes} 分钟。`,
@@ -85,6 +86,7 @@ const WORDS = {
     minutes: (m, s) => (m ? (s ? `${m} 分 ${s} 秒` : `${m} 分钟`) : `${s} 秒`),
     recorded: (time) => `已录制 ${time}。`,
     states: { idle: "安静", speaking: "正在说话", starved: "速度不够实时", interrupted: "已打断", closed: "已结束" },
+    outputs: { connecting: "正在连接…", sending: "正在发送", closed: "已结束" },
   },
 };
 
@@ -200,7 +202,7 @@ const STYLE = `
 .liveavatar .controls input { flex: 1; min-width: 0; padding: 3px 6px; font: inherit; border-radius: 4px; color: inherit;
   border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 25%, transparent);
   background: var(--comfy-input-bg, #222); user-select: text; }
-.liveavatar .note { flex: none; white-space: normal; overflow-wrap: anywhere; user-select: text; }
+.liveavatar .note { flex: none; white-space: pre-line; overflow-wrap: anywhere; user-select: text; }
 .liveavatar .note:empty { display: none; }`;
 
 const drawn = new Set(); // weak references: a node that another workflow has taken the place of is never removed
@@ -222,6 +224,11 @@ function form(act) {
     if (text) act(text, input);
   };
   return { element, input, send };
+}
+
+// How what is sent to out_url goes, a line each.
+function sent(state) {
+  return (state?.outputs ?? []).map((one) => one.what || `${one.to}: ${words().outputs[one.state] ?? one.state}`);
 }
 
 // The bar and words of every run; between them the picture, or before there is one what to do.
@@ -289,7 +296,7 @@ export class LivePanel extends RunPanel {
     if (talking) this.drawTalk(current, current.client);
     else if (this.last === null || this.running) this.drawPoster(current);
     if (this.last?.phase === "done") this.left.textContent = words().recorded(clock(words(), this.last.seconds ?? 0));
-    this.note.textContent = talking ? current.note : "";
+    this.note.textContent = talking ? [current.note, ...sent(current.state)].filter(Boolean).join("\n") : "";
     hideOldVideo(this.node, this.running);
     if (this.height > this.had) grow(this.node);
     this.had = this.height;

@@ -1,8 +1,8 @@
 // Plays a stream of fragmented MP4 as it comes, close to its end.
 const BEGIN = 0.25; // seconds that have to be there before it plays
 const SPARE = [0.1, 0.4]; // seconds that should be left to play when the next piece comes: at first, and after many stalls
-const LOOKED_AT = 6; // pieces, the least of which counts: where they come unevenly, more is left of most
-const PIECE = 0.48; // seconds that come at once
+const LOOKED_AT = 18; // pieces, the least of which counts: three of a block come at once, with more left for each
+const BLOCK = 0.48; // seconds of three pieces
 const KEPT = 30; // seconds that stay behind what plays
 
 export class Player {
@@ -79,7 +79,7 @@ export class Player {
   keepUp() {
     const video = this.video, ranges = video.buffered;
     if (!ranges.length) return;
-    const start = ranges.start(ranges.length - 1), near = ranges.end(ranges.length - 1) - PIECE - this.spare;
+    const start = ranges.start(ranges.length - 1), near = ranges.end(ranges.length - 1) - BLOCK - this.spare;
     if (video.currentTime < start || this.ahead > 3) video.currentTime = Math.max(start, near);
     if (video.paused && this.ahead > BEGIN) this.play();
     if (this.stalled && this.ahead > BEGIN) {
