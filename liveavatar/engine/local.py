@@ -394,7 +394,7 @@ class LocalEngine:
         with torch.inference_mode(), threads:
             yield
 
-    def _stages(self, job: VideoTask, at_work: Callback) -> list[Stage]:
+    def _stages(self, job: VideoTask, at_work: Callback = ignore) -> list[Stage]:
         conditioning = self._conditioning(job, at_work)
         return [self._stage(planned, conditioning) for planned in self.plan.stages]
 
