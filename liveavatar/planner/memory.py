@@ -123,6 +123,11 @@ class LayerSizes:
         """Of so many layers and steps."""
         return kv_cache_resident_bytes(self._storage, self._kv_cache, layers, steps)
 
+    def snapshot_bytes(self, layers: int, steps: int) -> int:
+        """Of so many layers and steps: their KV caches but for the block that the next one takes the place of, and the
+        sink in use."""
+        return layers * (steps * (self._window - 1) * self._block + self.sink // SINK_VERSIONS)
+
     def conditions(self, layers: int, steps: int) -> int:
         """Of the prompt, and of what modulates the layers in each step and in the prefill."""
         return layers * (self.text + (steps + 1) * self._modulation)

@@ -14,7 +14,7 @@ from ..storage import PLAIN, StorageConfig, weight_storage
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES
-from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
+from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
 from .pace import Forecast, LiveForecast
 from .packed import PackedSizes
 
@@ -97,6 +97,8 @@ class StagePlan:
         offload_slots: keys and values that lie on the host pass through these.
         host_weights, host_kv_cache: pinned on the host.
         hop_bytes: tokens of a block, on their way to another stage.
+        snapshot_bytes: of one snapshot: what later blocks attend to, which cannot be computed again without those
+            before.
     """
 
     device: str
@@ -112,16 +114,12 @@ class StagePlan:
     host_weights: int = 0
     host_kv_cache: int = 0
     hop_bytes: int = 0
+    snapshot_bytes: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of the stage on its device."""
         return self.weights + self.kv_cache + self.sink + self.text + self.workspace + self.offload_slots
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """Bytes of one snapshot: what cannot be computed again without the blocks before."""
-        return self.kv_cache + self.host_kv_cache + self.sink // SINK_VERSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -429,4 +427,5 @@ def stage_plan(
         host_weights=weights.host,
         host_kv_cache=kv_caches.host,
         hop_bytes=BLOCK_LATENTS * frame_tokens * config.dim * size,
+        snapshot_bytes=sizes.snapshot_bytes(count, len(steps)),
     )

@@ -46,7 +46,7 @@ def test_long_videos_tell_how_often_workers_keep_a_snapshot():
     plan = ("plan", "--model", "wan2.2-s2v-14b", "--stages", "1x4", "--dtype", "bfloat16")
     words = (*plan, "--engine", "ray", "--seconds")
     (line,) = (line for line in run(*words, 3600).out.splitlines() if line.startswith("resume"))
-    assert "every 456 blocks (219 s of video)" in line and "43.69 GB" in line, line
+    assert "every 347 blocks (167 s of video)" in line and "33.31 GB" in line, line
     assert "resume" not in run(*words, 60).out
     assert "resume" not in run(*plan, "--seconds", 3600).out, "this process keeps none"
 
