@@ -234,8 +234,8 @@ class LocalEncoders:
         def open_clip() -> Encode:
             encoder = open_encoder(vae, size, tiles)
 
-            def encode(pictures: np.ndarray) -> torch.Tensor:
-                with exec_config.active() as (device, _):
+            def encode(pictures: np.ndarray, callback: Callback) -> torch.Tensor:
+                with exec_config.active() as (device, _), heartbeat(vae.encoder, callback, Event(GENERATING)):
                     rgb = to_device_async(torch.from_numpy(pictures), device).permute(3, 0, 1, 2).contiguous()
                     return encoder(rgb[None].float().div(255.0).mul(2.0).sub(1.0))[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,8 @@ class LiveAvatarPipeline:
         self.placement = dataclasses.replace(placement or backend.placement, processes=backend.placement.processes)
         self._hardware = CachedHardware(hardware)
         self._conditioning = ConditioningCache()
-        self.seconds_per_block: dict[tuple[int, int, int], float] = {}
-        """By tokens of a latent frame, steps and blocks of a clip: what the latest complete video needed."""
+        self._seconds_per_block: dict[Hashable, float] = {}
+        """By what decides how much a block costs: what the latest complete video needed."""
 
     @classmethod
     def from_pretrained(
@@ -263,7 +263,8 @@ class LiveAvatarPipeline:
         resolved, plan = self._plan(request, image_size, audio, notes, start, pose, count)
         frame = resolved.width, resolved.height
         speakers = None if several is None else several.placed(image_size or frame, *frame, request.fit)
-        notes = (*resolved.notes, *speaker_notes(start, speakers))
+        placed = () if speakers is None else speakers.masks.notes
+        notes = (*resolved.notes, *placed, *speaker_notes(start, speakers))
         return dataclasses.replace(resolved, notes=notes), plan, audio, speakers
 
     def _plan(
@@ -325,10 +326,13 @@ class LiveAvatarPipeline:
         return LiveAvatarPipeline(self.components, self.backend, placement, hardware=lambda held: hardware)
 
     def expected_seconds(self, resolved: ResolvedRequest) -> float | None:
-        """Seconds the video will take, from the latest video of this size, steps and clip; None where there was
-        none."""
-        pace = self.seconds_per_block.get((resolved.frame_tokens, resolved.steps, resolved.clip_blocks))
+        """Seconds the video will take, from the latest one whose blocks cost as much; None where there was none."""
+        pace = self._seconds_per_block.get(_cost_of_block(resolved))
         return None if pace is None else pace * resolved.blocks
+
+    def remember_seconds(self, resolved: ResolvedRequest, seconds: float) -> None:
+        """Keep what a complete video took, for `expected_seconds` of the next ones."""
+        self._seconds_per_block[_cost_of_block(resolved)] = seconds / resolved.blocks
 
     def foreseen_seconds(self, resolved: ResolvedRequest, plan: Plan) -> float | None:
         """The same, else what the plan's forecast says; None where there is neither."""
@@ -475,3 +479,9 @@ class LiveAvatarPipeline:
                 f"{self.config.audio_layers} of {self.config.audio_dim}.",
                 "Use the model's own audio encoder, or the wav2vec2 it was trained with.",
             )
+
+
+def _cost_of_block(resolved: ResolvedRequest) -> Hashable:
+    """What decides how much a block costs, with one model at one place."""
+    r = resolved
+    return r.frame_tokens, r.steps, r.clip_blocks, r.speaker_count, r.pose

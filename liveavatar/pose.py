@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from .config import BLOCK_FRAMES
+from .events import Callback, ignore
 from .media.pose_video import Pictures
 
-Encode = Callable[[np.ndarray], torch.Tensor]
-"""Encodes the next pictures of a clip, uint8 [1 or 4n, H, W, 3], to latents [16, 1 or n, h, w]; raises `ClipLost`."""
+Encode = Callable[[np.ndarray, Callback], torch.Tensor]
+"""Encodes the next pictures of a clip, uint8 [1 or 4n, H, W, 3], to latents [16, 1 or n, h, w]; raises `ClipLost`. The
+callback is called with the bare phase again and again meanwhile; what it raises ends the clip."""
 OpenClip = Callable[[], Encode]
 """Begins a clip."""
 
@@ -57,13 +59,16 @@ class PoseLatents:
         self._clip: list[np.ndarray] = []
         """Pictures of the present clip, by block, where they are kept."""
 
-    def block(self, number: int) -> torch.Tensor:
-        """The latents of a block [16, 3, h, w], where they were encoded."""
+    def block(self, number: int, callback: Callback = ignore) -> torch.Tensor:
+        """The latents of a block [16, 3, h, w], where they were encoded; the callback is that of `Encode`."""
         while True:
             try:
-                return self._block(number)
+                return self._block(number, callback)
             except ClipLost:
                 self.close()
+            except BaseException:
+                self.close()  # the encoder has seen a part of the block
+                raise
 
     def pictures_before(self, number: int) -> np.ndarray | None:
         """The pictures of the blocks before one in its clip, uint8 [12 n, H, W, 3], of which the latest that was asked
@@ -79,7 +84,7 @@ class PoseLatents:
         if source is not None:
             source.close()
 
-    def _block(self, number: int) -> torch.Tensor:
+    def _block(self, number: int, callback: Callback) -> torch.Tensor:
         clip = number - number % self._clip_blocks
         if self._pictures is None or number < self._next:
             self.close()
@@ -88,19 +93,19 @@ class PoseLatents:
         while self._next < clip:  # an encoder knows nothing of earlier clips
             self._read()
         while self._next < number:
-            self._encode_next()
-        return self._encode_next()
+            self._encode_next(callback)
+        return self._encode_next(callback)
 
-    def _encode_next(self) -> torch.Tensor:
+    def _encode_next(self, callback: Callback) -> torch.Tensor:
         begins_clip = self._next % self._clip_blocks == 0 or self._next == self._first
         pictures = self._read()
         if begins_clip:
             self._clip, self._encode = [], self._open_encoder()
-            self._encode(pictures[:1])
+            self._encode(pictures[:1], callback)
         if self._keep:
             self._clip.append(pictures)
         assert self._encode is not None
-        return self._encode(pictures)
+        return self._encode(pictures, callback)
 
     def _read(self) -> np.ndarray:
         """The pictures of the next block, uint8 [12, H, W, 3]."""

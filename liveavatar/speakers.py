@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import BLOCK_LATENTS
-from .errors import RequestError, SpeakerError, shown
+from .errors import ImageError, RequestError, SpeakerError, shown
 from .media.audio import AudioClip, audio_notes
 from .media.audio_file import read_audio
 from .media.image import Fit
 from .media.masks import (
     HALVES,
+    MOST_SHARED,
     WHITE,
     Half,
     fit_mask,
     half_mask,
     hearing_tokens,
     mask_of,
-    overlap,
+    overlaps,
     owned_tokens,
     read_mask,
     same_aspect,
@@ -41,10 +42,13 @@ MAX_SPEAKERS = 8
 """In one picture; the faces of more would be a few tokens each."""
 _TOLD_SILENCE = 0.1
 """Seconds by which a sound may be shorter than the longest without a word."""
+_TOLD_OVERLAP = 0.02
+"""Share of the smaller of two masks from which it is told that they overlap: edges that touch may share a line."""
 
 GivenMask = str | os.PathLike[str] | np.ndarray
 """Where in the picture a speaker is: a picture file (white is the speaker), or [H, W] of bool, of uint8 up to 255 or of
 floats from 0 to 1; it lies over the picture, and may be of any size of that shape. Or a half of it: "left", "right"."""
+_REST = "the rest of the picture"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +57,8 @@ class Speaker:
 
     Attributes:
         audio: a file, or an `AudioClip`.
-        mask: where in the picture the speaker is (see `GivenMask`). None: there is but one, and all of it is theirs.
+        mask: where in the picture the speaker is (see `GivenMask`); of one speaker, all else hears silence. None: there
+            is but one, and all of it is theirs.
     """
 
     audio: str | os.PathLike[str] | AudioClip
@@ -90,11 +95,26 @@ class OpenedMask:
         name: of its speaker, for messages: "speaker 2 (b.wav)".
         values: uint8 [H, W], or a half of any picture.
         source: where it came from.
+        notes: what is to be told of its file, a sentence each.
     """
 
     name: str
     values: np.ndarray | Half
     source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether it is what one speaker's mask leaves, where nobody speaks."""
+        return self.source == _REST
+
+    def rest(self) -> OpenedMask | None:
+        """What it leaves of the picture; None where that is nothing."""
+        if isinstance(self.values, str):
+            (other,) = set(HALVES) - {self.values}
+            return OpenedMask(_REST, other, _REST)
+        values = 255 - self.values
+        return OpenedMask(_REST, values, _REST) if values.max() >= WHITE else None
 
     def over(self, picture: tuple[int, int]) -> np.ndarray:
         """It, over a picture of this width and height: uint8 [H, W] of any size."""
@@ -108,10 +128,12 @@ class PlacedMasks:
     Attributes:
         hears: bool [speakers, rows, columns]: which tokens of a latent frame hear whom.
         shares: of the frame that is each speaker's own.
+        notes: what is to be told of masks that overlap a little, a sentence each.
     """
 
     hears: np.ndarray
     shares: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
     def of_block(self) -> torch.Tensor:
         """Of all tokens of a block, as of `AudioTokens`: float32 [speakers, 3 S, 1]."""
@@ -159,7 +181,8 @@ class OpenedSpeakers:
     @functools.cached_property
     def audio(self) -> AudioClip:
         """Their sounds together, for the file; mixed when it is first asked for."""
-        return mix_audio(self.each, " + ".join(_short(clip.source) for clip in self.each))
+        voices = [clip for mask, clip in zip(self.masks, self.each, strict=True) if not mask.is_rest]
+        return voices[0] if len(voices) == 1 else mix_audio(voices, " + ".join(_short(clip.source) for clip in voices))
 
     def limited(self, seconds: float) -> OpenedSpeakers:
         """The first seconds of each."""
@@ -167,11 +190,14 @@ class OpenedSpeakers:
 
     def notes(self) -> tuple[str, ...]:
         """What is to be told of them before a video is made, a sentence each."""
-        named = [(mask.name, clip) for mask, clip in zip(self.masks, self.each, strict=True)]
-        told = [f"{name}: {note}" for name, clip in named for note in audio_notes(clip)]
+        speak = [(mask, clip) for mask, clip in zip(self.masks, self.each, strict=True) if not mask.is_rest]
+        if len(speak) == 1:
+            mask, clip = speak[0]
+            return *audio_notes(clip), *mask.notes, f"one speaker, at {mask.source}: {_REST} hears silence"
+        told = [f"{mask.name}: {note}" for mask, clip in speak for note in (*audio_notes(clip), *mask.notes)]
         ends = [
-            f"{name} says nothing from {clip.seconds:.2f} s on"
-            for name, clip in named
+            f"{mask.name} says nothing from {clip.seconds:.2f} s on"
+            for mask, clip in speak
             if self.audio.seconds - clip.seconds > _TOLD_SILENCE
         ]
         return (*told, *ends, *self.audio.notes)
@@ -198,13 +224,13 @@ def open_audio(given: GivenAudio | OpenedSpeakers, seconds: float | None = None)
     """Read what a video is spoken by: the clip of one voice, or several speakers.
 
     Args:
-        given: one speaker without a mask is one voice; speakers that are read already are not read again.
+        given: one speaker without a mask is one voice; of one with a mask, a silent one has the rest of the picture.
+            Speakers that are read already are not read again.
         seconds: of it that are used; None: all.
 
     Raises:
         AudioError: of one voice; as `read_audio`.
-        SpeakerError: none or too many speakers, one without a mask among several, one alone with a mask, or a file that
-            cannot be used.
+        SpeakerError: none or too many speakers, one without a mask among several, or a file that cannot be used.
     """
     if isinstance(given, OpenedSpeakers):
         return given if seconds is None else given.limited(seconds)
@@ -212,7 +238,7 @@ def open_audio(given: GivenAudio | OpenedSpeakers, seconds: float | None = None)
     if not isinstance(speakers, list | tuple):
         return _clip(speakers, seconds)
     _check_given(speakers)
-    if len(speakers) == 1:
+    if len(speakers) == 1 and speakers[0].mask is None:
         return _clip(speakers[0].audio, seconds)
     clips, masks = [], []
     for number, one in enumerate(speakers, 1):
@@ -225,7 +251,7 @@ def open_audio(given: GivenAudio | OpenedSpeakers, seconds: float | None = None)
                 "Give each of several speakers a mask: a picture that is white where their face is.",
             )
         masks.append(open_mask(name, one.mask))
-    return OpenedSpeakers(tuple(clips), tuple(masks))
+    return OpenedSpeakers(tuple(clips), tuple(masks)) if len(clips) > 1 else _with_rest(clips[0], masks[0])
 
 
 def spoken_notes(spoken: AudioClip | OpenedSpeakers) -> tuple[str, ...]:
@@ -257,14 +283,24 @@ def open_mask(name: str, given: GivenMask) -> OpenedMask:
     """
     if (half := _half(given)) is not None:
         return OpenedMask(name, half, f"the {half} half")
+    notes: list[str] = []
     with _naming(f"the mask of {name}"):
-        values = mask_of(given) if isinstance(given, np.ndarray) else read_mask(given)
+        if isinstance(given, np.ndarray):
+            values = mask_of(given)
+        elif isinstance(given, str | os.PathLike):
+            values = read_mask(given, notes)
+        else:
+            raise ImageError(
+                f"A mask of type {type(given).__name__} is not understood.",
+                "Give a picture file, or values of shape [height, width] as a NumPy array.",
+            )
     if values.max() < WHITE:
         raise SpeakerError(
             f"The mask of {name} is empty: nothing of it is white.",
             "Paint the speaker's face white; of a picture with transparency, what is opaque is the speaker.",
         )
-    return OpenedMask(name, values, "array" if isinstance(given, np.ndarray) else os.fspath(given))
+    source = "array" if isinstance(given, np.ndarray) else os.fspath(given)
+    return OpenedMask(name, values, source, tuple(f"of the mask, {note}" for note in notes))
 
 
 def open_masks(given: Sequence[GivenMask | OpenedMask]) -> tuple[OpenedMask, ...]:
@@ -277,7 +313,12 @@ def open_masks(given: Sequence[GivenMask | OpenedMask]) -> tuple[OpenedMask, ...
         SpeakerError: one alone, too many, or one that cannot be used.
     """
     if len(given):
-        _check_count(len(given), has_mask=True)
+        _check_count(len(given))
+    if len(given) == 1:
+        raise SpeakerError(
+            "There is one speaker, and a mask that says where: all of the picture is theirs.",
+            "Leave the mask out. To keep another face silent, give it a mask, too, and say nothing there.",
+        )
     return tuple(
         one if isinstance(one, OpenedMask) else open_mask(f"speaker {number}", one)
         for number, one in enumerate(given, 1)
@@ -299,40 +340,45 @@ def place_masks(
             another one.
     """
     fitted = np.stack([_fitted(mask, picture, width, height, fit) for mask in masks])
-    if (found := overlap(fitted)) is not None:
-        a, b, share = found
-        raise SpeakerError(
-            f"The masks of {masks[a].name} and {masks[b].name} overlap: {share:.0%} of the smaller one is in both.",
-            "Give each speaker a part of the picture that is no other's.",
-        )
+    notes = []
+    for a, b, share in overlaps(fitted):
+        both = f"masks of {masks[a].name} and {masks[b].name} overlap: {share:.0%} of the smaller one is in both"
+        if share > MOST_SHARED:
+            raise SpeakerError(f"The {both}.", "Give each speaker a part of the picture that is no other's.")
+        if share >= _TOLD_OVERLAP:
+            notes.append(f"the {both}, and each place is whose mask has more of it")
     owned = owned_tokens(fitted)
     for mask, its in zip(masks, owned, strict=True):
-        if not its.any():
+        if not its.any() and not mask.is_rest:
             raise SpeakerError(
                 f"The mask of {mask.name} is too small: in a video of {width}x{height}, others have all of it.",
                 "Give a larger mask, or make a larger video.",
             )
-    return PlacedMasks(hearing_tokens(owned), tuple(round(float(its.mean()), 4) for its in owned))
+    shares = tuple(round(float(its.mean()), 4) for its in owned)
+    return PlacedMasks(hearing_tokens(owned), shares, tuple(notes))
 
 
 def _check_given(speakers: Sequence[Speaker]) -> None:
     for one in speakers:
         if not isinstance(one, Speaker):
             raise SpeakerError(f"{shown(one)} is no speaker.", 'Give each as Speaker("voice.wav", "mask.png").')
-    _check_count(len(speakers), any(one.mask is not None for one in speakers))
+    _check_count(len(speakers))
 
 
-def _check_count(count: int, has_mask: bool) -> None:
+def _check_count(count: int) -> None:
     if not 1 <= count <= MAX_SPEAKERS:
         raise SpeakerError(
             f"{count} speakers are not possible.",
             f"Give 1 to {MAX_SPEAKERS}: their faces are to be told apart.",
         )
-    if count == 1 and has_mask:
-        raise SpeakerError(
-            "There is one speaker, and a mask that says where: all of the picture is theirs.",
-            "Leave the mask out. To keep another face silent, give it a mask and a silent sound of its own.",
-        )
+
+
+def _with_rest(clip: AudioClip, mask: OpenedMask) -> AudioClip | OpenedSpeakers:
+    """One speaker in a part of the picture, and a silent one in the rest; one voice where there is no rest."""
+    if (rest := mask.rest()) is None:
+        return clip
+    nothing = np.broadcast_to(np.float32(0), (len(clip.samples), clip.channels))
+    return OpenedSpeakers((clip, AudioClip(nothing, clip.rate, "silence")), (mask, rest))
 
 
 def _clip(given: str | os.PathLike[str] | AudioClip, seconds: float | None) -> AudioClip:
@@ -347,10 +393,12 @@ def _fitted(mask: OpenedMask, picture: tuple[int, int], width: int, height: int,
         raise SpeakerError(
             f"The mask of {mask.name} is {own_width}x{own_height}, and the picture {picture[0]}x{picture[1]}: it "
             "cannot lie over it.",
-            "Draw the mask on the picture itself; any size of the same shape will do.",
+            "Turn the mask by 90 degrees: the picture counts as it is shown, upright."
+            if same_aspect(values.T, picture)
+            else "Draw the mask on the picture itself; any size of the same shape will do.",
         )
     fitted = fit_mask(values, picture, width, height, fit)
-    if not fitted.any():
+    if not fitted.any() and not mask.is_rest:
         raise SpeakerError(
             f"Nothing of the mask of {mask.name} is left where the picture is cut to {width}x{height}.",
             "Ask for a size in the picture's shape, or crop picture and masks yourself.",

@@ -205,8 +205,7 @@ class VideoJob:
                 if not self.pipeline.placement.keep_loaded:
                     self.pipeline.release_weights()
         if not replayed:
-            e, seconds = self.spec.resolved, recorder.receipt.seconds["generate"]
-            self.pipeline.seconds_per_block[e.frame_tokens, e.steps, e.clip_blocks] = seconds / e.blocks
+            self.pipeline.remember_seconds(self.spec.resolved, recorder.receipt.seconds["generate"])
         return recorder.receipt
 
     @property

@@ -36,7 +36,7 @@ from .config import (
     SPATIAL_STRIDE,
     ModelConfig,
 )
-from .errors import LiveAvatarError, OutputError, RequestError, SizeError, StateError
+from .errors import LiveAvatarError, OutputError, RequestError, SizeError, StateError, shown
 from .events import Callback, ignore
 from .files import OutputClaim, path_of, refusal, replacement, target_of
 from .planner import Plan
@@ -61,7 +61,8 @@ from .vae.decoding import CONTEXT_LATENTS
 from .weights.source import SafetensorsSource
 from .weights.writing import DTYPE_NAMES, LazyTensor, write_safetensors
 
-FORMAT = "liveavatar state 1"
+_KIND = "liveavatar state "
+FORMAT = _KIND + "1"
 """The mark by which a state is known from any other safetensors file, its metadata `format`."""
 CHANNELS = 16
 _MOST_BLOCKS = 1 << 40
@@ -158,6 +159,8 @@ class StateInfo:
         told = [f"it goes on from {name}, after {self.seconds:.2f} s ({self.block} blocks)"]
         if request.seed not in (self.seed, Request().seed):
             told.append(f"the seed is {self.seed}, that of the video before; {request.seed} is not used")
+        if request.size != Request().size and math.prod(parse_size(request.size)) != self.width * self.height:
+            told.append(f"the size is {self.width}x{self.height}, that of the video before")
         if request.steps != self.steps:
             told.append(f"{self.steps} steps, as in the video before")
         now = _computed_with(plan)
@@ -284,7 +287,12 @@ class VideoState:
             raise StateError(
                 f"{self.path} is no state of a video, or damaged ({error.what.rstrip('.')}).", _NEAREST
             ) from error
-        if metadata.get("format") != FORMAT:
+        if (found := str(metadata.get("format", ""))) != FORMAT:
+            if found.startswith(_KIND):
+                raise StateError(
+                    f"{self.path} is a state of another version of this program: {shown(found)}, not {shown(FORMAT)}.",
+                    "Continue it with the version that wrote it, or update this one.",
+                )
             raise StateError(f"{self.path} is a safetensors file, but no state of a video.", _NEAREST)
         try:
             self.info = _info(json.loads(metadata["state"]))

@@ -15,7 +15,7 @@ from ..liveavatar.config import FPS, ModelConfig
 from ..liveavatar.continuation import VideoTail
 from ..liveavatar.errors import AudioError, ImageError, PoseError, RequestError, SpeakerError, StateError
 from ..liveavatar.media.audio import AudioClip
-from ..liveavatar.media.pose_video import Pictures, PoseFile, PoseSource
+from ..liveavatar.media.pose_video import Pictures, PoseFile, PoseSource, check_pose_size
 from ..liveavatar.speakers import OpenedSpeakers
 from ..liveavatar.timed_changes import TimedChange
 
@@ -111,11 +111,16 @@ class PoseImages:
     """An IMAGE batch as a pose video, 25 pictures a second; each is converted when it is read.
 
     Raises:
-        ImageError: as `image_array`, of the first picture.
+        PoseError: no picture, or one that cannot be used.
     """
 
-    def __init__(self, images: Any):
-        image_array(images)
+    def __init__(self, images: torch.Tensor):
+        if not images.numel():
+            raise PoseError("The pose holds no picture.", "Connect core Load Video, or an IMAGE batch.")
+        try:
+            check_pose_size(image_array(images))
+        except ImageError as error:
+            raise PoseError(f"Of the pose: {error.what}", error.nearest) from error
         self._images = images
 
     @property

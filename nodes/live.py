@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from comfy_api.v0_0_2 import io
 
-from ..liveavatar.errors import Cancelled, RequestError
+from ..liveavatar.errors import Cancelled, RequestError, SpeakerError
 from ..liveavatar.events import ENCODING_IMAGE, ENCODING_PROMPT, LOADING_NETWORK, LOADING_VAE, Callback, Event
 from ..liveavatar.live.addresses import OutputAddress, parse_address
 from ..liveavatar.live.audio_feed import BLOCK_SECONDS
@@ -30,6 +31,7 @@ from ..liveavatar.live.talk import Talk
 from ..liveavatar.media.audio import AudioClip
 from ..liveavatar.pipeline import LiveAvatarPipeline
 from ..liveavatar.request import Request
+from ..liveavatar.speakers import OpenedMask, OpenedSpeakers, place_masks
 from . import convert, talks
 from .host import NodeProgress, executing_node, invite, place_video, server_loop, video_output
 from .schema import (
@@ -40,6 +42,7 @@ from .schema import (
     seed_input,
     size_fault,
     size_input,
+    spoken_input,
     steps_input,
     supported,
 )
@@ -62,7 +65,8 @@ class Wishes:
     Attributes:
         request, image: of the video.
         source: MICROPHONE or SOUNDS.
-        sounds: said first, or all there is to say.
+        sounds: of each speaker, said first, or all there is to say.
+        masks: of several speakers; none: there is one.
         longest: seconds.
         prefix: of the file's name.
         address: where it is sent besides, or None.
@@ -71,7 +75,8 @@ class Wishes:
     request: Request
     image: np.ndarray
     source: str
-    sounds: tuple[AudioClip, ...]
+    sounds: tuple[tuple[AudioClip, ...], ...]
+    masks: tuple[OpenedMask, ...]
     longest: float
     prefix: str
     address: OutputAddress | None = None
@@ -118,11 +123,10 @@ class Live(io.ComfyNode):
                     default="LiveAvatar",
                     tooltip="Name of the temporary file; connect core Save Video to keep it.",
                 ),
-                io.Audio.Input(
-                    "audio",
+                spoken_input(
+                    "Said first: one sound, a batch or a list of them, one after the other. With source AUDIO input it "
+                    "ends after them. Several people in the picture: from Speakers; the panel asks who speaks then.",
                     optional=True,
-                    tooltip="Said first: one sound, a batch or a list of them, one after the other. With source AUDIO "
-                    "input it ends after them.",
                 ),
                 mask_input(),
                 io.String.Input(
@@ -169,8 +173,8 @@ class Live(io.ComfyNode):
         out_url: Sequence[str] = ("",),
     ) -> io.NodeOutput:
         """The talk, from its first moment to its last. Every input is a list, because `audio` may be one."""
-        sounds = tuple(convert.audio_clip(one) for given in audio for one in convert.split_audio(given))
-        if source[0] == SOUNDS and not sounds:
+        sounds, masks = _spoken(audio, source[0])
+        if source[0] == SOUNDS and not any(sounds):
             raise RequestError(
                 "Nothing is connected to the audio input, and the source is AUDIO input.",
                 "Connect core Load Audio, or choose the source microphone.",
@@ -180,14 +184,49 @@ class Live(io.ComfyNode):
             convert.image_array(image[0], mask[0] if mask else None),
             source[0],
             sounds,
+            masks,
             60 * longest_minutes[0],
             filename_prefix[0],
             parse_address(out_url[0]) if out_url[0].strip() else None,
         )
         with refused_in_widgets():
-            model[0].plan_open(wishes.request, (wishes.image.shape[1], wishes.image.shape[0]))
+            _check(model[0], wishes)
         with NodeProgress.current(PHASES) as progress:
             return talk_live(progress, model[0], wishes)
+
+
+def _spoken(audio: Sequence[Any], source: str) -> tuple[tuple[tuple[AudioClip, ...], ...], tuple[OpenedMask, ...]]:
+    """What each speaker says, and where they are; of one voice no mask. Where others speak later, nobody waits for
+    silence to end.
+
+    Raises:
+        LiveAvatarError: a sound that cannot be used, or several speakers and other sounds.
+    """
+    several = next((one for one in audio if isinstance(one, OpenedSpeakers)), None)
+    if several is None:
+        clips = [
+            [one] if isinstance(one, AudioClip) else map(convert.audio_clip, convert.split_audio(one)) for one in audio
+        ]
+        return (tuple(itertools.chain(*clips)),), ()
+    if len(audio) > 1:
+        raise SpeakerError(
+            "The audio input has several speakers and other sounds.",
+            "Connect one node Speakers there, or sounds alone.",
+        )
+    sounds = ((clip,) if source == SOUNDS or not clip.is_silent else () for clip in several.each)
+    return tuple(sounds), several.masks
+
+
+def _check(model: LiveAvatarPipeline, wishes: Wishes) -> None:
+    """Make sure that a talk can be held, before a page is asked and anything is loaded.
+
+    Raises:
+        LiveAvatarError: it cannot.
+    """
+    size = wishes.image.shape[1], wishes.image.shape[0]
+    resolved, _ = model.plan_open(wishes.request, size, len(wishes.masks) or 1)
+    if wishes.masks:
+        place_masks(wishes.masks, size, resolved.width, resolved.height, wishes.request.fit)
 
 
 def address_fault(url: str | None) -> bool | str:
@@ -211,11 +250,13 @@ def talk_live(progress: NodeProgress, model: LiveAvatarPipeline, wishes: Wishes)
     node, prompt = executing_node()
     details = {"source": wishes.source, "longest_s": wishes.longest}
     room = HostedRoom(model.components.name, server_loop(), details, needs_page=wishes.source == MICROPHONE)
+    room.speaker_count = len(wishes.masks) or 1
     with talks.opened(room, prompt, node):
         watched = _wait_for_page(progress, room, invite(room, node, prompt, details), wishes.source)
         loading = _only_loading(progress)
         is_seen = watched or wishes.address is not None
-        with LiveSession(model, wishes.image, wishes.request, real_time=is_seen, callback=loading) as session:
+        asked = model, wishes.image, wishes.request
+        with LiveSession(*asked, real_time=is_seen, callback=loading, speakers=wishes.masks) as session:
             e = session.resolved
             out = place_video(progress, wishes.prefix, e.width, e.height)
             try:
@@ -294,7 +335,7 @@ def _talk(
 ) -> None:
     """Until everything is said, the page stops it, the time is over, or the user cancels."""
     most = math.ceil(wishes.longest / BLOCK_SECONDS)
-    sounds = SoundQueue(wishes.sounds, then_end=wishes.source == SOUNDS)
+    sounds = SoundQueue(*wishes.sounds, then_end=wishes.source == SOUNDS)
     if room.stopped.is_set():
         raise RequestError("It was stopped before it began, so there is no recording.", "Queue the graph again.")
 
@@ -336,6 +377,7 @@ def _receipt(
         "steps": e.steps,
         "seed": e.seed,
         "seconds": recording.seconds,
+        "speakers": [dataclasses.asdict(speaker) for speaker in session.speaker_reports],
         "late_blocks": stats.late_blocks,
         "changes": [list(change) for change in stats.changes],
         "sent": None if network is None else dataclasses.asdict(network.status),

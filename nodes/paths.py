@@ -12,6 +12,7 @@ import folder_paths
 
 from ..liveavatar.components import MINI_FOLDER, Components, FolderComponents, load_tiny, load_vae, open_components
 from ..liveavatar.errors import LiveAvatarError, MissingFilesError, StateError
+from ..liveavatar.files import path_of
 from ..liveavatar.video_state import VideoState, is_state
 from ..liveavatar.weights.folder import find_model, inspect_model
 from ..liveavatar.weights.lora import NO_LORA, ExtraLoRA
@@ -57,7 +58,12 @@ def state_folder() -> Path:
 
 
 def new_state(prefix: str) -> Path:
-    """A name for a state that is not taken yet; its folder is made."""
+    """A name for a state that is not taken yet; its folder is made.
+
+    Raises:
+        OutputError: no file can be called so.
+    """
+    path_of(f"{prefix}{_STATE_SUFFIX}", "The state")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(state_folder()))
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder) / f"{name}_{counter:05}_{_STATE_SUFFIX}"

@@ -107,8 +107,10 @@ def _planned(
     if several is None:
         return resolved, plan, ()
     several.check_lengths(request)
-    placed = several.placed(picture, resolved.width, resolved.height, request.fit) if picture else None
-    return resolved, plan, placed.reports if placed else ()
+    if picture is None:
+        return resolved, plan, ()
+    placed = several.placed(picture, resolved.width, resolved.height, request.fit)
+    return dataclasses.replace(resolved, notes=(*resolved.notes, *placed.masks.notes)), plan, placed.reports
 
 
 def devices_of(plan: Plan, room: Callable[[str], int | None] = device_memory) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class Speakers(io.ComfyNode):
             ],
             outputs=[
                 SpeakersSocket.Output(
-                    display_name="speakers", tooltip="For the audio input of Live Avatar, Audio Features or Plan."
+                    display_name="speakers", tooltip="For the audio input of Live Avatar, Audio Features, Plan or Live."
                 )
             ],
             **supported(search_aliases=["several speakers", "two people", "multi person", "multitalk", "dialogue"]),
@@ -123,14 +123,14 @@ def _opened(sounds: Mapping[int, Any], masks: Mapping[int, Any]) -> AudioClip | 
         if number not in masks:
             given.append(Speaker(clip))
             continue
-        mask = masks[number]
-        notes = (*clip.notes, *convert.mask_notes(mask))
-        given.append(Speaker(dataclasses.replace(clip, notes=notes), convert.speaker_mask(mask, f"mask_{number}")))
+        mask = convert.speaker_mask(masks[number], f"mask_{number}")
+        notes = (*clip.notes, *convert.mask_notes(masks[number]))
+        given.append(Speaker(dataclasses.replace(clip, notes=notes), mask))
     opened = open_audio(given)
     if isinstance(opened, AudioClip):
         return opened
-    named = zip(opened.masks, masks, strict=True)
-    return OpenedSpeakers(opened.each, tuple(dataclasses.replace(one, source=f"mask_{n}") for one, n in named))
+    named = [dataclasses.replace(one, source=f"mask_{n}") for one, n in zip(opened.masks, masks, strict=False)]
+    return OpenedSpeakers(opened.each, (*named, *opened.masks[len(named) :]))  # of one alone, the rest has none
 
 
 def _clip(audio: Any, socket: str) -> AudioClip:

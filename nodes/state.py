@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from ..liveavatar.errors import StateError
 from ..liveavatar.events import DECODING
 from ..liveavatar.utils import format_bytes
+from ..liveavatar.video_state import check_state_output, state_bytes
 from . import paths
 from .convert import video_tail
 from .host import NodeProgress, seconds_of
@@ -46,8 +47,10 @@ class SaveState(io.ComfyNode):
         known, source = seconds_of(state) if hasattr(state, "spec") else None, state_of(state)
         if not hasattr(source, "open"):
             raise StateError("There is no state to save.", "Connect a Sampler whose keep_state is on.")
+        with refused_in_widgets():
+            place = check_state_output(paths.new_state(filename_prefix), _bytes_of(state))
         with NodeProgress.current(DECODING, known) as progress:
-            saved = source.open(progress).copied(paths.new_state(filename_prefix))
+            saved = source.open(progress).copied(place)
         size = format_bytes(saved.path.stat().st_size, ".3g")
         return io.NodeOutput(f"{saved.path}: {saved.info.seconds:.2f} s of video, {size}")
 
@@ -106,6 +109,14 @@ class LoadState(io.ComfyNode):
                     f"Both the state {file} and a video are given.", f"Set file to {paths.NO_STATE}, or disconnect one."
                 )
             return io.NodeOutput(video_tail(video, paths.temporary_folder()))
+
+
+def _bytes_of(given: Any) -> int:
+    """Of what comes over a state socket, in a file."""
+    if hasattr(given, "spec"):
+        return state_bytes(given.config, given.spec.resolved, given.spec.plan)
+    size: int = given.path.stat().st_size
+    return size
 
 
 def state_of(given: Any) -> Any:

@@ -123,8 +123,8 @@ class WatchedEngine(LocalEngine):
             ),
         }
 
-    def _stages(self, job: VideoTask) -> list[Stage]:
-        self.stages = super()._stages(job)
+    def _stages(self, job: VideoTask, at_work: Callback = ignore) -> list[Stage]:
+        self.stages = super()._stages(job, at_work)
         timeline = self._timeline
         for stage in self.stages:
             stage.net = cast(CausalS2VTransformer, TimedNet(stage.net, timeline))

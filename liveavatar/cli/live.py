@@ -87,10 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
             pipeline = LiveAvatarPipeline.from_pretrained(arguments.model, backend=backend, **parts_of(arguments))
             resolved, plan = pipeline.plan_open(request, size, len(masks) or 1)  # the impossible: now
             lines, told = resolved_lines(resolved), live_lines(plan.live, LOOKAHEAD_SECONDS)
+            notes: list[str] = []
             if masks:
                 placed = place_masks(masks, size, resolved.width, resolved.height, request.fit)
                 lines += mask_lines(masks, placed.shares)
-            say([*lines, *told, *note_lines(plan.notes)])
+                notes += [f"{mask.name}: {note}" for mask in masks for note in mask.notes] + [*placed.notes]
+            say([*lines, *told, *note_lines([*notes, *plan.notes])])
             asked = dataclasses.replace(request, seconds=None)
             server = LiveServer(pipeline, image, asked, token, tuple(arguments.origin), outputs=outputs, speakers=masks)
             if plan.live is not None:

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import RequestError, shown
 
@@ -20,6 +20,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
+        self._command: str | None = None
+        """That was given, once arguments are parsed."""
+
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        """See `argparse.ArgumentParser`."""
+        parsed, rest = super().parse_known_args(*given, **named)
+        self._command = getattr(parsed, "command", None)
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what it found wrong."""
@@ -48,11 +56,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _all_actions(self) -> list[argparse.Action]:
-        """Its own, and those of its commands: unknown options are found out by the outermost parser."""
+        """Its own, and those of the command that was given: unknown options are found out by the outermost parser."""
         found = list(self._actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found += [a for parser in action.choices.values() for a in parser._all_actions()]
+                parsers = [parser for name, parser in action.choices.items() if self._command in (None, name)]
+                found += [a for parser in parsers for a in parser._all_actions()]
         return found
 
 

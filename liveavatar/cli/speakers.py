@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError
+from ..errors import RequestError, shown
 from .parser import whole_number
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ def add_audio_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speaker",
         action="append",
-        metavar="AUDIO:MASK",
+        metavar="AUDIO[:MASK]",
         help="in place of --audio, once for each of several speakers: their sound, and a picture of any size in the "
-        "portrait's shape that is white where their face is; or a half of it: left, right",
+        "portrait's shape that is white where their face is; or a half of it: left, right. Of one alone the mask may "
+        "be left out",
     )
 
 
@@ -87,16 +88,25 @@ def spoken_of(arguments: argparse.Namespace) -> GivenAudio:
 def parse_speaker(text: str) -> Speaker:
     """A speaker as it is written: AUDIO:MASK, or AUDIO alone.
 
-    Names may have colons: what is a file as a whole has no mask; else the colon counts that has a file on both sides,
-    and where there is none, the last one that does not follow the letter of a drive.
+    Names may have colons: what is a file as a whole has no mask; else the colon counts that has a sound and a mask on
+    its sides, or the sound alone, or the mask alone; and where nothing is there, the last one that does not follow the
+    letter of a drive.
+
+    Raises:
+        RequestError: nothing is named before or behind the colon.
     """
-    from ..speakers import Speaker
+    from ..speakers import HALVES, Speaker
 
     if _is_file(text):
         return Speaker(text)
-    colons = [i for i, letter in enumerate(text) if letter == ":" and text[:i] and text[i + 1 :]]
-    files = [i for i in colons if _is_file(text[:i]) and _is_file(text[i + 1 :])]
-    likely = files or [i for i in colons if not _is_drive(text, i)]
+    if not text.strip() or text.startswith(":") or (text.endswith(":") and _is_file(text[:-1])):
+        lacks = "mask after its colon" if text.endswith(":") and text != ":" else "sound"
+        raise RequestError(f"--speaker {shown(text)} names no {lacks}.", "Write --speaker AUDIO:MASK.")
+    colons = [i for i, letter in enumerate(text) if letter == ":" and text[i + 1 :]]
+    sounds = [i for i in colons if _is_file(text[:i])]
+    masks = [i for i in colons if text[i + 1 :] in HALVES or _is_file(text[i + 1 :])]
+    both = [i for i in sounds if i in masks]
+    likely = both or sounds or masks or [i for i in colons if not _is_drive(text, i)]
     return Speaker(text[: likely[-1]], text[likely[-1] + 1 :]) if likely else Speaker(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..events import Callback
 from ..session import VideoTask
 from ..spool import SlotFile
 from ..stage import Changes, Portrait
@@ -73,9 +74,10 @@ class BlockSource:
         """The portrait that begins to hold at a block; None where none does."""
         return self._changes.portraits.beginning(block)
 
-    def pose(self, block: int) -> torch.Tensor | None:
-        """Its pose latents [16, 3, h, w], encoded now; None where no pose is followed."""
-        return None if self._given.pose is None else self._given.pose.block(block)
+    def pose(self, block: int, callback: Callback) -> torch.Tensor | None:
+        """Its pose latents [16, 3, h, w], encoded now, with the callback of `PoseLatents.block`; None where no pose is
+        followed."""
+        return None if self._given.pose is None else self._given.pose.block(block, callback)
 
     def prompts_before(self, block: int) -> tuple[list[torch.Tensor], int]:
         """Features of the first prompt, and of the one that holds just before a block where that is another one; and

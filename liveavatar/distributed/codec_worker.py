@@ -14,7 +14,7 @@ import torch
 from ..codec import ExecConfig, LocalEncoders
 from ..encoders.audio import AudioEncoder, AudioFeatures, Tail
 from ..errors import Cancelled
-from ..events import Event
+from ..events import Event, ignore
 from ..pose import Encode
 from ..spool import Spool
 from ..streams import Decoder
@@ -140,7 +140,7 @@ class CodecWorker(BaseWorker):
 
     def encode_pose(self, number: int, pictures: np.ndarray) -> torch.Tensor:
         """The latents of the next pictures of a clip."""
-        return self._compute(lambda codec: self._clips[number](pictures)).cpu()
+        return self._compute(lambda codec: self._clips[number](pictures, ignore)).cpu()
 
     def close_pose_clip(self, number: int) -> None:
         """Free what a clip's encoder remembers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 from collections import deque
@@ -308,10 +309,12 @@ class _RemotePoseEncoder:
         """Begin a clip in the worker that there is then."""
         with self._replacing():
             self._have_worker()
-            self._call("open_pose_clip", number, self._size, self._tiles)
+            self._call(no_heartbeat, "open_pose_clip", number, self._size, self._tiles)
         return self._handle.worker
 
-    def encode(self, worker: WorkerHandle | None, number: int, pictures: np.ndarray) -> torch.Tensor:
+    def encode(
+        self, worker: WorkerHandle | None, number: int, pictures: np.ndarray, callback: Callback
+    ) -> torch.Tensor:
         """The latents of the next pictures of a clip that was begun in a worker.
 
         Raises:
@@ -321,7 +324,8 @@ class _RemotePoseEncoder:
         if worker is None or self._handle.worker is not worker:
             raise ClipLost
         with self._replacing():
-            latents: torch.Tensor = self._call("encode_pose", number, pictures)
+            at_work = functools.partial(callback, Event(GENERATING))
+            latents: torch.Tensor = self._call(at_work, "encode_pose", number, pictures)
         self._done += 1
         return latents
 
@@ -329,10 +333,8 @@ class _RemotePoseEncoder:
         """Let a clip go."""
         self._handle.call_async("close_pose_clip", number)
 
-    def _call(self, name: str, *given: Any) -> Any:
-        return self._handle.call(
-            self._place, "encode the pose", self._handle.limits.deadline, no_heartbeat, name, *given
-        )
+    def _call(self, heartbeat: Heartbeat, name: str, *given: Any) -> Any:
+        return self._handle.call(self._place, "encode the pose", self._handle.limits.deadline, heartbeat, name, *given)
 
     @contextlib.contextmanager
     def _replacing(self) -> Iterator[None]:
@@ -353,8 +355,8 @@ class _RemoteClip:
         self._encoder, self._number = encoder, number
         self._worker = encoder.open(number)
 
-    def __call__(self, pictures: np.ndarray) -> torch.Tensor:
-        return self._encoder.encode(self._worker, self._number, pictures)
+    def __call__(self, pictures: np.ndarray, callback: Callback) -> torch.Tensor:
+        return self._encoder.encode(self._worker, self._number, pictures, callback)
 
     def __del__(self) -> None:
         self._encoder.close(self._number)

@@ -159,7 +159,7 @@ class RunMonitor:
         """
         while True:
             if not self._pause.on:
-                self._allow(block)
+                self._allow(block, callback)
             self._limit_workers()
             if self._is_there(block):
                 return self._received.pop()
@@ -276,13 +276,14 @@ class RunMonitor:
         self._requested[stage] = time.monotonic()
         self._events[self._workers[stage].call("events", _EVENTS_SECONDS)] = stage
 
-    def _allow(self, block: int) -> None:
+    def _allow(self, block: int, callback: Callback) -> None:
         """Let further blocks be worked on while the caller waits for `block`."""
+        at_work = lambda _: self._call(callback, Event(GENERATING, self._tasks, self._all_tasks))  # noqa: E731
         while self._allowed < self._limit(block) and self._source.has(self._allowed):
             prompt = self._source.prompt(self._allowed)
             context = None if prompt is None else _own(prompt)
             ref = self._workers[0].call("embed_block", self._source.features(self._allowed), context)
-            self._embedding[ref] = self._allowed, self._source.pose(self._allowed)
+            self._embedding[ref] = self._allowed, self._source.pose(self._allowed, at_work)
             self._allowed += 1
 
     def _poll(self, callback: Callback, seconds: float) -> None:

@@ -368,13 +368,14 @@ class LocalEngine:
 
     def _latents(self, job: VideoTask, callback: Callback) -> Generator[AsyncHostTensor, None, None]:
         """The finished latents, on their way to the CPU."""
-        with self._inference():
-            run = _LocalRun(self.plan.partition, job, self._stages(job), self._dtype)
-        if job.keep_state:
-            self._kept = run
         partition, clip_blocks, first = self.plan.partition, job.resolved.clip_blocks, job.resolved.first_block
         portraits = job.conditioning.changes.portraits.starts
         total = 0 if job.blocks is None else task_count(partition, job.blocks, first, clip_blocks, portraits)
+        at_work = lambda _: callback(Event(GENERATING, self._timer.finished, total))  # noqa: E731
+        with self._inference():
+            run = _LocalRun(partition, job, self._stages(job, at_work), self._dtype)
+        if job.keep_state:
+            self._kept = run
         gate = job.gate if job.stop is None else _until_set(job.stop)
         for start in paced_order(partition, job.blocks, None, first, clip_blocks, gate, portraits):
             with self._inference():
@@ -393,8 +394,8 @@ class LocalEngine:
         with torch.inference_mode(), threads:
             yield
 
-    def _stages(self, job: VideoTask) -> list[Stage]:
-        conditioning = self._conditioning(job)
+    def _stages(self, job: VideoTask, at_work: Callback = ignore) -> list[Stage]:
+        conditioning = self._conditioning(job, at_work)
         return [self._stage(planned, conditioning) for planned in self.plan.stages]
 
     def _stage(self, planned: StagePlan, conditioning: StageConditioning) -> Stage:
@@ -413,7 +414,7 @@ class LocalEngine:
         head_dim = self.components.config.head_dim
         return choose_attention(self.plan.attention, torch.device(stage.device), self._dtype, head_dim)
 
-    def _conditioning(self, job: VideoTask) -> StageConditioning:
+    def _conditioning(self, job: VideoTask, at_work: Callback) -> StageConditioning:
         embedders, resolved, changes = self._embedders(), job.resolved, job.conditioning.changes
         schedule = NoiseSchedule.flow_matching(resolved.steps)
         rows, columns = (n // 2 for n in resolved.latent_size)
@@ -429,20 +430,20 @@ class LocalEngine:
             audio=self._audio_tokens(embedders, job),
             clip_blocks=resolved.clip_blocks,
             changes=Changes(changes.prompts.map(embedders.embed_text), changes.portraits),
-            pose=self._pose_latents(job),
+            pose=self._pose_latents(job, at_work),
             speaker_mask=job.conditioning.speaker_mask,
         )
 
-    def _pose_latents(self, job: VideoTask) -> Callable[[int], torch.Tensor | None]:
+    def _pose_latents(self, job: VideoTask, at_work: Callback) -> Callable[[int], torch.Tensor | None]:
         """The pose latents of each block, encoded when first asked for, and kept for the blocks that are open: going
-        back would encode a clip again."""
+        back would encode a clip again. What is called while they are encoded may end the run."""
         pose, kept = job.conditioning.pose, dict[int, torch.Tensor]()
 
         def latents(block: int) -> torch.Tensor | None:
             if pose is None:
                 return None
             if block not in kept:
-                kept[block] = pose.block(block)
+                kept[block] = pose.block(block, at_work)
                 kept.pop(block - self.plan.partition.stages - 1, None)
             return kept[block]
 

@@ -17,48 +17,70 @@ _PIECE_SECONDS = 1.0
 
 
 class SoundQueue:
-    """Hands sounds to a session, whose first speaker says them. May be used from any thread.
+    """Hands sounds to a session, each to the speaker who says it. May be used from any thread.
 
     Args:
-        sounds: any rate and channels; they follow each other without a pause.
+        sounds: of each speaker, from the first one on: any rate and channels, which follow each other without a pause.
+            All speakers begin together.
         then_end: whether the session ends when all is said.
     """
 
-    def __init__(self, sounds: Sequence[AudioClip], then_end: bool = False):
-        self._sounds, self._then_end = deque(sounds), then_end
-        self._position = 0
+    def __init__(self, *sounds: Sequence[AudioClip], then_end: bool = False):
+        self._tracks, self._then_end = [_Track(each) for each in sounds], then_end
         self._changed = threading.Lock()
-        self.over = not sounds and not then_end
+        self.over = not any(sounds) and not then_end
         """Whether all has been handed out."""
 
     def feed(self, session: LiveSession) -> None:
         """Hand out what there is room for; to be called at least once a second of what is said."""
         with self._changed:
-            while not self.over and session.feeds[0].queued_seconds < AHEAD_SECONDS:
-                if self._sounds:
-                    session.push(self._next_piece(self._sounds[0]), self._sounds[0].rate)
-                    self._forget_finished()
-                    continue
-                self.over = True
-                if self._then_end:
-                    session.end()
-                else:
-                    session.end_of_speech(speaker=1)
+            if self.over:
+                return
+            for speaker, track in enumerate(self._tracks, 1):
+                while not track.over and session.feeds[speaker - 1].queued_seconds < AHEAD_SECONDS:
+                    if (piece := track.next_piece()) is not None:
+                        session.push(*piece, speaker)
+                    else:
+                        track.over = True
+                        session.end_of_speech(speaker)
+            self.over = all(track.over for track in self._tracks)
+            if self.over and self._then_end:
+                session.end()
 
-    def clear(self) -> None:
-        """Say no more of them."""
+    def clear(self, speaker: int | None = None) -> None:
+        """Say no more of them, of one speaker or of all."""
         with self._changed:
-            self._sounds.clear()
-            self._position = 0
+            for number, track in enumerate(self._tracks, 1):
+                if speaker in (None, number):
+                    track.clear()
 
-    def _next_piece(self, sound: AudioClip) -> np.ndarray:
-        """The next second of a sound, mono, and a step on in it."""
+
+class _Track:
+    """What one speaker says, in pieces.
+
+    Args:
+        sounds: one after the other.
+    """
+
+    def __init__(self, sounds: Sequence[AudioClip]):
+        self._sounds, self._position = deque(sounds), 0
+        self.over = False
+        """Whether its end has been told."""
+
+    def next_piece(self) -> tuple[np.ndarray, int] | None:
+        """The next second, mono, and its rate; None after the last one."""
+        if not self._sounds:
+            return None
+        sound = self._sounds[0]
         begin, self._position = self._position, self._position + round(_PIECE_SECONDS * sound.rate)
         piece = np.asarray(sound.samples[begin : self._position], np.float32)
-        channel = sound.mixdown.channel
-        return piece.mean(1, dtype=np.float32) if channel is None else piece[:, channel]
-
-    def _forget_finished(self) -> None:
-        if self._position >= len(self._sounds[0].samples):
+        if self._position >= len(sound.samples):
             self._sounds.popleft()
             self._position = 0
+        channel = sound.mixdown.channel
+        return piece.mean(1, dtype=np.float32) if channel is None else piece[:, channel], sound.rate
+
+    def clear(self) -> None:
+        """Say no more."""
+        self._sounds.clear()
+        self._position = 0

@@ -70,8 +70,7 @@ class Talk:
 
     def interrupt(self, speaker: int | None = None) -> float:
         """Drop what has not been said, the sounds of the start too; see `LiveSession.interrupt`."""
-        if speaker in (None, 1):
-            self.sounds.clear()
+        self.sounds.clear(speaker)
         dropped = self.session.interrupt(speaker)
         self.sounds.feed(self.session)
         return dropped

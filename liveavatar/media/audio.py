@@ -104,6 +104,11 @@ class AudioClip:
         """How its channels become one; its samples are read once for it."""
         return _mixdown(self)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody hears anything in it."""
+        return self.mixdown.peak < SILENT_PEAK
+
     def limited(self, seconds: float) -> AudioClip:
         """The first `seconds` seconds (rounded up to a sample), or all of it where it is shorter. Nothing is copied.
 
@@ -138,7 +143,7 @@ def audio_notes(audio: AudioClip) -> tuple[str, ...]:
             f"the {audio.channels} channels of the sound cancel each other when they are mixed; the model hears only "
             f"number {mixdown.channel + 1}, the loudest"
         )
-    if mixdown.peak < SILENT_PEAK:
+    if audio.is_silent:
         level = f"its loudest sample is at {20 * math.log10(mixdown.peak):.0f} dB" if mixdown.peak else "all of it is 0"
         notes.append(f"the sound is silent ({level}), so the mouth has nothing to say")
     return tuple(notes)

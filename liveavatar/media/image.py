@@ -16,6 +16,7 @@ from ..errors import ImageError
 from ..utils import check_input_file
 from .image_colour import Samples, to_rgb
 from .image_formats import (
+    MIN_SIDE,
     READABLE,
     camera_raw,
     check_header,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Fit = Literal["cover", "pad"]
 
 
-def read_image(path: str | os.PathLike[str], notes: list[str] | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], notes: list[str] | None = None, min_side: int = MIN_SIDE) -> np.ndarray:
     """Read an image file as uint8 RGB [H, W, 3], upright (EXIF orientation applied), in sRGB.
 
     Colour profiles are applied, samples of 9 to 16 bits scaled to 8, and transparent parts become white. Of an
@@ -45,10 +46,11 @@ def read_image(path: str | os.PathLike[str], notes: list[str] | None = None) -> 
     Args:
         path: the file.
         notes: a sentence is added for everything of the file that is left out or altered.
+        min_side: pixels that both sides need at least.
 
     Raises:
-        ImageError: no such file, not an image, damaged or cut off, a side under 16 pixels, over 120 million pixels or
-            too much memory to decode. Sizes are checked before anything is decoded.
+        ImageError: no such file, not an image, damaged or cut off, too small, over 120 million pixels or too much
+            memory to decode. Sizes are checked before anything is decoded.
     """
     from PIL import Image
 
@@ -59,7 +61,7 @@ def read_image(path: str | os.PathLike[str], notes: list[str] | None = None) -> 
             head = file.read(1024)
         if kind := camera_raw(path, head):
             raise raw_refusal(path, kind)
-        rgb = _read(path, found)
+        rgb = _read(path, found, min_side)
     except ImageError:
         raise
     except Image.DecompressionBombError as e:
@@ -131,11 +133,11 @@ def to_clip(frames: np.ndarray) -> torch.Tensor:
     return torch.cat([to_pixels(frame) for frame in frames], 2)
 
 
-def _read(path: Path, notes: list[str]) -> np.ndarray:
+def _read(path: Path, notes: list[str], min_side: int) -> np.ndarray:
     """The upright RGB of a file that may be an image."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes, whose limit here is near that, and of parts that are not used
-        image, (width, height) = _open(path, path)
+        image, (width, height) = _open(path, path, min_side)
         with image:
             samples = Samples.of(image)
             notes += filter(None, [frame_note(image)])
@@ -143,7 +145,7 @@ def _read(path: Path, notes: list[str]) -> np.ndarray:
             rgb = to_rgb(decoded, samples, reduction(*decoded.size), notes)
             if reduction(width, height) > 1:
                 notes.append(f"the picture has {width}x{height} pixels; it is read at {rgb.shape[1]}x{rgb.shape[0]}")
-            return _upright(rgb, image, notes)
+            return upright(rgb, image, notes)
 
 
 def _decoded(image: Image, path: Path, notes: list[str]) -> Image:
@@ -162,13 +164,13 @@ def _decoded(image: Image, path: Path, notes: list[str]) -> Image:
     return image
 
 
-def _open(file: Path | io.BytesIO, path: Path) -> tuple[Image, tuple[int, int]]:
+def _open(file: Path | io.BytesIO, path: Path, min_side: int = MIN_SIDE) -> tuple[Image, tuple[int, int]]:
     """An image whose header is in bounds, and its size; a very large JPEG will be decoded at half its size."""
     from PIL import Image
 
     image = Image.open(file, formats=READABLE)
     try:
-        check_header(image, path)
+        check_header(image, path, min_side)
         size = image.size
         if reduction(*size) > 1 and image.format in ("JPEG", "MPO"):
             image.draft(None, (size[0] // 2, size[1] // 2))
@@ -183,8 +185,8 @@ def _load(image: Image) -> Image:
     return image
 
 
-def _upright(rgb: np.ndarray, image: Image, notes: list[str]) -> np.ndarray:
-    """Pixels turned as the file says; Pillow has turned those of a TIFF already."""
+def upright(rgb: np.ndarray, image: Image, notes: list[str]) -> np.ndarray:
+    """Pixels [H, W, channels] turned as the file says; Pillow has turned those of a TIFF already."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # of EXIF data, every part can be damaged

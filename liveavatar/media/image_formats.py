@@ -37,8 +37,12 @@ _WIDE_GREY = ("PNG", "PPM")
 """Formats whose 16-bit grey some versions of Pillow call 32-bit."""
 
 
-def check_header(image: Image, path: Path) -> None:
+def check_header(image: Image, path: Path, min_side: int = MIN_SIDE) -> None:
     """Refuse an opened image whose decoding would be of no use or take too much; nothing has been decoded yet.
+
+    Args:
+        image, path: of the file.
+        min_side: as of `read_image`.
 
     Raises:
         ImageError: sides, samples or memory out of bounds.
@@ -46,7 +50,7 @@ def check_header(image: Image, path: Path) -> None:
     if _DNG_VERSION in getattr(image, "tag_v2", {}):
         raise raw_refusal(path, "DNG")
     width, height = image.size
-    check_sides(width, height, str(path))
+    check_sides(width, height, str(path), min_side)
     if image.mode == "F":
         raise ImageError(
             f"{path} holds 32-bit floating point samples (HDR), whose black and white are not defined.",
@@ -68,16 +72,16 @@ def check_header(image: Image, path: Path) -> None:
         )
 
 
-def check_sides(width: int, height: int, source: str) -> None:
+def check_sides(width: int, height: int, source: str, min_side: int = MIN_SIDE) -> None:
     """Refuse an image that is too small.
 
     Raises:
-        ImageError: a side under 16 pixels.
+        ImageError: a side of fewer pixels than `min_side`.
     """
-    if min(width, height) < MIN_SIDE:
+    if min(width, height) < min_side:
         raise ImageError(
             f"{source} has {width}x{height} pixels, too few to show a face.",
-            f"Both sides need at least {MIN_SIDE}; 512 and more look good.",
+            f"Both sides need at least {min_side}; 512 and more look good.",
         )
 
 

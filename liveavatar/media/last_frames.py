@@ -15,7 +15,7 @@ from ..config import FPS
 from ..errors import StateError
 from ..request import MAX_AREA
 from ..utils import check_input_file
-from .video_stream import VideoStream, open_video
+from .video_stream import VideoStream, open_video, upright
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 _BT709, _BT601 = 1, 5
@@ -78,9 +78,8 @@ def _last(video: VideoStream, path: Path, count: int) -> LastFrames:
 
 
 def _rgb(frame: Any) -> np.ndarray:
-    """A frame as uint8 [H, W, 3]; where it does not say what its colours mean, as players take them."""
+    """A frame as uint8 [H, W, 3], upright; where it does not say what its colours mean, as players take them."""
     colours = frame.colorspace
     if colours == _UNKNOWN_COLOURS:
         colours = _BT709 if frame.height >= 720 else _BT601
-    rgb: np.ndarray = frame.to_ndarray(format="rgb24", src_colorspace=int(colours))
-    return rgb
+    return upright(frame, src_colorspace=int(colours))

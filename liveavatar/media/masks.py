@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..config import SPATIAL_STRIDE
 from ..errors import ImageError, shown
-from .image import Fit, fit_image, read_image
+from .image import Fit, fit_image, read_image, upright
 
 Half = Literal["left", "right"]
 """Of a picture, as it is seen."""
@@ -31,14 +32,18 @@ _OWNED_SHARE = 0.5
 """Of a token's pixels: from here on it is the speaker's."""
 _SURROUNDINGS = 0.1
 """How far what surrounds a speaker reaches, against the larger side of the speaker's box."""
-_SHARED = 0.1
-"""Masks may have so much of the smaller one in common: their edges are soft."""
+MOST_SHARED = 0.1
+"""Masks may have so much of the smaller one in common: their edges are soft, or painted by hand."""
 _ASPECT_SLACK = 0.02
 """A mask may be narrower or wider than the picture by so much: sides of scaled ones are rounded."""
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+def read_mask(path: str | os.PathLike[str], notes: list[str] | None = None) -> np.ndarray:
     """Read a mask from a picture file: white is the speaker; where the picture has transparency, what is opaque is.
+
+    Args:
+        path: of a picture of any size.
+        notes: as of `read_image`.
 
     Returns:
         uint8 [H, W], upright.
@@ -46,14 +51,15 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         ImageError: as `read_image`.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    grey = read_image(path).mean(axis=2)
-    with Image.open(Path(path)) as image:
+    grey = read_image(path, notes, min_side=1).mean(axis=2)
+    with warnings.catch_warnings(), Image.open(Path(path)) as image:
+        warnings.simplefilter("ignore")
         if "A" in image.getbands() or "transparency" in image.info:
-            alpha = np.asarray(ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A"))
+            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
             if alpha.min() < WHITE:
-                return alpha
+                return upright(alpha[..., None], image, [])[..., 0]
     return np.rint(grey).astype(np.uint8)
 
 
@@ -61,17 +67,17 @@ def mask_of(values: np.ndarray) -> np.ndarray:
     """A mask that is already decoded, as uint8 [H, W].
 
     Args:
-        values: [H, W] of bool, of uint8 up to 255, or of floats from 0 to 1.
+        values: [H, W] of bool, of uint8 up to 255 or of 0 and 1 alone, or of floats from 0 to 1.
 
     Raises:
         ImageError: another shape or type, or other values.
     """
     if values.ndim != 2 or not values.size:
         raise ImageError(f"A mask of shape {list(values.shape)} is not understood.", "Give it as [height, width].")
+    if values.dtype == bool or (values.dtype == np.uint8 and values.max() == 1):
+        return values.astype(np.uint8) * 255
     if values.dtype == np.uint8:
         return values
-    if values.dtype == bool:
-        return values.astype(np.uint8) * 255
     if values.dtype.kind != "f":
         raise ImageError(f"A mask of type {values.dtype} is not understood.", "Give bool, uint8, or floats of 0 to 1.")
     if not (np.isfinite(values).all() and values.min() >= -1e-3 and values.max() <= 1 + 1e-3):
@@ -139,18 +145,18 @@ def hearing_tokens(owned: np.ndarray) -> np.ndarray:
     return np.where(hears.any(axis=0), hears, True)
 
 
-def overlap(fitted: np.ndarray) -> tuple[int, int, float] | None:
-    """Two masks that are of one place, and how much of the smaller one is in both; None where there are none.
+def overlaps(fitted: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs of masks with something in common, and how much of the smaller one that is; the most first.
 
     Args:
         fitted: see `owned_tokens`.
     """
     white = fitted >= WHITE
+    pairs = []
     for a, b in itertools.combinations(range(len(white)), 2):
-        common, smaller = int((white[a] & white[b]).sum()), int(min(white[a].sum(), white[b].sum()))
-        if common > _SHARED * smaller:
-            return a, b, common / smaller
-    return None
+        if common := int((white[a] & white[b]).sum()):
+            pairs.append((a, b, common / int(min(white[a].sum(), white[b].sum()))))
+    return sorted(pairs, key=lambda pair: -pair[2])
 
 
 def _with_surroundings(owned: np.ndarray) -> np.ndarray:

@@ -97,7 +97,12 @@ def open_video(file: Path | io.BytesIO, name: str, kind: type[LiveAvatarError], 
             yield VideoStream(container, stream, name, kind, nearest)
 
 
-def upright(frame: Any) -> np.ndarray:
-    """A frame as it is shown, uint8 [H, W, 3]."""
-    rgb = frame.to_ndarray(format="rgb24")
+def upright(frame: Any, **reading: Any) -> np.ndarray:
+    """A frame as it is shown, uint8 [H, W, 3].
+
+    Args:
+        frame: FFmpeg's.
+        reading: how its colours are read, for PyAV.
+    """
+    rgb = frame.to_ndarray(format="rgb24", **reading)
     return np.ascontiguousarray(np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90)))

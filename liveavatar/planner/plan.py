@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..attention_choice import AttentionUse
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, MINI, WINDOW_BLOCKS, DecoderConfig, ModelConfig
@@ -14,7 +14,7 @@ from ..storage import PLAIN, StorageConfig, weight_storage
 from ..task_graph import Partition
 from ..vae.tile_grid import WHOLE, Tiles, most_tiles, possible
 from .hardware import CUDA_CONTEXT_BYTES
-from .memory import DTYPE_BYTES, SINK_VERSIONS, LayerSizes, aux_models, embedder_parameters
+from .memory import DTYPE_BYTES, LayerSizes, aux_models, embedder_parameters
 from .pace import Forecast, LiveForecast
 from .packed import PackedSizes
 
@@ -97,6 +97,8 @@ class StagePlan:
         offload_slots: keys and values that lie on the host pass through these.
         host_weights, host_kv_cache: pinned on the host.
         hop_bytes: tokens of a block, on their way to another stage.
+        snapshot_bytes: of one snapshot: what later blocks attend to, which cannot be computed again without those
+            before.
     """
 
     device: str
@@ -112,16 +114,12 @@ class StagePlan:
     host_weights: int = 0
     host_kv_cache: int = 0
     hop_bytes: int = 0
+    snapshot_bytes: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of the stage on its device."""
         return self.weights + self.kv_cache + self.sink + self.text + self.workspace + self.offload_slots
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """Bytes of one snapshot: what cannot be computed again without the blocks before."""
-        return self.kv_cache + self.host_kv_cache + self.sink // SINK_VERSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +289,7 @@ def make_plan(
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
         tiny: the decoder that works in place of the VAE's own.
-        packed: of the matrices of a model in a GGUF file.
+        packed: of the matrices that may stay packed.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of offloaded layers or interval; more
@@ -366,12 +364,22 @@ def assemble(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
         clip_blocks=resolved.clip_blocks,
-        notes=(_INT4_NOTE,) if config != MINI and any(s.storage.kv_dtype == "int4" for s in stages) else (),
+        notes=tuple(_storage_notes(config, stages, dtype, packed)),
         speaker_count=resolved.speaker_count,
     )
 
 
-_INT4_NOTE = "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
+def _storage_notes(
+    config: ModelConfig, stages: Sequence[StagePlan], dtype: str, packed: PackedSizes | None
+) -> Iterator[str]:
+    """What is worth knowing of how stages are kept."""
+    if config != MINI and any(stage.storage.kv_dtype == "int4" for stage in stages):
+        yield "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
+    kept = {stage.storage.weights for stage in stages if stage.storage.packed}
+    if kept and packed and packed.formats:
+        listed = ", ".join(f"{count} in {name}" for name, count in packed.formats)
+        native = ", where they are not multiplied as they are" if "packed-native" in kept else ""
+        yield f"matrices stay as the file has them ({listed}) and are brought to {dtype} for each product{native}"
 
 
 def stage_plan(
@@ -419,4 +427,5 @@ def stage_plan(
         host_weights=weights.host,
         host_kv_cache=kv_caches.host,
         hop_bytes=BLOCK_LATENTS * frame_tokens * config.dim * size,
+        snapshot_bytes=sizes.snapshot_bytes(count, len(steps)),
     )

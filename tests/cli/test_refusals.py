@@ -98,6 +98,7 @@ LINES = [
     (["generate"], "--audio", "required", "--help"),
     (["generate", "--audio", "a.wav"], "required", "--image", "--help"),
     (["generate", "--image", "a.png", "--audio", "a.wav", "--stpes", "4"], "--stpes", "Did you mean --steps?"),
+    (["plan", "--speaker", "a.wav:left"], "--speaker a.wav:left", "Did you mean --speakers?"),
     (["generate", "--image", "a.png", "--audio", "a.wav", "--size", "704", "384"], "384", "needs quotes"),
     (["generate", "--image"], "--image", "expected one argument"),
     (["generat"], "'generat'", "Did you mean generate?"),

@@ -38,6 +38,8 @@ def test_two_speakers_are_told_and_made(files):
     one = spoken(files, "voice.wav")
     assert one.code == 0 and receipt(files)["speakers"] == []
     alone = receipt(files)["frames_sha256"]
+    ran = spoken(files, "voice.wav:left.png")
+    assert ran.code == 0 and "at left.png: the rest of the picture hears silence" in ran.out
     assert generate(files, model="untrained", steps=1).code == 0 and receipt(files)["frames_sha256"] == alone
 
 
@@ -45,7 +47,9 @@ def test_two_speakers_are_told_and_made(files):
     ("speakers", "words"),
     [
         (("voice.wav:left.png", "other.wav"), ("Speaker 2 (other.wav) has no mask",)),
-        (("voice.wav:left.png",), ("There is one speaker", "Leave the mask out")),
+        (("voice.wav:",), ("--speaker 'voice.wav:' names no mask",)),
+        ((":left.png", "other.wav:right.png"), ("--speaker ':left.png' names no sound",)),
+        (("voice.wav:left.png", "other.wav:no:mask.png"), ("The mask of speaker 2 (other.wav)", "at no:mask.png")),
         (("voice.wav:left.png", "other.wav:black.png"), ("speaker 2 (other.wav) is empty",)),
         (("voice.wav:left.png", "other.wav:left.png"), ("speaker 1 (voice.wav) and speaker 2 (other.wav)", "100%")),
         (("voice.wav:left.png", "gone.wav:right.png"), ("Speaker 2 (gone.wav): There is no sound at gone.wav",)),

@@ -15,7 +15,7 @@ import pytest
 from browser import MODES, Look, browse
 from live_client import Client
 from live_server import Absent, Server, serve
-from outcome import saved, succeeded
+from outcome import receipt_of, saved, succeeded
 from video_file import look_into
 
 VOICE = graphs.ASSETS / "voice.wav"
@@ -125,6 +125,28 @@ def test_it_speaks_in_the_node_and_stop_gives_the_recording(look: Look, live_ser
     assert look.ours == []
 
 
+def test_of_two_people_the_one_who_is_chosen_says_what_the_microphone_hears(look: Look, live_server: Server) -> None:
+    graph = two_live(source="microphone", longest_minutes=5.0, steps=1)
+    for name in ("left_silence", "right_silence"):
+        graph[name] = graphs.node("EmptyAudio", duration=30.0, sample_rate=44_100, channels=1)
+    graph["speakers"]["inputs"] |= {"audio.audio_1": ["left_silence", 0], "audio.audio_2": ["right_silence", 0]}
+    look.page.evaluate("(graph) => look.app.loadApiJson(graph, 'two people')", graph)
+    look.page.evaluate(WATCH_MICROPHONES)
+    look.focus("LiveAvatarLive")
+    look.press_run()
+    look.page.wait_for_function(TALKING, timeout=120_000)
+    chosen = look.page.locator(".liveavatar .controls select").first
+    assert chosen.locator("option").all_inner_texts() == ["Speaker 1", "Speaker 2"]
+    chosen.select_option("2")
+    say(look, "(talking|too slow)[^·]*· (Speaker 1 · )?Speaker 2")
+    look.picture("live_two_people")
+    press(look, "Stop")
+    say(look, "Recorded")
+    look.wait_for_end()
+    released(look)
+    assert look.ours == []
+
+
 def test_it_is_watched_over_webrtc_where_that_is_installed(look: Look) -> None:
     begin(look)
     button = look.page.locator(".liveavatar .controls").get_by_role("button", name="Low delay", exact=True).first
@@ -185,11 +207,25 @@ def live(**given: Any) -> graphs.Graph:
     return {**graph, "avatar": graphs.node("LiveAvatarLive", **(inputs | asked))}
 
 
+def two_live(**given: Any) -> graphs.Graph:
+    """The node with two people in its picture."""
+    inputs = {"image": ["pair", 0], "audio": ["speakers", 0], "size": "256x128", **given}
+    return {**graphs.two_speakers(), "avatar": live(**inputs)["avatar"]}
+
+
 def test_sounds_are_recorded_without_any_page(live_server: Server, live_client: Client) -> None:
     run = succeeded(live_client.run(live()))
     video = look_into(saved(live_server, run))
     assert video.frames == 48 and video.sound  # 1.9 s are four blocks
     assert "avatar" in succeeded(live_client.run(live())).executed, "a talk is never taken from the cache"
+
+
+def test_two_people_are_recorded_with_both_sounds(live_server: Server, live_client: Client) -> None:
+    run = succeeded(live_client.run(two_live(steps=1)))
+    video = look_into(saved(live_server, run))
+    assert video.sound and (video.width, video.height) == (256, 128)
+    told = receipt_of(run)["speakers"]
+    assert [one["mask"] for one in told] == ["mask_1", "mask_2"] and all(one["seconds"] > 0.5 for one in told)
 
 
 def test_a_microphone_without_our_page_is_refused_with_a_sentence(live_client: Client) -> None:

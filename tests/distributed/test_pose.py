@@ -16,6 +16,8 @@ from pipeline.test_pose import PICTURES
 
 from liveavatar import LiveAvatarPipeline, Request
 from liveavatar.distributed import RayBackend
+from liveavatar.distributed.pool import CodecWorkerHandle
+from liveavatar.errors import Cancelled
 from liveavatar.events import Callback, Event, ignore
 from liveavatar.task_graph import Denoise
 
@@ -73,6 +75,26 @@ def test_a_worker_that_is_lost_on_the_way_is_replaced(
 
     assert torch.equal(latents(pipeline(backend, "1x2"), inputs, PICTURES, kill), expected)
     assert killed and backend.codec_pid and killed[0] not in (backend.codec_pid, *backend.worker_pids)
+
+
+def test_cancel_ends_a_video_while_its_pose_is_encoded(backend: RayBackend, inputs: Inputs, monkeypatch) -> None:
+    wait, waits = CodecWorkerHandle.call, []
+
+    def call(handle, place, doing, seconds, heartbeat, name, *given):
+        if name == "encode_pose":
+            waits.append(name)
+            heartbeat()  # as while the worker is slow
+        return wait(handle, place, doing, seconds, heartbeat, name, *given)
+
+    def cancel(event: Event) -> None:
+        if waits:
+            raise Cancelled("Enough.")
+
+    monkeypatch.setattr(CodecWorkerHandle, "call", call)
+    video = pipeline(backend)(*inputs, request=REQUEST, pose=PICTURES)
+    with contextlib.closing(video), pytest.raises(Cancelled):
+        video.latents(cancel)
+    assert waits == ["encode_pose"]
 
 
 def test_a_video_goes_on_with_its_pose_in_workers(backend: RayBackend, inputs: Inputs, tmp_path: Path) -> None:

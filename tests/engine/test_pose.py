@@ -27,7 +27,7 @@ def followed(job: VideoTask, changed: int | None = None) -> tuple[VideoTask, lis
     def open_clip():
         clips.append(len(clips))
 
-        def encode(shown):
+        def encode(shown, callback):
             means = torch.from_numpy(shown).float().mean((1, 2, 3)) / 100
             return means.view(1, -1, 1, 1).expand(16, -1, height, width)[:, :: 4 if len(shown) > 1 else 1]
 

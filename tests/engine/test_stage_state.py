@@ -10,6 +10,7 @@ from engine.tiny import TinyComponents, tiny_config, tiny_effective, tiny_job
 from liveavatar.config import CLIP_BLOCKS
 from liveavatar.model.transformer import EMBEDDERS, ModelSlice
 from liveavatar.noise_schedule import NoiseSchedule
+from liveavatar.planner import stage_plan
 from liveavatar.session import VideoTask
 from liveavatar.stage import InitialInputs, Stage, StageConditioning, StageInput
 from liveavatar.stage_state import restore_stage, stage_state, step_state
@@ -78,6 +79,9 @@ def test_restored_stages_make_the_same_blocks(boundary: int, clip: int, storage:
     for one, other in zip(first, second, strict=True):
         saved = {name: lazy.read().clone() for name, lazy in stage_state(one, boundary).items()}
         assert saved["sink.0.k"].shape == (5 * one.grid.tokens // 2, 2, 12)
+        planned = stage_plan(tiny_config(), one.grid.tokens, CUT.step_groups[0], range(3), 4, "cpu", storage, clip)
+        if boundary > clip:
+            assert sum(tensor.nbytes for tensor in saved.values()) == planned.snapshot_bytes
         assert len(saved) == 3 * 2 + 3 * len(one.kv_caches) * TENSORS[storage.kv_dtype]
         restore_stage(other, boundary, DictSource(saved))
         for tensor in saved.values():

@@ -59,3 +59,29 @@ def test_an_interruption_ends_what_had_nothing_else_to_say(play: Callable[..., t
     talk, pieces, ended = play(SoundQueue([tone(600.0)], then_end=True))
     talk.interrupt()
     assert ended.wait(60) and said(pieces) < 10
+
+
+HALVES = ("left", "right")
+
+
+def test_several_say_theirs_at_once_and_the_longest_ends_the_talk(play: Callable[..., tuple]) -> None:
+    sounds = SoundQueue([tone(0.5)], [tone(1.0), tone(0.9)], then_end=True)
+    talk, pieces, ended = play(sounds, real_time=False, speakers=HALVES)
+    assert ended.wait(120) and len(pieces) == PIECES * -(-1.9 // 0.48)
+    assert [report.seconds for report in talk.session.speaker_reports] == [pytest.approx(0.5), pytest.approx(1.9)]
+    loud = np.concatenate([piece.audio for piece in pieces])
+    both, one = (np.abs(loud[slice(*(round(48_000 * t) for t in part))]).max() for part in ((0.1, 0.4), (1.2, 1.8)))
+    assert both == pytest.approx(0.6, abs=0.05) and one == pytest.approx(0.3, abs=0.05)
+
+
+def test_who_has_no_sound_of_the_start_keeps_nobody_waiting(play: Callable[..., tuple]) -> None:
+    _, pieces, ended = play(SoundQueue([], [tone(0.9)], then_end=True), real_time=False, speakers=HALVES)
+    assert ended.wait(120) and len(pieces) == 2 * PIECES
+
+
+def test_one_speaker_is_interrupted_and_the_others_go_on(play: Callable[..., tuple]) -> None:
+    talk, pieces, ended = play(SoundQueue([tone(600.0)], [tone(1.5)], then_end=True), speakers=HALVES)
+    talk.interrupt(1)
+    assert ended.wait(60)
+    assert [report.seconds for report in talk.session.speaker_reports][1] == pytest.approx(1.5)
+    assert said(pieces) < 7

@@ -16,7 +16,7 @@ from liveavatar.media.masks import (
     half_mask,
     hearing_tokens,
     mask_of,
-    overlap,
+    overlaps,
     owned_tokens,
     read_mask,
     same_aspect,
@@ -103,13 +103,12 @@ def test_a_token_is_the_one_s_who_has_most_of_it_and_small_faces_keep_one():
     assert owned_tokens(fitted)[0].sum() == 1
 
 
-def test_overlaps_are_found_but_for_soft_edges():
+def test_overlaps_are_found_the_most_first():
     fitted = np.zeros((3, 64, 64), np.uint8)
     fitted[0, :, :32], fitted[1, :, 31:50], fitted[2, :, 50:] = 255, 255, 255
-    assert overlap(fitted) is None
+    assert overlaps(fitted) == [(0, 1, pytest.approx(1 / 19))]
     fitted[2, :, 40:] = 255
-    first, second, share = overlap(fitted)
-    assert (first, second) == (1, 2) and share == pytest.approx(10 / 19)
+    assert overlaps(fitted) == [(1, 2, pytest.approx(10 / 19)), (0, 1, pytest.approx(1 / 19))]
 
 
 @given(st.integers(1, 9), st.integers(2, 9))
@@ -125,7 +124,7 @@ def test_masks_of_all_kinds(tmp_path):
     half = np.zeros((20, 32), bool)
     half[:, :16] = True
     wanted = half.astype(np.uint8) * 255
-    for values in (half, wanted, half.astype(np.float32), half.astype(np.float64)):
+    for values in (half, wanted, half.astype(np.uint8), half.astype(np.float32), half.astype(np.float64)):
         assert np.array_equal(mask_of(values), wanted)
     Image.fromarray(wanted).save(tmp_path / "grey.png")
     Image.fromarray(half).save(tmp_path / "bits.png")
@@ -133,6 +132,24 @@ def test_masks_of_all_kinds(tmp_path):
     Image.fromarray(cutout).save(tmp_path / "cutout.png")
     for name in ("grey.png", "bits.png", "cutout.png"):
         assert np.array_equal(read_mask(tmp_path / name), wanted), name
+
+
+def test_masks_are_small_or_turned_and_of_animations_the_first_frame_is_told(tmp_path):
+    small = np.array([[255, 0]], np.uint8)
+    Image.fromarray(small).save(tmp_path / "small.png")
+    assert np.array_equal(read_mask(tmp_path / "small.png"), small)
+    cutout = Image.fromarray(np.dstack([np.full((1, 2, 3), 90, np.uint8), small]))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    cutout.save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(read_mask(tmp_path / "turned.png"), small.T)
+    cutout.save(tmp_path / "damaged.png", exif=b"Exif\0\0MM\0*\0\0\0\xff")
+    assert np.array_equal(read_mask(tmp_path / "damaged.png"), small)
+    frames = [Image.fromarray(np.roll(np.kron(small, np.ones((8, 8))), i, 1).astype(np.uint8)) for i in range(2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    notes = []
+    read_mask(tmp_path / "moving.gif", notes)
+    assert notes == ["the picture has several frames; the first one is used"]
 
 
 @pytest.mark.parametrize(

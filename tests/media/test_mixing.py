@@ -45,8 +45,8 @@ def test_channels(first, second, channels):
 
 def test_only_what_would_clip_is_quieter_and_that_is_told():
     loud = mix_audio([tone(0.5, 16_000, 0.8), tone(0.5, 16_000, 0.8)], "both")
-    assert np.abs(loud.samples).max() == pytest.approx(1, abs=1e-3)
-    assert loud.notes and "4.1 dB quieter" in loud.notes[0]
+    assert np.abs(loud.samples).max() == pytest.approx(0.98, abs=1e-3), "AAC adds a little"
+    assert loud.notes and "4.3 dB quieter" in loud.notes[0]
     assert not mix_audio([tone(0.5, 16_000, 0.5), tone(0.5, 16_000, 0.5)], "both").notes
 
 

@@ -1,5 +1,6 @@
 """Sounds and frames for videos that tests write, and what comes back from the file."""
 
+import struct
 from pathlib import Path
 
 import av
@@ -35,6 +36,15 @@ def write_film(path: Path, count: int, sound: AudioClip | None, width: int = 64,
         for start in range(0, count, 12):
             writer.write(frames_of(min(12, count - start), width, height, start))
     return writer
+
+
+def turn(path: Path) -> Path:
+    """An MP4 whose first track is shown turned by 90 degrees, as phones write it."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
 
 
 def decoded(path: Path) -> list[av.VideoFrame]:

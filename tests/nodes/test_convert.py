@@ -85,7 +85,7 @@ def test_a_pose_is_a_batch_of_pictures_or_a_video(convert, errors, tmp_path):
     assert convert.pose_source(None) is None
     with pytest.raises(errors.PoseError, match="dict"):
         convert.pose_source({})
-    with pytest.raises(errors.ImageError):
+    with pytest.raises(errors.PoseError, match="holds no picture"):
         convert.pose_source(torch.rand(0, 20, 30, 3))
     with pytest.raises(errors.PoseError, match="There is no pose video"):
         convert.pose_source(Video(tmp_path / "none.mp4"))

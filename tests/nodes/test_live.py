@@ -117,6 +117,60 @@ def test_without_a_page_sounds_are_recorded_one_after_the_other(live, host):
     assert TALK not in [event for event, _ in host.messages]
 
 
+@pytest.fixture
+def two(pack):
+    """Speakers of the left and the right half, as the node of that name gives them."""
+
+    def speakers(*seconds, silent=()):
+        masks = [torch.zeros(1, 64, 64) for _ in seconds]
+        masks[0][..., :32], masks[1][..., 32:] = 1, 1
+        sounds = [sound(length) for length in seconds]
+        for number in silent:
+            sounds[number - 1]["waveform"] = 0 * sounds[number - 1]["waveform"]
+        given = {f"audio.audio_{i}": one for i, one in enumerate(sounds, 1)}
+        given |= {f"mask.mask_{i}": one for i, one in enumerate(masks, 1)}
+        return pack.nodes.Speakers.execute(**given).args[0]
+
+    return speakers
+
+
+def test_several_speakers_say_what_is_connected_at_once(live, host, two):
+    no_page(host)
+    out = live(source="AUDIO input", audio=two(0.7, 0.3))
+    assert frames_in(out) == 12 * 2
+    told = json.loads(out.args[1])["speakers"]
+    assert [(one["mask"], one["seconds"]) for one in told] == [
+        ("mask_1", pytest.approx(0.7, abs=0.01)),
+        ("mask_2", pytest.approx(0.3, abs=0.01)),
+    ]
+
+
+def test_a_page_speaks_for_one_of_several_and_nobody_waits_for_silence(live, host, pack, two):
+    said = np.full(16_000, 0.2, np.float32)
+
+    def speak(talk):
+        talk.push(said, 16_000, speaker=2)
+        wait_for(talk, 4)  # then three have been handed over
+        talk.close()
+
+    page = Page(pack, host, speak)
+    out = live(audio=two(60.0, 60.0, silent=(1, 2)))
+    assert page.room.speaker_count == 2 and frames_in(out) >= 36
+    told = json.loads(out.args[1])["speakers"]
+    assert told[0]["seconds"] == 0 and told[1]["seconds"] > 0.9
+
+
+def test_several_speakers_are_held_against_the_portrait_before_anybody_is_asked(live, host, pack, two):
+    wide = torch.linspace(0, 1, 64)[None, :, None, None].expand(1, 64, 128, 3)
+    for given, said in (
+        ({"image": wide}, "64x64, and the picture 128x64"),
+        ({"audio": [two(0.5, 0.5), sound(0.5)]}, "several speakers and other sounds"),
+    ):
+        with pytest.raises(pack.liveavatar.errors.SpeakerError, match=said):
+            live(**{"audio": two(0.5, 0.5)} | given)
+    assert TALK not in [event for event, _ in host.messages]
+
+
 def test_a_page_watches_is_heard_and_stops_it(live, host, pack):
     page = Page(pack, host, stop_after(3))
     out = live()

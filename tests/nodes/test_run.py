@@ -113,6 +113,21 @@ def test_both_graphs_follow_a_pose_alike(nodes, latents, model, image, audio, po
     )
 
 
+ODD_POSES = {
+    "none": (torch.zeros(0, 64, 64, 3), "The pose holds no picture"),
+    "small": (torch.zeros(2, 1, 1, 3), "pose video has 1x1 pixels"),
+    "bytes": (torch.full((2, 64, 64, 3), 255.0), "Of the pose: The image holds float32 values"),
+    "number": (3, "The pose is of type int"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_POSES)
+def test_a_pose_that_cannot_be_followed_is_refused_as_one(pack, nodes, model, image, audio, positive, case):
+    pose, said = ODD_POSES[case]
+    with pytest.raises(pack.liveavatar.errors.PoseError, match=said):
+        sample(nodes, model, image, audio, positive, pose=pose)
+
+
 def test_receipt_and_video_tell_the_prompt_that_was_used(nodes, latents, model, image, audio):
     assert prompts_told(decode(nodes, latents)) == ["A person talks."] * 3
     single = {"model": model, "image": image, "audio": audio, "prompt": "A man sings.", **SIZE, "seconds": 0.0}
@@ -195,6 +210,18 @@ def test_a_sampler_goes_on_from_what_another_one_leaves_and_from_a_file(nodes, h
     receipts = [json.loads(decode(nodes, job).args[1]) for job in (one, two, first)]
     assert receipts[0]["frames_sha256"] == receipts[1]["frames_sha256"]
     assert [r["probed"]["frames"] for r in receipts] == [11, 11, 36]
+
+
+def test_where_a_state_cannot_be_written_is_said_before_its_video_is_made(
+    pack, nodes, model, image, audio, positive, monkeypatch
+):
+    _, state = sampled(nodes, model, image, audio, positive, keep_state=True)
+    with pytest.raises(pack.liveavatar.errors.OutputError, match="no file can be"):
+        run(nodes["LiveAvatarSaveState"], state=state, filename_prefix="nothing\0")
+    monkeypatch.setattr(pack.liveavatar.video_state.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(pack.liveavatar.errors.OutputError, match="The state takes"):
+        run(nodes["LiveAvatarSaveState"], state=state, filename_prefix="state")
+    assert model.loaded_bytes == 0
 
 
 def test_a_cancelled_video_leaves_its_state_in_the_output_folder(nodes, host, model, image, audio, positive):

@@ -92,6 +92,12 @@ def test_one_speaker_alone_is_one_voice(nodes, pack):
     assert isinstance(voice, pack.liveavatar.media.audio.AudioClip)
 
 
+def test_one_pair_alone_leaves_the_rest_of_the_picture_silent(nodes):
+    (one,) = run(nodes["LiveAvatarSpeakers"], **without("audio.audio_2", "mask.mask_2"))
+    assert [mask.source for mask in one.masks] == ["mask_1", "the rest of the picture"]
+    assert "one speaker, at mask_1: the rest of the picture hears silence" in one.notes()
+
+
 def without(*names: str, **others) -> dict:
     return {name: value for name, value in PAIR.items() if name not in names} | others
 
@@ -121,19 +127,18 @@ def test_what_is_connected_well_passes(nodes):
 VALUES = {
     "empty": ({"mask.mask_2": torch.zeros(1, 64, 64)}, "The mask_2 is empty.*Invert Mask"),
     "no mask": ({"mask.mask_1": torch.rand(1, 4, 4, 3)}, "The mask_1 is"),
+    "a number": ({"mask.mask_2": 3}, "The mask_2 is int"),
     "not finite": ({"mask.mask_1": torch.full((4, 4), float("nan"))}, "The mask_1 holds values that are not numbers"),
     "no sound": ({"audio.audio_2": None}, "audio_2: No sound came"),
     "two sounds": ({"audio.audio_1": sound(9) | {"waveform": torch.zeros(2, 1, 800)}}, "audio_1: .*2 sound"),
-    "alone": (None, "There is one speaker, and a mask"),
 }
 
 
 @pytest.mark.parametrize("case", VALUES)
 def test_what_cannot_be_used_is_refused_with_its_socket(nodes, errors, case):
     given, said = VALUES[case]
-    wrong = without("audio.audio_2", "mask.mask_2") if given is None else PAIR | given
     with pytest.raises(errors.RequestError, match=said):
-        run(nodes["LiveAvatarSpeakers"], **wrong)
+        run(nodes["LiveAvatarSpeakers"], **PAIR | given)
 
 
 def test_of_a_batch_of_masks_the_first_is_taken_and_told(nodes, speakers):

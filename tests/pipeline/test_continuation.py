@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media.videos import turn, write_film
 from pipeline.test_pipeline import Heard, picture, sound
 from pipeline.test_pose import PICTURES
 from safetensors.torch import load_file, save_file
@@ -231,6 +232,11 @@ def test_another_shape_is_refused(pipeline, first):
         pipeline(wide, sound(SECOND), request=Request(size="128x64"), continue_from=first)
 
 
+def test_a_larger_size_than_that_of_the_video_before_is_told(pipeline, first):
+    job = pipeline(None, sound(SECOND), request=Request(size="128x128"), continue_from=first)
+    assert job.spec.resolved.width == 64 and "the size is 64x64, that of the video before" in job.spec.resolved.notes
+
+
 def test_no_portrait_and_no_state(pipeline):
     with pytest.raises(ImageError, match="No portrait"):
         pipeline(None, sound(SECOND))
@@ -247,6 +253,7 @@ def test_what_changes_the_last_bits_is_told(first):
     other = LiveAvatarPipeline(open_components("mini"), LocalBackend(placed))
     job = other(None, sound(SECOND), request=Request(size="64x64", seed=5), continue_from=first)
     told = " ".join(job.spec.resolved.notes)
+    assert "the size is" not in told
     assert "1 CPU threads (2 now)" in told and "KV cache in plain form (now fp8)" in told and "5 is not used" in told
     assert frames_of(job).shape[1] == 23
 
@@ -311,6 +318,7 @@ def edit_header(**fields: object):
         (lambda tensors, metadata: tensors.update(motion=torch.zeros(16, 3, 8, 8)), "has another motion"),
         (lambda tensors, metadata: tensors.update(latents=torch.zeros(16, 7, 8, 8)), "has another latents"),
         (lambda tensors, metadata: metadata.update(format="another"), "no state"),
+        (lambda tensors, metadata: metadata.update(format="liveavatar state 99"), "of another version .* state 99"),
         (lambda tensors, metadata: metadata.pop("state"), "header"),
         (edit_header(steps=10**9), "header"),
         (edit_header(width="wide"), "header"),
@@ -370,6 +378,13 @@ def test_the_first_frame_is_nearer_to_the_last_one_than_that_of_a_new_video(pipe
         for start in (tmp_path / "a.mp4", None)
     )
     assert (on - last).abs().mean() < 0.8 * (new - last).abs().mean()
+
+
+def test_a_video_that_is_shown_turned_is_read_as_it_is_shown(tmp_path):
+    write_film(tmp_path / "a.mp4", 3, None, 128, 64)
+    flat = read_last_frames(tmp_path / "a.mp4", 2)
+    turned = read_last_frames(turn(tmp_path / "a.mp4"), 2)
+    assert turned.size == (64, 128) and np.array_equal(np.rot90(turned.frames[0]), flat.frames[0])
 
 
 def test_a_video_of_another_size_is_refused(pipeline, talk):

@@ -218,6 +218,8 @@ def test_the_time_is_known_after_the_first_take(voice, context, tmp_path):
     assert pipeline.expected_seconds(job.spec.resolved) == pytest.approx(spent, abs=1e-6)
     film(job, tmp_path, "replayed")
     assert pipeline.expected_seconds(job.spec.resolved) == pytest.approx(spent, abs=1e-6)
+    for other in ({"speaker_count": 2}, {"pose": True}, {"steps": 1}):
+        assert pipeline.expected_seconds(dataclasses.replace(job.spec.resolved, **other)) is None
 
 
 def test_every_block_is_shown_once(job, tmp_path):

@@ -9,11 +9,13 @@ import pytest
 import torch
 from cli.runs import write_inputs
 
+import liveavatar.codec
 from liveavatar.codec import ExecConfig, LocalEncoders
 from liveavatar.components import open_components
 from liveavatar.config import UNTRAINED, WAN2_2_S2V_14B
 from liveavatar.engine.backend import LocalBackend
-from liveavatar.errors import OutputError, RequestError
+from liveavatar.errors import Cancelled, OutputError, RequestError
+from liveavatar.events import GENERATING
 from liveavatar.media.image import to_pixels
 from liveavatar.media.pose_video import endless_pictures
 from liveavatar.pipeline import LiveAvatarPipeline
@@ -115,16 +117,50 @@ def test_a_clip_that_is_lost_is_encoded_again(encoders):
     def losing():
         encode, asked = open_clip(), itertools.count()
 
-        def encode_or_lose(pictures):
+        def encode_or_lose(pictures, callback):
             if lose and next(asked) == lose[0] % 4:
                 lose.pop(0)
                 raise ClipLost
-            return encode(pictures)
+            return encode(pictures, callback)
 
         return encode_or_lose
 
     fragile, whole = PoseLatents(opened, losing, 4), posed(encoders)
     assert all(torch.equal(fragile.block(b), whole.block(b)) for b in range(9)) and not lose
+
+
+def test_a_clip_is_cancelled_between_layers_and_encoded_anew(encoders, monkeypatch):
+    monkeypatch.setattr(liveavatar.codec, "HEARTBEAT_SECONDS", -1.0)
+    pose, whole, calls = posed(encoders), posed(encoders), []
+
+    def cancel(event):
+        calls.append(event.phase)
+        if len(calls) == 40:
+            raise Cancelled("Enough.")
+
+    first = pose.block(0)
+    with pytest.raises(Cancelled):
+        pose.block(1, cancel)
+    assert calls == [GENERATING] * 40, "in the midst of the block"
+    assert torch.equal(pose.block(1), [whole.block(b) for b in range(2)][1]) and torch.equal(pose.block(0), first)
+
+
+def test_cancel_ends_a_video_while_its_pose_is_encoded(inputs, monkeypatch):
+    monkeypatch.setattr(liveavatar.codec, "HEARTBEAT_SECONDS", -1.0)
+    tasks, between = [], []
+
+    def cancel(event):
+        if event.phase == GENERATING:
+            (between if event.task is None else tasks).append(event)
+        if len(between) == 40:
+            raise Cancelled("Enough.")
+
+    made = pipeline()
+    with contextlib.closing(made(*inputs, request=REQUEST, pose=PICTURES)) as video:
+        with pytest.raises(Cancelled):
+            video.latents(cancel)
+        assert len(tasks) <= 1, "before the first block"
+        assert torch.equal(video.latents(), latents(made, *inputs, PICTURES))
 
 
 def test_a_pose_that_begins_in_the_midst_of_a_clip_begins_one_there(encoders):

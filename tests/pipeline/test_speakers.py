@@ -91,6 +91,33 @@ def test_one_speaker_without_a_mask_is_one_voice(pipeline):
     assert torch.equal(latents(pipeline, [Speaker(A)]), alone) and torch.equal(latents(pipeline, Speaker(A)), alone)
 
 
+def test_of_one_speaker_with_a_mask_the_rest_of_the_picture_hears_silence(pipeline, two):
+    left, silence = side(True), AudioClip.from_array(np.zeros(len(A.samples), np.float32), A.rate)
+    alone = pipeline.describe(PICTURE, Speaker(A, left), REQUEST)
+    assert [report.mask for report in alone.speaker_reports] == ["array", "the rest of the picture"]
+    assert "one speaker, at array: the rest of the picture hears silence" in alone.resolved.notes
+    assert np.array_equal(alone.audio.samples[:], A.samples[:]), "the sound of the file is as it was"
+    named = latents(pipeline, [Speaker(A, left), Speaker(silence, ~left)])
+    assert torch.equal(latents(pipeline, Speaker(A, left)), named) and not torch.equal(named, two)
+    assert pipeline.describe(PICTURE, Speaker(A, "right"), REQUEST).speakers.masks.hears[1, :, 0].all()
+
+
+def test_masks_may_overlap_a_little_and_that_is_told(pipeline):
+    column = np.arange(WIDTH)[None].repeat(HEIGHT, 0)
+    for shared, said in ((1, None), (6, "overlap: 5% of the smaller one is in both, and each place is whose mask")):
+        two = [Speaker(A, column < WIDTH // 2 + shared), Speaker(B, column >= WIDTH // 2)]
+        notes = pipeline.describe(PICTURE, two, REQUEST).resolved.notes
+        assert any(said in note for note in notes) if said else not any("overlap" in note for note in notes)
+
+
+def test_one_speaker_whose_mask_is_all_of_the_picture_is_one_voice(pipeline):
+    whole = np.ones((HEIGHT, WIDTH), bool)
+    assert pipeline.describe(PICTURE, Speaker(A, whole), REQUEST).speakers is None
+    whole[:2, :2] = False
+    seen = pipeline.describe(PICTURE, Speaker(A, whole), REQUEST).speakers
+    assert seen.masks.hears[0].all() and seen.reports[1].share == 0, "too little is left to be anybody's"
+
+
 def test_speakers_that_are_read_already_are_limited_and_mixed_alike():
     opened = open_audio(TWO)
     assert open_audio(opened) is opened
@@ -189,7 +216,6 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 REFUSED = [
     ([], "0 speakers", "1 to 8"),
-    ([Speaker(A, side(True))], "one speaker", "Leave the mask out"),
     ([Speaker(A, side(True)), Speaker(B)], "Speaker 2 (array) has no mask", "white where"),
     ([Speaker(A, side(True)), Speaker(B, np.zeros((HEIGHT, WIDTH)))], "speaker 2 (array) is empty", "white"),
     ([Speaker(A, side(True)), Speaker(B, np.ones((HEIGHT, WIDTH)))], "speaker 1 (array) and speaker 2", "no other's"),
@@ -201,6 +227,8 @@ REFUSED = [
     ),
     ([Speaker(A, side(True)), Speaker("no.wav", side(False))], "Speaker 2 (no.wav): There is no sound", "path"),
     ([Speaker(A, "no.png"), Speaker(B, side(False))], "The mask of speaker 1 (array): There is no picture", "path"),
+    ([Speaker(A, side(True)), Speaker(B, side(False).tolist())], "The mask of speaker 2 (array): A mask of", "NumPy"),
+    ([Speaker(A, side(True)), Speaker(B, side(False).T)], "128x256, and the picture 256x128", "Turn the mask"),
     ([Speaker(A, side(True)), Speaker(B, side(False).astype(int))], "The mask of speaker 2 (array): A mask of", "bool"),
     ([A, B], "is no speaker", "Speaker("),
     ([Speaker(A, side(i == 0)) for i in range(9)], "9 speakers", "1 to 8"),

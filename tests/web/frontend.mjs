@@ -16,6 +16,10 @@ class Element {
     this.childNodes.push(...children);
   }
 
+  prepend(...children) {
+    this.childNodes.unshift(...children);
+  }
+
   replaceChildren(...children) {
     this.own = "";
     this.childNodes = children;

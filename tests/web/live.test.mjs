@@ -10,7 +10,7 @@ const clients = [];
 class LiveClient {
   constructor(given) {
     Object.assign(this, given, { open: true, talking: false, voice: true, listening: true, microphone: null, delay: 0.9 });
-    Object.assign(this, { sent: [], player: { blocked: false }, fault: "" });
+    Object.assign(this, { sent: [], player: { blocked: false }, fault: "", speakers: 1, speaker: 1 });
     clients.push(this);
   }
   connect() {}
@@ -20,6 +20,9 @@ class LiveClient {
   async listen() {
     if (!this.fault) this.microphone = {};
     return this.fault;
+  }
+  setSpeaker(speaker) {
+    this.speaker = speaker;
   }
   interrupt() {
     this.send("interrupt");
@@ -36,6 +39,11 @@ class LiveClient {
   }
 }
 globalThis.liveAvatarClient = LiveClient;
+globalThis.Option = class {
+  constructor(text, value) {
+    Object.assign(this, { text, value });
+  }
+};
 globalThis.location = new URL("http://127.0.0.1:8188/");
 globalThis.sessionStorage = {
   getItem: (name) => kept.get(name) ?? null,
@@ -54,7 +62,7 @@ await import("../../web/js/live.js");
 extensions.forEach((extension) => extension.setup());
 
 const INVITATION = { node: "7", prompt: "p", token: "t", source: "microphone", longest_s: 600 };
-const STATS = { state: "speaking", block: 25, lag_ms: 700, fps: 25, queued_s: 0.1, listening: true };
+const STATS = { state: "speaking", block: 25, lag_ms: 700, fps: 25, queued_s: 0.1, listening: true, speakers: [{ state: "speaking" }] };
 const soon = () => new Promise((resolve) => setTimeout(resolve));
 // What a talk that was just begun made for itself; a script that is imported takes its time.
 const newest = async (before) => {
@@ -169,6 +177,31 @@ test("sounds need neither microphone nor typed words", async () => {
   assert.equal(client.microphone, null);
   assert.equal(buttons().length, 2, "the buttons and the prompt");
   assert.ok(!shown(buttons()[0].childNodes[0]));
+});
+
+test("of several speakers it asks who speaks into the microphone, and says who is speaking", async () => {
+  const alone = await talking();
+  const chosen = () => panel().childNodes.flatMap((one) => one.childNodes ?? []).find((one) => one.tag === "select");
+  assert.ok(!shown(chosen()));
+  alone.on.bye();
+  const client = await talking();
+  client.speakers = 2;
+  client.on.stats({ ...STATS, speakers: [{ state: "idle" }, { state: "speaking" }] });
+  assert.ok(shown(chosen()));
+  assert.equal(chosen().attributes["aria-label"], "Who speaks into the microphone");
+  assert.deepEqual(chosen().childNodes.map((one) => [one.text, one.value]), [["Speaker 1", 1], ["Speaker 2", 2]]);
+  assert.ok(text().includes("talking · Speaker 2"), text());
+  chosen().value = "2";
+  chosen().onchange();
+  assert.equal(client.speaker, 2);
+  const typed = buttons()[1];
+  typed.childNodes.find((one) => one.tag === "input").value = "hello";
+  typed.onsubmit({ preventDefault() {} });
+  assert.deepEqual(client.sent.at(-1), { type: "say", text: "hello", voice: "en-us", speaker: 2 });
+  const sounds = await talking({ ...INVITATION, source: "AUDIO input" });
+  sounds.speakers = 2;
+  sounds.on.stats(STATS);
+  assert.ok(!shown(chosen()));
 });
 
 test("a microphone that is not given is said, and the talk goes on", async () => {

@@ -25,6 +25,8 @@ const WORDS = {
     unmute: "Microphone",
     interrupt: "Stop talking",
     interruptTip: "Drops what has not been said yet",
+    whoSpeaks: "Who speaks into the microphone",
+    speaker: (n) => `Speaker ${n}`,
     lowDelay: "Low delay",
     lowDelayTip: "Watch over WebRTC, which keeps nothing in hand; this browser has to reach ComfyUI's machine directly",
     stop: "Stop",
@@ -61,6 +63,8 @@ const WORDS = {
     unmute: "麦克风",
     interrupt: "停止说话",
     interruptTip: "丢弃尚未说出的内容",
+    whoSpeaks: "谁在对麦克风说话",
+    speaker: (n) => `说话人 ${n}`,
     lowDelay: "低延迟",
     lowDelayTip: "通过 WebRTC 观看，不留缓冲；本浏览器须能直接访问 ComfyUI 所在的机器",
     stop: "结束",
@@ -188,7 +192,7 @@ const STYLE = `
 .liveavatar .live > .poster { font-size: 12px; line-height: 17px; box-sizing: border-box; padding: 12px 24px; display: grid; place-items: center;
   text-align: center; white-space: pre-line; overflow: auto; cursor: default; user-select: text; border-radius: 4px;
   background: color-mix(in srgb, var(--input-text, #ddd) 6%, transparent); }
-.liveavatar .controls button { flex: 0 1 auto; padding: 3px 8px; font: inherit; cursor: pointer; border-radius: 4px;
+.liveavatar .controls :is(button, select) { flex: 0 1 auto; padding: 3px 8px; font: inherit; cursor: pointer; border-radius: 4px;
   border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 25%, transparent); color: inherit;
   background: var(--comfy-input-bg, #222); white-space: nowrap; }
 .liveavatar .controls button.wide { flex: 1 1 auto; }
@@ -232,6 +236,8 @@ export class LivePanel extends RunPanel {
   constructor(node) {
     super("", true);
     this.node = node;
+    this.speaker = make("select");
+    this.speaker.onchange = () => talk?.client.setSpeaker(Number(this.speaker.value));
     this.microphone = button("wide", () => talk?.toggleMicrophone());
     this.interrupt = button("wide", () => talk?.client.interrupt());
     this.lowDelay = button("", () => {
@@ -240,9 +246,11 @@ export class LivePanel extends RunPanel {
     });
     this.stop = button("stop", () => talk?.stop());
     this.say = form((text, input) => {
-      talk?.client.send("say", { text, voice: words() === WORDS.zh ? "cmn" : "en-us" });
+      const { client } = talk ?? {};
+      client?.send("say", { text, voice: words() === WORDS.zh ? "cmn" : "en-us", speaker: client.speaker });
       input.value = "";
     });
+    this.say.element.prepend(this.speaker);
     this.prompt = form((text) => {
       talk?.client.send("prompt", { text });
       talk?.show({ note: words().changed });
@@ -323,6 +331,7 @@ export class LivePanel extends RunPanel {
     this.live.title = client.player?.blocked ? say.blocked : "";
     this.put(current.video);
     this.microphone.hidden = this.say.element.hidden = !usesMicrophone;
+    this.drawSpeakers(say, client, usesMicrophone);
     this.microphone.textContent = client.microphone ? say.mute : say.unmute;
     this.microphone.className = `wide ${client.microphone ? "on" : ""}`;
     this.say.input.disabled = this.say.send.disabled = !client.voice;
@@ -337,10 +346,28 @@ export class LivePanel extends RunPanel {
     if (current.state) this.drawMeter(say, current.state, client, current);
   }
 
+  // Of several people in the picture, the names of those who speak.
+  speaking(say, { speakers }) {
+    const names = speakers.map((one, i) => (one.state === "speaking" ? say.speaker(i + 1) : ""));
+    return speakers.length > 1 ? names.filter(Boolean) : [];
+  }
+
+  // Of several people in the picture, whose voice the microphone is.
+  drawSpeakers(say, client, usesMicrophone) {
+    this.speaker.hidden = !usesMicrophone || client.speakers < 2;
+    this.speaker.title = say.whoSpeaks;
+    this.speaker.setAttribute("aria-label", say.whoSpeaks);
+    const names = Array.from({ length: client.speakers }, (_, i) => say.speaker(i + 1));
+    const shown = Array.from(this.speaker.childNodes, (option) => option.text);
+    // drawn every second: an open list is left alone
+    if (String(shown) !== String(names)) this.speaker.replaceChildren(...names.map((name, i) => new Option(name, i + 1)));
+    if (Number(this.speaker.value) !== client.speaker) this.speaker.value = client.speaker;
+  }
+
   drawMeter(say, state, client, current) {
     const seconds = 0.48 * state.block;
     this.ready.style.width = `${Math.min(100, (100 * seconds) / current.invitation.longest_s)}%`;
-    this.left.textContent = say.states[state.state] ?? state.state;
+    this.left.textContent = [say.states[state.state] ?? state.state, ...this.speaking(say, state)].join(" · ");
     this.right.textContent = say.time(clock(say, seconds), clock(say, current.invitation.longest_s));
     const fps = typeof state.fps === "number" ? say.fps(state.fps.toFixed(1)) : "";
     const meters = [state.lag_ms ? say.delay(client.delay.toFixed(2)) : "", fps];
