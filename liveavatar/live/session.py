@@ -121,8 +121,7 @@ class LiveSession:
         self._error: BaseException | None = None
         self._progress = Progress(len(self.feeds))
         # What calls back into the session is the thread's alone: it goes with it, and no session waits to be collected.
-        made_with = job, decoder
-        self._thread = threading.Thread(target=self._run, args=made_with, name="liveavatar-live", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(job, decoder), name="liveavatar-live", daemon=True)
         self._thread.start()
 
     def push(self, samples: np.ndarray, rate: int, speaker: int = 1) -> None:
