@@ -15,9 +15,9 @@ from liveavatar.config import BLOCK_FRAMES, BLOCK_LATENTS
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.encoders.block_features import StackedFeatures
 from liveavatar.engine.local import LocalEngine
+from liveavatar.events import Callback, ignore
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.planner import make_plan
-from liveavatar.events import Callback, ignore
 from liveavatar.request import Request, ResolvedRequest, SinkDistance, resolve
 from liveavatar.session import Conditioning, VideoTask
 from liveavatar.weights.load import fill
