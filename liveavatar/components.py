@@ -22,7 +22,7 @@ from .storage import WeightFormat
 from .utils import check_path, without_memory
 from .weights.block_types import PackedMatrices
 from .weights.folder import ModelFiles, check_encoders, find_model
-from .weights.formats import open_packed, open_transformer
+from .weights.formats import open_file, open_packed, open_transformer
 from .weights.header import reason
 from .weights.lora import ExtraLoRA, LoRAReport, LoRASource, lora_targets, open_extra_lora, open_lora, refuse_merged
 from .weights.packed import PackedWeights
@@ -230,8 +230,8 @@ def tiny_config(components: Components) -> DecoderConfig | None:
 
 
 def packed_of(components: Components) -> PackedSizes | None:
-    """Bytes of the matrices of a network and a text encoder in GGUF files, which may stay packed; None where neither is
-    in one."""
+    """Bytes of the matrices of a network and a text encoder that may stay packed as their files have them; None where
+    none may."""
     if not isinstance(components, FolderComponents):
         return None
     text_encoder = components.packed_text_encoder
@@ -301,7 +301,7 @@ class FolderComponents:
             loras = [open_lora(base, files.lora, lora_targets(self.config))] if files.lora else []
             loras += [open_extra_lora(base, extra) for extra in files.extra_loras]
             self._weights: TensorSource = LoRASource(base, loras) if loras else base
-            self._packed = open_packed(files.transformer, self._weights, loras)
+            self._packed = open_packed(files.transformer, base, self._weights, loras)
             self.loras: tuple[LoRAReport, ...] = tuple(lora.report for lora in loras)
 
     @property
@@ -342,7 +342,7 @@ class FolderComponents:
 
     @property
     def packed(self) -> PackedMatrices | None:
-        """How a GGUF file has the network's matrices; None where it lies in another file."""
+        """How the file has the network's matrices, where they may stay so; None where they may not."""
         return self._packed.matrices if self._packed else None
 
     def vae(self, device: Device, dtype: torch.dtype) -> AutoencoderKLWan:
@@ -374,15 +374,18 @@ class FolderComponents:
 
     @property
     def _text_weights(self) -> TensorSource:
-        """Of the text encoder; one in a GGUF file stays packed, which gives the same features."""
+        """Of the text encoder; one whose file is packed stays so, which gives the same features."""
         path = self.files.text_encoder
-        source = text_weights(path)
-        return open_packed(path, source, ()) or source
+        if path.is_dir() or path.suffix not in _PACKED_FILES:
+            return text_weights(path)
+        with opening_files_once():
+            source = text_weights(path)
+            return open_packed(path, open_file(path), source) or source
 
     @functools.cached_property
     def packed_text_encoder(self) -> PackedBytes:
-        """What the text encoder's matrices take that stay packed; a file of another kind is not opened for it."""
-        if self.files.text_encoder.suffix != GGUF:
+        """What the text encoder's matrices take that stay packed; a file that can have none is not opened for it."""
+        if self.files.text_encoder.suffix not in _PACKED_FILES:
             return PackedBytes()
         source = self._text_weights
         return packed_linears(source, source.matrices) if isinstance(source, PackedWeights) else PackedBytes()
@@ -412,6 +415,8 @@ class FolderComponents:
         return "\n".join([*lines, f"tokenizer: {tokenizer}", f"audio encoder: {f.audio_encoder}"])
 
 
+_PACKED_FILES = (".safetensors", GGUF)
+"""What the names of files end in whose matrices may be packed."""
 _WITHOUT_LORA = (
     "no Live Avatar LoRA is merged: the network is used as its file has it, and unless the LoRA is in that file "
     "already, 4 steps are not what it was made for"

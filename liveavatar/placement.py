@@ -246,12 +246,13 @@ class Placement:
             model: its name, for the reader.
             hardware: the devices at hand; asked only where something is chosen for them.
             tiny: the decoder that works in place of the VAE's own.
-            packed: of the matrices of a model in a GGUF file.
+            packed: of the matrices that may stay packed.
 
         Raises:
             PlanError: an impossible cut, storage, dtype, thread count or number of tiles; nothing fits; options that
                 nobody would heed.
-            ModelError: the attention that was asked for is not there, on devices that are.
+            ModelError: the attention, or the products of packed matrices, that were asked for are not there, on devices
+                that are.
         """
         self._check_memory()
         available = self._chosen_hardware(hardware)
@@ -259,7 +260,7 @@ class Placement:
         if available is not None and available.source == "asked":
             return plan  # of devices that are not here nothing can be tried
         room = TemporaryBytes.of(resolved, config).note()
-        told = (*_float8_notes(plan), *_bfloat16_notes(plan), *([room] if room else []))
+        told = (*_float8_notes(plan), *_native_notes(plan, packed), *_bfloat16_notes(plan), *([room] if room else []))
         return dataclasses.replace(plan, notes=(*plan.notes, *told))
 
     def _make_plan(
@@ -442,6 +443,24 @@ def _float8_notes(plan: Plan) -> Iterator[str]:
             yield f"{device} widens fp8 weights to {plan.dtype} for each product, for it cannot multiply them: {why}"
         else:
             yield f"{device} multiplies fp8 weights as they are, with one scale per {'row' if by_row else 'tensor'}"
+
+
+def _native_notes(plan: Plan, packed: PackedSizes | None) -> Iterator[str]:
+    """Of each device of this machine that multiplies matrices as they are packed: which.
+
+    Raises:
+        ModelError: it multiplies none of them.
+    """
+    here = {"cpu", *(f"cuda:{i}" for i in range(gpu_count()))}
+    for device in dict.fromkeys(s.device for s in plan.stages if s.storage.weights == "packed-native"):
+        if packed is None or device not in here:
+            continue
+        import torch
+
+        from .model.native import multiplied_formats
+
+        names = multiplied_formats(torch.device(device), [name for name, _ in packed.formats])
+        yield f"{device} multiplies {', '.join(names)} matrices as they are, with inputs rounded likewise"
 
 
 def _bfloat16_notes(plan: Plan) -> Iterator[str]:

@@ -6,12 +6,22 @@ The planner chooses, the weights' reader and the stage obey. Nothing else asks w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
-WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8", "gguf"]
+WeightFormat = Literal["plain", "fp8", "fp8-tensor", "int8", "packed", "packed-native"]
 """The large matrices: in the working dtype; e4m3 with one scale per output row (or one per tensor, as the published
-implementation has it); int8 with one scale per output row, worked in the working dtype; packed as the model's GGUF file
-has them, with LoRAs beside them, worked in the working dtype."""
+implementation has it); int8 with one scale per output row, worked in the working dtype; packed as the model's file has
+them, with LoRAs beside them, worked in the working dtype; or the same, multiplied as they are where the device can (see
+`liveavatar.model.native`)."""
+OLDER_WEIGHTS: Mapping[str, WeightFormat] = {"gguf": "packed"}
+"""Words that mean another one now."""
+PACKED_FORMATS: tuple[WeightFormat, ...] = ("packed", "packed-native")
+NOT_PACKED = (
+    "The matrices stay packed (--weights packed) only where the model's file has them in few bits, and it has not.",
+    "Use a GGUF of the model, one that ComfyUI has in int8, mxfp8 or nvfp4, or --weights fp8.",
+)
+"""What is wrong where a file has no matrices that stay packed, and what works."""
 FP8_CAPABILITY = (8, 9)
 """CUDA compute capability from which on devices multiply e4m3 themselves (Ada, Hopper, Blackwell)."""
 KVDtype = Literal["plain", "fp8", "int4"]
@@ -38,6 +48,14 @@ class StorageConfig:
     kv_offload: bool = False
     offload_text_kv: bool = False
     offload_layers: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", OLDER_WEIGHTS.get(self.weights, self.weights))
+
+    @property
+    def packed(self) -> bool:
+        """Whether matrices stay as the model's file has them."""
+        return self.weights in PACKED_FORMATS
 
 
 PLAIN = StorageConfig()

@@ -225,11 +225,13 @@ def _storage_inputs() -> list[Any]:
     by_hand = [
         io.Combo.Input(
             "weights",
-            options=["plain", "fp8", "fp8-tensor", "int8", "gguf"],
+            options=["plain", "fp8", "fp8-tensor", "int8", "gguf", "packed", "packed-native"],
             default="plain",
             optional=True,
-            tooltip="Used where storage is by hand. plain keeps the numbers of the file; fp8 and int8 halve them; gguf "
-            "keeps the matrices of a GGUF file packed as they are.",
+            tooltip="Used where storage is by hand. plain keeps the numbers of the file; fp8 and int8 halve them. "
+            "packed (gguf means the same) keeps the matrices of a GGUF, NVFP4, MXFP8 or INT8 file as they are and "
+            "unpacks each for its product; packed-native multiplies NVFP4, MXFP8 and INT8 as they are, by "
+            "comfy-kitchen, where the card can.",
         ),
         io.Combo.Input(
             "kv_dtype",

@@ -154,7 +154,22 @@ def video_source(video: Any) -> tuple[str | io.BytesIO, float, float | None] | N
     if not callable(getattr(video, "get_stream_source", None)):
         return None
     start, length = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
-    return video.get_stream_source(), start, length or None
+    return _stream_source(video), start, length or None
+
+
+class _NamedMemory(io.BytesIO):
+    """A file in memory whose name tells the format to be written."""
+
+    name = "video.mp4"
+
+
+def _stream_source(video: Any) -> str | io.BytesIO:
+    try:
+        return video.get_stream_source()
+    except ValueError:  # ComfyUI 0.3 does not say in which format a video goes into memory
+        video.save_to(written := _NamedMemory())
+        written.seek(0)
+        return written
 
 
 def video_tail(video: Any, folder: Path) -> VideoTail:

@@ -18,6 +18,7 @@ from liveavatar.planner import (
     lowest_level,
 )
 from liveavatar.request import Request, image_size_for, resolve
+from liveavatar.weights.block_types import PACKED
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 MACHINES: tuple[tuple[str, int | None], ...] = (
@@ -66,7 +67,7 @@ def packed_table() -> str:
     rows = list(_HEAD)
     for cards, host in PACKED_MACHINES:
         hardware = Hardware.parse(cards, host * GIB)
-        options = PlanOptions(packed=assumed_sizes(WAN2_2_S2V_14B, PACKED_TYPE))
+        options = PlanOptions(packed=assumed_sizes(WAN2_2_S2V_14B, PACKED[PACKED_TYPE]))
         compiled = dataclasses.replace(options, compiled=True)
         try:
             plans = [choose_plan(resolved, WAN2_2_S2V_14B, hardware, o, model="") for o in (options, compiled)]

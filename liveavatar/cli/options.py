@@ -12,7 +12,7 @@ from ..compiler import COMPILE_CHOICES
 from ..config import BLOCK_FRAMES, CLIP_BLOCKS, MAX_SINK_DISTANCE, MIN_SINK_DISTANCE
 from ..errors import RequestError, shown
 from ..request import DEFAULT_PROMPT, Request, SinkDistance, clip_blocks_of
-from ..storage import PLAIN, KVDtype, StorageConfig, WeightFormat
+from ..storage import OLDER_WEIGHTS, PLAIN, KVDtype, StorageConfig, WeightFormat
 from ..timed_changes import read_timeline
 from .parser import number, whole_number
 
@@ -213,8 +213,10 @@ def add_storage_arguments(group: argparse._ArgumentGroup) -> None:
     """The options of a `StorageConfig`, and the names they had before, which mean the same and are not listed."""
     group.add_argument(
         "--weights",
+        type=lambda word: OLDER_WEIGHTS.get(word, word),
         metavar="F",
-        help="plain, fp8, fp8-tensor (as published), int8 or gguf (packed as its file has them)",
+        help="plain, fp8, fp8-tensor (as published), int8, packed (as the model's file has them), or packed-native "
+        "(multiplied so, by comfy-kitchen, where the GPU can)",
     )
     group.add_argument("--kv-dtype", metavar="F", help="KV cache: plain, fp8 or int4")
     group.add_argument("--kv-offload", action="store_true", default=None, help="keep the KV cache in host memory")

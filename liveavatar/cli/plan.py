@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..planner import Hardware, LiveForecast, Plan
     from ..request import Request, ResolvedRequest
     from ..task_graph import Simulation
+    from ..weights.block_types import PackedFormat
 
 _ASSUMED_SECONDS = 10.0
 _LEAST_STEP, _MOST_SECONDS = 1e-9, 1e9
@@ -70,9 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_argument_group("to let stages and storage be chosen for cards that need not be here")
     devices.add_argument("--gpus", metavar="NxGiB,...|here", help="4x24, 2x24,1x48, or the cards of this machine")
     devices.add_argument(
+        "--packed",
         "--gguf",
-        metavar="Q4_K",
-        help="plan as for GGUF files of the network and the text encoder in this type, which need not be here",
+        dest="packed",
+        metavar="Q4_K|nvfp4",
+        help="plan as for files that need not be here: GGUFs of the network and the text encoder in this type, or the "
+        "network in nvfp4, mxfp8 or int8",
     )
 
 
@@ -209,24 +213,26 @@ def _plan(
 
     placement, hardware = _where(arguments)
     tiny, packed = (tiny_config(components), packed_of(components)) if components else (None, None)
-    if arguments.gguf:
-        packed = assumed_sizes(config, _gguf_type(arguments.gguf))
+    if arguments.packed:
+        packed = assumed_sizes(config, _packed_format(arguments.packed))
     resolved, plan = placement.plan(resolved, config, arguments.model, hardware, tiny, packed)
     return resolved, dataclasses.replace(plan, notes=(*plan.notes, *(notes_of(components) if components else ())))
 
 
-def _gguf_type(name: str) -> str:
-    """A type of GGUF files, as people write it: q4_k, or Q4_K_M, whose matrices are Q4_K for the most part.
+def _packed_format(name: str) -> PackedFormat:
+    """A format as people write it: nvfp4, q4_k, or Q4_K_M, whose matrices are Q4_K for the most part.
 
     Raises:
         RequestError: none that stays packed.
     """
     from ..weights.block_types import PACKED
+    from ..weights.layouts import FORMATS
 
+    known: dict[str, PackedFormat] = {kind.upper(): found for kind, found in (PACKED | FORMATS).items()}
     kind = re.sub(r"_[SML]$", "", name.strip().upper())
-    if kind not in PACKED:
-        raise RequestError(f"--gguf {shown(name)} is not known.", f"Use {', '.join(PACKED)}.")
-    return kind
+    if kind not in known:
+        raise RequestError(f"--packed {shown(name)} is not known.", f"Use {', '.join((*PACKED, *FORMATS))}.")
+    return known[kind]
 
 
 def _model(arguments: argparse.Namespace) -> tuple[Components | None, ModelConfig]:

@@ -1,7 +1,7 @@
-"""Packed linear layers: their matrix stays as its GGUF file has it, and is unpacked for the moment of its product.
+"""Packed linear layers: their matrix stays as its file has it, and is unpacked for the moment of its product.
 
 What is unpacked is rounded once, to the dtype in which the layer works. LoRAs stand beside the matrix as two thin
-factors.
+factors. Layers of `NativeLinear` multiply some matrices as they are packed (see native.py).
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..weights.block_types import FLOATS, PackedMatrices, PackedMatrix, packed_parts
-from ..weights.dequantise import scales_are_finite, unpack_rows
+from ..storage import NOT_PACKED
+from ..weights.block_types import PackedMatrices, PackedMatrix, packed_parts
 from ..weights.header import FETCH_AGAIN, shortened
 from ..weights.packed import PackedSource
 from .fused import FusedRows, checkpoint_paths, linear
+from .native import native_product
 from .pointwise import is_traced
 from .quantize import is_quantized
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
 
 class PackedLinear(FusedRows):
-    """A Linear whose matrix is packed; it may stand for several of the same input, each of a type of its own.
+    """A Linear whose matrix is packed; it may stand for several of the same input, each in a format of its own.
 
     Args:
         like: the layer whose place it takes.
         parts: how the matrices are kept whose rows it has, in their order; all have as many rows.
 
     Attributes:
-        weight: uint8, the rows of all parts one after the other.
+        weight: uint8, all parts one after the other.
         lora_a, lora_b: factors beside each part in the working dtype, [parts, rank, in_features] and
             [parts, rows of a part, rank]; None where there are none.
         bias: [out_features] in the working dtype, or None.
@@ -68,8 +67,8 @@ class PackedLinear(FusedRows):
         """
         made = {"weight": torch.empty(self.weight.shape, dtype=torch.uint8, device=device)}
         for key, part, place in zip(keys, self.parts, self._split(made["weight"]), strict=True):
-            place.copy_(source.read_packed(key))
-            if not _is_finite(place, part.kind.name):
+            source.read_packed(key, place)
+            if not part.kind.is_finite(place, (self.rows, self.in_features)):
                 raise ModelError(
                     f"{shortened(key)} in {source.describe()} holds values that are not finite.", FETCH_AGAIN
                 )
@@ -90,15 +89,12 @@ class PackedLinear(FusedRows):
         whole = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.weight.device)
         traced = is_traced(self.weight)
         for part, packed, rows in zip(self.parts, self._split(self.weight), whole.split(self.rows), strict=True):
-            if part.kind.name in FLOATS:
-                rows.copy_(packed.view(_DTYPES[part.kind.name]).view(rows.shape))
-            else:
-                unpack_rows(packed, part.kind.name, rows, traced)
+            part.kind.unpack(packed, rows, traced)
         return whole
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] in the working dtype -> [..., out_features]"""
-        made = linear(x, self.unpacked(x.dtype), self.bias)
+        made = self._product(x)
         if self.lora_a is None or self.lora_b is None:
             return made
         thin = linear(x, self.lora_a.flatten(0, 1), None).flatten(0, -2).chunk(len(self.parts), -1)
@@ -106,6 +102,10 @@ class PackedLinear(FusedRows):
         for place, low, b in zip(places, thin, self.lora_b.unbind(), strict=True):
             place.addmm_(low, b.t())
         return made
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """Without LoRAs."""
+        return linear(x, self.unpacked(x.dtype), self.bias)
 
     def _split(self, packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The bytes of each part."""
@@ -120,29 +120,51 @@ class PackedLinear(FusedRows):
         return f"{self.in_features}, {self.out_features}, {kinds}"
 
 
-def pack_linears(net: nn.Module, matrices: PackedMatrices | None) -> None:
+class NativeLinear(PackedLinear):
+    """Packed, and multiplied as it is where its device can; each part by itself.
+
+    Attributes:
+        products: what multiplies each part as it is packed; None where it is unpacked.
+    """
+
+    def __init__(self, like: nn.Linear, parts: Sequence[PackedMatrix]):
+        super().__init__(like, parts)
+        self.products = tuple(native_product(part.kind, self.rows, self.in_features) for part in parts)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        inputs, made = x.reshape(-1, self.in_features), []
+        biases = [None] * len(self.parts) if self.bias is None else self.bias.chunk(len(self.parts))
+        for part, product, packed, bias in zip(
+            self.parts, self.products, self._split(self.weight), biases, strict=True
+        ):
+            if product:
+                made.append(product(inputs, packed, bias))
+            else:
+                rows = x.new_empty(self.rows, self.in_features)
+                made.append(linear(inputs, part.kind.unpack(packed, rows, is_traced(packed)), bias))
+        return torch.cat(made, -1).reshape(*x.shape[:-1], self.out_features)
+
+
+def pack_linears(net: nn.Module, matrices: PackedMatrices | None, native: bool = False) -> None:
     """Put packed layers where a network has `nn.Linear` whose matrices are packed; they have no values yet.
+
+    Args:
+        net: the network.
+        matrices: how its file has them.
+        native: whether they are multiplied as they are packed, where that can be.
 
     Raises:
         ModelError: there are no packed matrices at all.
     """
     if matrices is None:
-        raise ModelError(
-            "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
-            "Use a GGUF of the model, or --weights fp8.",
-        )
+        raise ModelError(*NOT_PACKED)
+    kind = NativeLinear if native else PackedLinear
     for path, plain in [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]:
         if is_quantized(path) and (parts := packed_parts(checkpoint_paths(path, plain), matrices)):
             parent, _, name = path.rpartition(".")
             with plain.weight.device:
-                setattr(net.get_submodule(parent), name, PackedLinear(plain, parts))
+                setattr(net.get_submodule(parent), name, kind(plain, parts))
 
 
 def _constant(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
-
-
-def _is_finite(packed: torch.Tensor, kind: str) -> bool:
-    if kind in FLOATS:
-        return bool(packed.view(_DTYPES[kind]).isfinite().all())
-    return scales_are_finite(packed, kind)

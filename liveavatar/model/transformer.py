@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import nn
 
 from ..config import MOTION_LATENTS, ModelConfig
-from ..storage import WeightFormat
+from ..storage import PACKED_FORMATS, WeightFormat
 from ..utils import to_device_async, without_memory
 from ..weights.block_types import PackedMatrices
 from .attention import Attention
@@ -268,10 +268,10 @@ def empty_transformer(
     Args:
         config, model_slice: of the network.
         weights: the format.
-        packed: how the file has its matrices, where they stay so ("gguf").
+        packed: how the file has its matrices, where they stay so ("packed", "packed-native").
 
     Raises:
-        ModelError: they are to stay packed, and the model is in no GGUF file.
+        ModelError: they are to stay packed, and the file has none that may.
     """
     with without_memory():
         net = CausalS2VTransformer(config, model_slice)
@@ -283,8 +283,8 @@ def empty_transformer(
     for injector in net.audio_injector.injector.values():
         assert isinstance(injector, Attention)
         injector.fuse("kv")
-    if weights == "gguf":
-        pack_linears(net, packed)
+    if weights in PACKED_FORMATS:
+        pack_linears(net, packed, native=weights == "packed-native")
     else:
         replace_linears(net, weights)
     return net

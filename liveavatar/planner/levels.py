@@ -52,16 +52,16 @@ FIRST_FP8 = next(i for i, level in enumerate(FIDELITY_LEVELS) if level.storage.w
 _AS_IN_FILE = "packed as in the file"
 PACKED_LEVELS: tuple[FidelityLevel, ...] = (
     FIDELITY_LEVELS[0],
-    FidelityLevel(_AS_IN_FILE, StorageConfig(weights="gguf")),
-    *_level_family(f"{_AS_IN_FILE}, text KV weights offloaded", StorageConfig(weights="gguf", offload_text_kv=True)),
+    FidelityLevel(_AS_IN_FILE, StorageConfig(weights="packed")),
+    *_level_family(f"{_AS_IN_FILE}, text KV weights offloaded", StorageConfig(weights="packed", offload_text_kv=True)),
     *_level_family(
-        f"{_AS_IN_FILE}, KV cache in fp8", StorageConfig(weights="gguf", kv_dtype="fp8", offload_text_kv=True)
+        f"{_AS_IN_FILE}, KV cache in fp8", StorageConfig(weights="packed", kv_dtype="fp8", offload_text_kv=True)
     ),
     *_level_family(
-        f"{_AS_IN_FILE}, KV cache in int4", StorageConfig(weights="gguf", kv_dtype="int4", offload_text_kv=True)
+        f"{_AS_IN_FILE}, KV cache in int4", StorageConfig(weights="packed", kv_dtype="int4", offload_text_kv=True)
     ),
 )
-"""Of a model in a GGUF file, best first: its matrices are rounded already, and lose nothing where they stay packed."""
+"""Of a model whose file is packed, best first: its matrices are rounded already and lose nothing where they stay so."""
 
 
 def levels_of(packed: bool) -> tuple[FidelityLevel, ...]:
@@ -80,7 +80,7 @@ def gentler_levels(levels: Sequence[FidelityLevel], level: int) -> tuple[Fidelit
 
 def _ladder(storages: tuple[StorageConfig, ...]) -> tuple[FidelityLevel, ...]:
     """The levels that storages stand on."""
-    return PACKED_LEVELS if any(storage.weights == "gguf" for storage in storages) else FIDELITY_LEVELS
+    return PACKED_LEVELS if any(storage.packed for storage in storages) else FIDELITY_LEVELS
 
 
 def level_of(storages: tuple[StorageConfig, ...]) -> int:

@@ -19,7 +19,18 @@ from ..config import (
     ModelConfig,
 )
 from ..errors import PlanError
-from ..storage import NUM_SLOTS, PLAIN, KVDtype, MemoryUse, StorageConfig, WeightFormat, int4_groups, offloaded_layers
+from ..storage import (
+    NOT_PACKED,
+    NUM_SLOTS,
+    PACKED_FORMATS,
+    PLAIN,
+    KVDtype,
+    MemoryUse,
+    StorageConfig,
+    WeightFormat,
+    int4_groups,
+    offloaded_layers,
+)
 from ..vae.tile_grid import WHOLE, Grid, Tiles
 from ..weights.block_types import UNPACKED_AT_ONCE
 from .decoders import decoder_figures
@@ -148,15 +159,12 @@ def _weight_bytes(
 ) -> tuple[list[int], list[int], list[int]]:
     """Of every layer: its weights without an injector, those of them that only the prompt needs, and its injector's."""
     count, injects = config.num_layers, [i in config.audio_inject_layers for i in range(config.num_layers)]
-    if weights != "gguf":
+    if weights not in PACKED_FORMATS:
         layer, prompt = layer_bytes(config, size, weights), text_kv_bytes(config.dim, weights, size)
         injector = injector_bytes(config, size, weights)
         return [layer] * count, [prompt] * count, [injector * has_one for has_one in injects]
     if packed is None or not packed.layers:
-        raise PlanError(
-            "The matrices stay packed (--weights gguf) only where the model is a GGUF file, and it is none.",
-            "Use a GGUF of the model, or --weights fp8.",
-        )
+        raise PlanError(*NOT_PACKED)
     layer, prompt = layer_bytes(config, size), text_kv_bytes(config.dim, "plain", size)
     injector = injector_bytes(config, size)
     return (
@@ -314,7 +322,8 @@ def workspace_bytes(
 
     The keys of the sink, and the window of one layer where it is stored in another form; the residual stream and its
     float32 copies, the widest activation (the feed-forward or q, k and v), and the largest matrix once more where it is
-    stored in another form. An injector takes more than a layer only where many speak.
+    stored in another form; where it is multiplied as it is packed, a product in 32 bits. An injector takes more than a
+    layer only where many speak.
     """
     tokens = BLOCK_LATENTS * frame_tokens
     window = 2 * window_blocks * tokens if storage.kv_dtype != "plain" else 0
@@ -323,18 +332,19 @@ def workspace_bytes(
     matrix = _unpacked_bytes(config.ffn_dim * config.dim, storage.weights, size)
     layer = _FLOAT32_BUFFERS * config.dim * 4 + 2 * widest * size
     injector = (2 + _INJECTOR_BUFFERS * speakers) * config.dim * size
+    matrix += tokens * widest * 4 if storage.weights == "packed-native" else 0
     return keys * config.dim * size + tokens * max(layer, injector) + matrix
 
 
 _UNPACKING_BYTES = 16
-"""That a number of a GGUF file takes while it is unpacked."""
+"""That a number of a packed matrix takes while it is unpacked."""
 
 
 def _unpacked_bytes(numbers: int, weights: WeightFormat, size: int) -> int:
     """A matrix once more where it is stored in another form, and what is needed to make it of that."""
     if weights == "plain":
         return 0
-    return numbers * size + (min(numbers, UNPACKED_AT_ONCE) * _UNPACKING_BYTES if weights == "gguf" else 0)
+    return numbers * size + (min(numbers, UNPACKED_AT_ONCE) * _UNPACKING_BYTES if weights in PACKED_FORMATS else 0)
 
 
 def _text_kv_workspace_bytes(config: ModelConfig, size: int, storage: StorageConfig) -> int:
@@ -488,10 +498,10 @@ class AuxModels:
         return (1 + encode) * self.decode_flops * pixels / 1e12, (1 + encode) * self.decode_bytes * pixels
 
     def encoder_bytes(self, size: int, packed: PackedSizes | None = None) -> int:
-        """The larger encoder: they are never there together. One in a GGUF file stays packed, and unpacks a matrix."""
+        """The larger encoder: they are never there together. A packed one stays so, and unpacks a matrix."""
         text = self.text * size
         if packed and packed.text_encoder.stored:
-            text += _unpacked_bytes(min(self.text, _UMT5_MATRIX), "gguf", size) - packed.text_encoder.saved(size)
+            text += _unpacked_bytes(min(self.text, _UMT5_MATRIX), "packed", size) - packed.text_encoder.saved(size)
         return max(text, self.audio * size)
 
     def audio_encoder_bytes(self, size: int, live: bool) -> int:

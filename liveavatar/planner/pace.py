@@ -64,8 +64,8 @@ attention to window and sink are one each."""
 COMPILED_EIGHT_BITS = LayerTraffic(116, 26, 45, 15)
 """Estimated likewise, with a pass that finds the scale of a product's input and one that rounds it."""
 UNPACKING, UNPACKING_COMPILED = (26, 22), (3, 1)
-"""Bytes and operations to unpack matrices of a GGUF file, counted of Q4_K; others take 13 (Q8_0) to 37 bytes. Compiled,
-what is packed is read and what is unpacked is written, estimated."""
+"""Bytes and operations to unpack packed matrices, counted of Q4_K; nvfp4 takes 26 bytes, too, mxfp8 and int8 21, others
+13 (Q8_0) to 37. Compiled, what is packed is read and what is unpacked is written, estimated."""
 FP8_KV_CACHE = LayerTraffic(31, 0, 20, 0, window=7)
 """Counted, in addition where the KV cache is in fp8: a block's rows are rounded, those of earlier ones are widened."""
 INT4_KV_CACHE = LayerTraffic(58, 0, 80, 0, window=9.4)
@@ -74,11 +74,11 @@ INT4_KV_CACHE = LayerTraffic(58, 0, 80, 0, window=9.4)
 
 def layer_traffic(storage: StorageConfig, compiled: bool) -> LayerTraffic:
     """Of layers that are stored in one way."""
-    if storage.weights in ("plain", "gguf"):
+    if storage.weights in ("plain", "packed"):
         network = COMPILED if compiled else EAGER
     else:
         network = COMPILED_EIGHT_BITS if compiled else EAGER_EIGHT_BITS
-    if storage.weights == "gguf":
+    if storage.weights == "packed":
         unpacking, launches = UNPACKING_COMPILED if compiled else UNPACKING
         network = dataclasses.replace(network, unpacking=unpacking, unpacking_launches=launches)
     if storage.kv_dtype == "plain":
@@ -180,11 +180,12 @@ def _keys_seen(frame_tokens: int, window_blocks: int) -> float:
 
 
 def compute_seconds(work: Work, storage: StorageConfig, speed: DeviceSpeed) -> float:
-    """Of some layers; fp8 is worked as fp8 only where the device can.
+    """Of some layers; fp8 is worked as fp8 only where the device can. Packed matrices that are multiplied as they are
+    are taken to be as fast as that: nobody has measured them.
 
     The device does one thing after the other. The host launches ahead of it, and is waited for where that takes longer.
     """
-    fast = storage.weights in ("fp8", "fp8-tensor") and speed.supports_fp8
+    fast = storage.weights in ("fp8", "fp8-tensor", "packed-native") and speed.supports_fp8
     matrices = work.matrices / (speed.fp8 if fast else speed.plain)
     device = matrices + work.attention / speed.attention + work.moved / 1e9 / speed.memory
     return max(device, work.launches * _LAUNCH_SECONDS)

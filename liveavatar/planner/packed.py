@@ -1,13 +1,14 @@
-"""Bytes of a network whose matrices stay packed as its GGUF file has them, layer by layer, and of the text encoder."""
+"""Bytes of a network whose matrices stay packed as its file has them, layer by layer, and of the text encoder."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
-from ..weights.block_types import PACKED, PackedMatrices, PackedMatrix, packed_parts
+from ..weights.block_types import BlockType, PackedFormat, PackedMatrices, PackedMatrix, packed_parts
 
 if TYPE_CHECKING:
     from ..weights.source import TensorSource
@@ -43,16 +44,18 @@ class PackedSizes:
     """Of every layer, and of the text encoder.
 
     Attributes:
-        layers: without injectors; none where the network is in no GGUF file.
+        layers: without injectors; none where those of the network do not stay packed.
         text_kv: the part of it that only the prompt needs.
         injectors: of the layers that have one.
-        text_encoder: of its matrices, where it is in a GGUF file; else nothing.
+        text_encoder: of its matrices, where they stay packed; else nothing.
+        formats: of the network's matrices, and how many are in each, the most frequent first.
     """
 
     layers: tuple[PackedBytes, ...] = ()
     text_kv: tuple[PackedBytes, ...] = ()
     injectors: tuple[PackedBytes, ...] = ()
     text_encoder: PackedBytes = PackedBytes()
+    formats: tuple[tuple[str, int], ...] = ()
 
 
 Group = tuple[tuple[str, ...], tuple[int, int]]
@@ -64,20 +67,26 @@ def packed_sizes(
 ) -> PackedSizes:
     """Counted from how a file has the matrices: see `liveavatar.weights.packed`."""
     layers = [_sum(_layer_groups(config, i), matrices) for i in range(config.num_layers)]
+    groups = (_layer_groups, _injector_groups)
+    modules = (names for i in range(config.num_layers) for of in groups for names, _ in of(config, i))
+    kinds = (part.kind for names in modules for part in packed_parts(names, matrices))
+    formats = Counter(kind.name for kind in kinds if kind.is_rounded)
     text_kv = [_sum([_text_kv(config, i)], matrices) for i in range(config.num_layers)]
     injectors = [_sum(_injector_groups(config, i), matrices) for i in range(config.num_layers)]
-    return PackedSizes(tuple(layers), tuple(text_kv), tuple(injectors), text_encoder)
+    return PackedSizes(tuple(layers), tuple(text_kv), tuple(injectors), text_encoder, tuple(formats.most_common()))
 
 
-def assumed_sizes(config: ModelConfig, kind: str) -> PackedSizes:
-    """Of files that need not be here: all matrices of the network and of UMT5-XXL in one type, and the published LoRA
-    beside those it changes."""
+def assumed_sizes(config: ModelConfig, kind: PackedFormat) -> PackedSizes:
+    """Of files that need not be here: all matrices of the network in one format, and the published LoRA beside those it
+    changes; those of UMT5-XXL likewise where it is a type of GGUF files."""
     layers = range(config.num_layers)
     groups = (group for i in layers for group in (*_layer_groups(config, i), *_injector_groups(config, i)))
     names = [name for modules, _ in groups for name in modules]
     ranks = {name: 0 if "adain" in name else ASSUMED_RANK for name in names}
-    matrices = {name: PackedMatrix(PACKED[kind], rank) for name, rank in ranks.items()}
-    return packed_sizes(config, matrices, PackedBytes(PACKED[kind].bytes_of((_UMT5_MATRICES,)), -_UMT5_MATRICES))
+    matrices = {name: PackedMatrix(kind, rank) for name, rank in ranks.items()}
+    if not isinstance(kind, BlockType):
+        return packed_sizes(config, matrices)
+    return packed_sizes(config, matrices, PackedBytes(kind.bytes_of((_UMT5_MATRICES,)), -_UMT5_MATRICES))
 
 
 def packed_linears(source: TensorSource, matrices: PackedMatrices) -> PackedBytes:

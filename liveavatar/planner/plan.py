@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..attention_choice import AttentionUse
 from ..config import BLOCK_FRAMES, BLOCK_LATENTS, CLIP_BLOCKS, FPS, MINI, WINDOW_BLOCKS, DecoderConfig, ModelConfig
@@ -289,7 +289,7 @@ def make_plan(
         processes: whether every stage will work in a process of its own.
         vae_tiles: rows and columns in which the VAE works.
         tiny: the decoder that works in place of the VAE's own.
-        packed: of the matrices of a model in a GGUF file.
+        packed: of the matrices that may stay packed.
 
     Raises:
         PlanError: an impossible cut, dtype, thread count, number of offloaded layers or interval; more
@@ -364,12 +364,22 @@ def assemble(
             max(stage.snapshot_bytes for stage in stages), resolved.blocks or None, resolved.clip_blocks
         ),
         clip_blocks=resolved.clip_blocks,
-        notes=(_INT4_NOTE,) if config != MINI and any(s.storage.kv_dtype == "int4" for s in stages) else (),
+        notes=tuple(_storage_notes(config, stages, dtype, packed)),
         speaker_count=resolved.speaker_count,
     )
 
 
-_INT4_NOTE = "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
+def _storage_notes(
+    config: ModelConfig, stages: Sequence[StagePlan], dtype: str, packed: PackedSizes | None
+) -> Iterator[str]:
+    """What is worth knowing of how stages are kept."""
+    if config != MINI and any(stage.storage.kv_dtype == "int4" for stage in stages):
+        yield "the KV cache is in int4: what that costs was measured with the miniature alone, not with this model"
+    kept = {stage.storage.weights for stage in stages if stage.storage.packed}
+    if kept and packed and packed.formats:
+        listed = ", ".join(f"{count} in {name}" for name, count in packed.formats)
+        native = ", where they are not multiplied as they are" if "packed-native" in kept else ""
+        yield f"matrices stay as the file has them ({listed}) and are brought to {dtype} for each product{native}"
 
 
 def stage_plan(

@@ -38,7 +38,7 @@ class PlanOptions:
         vae_tiles: in which the VAE works; None: whole, or the fewest that let a plan round less, or fit.
         compiled: whether layers are compiled.
         tiny: the decoder that works in place of the VAE's own, which then only encodes; None: none.
-        packed: of the matrices of a network and a text encoder in GGUF files; None: neither is.
+        packed: of the matrices of a network and a text encoder that may stay packed; None: none may.
     """
 
     prefer: Preference = "quality"

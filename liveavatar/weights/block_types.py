@@ -1,10 +1,41 @@
-"""Types of numbers in GGUF files, and which of a network's matrices stay packed in them; plain data."""
+"""How matrices are packed in files, and which of a network's stay so: plain data, and what unpacks them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PackedFormat(Protocol):
+    """How the numbers of a matrix lie in bytes: blocks of GGUF (`BlockType`), or a layout of ComfyUI (layouts.py)."""
+
+    @property
+    def name(self) -> str:
+        """For people: "Q4_K", "nvfp4"."""
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is more than numbers as they are."""
+
+    def bytes_of(self, shape: Sequence[int]) -> int:
+        """Of a matrix [rows, columns] with all that belongs to it."""
+
+    def unpack(self, packed: torch.Tensor, out: torch.Tensor, whole: bool = False) -> torch.Tensor:
+        """Bring packed bytes to numbers, rounded once.
+
+        Args:
+            packed: uint8, `bytes_of` the matrix.
+            out: [rows, columns] of a floating dtype.
+            whole: all rows at once, for a compiler that joins the operations.
+        """
+
+    def is_finite(self, packed: torch.Tensor, shape: Sequence[int]) -> bool:
+        """Whether all numbers of a matrix [rows, columns] are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +55,20 @@ class BlockType:
     def bytes_of(self, shape: Sequence[int]) -> int:
         """Of a tensor whose rows are whole blocks."""
         return math.prod(shape) // self.numbers * self.nbytes
+
+    @property
+    def is_rounded(self) -> bool:
+        return self.name not in FLOATS
+
+    def unpack(self, packed: torch.Tensor, out: torch.Tensor, whole: bool = False) -> torch.Tensor:
+        from .dequantise import unpack_rows
+
+        return unpack_rows(packed, self.name, out, whole)
+
+    def is_finite(self, packed: torch.Tensor, shape: Sequence[int]) -> bool:
+        from .dequantise import is_finite
+
+        return is_finite(packed, self.name)
 
 
 FLOATS = {t.name: t for t in (BlockType("F32", 1, 4), BlockType("F16", 1, 2), BlockType("BF16", 1, 2))}
@@ -53,11 +98,11 @@ class PackedMatrix:
     """How a matrix is kept.
 
     Attributes:
-        kind: type of its numbers.
+        kind: how its numbers lie in bytes.
         rank: of all LoRAs beside it.
     """
 
-    kind: BlockType
+    kind: PackedFormat
     rank: int = 0
 
 
@@ -68,8 +113,8 @@ PackedMatrices = Mapping[str, PackedMatrix]
 def packed_parts(parts: Sequence[str], matrices: PackedMatrices) -> tuple[PackedMatrix, ...]:
     """How a module is kept whose rows are those of some modules of the checkpoint; () where it is not kept packed.
 
-    Types may differ, as in files that have q and k in fewer bits than v; what of it is in floats stays as it lies.
+    Formats may differ, as in files that have q and k in fewer bits than v; what of it is in floats stays as it lies.
     """
     found = [matrices[part] for part in parts if part in matrices]
-    whole = len(found) == len(parts) and any(matrix.kind.name in PACKED for matrix in found)
+    whole = len(found) == len(parts) and any(matrix.kind.is_rounded for matrix in found)
     return tuple(found) if whole else ()

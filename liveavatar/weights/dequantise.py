@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import torch
 
-from .block_types import PACKED, UNPACKED_AT_ONCE
+from .block_types import FLOATS, PACKED, UNPACKED_AT_ONCE
 
 _CHUNK = 2**16, UNPACKED_AT_ONCE
 """Numbers unpacked at a time, on the CPU and elsewhere: what stands in between fits their caches."""
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def unpack_rows(packed: torch.Tensor, kind: str, out: torch.Tensor, whole: bool = False) -> torch.Tensor:
@@ -23,20 +24,29 @@ def unpack_rows(packed: torch.Tensor, kind: str, out: torch.Tensor, whole: bool 
 
     Args:
         packed: uint8 of all rows, one after the other.
-        kind: name of the type, of `PACKED`.
+        kind: name of the type, of `PACKED` or `FLOATS`.
         out: [rows, n] of a floating dtype; rows are whole blocks.
         whole: all rows at once, for a compiler that joins the operations.
     """
+    if kind in FLOATS:
+        return out.copy_(packed.view(_DTYPES[kind]).view(out.shape))
     block = PACKED[kind]
-    rows, width = out.shape
-    height = rows if whole else max(1, _CHUNK[out.device.type != "cpu"] // width)
+    rows = len(out)
+    height = rows if whole else rows_at_once(out)
     for part, place in zip(packed.view(rows, -1).split(height), out.split(height), strict=True):
         place.copy_(_UNPACK[kind](part.reshape(-1, block.nbytes)).view(place.shape))
     return out
 
 
-def scales_are_finite(packed: torch.Tensor, kind: str) -> bool:
+def rows_at_once(out: torch.Tensor) -> int:
+    """How many rows of a matrix are unpacked together."""
+    return max(1, _CHUNK[out.device.type != "cpu"] // max(1, out.shape[1]))
+
+
+def is_finite(packed: torch.Tensor, kind: str) -> bool:
     """Whether all numbers of packed blocks are finite: those are that their scales make so."""
+    if kind in FLOATS:
+        return bool(packed.view(_DTYPES[kind]).isfinite().all())
     blocks = packed.view(-1, PACKED[kind].nbytes)
     return all(bool(_half(blocks, at).isfinite().all()) for at in _SCALES_AT.get(kind, (0,)))
 

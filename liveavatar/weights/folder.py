@@ -453,8 +453,8 @@ def _note(path: Path, opened: TensorSource) -> str:
     note = f"{path.name}, {len(keys)} tensors" + (f" in {shards} shards" if shards > 1 else "")
     if path.suffix == GGUF:
         note += f", {GGUFSource(path).kinds()}"
-    scaled = opened.scaled if isinstance(opened, DequantisedSource) else 0
-    return note + (f", {scaled} matrices in fp8" if scaled else "")
+    layouts = opened.layouts() if isinstance(opened, DequantisedSource) else ""
+    return note + (f", {layouts}" if layouts else "")
 
 
 def _bytes_of(path: Path) -> int:

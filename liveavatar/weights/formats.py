@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from .gguf import GGUFSource, refuse_another_architecture
+from .gguf import refuse_another_architecture
 from .kinds import Kind, refuse_another_kind, transformer_prefix
+from .layouts import FLOAT8
 from .packed import PackedWeights
 from .quantised import DequantisedSource
 from .source import GGUF, TensorSource, open_weights, read_once
@@ -43,18 +44,22 @@ def open_transformer(path: Path) -> DequantisedSource:
     return read_once(("transformer", path.absolute()), opened)
 
 
-def open_packed(path: Path, merged: TensorSource, loras: Sequence[LoRA]) -> PackedWeights | None:
-    """The transformer with its matrices as a GGUF file has them; None for a file of another kind.
+def open_packed(
+    path: Path, file: DequantisedSource, merged: TensorSource, loras: Sequence[LoRA] = ()
+) -> PackedWeights | None:
+    """A network with its matrices as its file has them; None where that is no GGUF file and in no few bits.
+
+    A file in fp8 alone counts among the others: what is rounded to fp8 again has as many bits.
 
     Args:
-        path: of the transformer.
-        merged: what `open_transformer` gives of it, with the LoRAs.
+        path: of the file.
+        file: its tensors.
+        merged: the same in the network's names, with the LoRAs.
         loras: that are merged.
     """
-    if path.suffix != GGUF:
-        return None
-    file = GGUFSource(path)
-    return PackedWeights(merged, file, transformer_prefix(file.keys()), loras)
+    packed = PackedWeights(merged, file, loras)
+    rounded = {matrix.kind.name for matrix in packed.matrices.values() if matrix.kind.is_rounded}
+    return packed if path.suffix == GGUF or rounded - {FLOAT8.name} else None
 
 
 def open_file(path: Path) -> DequantisedSource:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MissingFilesError, ModelError
-from .block_types import FLOATS, PACKED
+from .block_types import FLOATS, PACKED, PackedFormat
 from .gguf_header import Array, GGUFHeader, gguf_package, read_array, read_gguf_header
 from .header import FETCH_AGAIN, AnotherKind, Entry, reason, shortened
 from .kinds import Kind, kind_of
@@ -82,14 +82,22 @@ class GGUFSource:
         from .dequantise import unpacked
 
         entry = self._found(key)
-        stored = self.read_packed(key)
+        stored = self._stored(key)
         if entry.dtype in PACKED:
             return unpacked(stored, entry.dtype, entry.shape)
         if entry.dtype in _DTYPES:
             return stored.view(getattr(torch, _DTYPES[entry.dtype])).view(entry.shape)
         return self._by_package(key, stored.numpy())
 
-    def read_packed(self, key: str) -> torch.Tensor:
+    def packed_format(self, key: str) -> PackedFormat | None:
+        """Of a matrix of a type that is unpacked on devices, or in floats."""
+        kind, shape = (PACKED | FLOATS).get(self.kind(key)), self.shape(key)
+        return kind if kind and len(shape) == 2 and not shape[1] % kind.numbers else None
+
+    def read_packed(self, key: str, place: torch.Tensor) -> None:
+        place.copy_(self._stored(key))
+
+    def _stored(self, key: str) -> torch.Tensor:
         """The bytes of a tensor as they lie in the file, uint8; mapped, in private pages."""
         import torch
 

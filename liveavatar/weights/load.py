@@ -55,7 +55,7 @@ class WeightQuantizer(Protocol):
 
 @runtime_checkable
 class PackedReader(Protocol):
-    """A module that keeps its `weight` as a GGUF file has it (see `liveavatar.model.packed`).
+    """A module that keeps its `weight` as its file has it (see `liveavatar.model.packed`).
 
     Attributes:
         packed_names: names of the tensors it keeps instead, "weight" among them; some may be None.

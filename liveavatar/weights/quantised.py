@@ -1,9 +1,10 @@
-"""Quantised files: matrices of few bits are read as the numbers that were meant, or refused; never as they lie.
+"""Quantised files: matrices of few bits are read as the numbers that were meant, packed with what belongs to them, or
+refused.
 
 Any file may hold matrices in fp8. In the older form of ComfyUI the file has a tensor `scaled_fp8`, and layers have
 `scale_weight` and perhaps `scale_input`; in the newer one layers have `weight_scale` and perhaps `input_scale`, and
 state their layout (see `layouts`) in JSON, in a tensor `comfy_quant` of each or in the header's
-`_quantization_metadata`. Scales of inputs serve products in few bits, and none happen here. A file whose fp8 matrices
+`_quantization_metadata`. Scales of inputs are not used: products in few bits find their own. A file whose fp8 matrices
 have no scales at all means what it says. Everything else is refused.
 """
 
@@ -11,14 +12,17 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from .block_types import FLOATS as FLOATS_AS_THEY_ARE
+from .block_types import PackedFormat
 from .header import FETCH_AGAIN, AnotherKind, shortened
-from .layouts import FLOAT8, FLOATS, FP8, INPUT_FACTORS, SCALE, SCALE_2, Layout, layout_of
-from .source import WHOLE_NUMBERS, FileSource
+from .layouts import FLOAT8, FLOATS, FP8, INPUT_FACTORS, SCALE, SCALE_2, STORED, Layout, LayoutFormat, layout_of
+from .source import WHOLE_NUMBERS, FileSource, PackedFile
 
 if TYPE_CHECKING:
     import torch
@@ -77,11 +81,6 @@ class DequantisedSource:
         self._check_values()
         self._keys = frozenset(key for key in self._stored if not _BOOKKEEPING.fullmatch(key))
 
-    @property
-    def scaled(self) -> int:
-        """How many matrices have a scale."""
-        return len(self._scale)
-
     def keys(self) -> frozenset[str]:
         return self._keys
 
@@ -96,24 +95,60 @@ class DequantisedSource:
     def read(self, key: str) -> torch.Tensor:
         import torch
 
+        if key in self._scale:
+            return self._layout(key).numbers(self._tensors(key), torch.empty(self.shape(key)))
         tensor = self._source.read(self._stored.get(key, key))
+        return tensor.bfloat16() if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
+
+    def packed_format(self, key: str) -> PackedFormat | None:
+        """How a matrix lies in the file, where it may stay so; None where it is read as numbers only."""
+        if isinstance(self._source, PackedFile):
+            return self._source.packed_format(self._stored.get(key, key))
         if key not in self._scale:
-            return tensor.bfloat16() if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
-        return self._layout(key).numbers(tensor, lambda name: self._beside(key, name))
+            return FLOATS_AS_THEY_ARE.get(self._dtype(key))
+        layout, beside = self._layout(key), self._tensor_names(key)
+        by_row = not layout.block and math.prod(self._source.shape(beside[SCALE])) > 1
+        return LayoutFormat(layout, self._dtype(key), by_row, INPUT_FACTORS in beside)
+
+    def read_packed(self, key: str, place: torch.Tensor) -> None:
+        """Bring a matrix, and all that belongs to it, to a place as they are.
+
+        Args:
+            key: of a matrix that has a `packed_format`.
+            place: uint8, as many bytes as that says.
+        """
+        kind = self.packed_format(key)
+        if isinstance(kind, LayoutFormat):
+            kind.pack(self._tensors(key), place, self.shape(key))
+        elif isinstance(self._source, PackedFile):
+            self._source.read_packed(self._stored.get(key, key), place)
+        else:
+            import torch
+
+            place.copy_(self.read(key).flatten().view(torch.uint8))
 
     def describe(self) -> str:
+        layouts = self.layouts()
+        return self._source.describe() + (f" ({layouts})" if layouts else "")
+
+    def layouts(self) -> str:
+        """How many of its matrices are in which layout: "70 matrices in nvfp4"; "" where none has a scale."""
         count = collections.Counter(self._layout(key).name for key in self._scale)
-        listed = ", ".join(f"{n} matrices in {name}" for name, n in sorted(count.items()))
-        return self._source.describe() + (f" ({listed})" if listed else "")
+        return ", ".join(f"{n} matrices in {name}" for name, n in sorted(count.items()))
 
     def _layout(self, weight: str) -> Layout:
         """Of a matrix that has a scale."""
         return self._layouts.get(weight.removesuffix(".weight"), FLOAT8)
 
-    def _beside(self, weight: str, name: str) -> torch.Tensor | None:
-        """A tensor beside a matrix, by its last word; None where there is none."""
-        key = self._scale[weight] if name == SCALE else f"{weight.removesuffix('weight')}{name}"
-        return self._source.read(self._stored[key]) if key in self._stored else None
+    def _tensor_names(self, weight: str) -> dict[str, str]:
+        """The stored names of a scaled matrix and what its layout has beside it, by their last words."""
+        stem = weight.removesuffix("weight")
+        names = {STORED: weight, SCALE: self._scale[weight]}
+        names |= {name: f"{stem}{name}" for name in self._layout(weight).beside}
+        return {name: self._stored[key] for name, key in names.items() if key in self._stored}
+
+    def _tensors(self, weight: str) -> dict[str, torch.Tensor]:
+        return {name: self._source.read(key) for name, key in self._tensor_names(weight).items()}
 
     def _dtype(self, key: str) -> str:
         return self._source.dtype(self._stored[key])
@@ -229,9 +264,7 @@ class DequantisedSource:
             )
 
     def _check_scale(self, weight: str, name: str) -> None:
-        scale = self._beside(weight, name)
-        assert scale is not None
-        scale = scale.float()
+        scale = self._source.read(self._tensor_names(weight)[name]).float()
         wrong = "not finite" if not scale.isfinite().all() else "negative" if (scale < 0).any() else "0"
         if wrong != "0" or (scale == 0).any():
             raise ModelError(

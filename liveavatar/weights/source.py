@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from .pickles import read_tensors
 
 if TYPE_CHECKING:
     import torch
+
+    from .block_types import PackedFormat
 
 T = TypeVar("T")
 _shared: contextvars.ContextVar[dict[Hashable, Any] | None] = contextvars.ContextVar("files of one model", default=None)
@@ -102,6 +104,17 @@ class FileSource(TensorSource, Protocol):
 
     def zeros(self, keys: Iterable[str]) -> Iterator[str]:
         """Those of these that are matrices of zeros; a few bytes of each are read, and all of those found."""
+
+
+@runtime_checkable
+class PackedFile(Protocol):
+    """Tensors some of whose matrices can be read as they are packed."""
+
+    def packed_format(self, key: str) -> PackedFormat | None:
+        """How a matrix lies in bytes; None where it is read as numbers only."""
+
+    def read_packed(self, key: str, place: torch.Tensor) -> None:
+        """Bring a matrix to a place as it is: uint8, as many bytes as its format says."""
 
 
 class SafetensorsSource:

@@ -27,16 +27,19 @@ def test_tiles_are_told_where_the_vae_works_in_them():
     assert refused.code != 0 and "rows x columns" in refused.err
 
 
-def test_a_gguf_file_is_planned_for_that_is_not_here():
+def test_packed_files_are_planned_for_that_are_not_here():
     words = ("plan", "--model", "wan2.2-s2v-14b", "--size", "640x384", "--gpus", "1x16", "--host-ram", 32)
     ran = run(*words, "--gguf", "q4_k_m")
     assert (ran.code, ran.err) == (0, "")
-    assert "gguf weights" in ran.out and "15 of 40 layers offloaded" in ran.out, ran.out
+    assert "packed weights" in ran.out and "15 of 40 layers offloaded" in ran.out, ran.out
     without = run(*words)
     assert "fp8 weights, int4 KV cache" in without.out, without.out
     assert "int4" not in ran.out, ran.out
-    assert "--gguf 'IQ9' is not known. Use Q4_0" in run(*words, "--gguf", "IQ9").err
-    assert "only where the model is a GGUF file" in run("plan", "--weights", "gguf").err
+    assert "--packed 'IQ9' is not known. Use Q4_0" in run(*words, "--gguf", "IQ9").err
+    assert "matrices stay as the file has them (460 in Q4_K) and are brought to bfloat16 for each product" in ran.out
+    network = run(*words, "--packed", "nvfp4").out
+    assert "packed weights" in network and "15 of 40 layers offloaded" in network and "460 in nvfp4" in network, network
+    assert "only where the model's file has them in few bits" in run("plan", "--weights", "gguf").err
 
 
 def test_long_videos_tell_how_often_workers_keep_a_snapshot():

@@ -70,7 +70,10 @@ def test_what_rounds_changes_frames(inputs, plain, options, storage):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (("--weights", "fp4"), "--weights fp4 is not known. Use plain, fp8, fp8-tensor, int8 or gguf."),
+        (
+            ("--weights", "fp4"),
+            "--weights fp4 is not known. Use plain, fp8, fp8-tensor, int8, packed or packed-native.",
+        ),
         (("--keys", "int8"), "--kv-dtype int8 is not known. Use plain, fp8 or int4."),
         (("--keys-home", "disk"), "--keys-home: disk is not known; use device or host."),
         (("--prompt-weights", "go"), "--prompt-weights: go is not known; use stay or leave."),

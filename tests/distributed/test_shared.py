@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from distributed.videos import Video
+from weights.gguf_files import mini_transformer
+from weights.layout_files import write_packed
 
+from liveavatar.components import MINI_FOLDER, packed_of
 from liveavatar.distributed import RayBackend, RayEngine
+from liveavatar.engine.local import LocalEngine
 from liveavatar.offload.host_weights import supports_shared_memory
 from liveavatar.planner import make_plan
 from liveavatar.storage import PLAIN, StorageConfig
@@ -66,6 +71,24 @@ def test_a_new_worker_finds_what_the_others_have(backend: RayBackend, video: Vid
     assert backend.worker_pids[0] != one and backend.worker_pids[1] == other
     assert memories(backend.worker_pids[0]) == memories(other) == before
     assert torch.equal(torch.cat(list(made.run(video.job)), 1), video.expected)
+
+
+def test_packed_layers_are_shared_as_they_are_and_make_the_same_numbers(backend: RayBackend, tmp_path: Path) -> None:
+    """Matrices in nvfp4, some of them on the host, against all of them in this process."""
+    shutil.copytree(MINI_FOLDER, tmp_path / "mini")
+    video = Video(2, str(write_packed(tmp_path / "mini" / "mini", mini_transformer(), "nvfp4")), steps=2)
+    config, packed, resolved = video.components.config, packed_of(video.components), video.job.resolved
+    here = make_plan(resolved, config, model="mini", storage=StorageConfig(weights="packed"), packed=packed)
+    wanted = torch.cat(list(LocalEngine(video.components, here).run(video.job)), 1)
+    storage = StorageConfig(weights="packed", offload_layers=2)
+    plan = make_plan(
+        resolved, config, model="mini", stages="2x1", storage=storage, packed=packed, snapshot_blocks=0, processes=True
+    )
+    made = backend.engine(video.components, plan)
+    assert torch.equal(torch.cat(list(made.run(video.job)), 1), wanted)
+    (planned,) = plan.host_bytes_by_machine.values()
+    one, other = (worker.shared for worker in backend.status().workers)
+    assert one == other == pytest.approx(planned, rel=0.02)
 
 
 def test_nothing_stays_when_other_weights_are_loaded(backend: RayBackend, video: Video) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from engine.tiny import tiny_effective, tiny_job
 from offload.drive import Allocations
-from weights.gguf_files import mini_transformer, write_gguf
+from weights.gguf_files import mini_transformer
+from weights.layout_files import is_inside, write_packed
 
 from liveavatar.components import MINI_FOLDER, FolderComponents, open_components, packed_of
 from liveavatar.engine.local import LocalEngine, ModelCache
@@ -14,23 +15,25 @@ from liveavatar.planner import make_plan
 from liveavatar.storage import StorageConfig
 
 BLOCKS = 5
-PACKED = StorageConfig(weights="gguf")
+PACKED = StorageConfig(weights="packed")
+KINDS = {"GGUF": ("Q4_0", "Q8_0"), "ComfyUI": ("nvfp4", "int8 by rows")}
+"""Of matrices, and of those that make values."""
 ELSEWHERE = (
-    StorageConfig(weights="gguf", offload_text_kv=True),
-    StorageConfig(weights="gguf", offload_layers=3),
-    StorageConfig(weights="gguf", kv_offload=True, offload_text_kv=True, offload_layers=3),
+    StorageConfig(weights="packed", offload_text_kv=True),
+    StorageConfig(weights="packed", offload_layers=3),
+    StorageConfig(weights="packed", kv_offload=True, offload_text_kv=True, offload_layers=3),
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> FolderComponents:
+@pytest.fixture(scope="module", params=KINDS)
+def model(tmp_path_factory, request) -> FolderComponents:
     """The miniature in four bits, its values in eight."""
-    folder = tmp_path_factory.mktemp("models") / "mini"
+    folder, (few, more) = tmp_path_factory.mktemp("models") / "mini", KINDS[request.param]
     shutil.copytree(MINI_FOLDER, folder)
     network = mini_transformer()
-    inside = [name for name in network if name.startswith(("blocks.", "audio_injector."))]
-    write_gguf(folder / "mini.gguf", network, {n: "Q8_0" if n.endswith(".v.weight") else "Q4_0" for n in inside})
-    return open_components(folder / "mini.gguf")
+    inside = [name for name, value in network.items() if is_inside(name, torch.from_numpy(value))]
+    kinds = {name: more if name.endswith(".v.weight") else few for name in inside}
+    return open_components(write_packed(folder / "mini", network, kinds))
 
 
 def latents(model: FolderComponents, storage: StorageConfig, stages: str = "1x1", compiled: bool = False):
@@ -60,7 +63,7 @@ def test_layers_are_compiled_whole(model):
     """One graph without breaks, which gives what the layer gives by itself."""
     from liveavatar.model.transformer import ModelSlice
 
-    net = model.transformer(ModelSlice(range(1)), "cpu", torch.float32, "gguf")
+    net = model.transformer(ModelSlice(range(1)), "cpu", torch.float32, "packed")
     ffn = net.blocks["0"].ffn
     x = torch.randn(24, model.config.dim)
     with torch.inference_mode():

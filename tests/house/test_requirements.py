@@ -24,6 +24,7 @@ HOST = {
     "torch": "ComfyUI has the build that fits the machine; asked for again, it may be replaced by one that does not",
     "numpy": "ComfyUI has it, and other packs depend on its version",
     "psutil": "ComfyUI has it; `doctor` reads memory with it where there is no /proc, and says so where it is absent",
+    "comfy_kitchen": "ComfyUI brings it; only products of matrices as they are packed need it, and refuse without it",
     "triton": "comes with PyTorch's builds for NVIDIA GPUs; looked for before compiling",
     "diffusers": "the published VAE in `bench frames`, which says so where it is absent",
     "tokenizers": "a requirement of transformers, which fixes its version; only training the miniature imports it",

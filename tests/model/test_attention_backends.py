@@ -87,7 +87,7 @@ def test_what_is_not_there_is_refused_before_anything_is_imported() -> None:
     if importlib.util.find_spec("flash_attn_interface") is None:
         with pytest.raises(ModelError, match="needs the package FlashAttention 3") as refused:
             check_attention("flash3")
-        assert "--attention s" in refused.value.nearest
+        assert "or use --attention " in refused.value.nearest
     check_attention("auto")
 
 

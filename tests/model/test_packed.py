@@ -1,10 +1,11 @@
-"""Matrices that stay packed: the same products as of the numbers the gguf package unpacks, with LoRAs beside them."""
+"""Matrices that stay packed: the same products as of the numbers that are meant, with LoRAs beside them."""
 
 import shutil
 
 import pytest
 import torch
-from weights.gguf_files import mini_transformer, write_gguf
+from weights.gguf_files import mini_transformer
+from weights.layout_files import LAYOUTS, is_inside, write_packed
 
 from liveavatar.components import MINI_FOLDER, open_components
 from liveavatar.errors import LoRAError, ModelError
@@ -37,37 +38,49 @@ def mixed(network):
 
 def nets(folder, network, kind, dtype=torch.float32, **parts):
     """The packed network, and that of the same numbers."""
-    write_gguf(folder / "mini.gguf", network, kind)
-    model = open_components(folder / "mini.gguf", **parts)
+    model = open_components(write_packed(folder / "mini", network, kind), **parts)
     whole = ModelSlice.whole(model.config)
-    return [model.transformer(whole, "cpu", dtype, weights) for weights in ("gguf", "plain")]
+    return [model.transformer(whole, "cpu", dtype, weights) for weights in ("packed", "plain")]
+
+
+def mixed_layouts(network):
+    """As files have it whose values are in more bits than queries and keys, and whose first layer is in floats."""
+    inside = [name for name, value in network.items() if is_inside(name, torch.from_numpy(value))]
+    kinds = {name: "fp8" if name.endswith(".v.weight") else "nvfp4" for name in inside}
+    kinds |= {name: "int8 by rows" for name in inside if name.endswith("ffn.2.weight")}
+    kinds |= {name: "nvfp4 with factors" for name in inside if "blocks.2.ffn.0" in name}
+    floats = ("blocks.0.self_attn", "blocks.1.self_attn.k")
+    return kinds | {name: "" for name in inside if name.startswith(floats)}
+
+
+MIXED = {"mixed": mixed, "mixed layouts": mixed_layouts}
 
 
 def linears(net):
     return {path: m for path, m in net.named_modules() if hasattr(m, "in_features")}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
-def test_matrices_are_those_of_the_package_and_stay_packed(folder, network, kind):
-    packed, plain = nets(folder, network, mixed(network) if kind == "mixed" else kind, lora="none")
+@pytest.mark.parametrize("kind", [*KINDS, *LAYOUTS, *MIXED])
+def test_matrices_are_the_numbers_that_are_meant_and_stay_packed(folder, network, kind):
+    packed, plain = nets(folder, network, MIXED[kind](network) if kind in MIXED else kind, lora="none")
     found = {path: m for path, m in linears(packed).items() if isinstance(m, PackedLinear)}
-    assert len(found) == len([p for p in linears(plain) if p.startswith(("blocks", "audio_inj"))]) - 2 * (
-        kind == "mixed"
-    )
+    assert len(found) == len([p for p in linears(plain) if p.startswith(("blocks", "audio_inj"))]) - 2 * (kind in MIXED)
     for path, module in found.items():
         assert torch.equal(module.unpacked(torch.float32), plain.get_submodule(path).weight), path
         assert module.weight.dtype == torch.uint8 and module.weight.ndim == 1
 
 
+@pytest.mark.parametrize("kind", MIXED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_lora_beside_a_matrix_gives_the_product_of_the_merged_one(folder, network, dtype):
+def test_a_lora_beside_a_matrix_gives_the_product_of_the_merged_one(folder, network, dtype, kind):
     a, b = torch.randn(3, 192, generator=G) / 14, torch.randn(192, 3, generator=G)
     pair = {"blocks.2.self_attn.v.lora_A.weight": a, "blocks.2.self_attn.v.lora_B.weight": b}
     torch.save(pair | {"blocks.2.norm3.diff_b": torch.ones(192)}, folder / "style.pt")
     extra = (ExtraLoRA(folder / "style.pt", 0.7),)
-    packed, plain = nets(folder, network, mixed(network), dtype, extra_loras=extra)
-    slack = 1e-5 if dtype == torch.float32 else 0.02
+    packed, plain = nets(folder, network, MIXED[kind](network), dtype, extra_loras=extra)
     for path, module in linears(packed).items():
+        # Merged into bfloat16 it is rounded to that.
+        slack = 0.02 if dtype == torch.bfloat16 or "BF16" in repr(module) else 1e-5
         x = torch.randn(7, module.in_features, generator=G).to(dtype)
         wanted = plain.get_submodule(path)(x)
         assert (module(x) - wanted).abs().max() <= slack * wanted.abs().max(), path
@@ -99,7 +112,7 @@ def test_factors_that_are_not_finite_are_refused(folder, network):
 
 def test_only_a_gguf_file_has_packed_matrices():
     model = open_components(MINI_FOLDER)
-    with pytest.raises(ModelError, match=r"--weights gguf\) only where the model is a GGUF file"):
-        model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, "gguf")
+    with pytest.raises(ModelError, match=r"--weights packed\) only where the model.s file has them in few bits"):
+        model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, "packed")
     with pytest.raises(ModelError, match="GGUF"):
-        empty_transformer(model.config, ModelSlice.whole(model.config), "gguf")
+        empty_transformer(model.config, ModelSlice.whole(model.config), "packed")

@@ -61,6 +61,26 @@ def test_a_video_in_memory_is_written_down_only_meanwhile(meter, film, host):
     assert figures["frames"] == 125 and not list((host.base / "temp").iterdir())
 
 
+class OfOldCore:
+    """A VIDEO in memory as ComfyUI 0.3.64 gives it: written only where a name tells the format."""
+
+    def __init__(self, content: bytes):
+        self._content = content
+
+    def get_stream_source(self):
+        self.save_to(io.BytesIO())
+
+    def save_to(self, file):
+        if not Path(getattr(file, "name", "")).suffix:
+            raise ValueError("Could not determine output format")
+        file.write(self._content)
+
+
+def test_a_video_in_the_memory_of_an_old_core_is_measured_too(meter, film):
+    figures = json.loads(fake_comfy.run(meter, video=OfOldCore(film.read_bytes())).args[1])
+    assert figures["frames"] == 125
+
+
 def test_what_is_no_video_is_refused(meter):
     with pytest.raises(Exception, match="The video is of type ndarray"):
         fake_comfy.run(meter, video=np.zeros(3))

@@ -9,9 +9,9 @@ from liveavatar.config import MINI, UNTRAINED, WAN2_2_S2V_14B, ModelConfig
 from liveavatar.model.transformer import EMBEDDERS, ModelSlice, empty_transformer
 from liveavatar.planner import layer_parameters
 from liveavatar.planner.memory import layer_matrices, layer_saved_bytes, linear_bytes
-from liveavatar.storage import WeightFormat
+from liveavatar.storage import PACKED_FORMATS, WeightFormat
 
-FORMATS = tuple(form for form in get_args(WeightFormat) if form != "gguf")
+FORMATS = tuple(form for form in get_args(WeightFormat) if form not in PACKED_FORMATS)
 """Those that are made of any weight; of what stays packed, see test_packed_bytes.py."""
 
 

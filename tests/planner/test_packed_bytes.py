@@ -27,12 +27,13 @@ from liveavatar.planner import (
 from liveavatar.planner.packed import PackedBytes, PackedSizes
 from liveavatar.planner.search import CostTable
 from liveavatar.request import Request, image_size_for, resolve
-from liveavatar.storage import StorageConfig
+from liveavatar.storage import PACKED_FORMATS, StorageConfig, WeightFormat
 from liveavatar.weights.block_types import FLOATS, PACKED, PackedMatrix
+from liveavatar.weights.layouts import FORMATS
 from liveavatar.weights.lora import ExtraLoRA
 
 BIG, T = WAN2_2_S2V_14B, 960
-GGUF = StorageConfig(weights="gguf")
+GGUF = StorageConfig(weights="packed")
 
 
 def mixed(config: ModelConfig) -> dict[str, PackedMatrix]:
@@ -47,6 +48,8 @@ def mixed(config: ModelConfig) -> dict[str, PackedMatrix]:
         matrices[f"blocks.{layer}.ffn.0"] = PackedMatrix(PACKED["Q4_K"], 64)
         matrices[f"blocks.{layer}.ffn.2"] = PackedMatrix(more)
     matrices["blocks.0.self_attn.k"] = PackedMatrix(FLOATS["F16"], 300)
+    matrices |= {f"blocks.2.ffn.{n}": PackedMatrix(FORMATS[kind], 16) for n, kind in ((0, "nvfp4"), (2, "int8"))}
+    matrices["blocks.3.self_attn.q"] = PackedMatrix(FORMATS["mxfp8"])
     del matrices["blocks.1.cross_attn.k"]
     return matrices
 
@@ -56,12 +59,14 @@ def held(net: torch.nn.Module) -> int:
     return sum(t.numel() * (t.element_size() if t.dtype == torch.uint8 else 2) for t in net.parameters())
 
 
+@pytest.mark.parametrize("weights", PACKED_FORMATS)
 @pytest.mark.parametrize("layers", [range(3), range(1, 4), range(37, 40)], ids=str)
-def test_layers_of_mixed_types_take_what_is_said(layers: range) -> None:
+def test_layers_of_mixed_types_take_what_is_said(layers: range, weights: WeightFormat) -> None:
     matrices = mixed(BIG)
     part = ModelSlice(layers, embed=layers.start == 0, head=layers.stop == 40)
-    plan = stage_plan(BIG, T, range(4), layers, 2, "a", GGUF, packed=packed_sizes(BIG, matrices))
-    assert plan.weights == held(empty_transformer(BIG, part, "gguf", matrices))
+    storage, sizes = StorageConfig(weights=weights), packed_sizes(BIG, matrices)
+    plan = stage_plan(BIG, T, range(4), layers, 2, "a", storage, packed=sizes)
+    assert plan.weights == held(empty_transformer(BIG, part, weights, matrices))
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
@@ -74,7 +79,7 @@ def test_a_file_takes_what_its_header_says(tmp_path, kind, extra):
     loras = (ExtraLoRA(tmp_path / "style.pt"),) if extra else ()
     model = open_components(tmp_path / "mini" / "mini.gguf", extra_loras=loras)
     layers = range(1, model.config.num_layers - 1)
-    net = model.transformer(ModelSlice(layers), "cpu", torch.float32, "gguf")
+    net = model.transformer(ModelSlice(layers), "cpu", torch.float32, "packed")
     packed = packed_of(model)
     found = stage_plan(model.config, 64, range(4), layers, 4, "a", GGUF, packed=packed).weights
     assert found == sum(t.nbytes for t in net.parameters())
@@ -82,9 +87,17 @@ def test_a_file_takes_what_its_header_says(tmp_path, kind, extra):
     assert found < (0.8 if kind == "Q8_0" else 0.7) * plain
 
 
+def test_a_product_in_32_bits_is_counted_where_matrices_are_multiplied_as_they_are():
+    sizes = assumed_sizes(BIG, FORMATS["int8"])
+    plans = [
+        stage_plan(BIG, T, range(4), range(4), 2, "a", StorageConfig(weights=w), packed=sizes) for w in PACKED_FORMATS
+    ]
+    assert plans[1].workspace - plans[0].workspace >= 3 * T * BIG.ffn_dim * 4
+
+
 def test_the_published_network_in_four_bits_is_as_large_as_its_file_and_the_lora():
     """16.3 thousand million numbers: 15.8 of them in 4.5 bits, and 0.7 of the LoRA in bfloat16."""
-    weights = stage_plan(BIG, T, range(4), range(40), 2, "a", GGUF, packed=assumed_sizes(BIG, "Q4_K")).weights
+    weights = stage_plan(BIG, T, range(4), range(40), 2, "a", GGUF, packed=assumed_sizes(BIG, PACKED["Q4_K"])).weights
     assert weights / 1e9 == pytest.approx(10.6, abs=0.3)
 
 
@@ -107,7 +120,7 @@ def test_layers_of_unequal_size_are_offloaded_as_planned(offloaded):
 
 
 def chosen(cards: str, host: int, kind: str | None = "Q4_K", size: str = "640x384", **options):
-    packed = assumed_sizes(BIG, kind) if kind else None
+    packed = assumed_sizes(BIG, (PACKED | FORMATS)[kind]) if kind else None
     video = resolve(Request(size=size), image_size_for(size), 160_000, 16_000)
     hardware = Hardware.parse(cards, host * GIB)
     return choose_plan(video, BIG, hardware, PlanOptions(packed=packed, **options), model="wan2.2-s2v-14b"), hardware
@@ -116,7 +129,7 @@ def chosen(cards: str, host: int, kind: str | None = "Q4_K", size: str = "640x38
 def test_four_bits_fit_a_card_of_16_with_32_of_host_memory():
     plan, hardware = chosen("1x16", 32)
     (stage,) = plan.stages
-    assert stage.storage.weights == "gguf" and stage.storage.kv_dtype == "fp8"
+    assert stage.storage.weights == "packed" and stage.storage.kv_dtype == "fp8"
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
     assert chosen("1x16", 32, None)[0].stages[0].storage.kv_dtype == "int4"
@@ -144,25 +157,25 @@ def test_a_large_card_keeps_the_numbers_and_smaller_ones_what_is_packed():
 
 def test_what_did_not_fit_is_followed_by_what_takes_less():
     storage, seen = PACKED_LEVELS[1].storage, []
-    packed = assumed_sizes(BIG, "Q4_K")
+    packed = assumed_sizes(BIG, PACKED["Q4_K"])
     while (down := next_level_down((storage,), 40)) is not None:
         seen.append(stage_plan(BIG, T, range(4), range(40), 2, "a", storage, packed=packed).total)
         storage = down[1]
-        assert storage.weights == "gguf"
+        assert storage.weights == "packed"
     seen.append(stage_plan(BIG, T, range(4), range(40), 2, "a", storage, packed=packed).total)
     assert (storage.kv_dtype, storage.offload_layers) == ("fp8", 40) and seen[-1] < seen[0] / 5
 
 
 def test_matrices_of_another_file_cannot_stay_packed():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
-    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+    with pytest.raises(PlanError, match=r"--weights packed\) only where the model.s file has them in few bits"):
         make_plan(video, BIG, model="x", storage=GGUF)
 
 
 def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
     plan, hardware = chosen("1x12", 32)
     (stage,) = plan.stages
-    assert (stage.storage.weights, stage.storage.kv_dtype) == ("gguf", "int4")
+    assert (stage.storage.weights, stage.storage.kv_dtype) == ("packed", "int4")
     assert plan.total_by_device["cuda:0"] <= hardware.devices[0].usable
     assert sum(plan.host_bytes_by_machine.values()) <= hardware.usable_host
     assert any("int4" in note for note in plan.notes)
@@ -172,7 +185,7 @@ def test_a_card_of_12_with_32_of_host_memory_keeps_int4_and_says_so():
 def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
     plan, hardware = chosen("1x12", 64)
     assert plan.encoders <= hardware.devices[0].usable
-    packed = dataclasses.replace(assumed_sizes(BIG, "Q4_K"), text_encoder=PackedBytes())
+    packed = dataclasses.replace(assumed_sizes(BIG, PACKED["Q4_K"]), text_encoder=PackedBytes())
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(packed=packed), model="x")
@@ -181,14 +194,14 @@ def test_a_packed_text_encoder_lets_a_card_of_12_encode_the_prompt():
 def test_a_packed_text_encoder_alone_counts_and_packs_no_network():
     video = resolve(Request(size="640x384"), (640, 384), 160_000, 16_000)
     hardware = Hardware.parse("1x12", 64 * GIB)
-    alone = PackedSizes(text_encoder=assumed_sizes(BIG, "Q4_K").text_encoder)
+    alone = PackedSizes(text_encoder=assumed_sizes(BIG, PACKED["Q4_K"]).text_encoder)
     with pytest.raises(PlanError, match=r"the largest encoder takes 11\.4 GB"):
         choose_plan(video, BIG, hardware, PlanOptions(), model="x")
     for prefer in ("quality", "speed"):
         plan = choose_plan(video, BIG, hardware, PlanOptions(packed=alone, prefer=prefer), model="x")
         assert plan.encoders <= hardware.devices[0].usable
         assert {stage.storage.weights for stage in plan.stages} == {"fp8"}
-    with pytest.raises(PlanError, match=r"--weights gguf\) only where the model is a GGUF file"):
+    with pytest.raises(PlanError, match=r"--weights packed\) only where the model.s file has them in few bits"):
         make_plan(video, BIG, model="x", storage=GGUF, packed=alone)
 
 

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from weights.core_files import as_bytes
+from weights.layout_files import quantised
 
 from liveavatar.errors import MissingFilesError, ModelError
 from liveavatar.model.quantize import replace_linears
@@ -147,8 +150,6 @@ print(rss("VmHWM") - before, rss("VmRSS") - before)
 )
 def test_peak_memory_is_what_stays_and_one_tensor(tmp_path, weights, stays):
     """200 MB of float32 in two shards become 100 MB of bfloat16 or half of that; the peak is a 17 MB tensor more."""
-    from safetensors.torch import save_file
-
     shards = [f"m-{i}.safetensors" for i in (1, 2)]
     weight_map = {}
     for i, shard in enumerate(shards):
@@ -163,6 +164,46 @@ def test_peak_memory_is_what_stays_and_one_tensor(tmp_path, weights, stays):
     one = 2048 * 2048 * 4
     assert kept < stays + 18e6
     assert peak < stays + one + 18e6
+
+
+FILL_PACKED_AND_MEASURE = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from liveavatar.model.packed import pack_linears
+from liveavatar.weights.formats import open_file, open_packed
+from liveavatar.weights.load import fill
+def rss(line):
+    return next(int(x.split()[1]) * 1024 for x in open("/proc/self/status") if x.startswith(line))
+with torch.device("meta"):
+    module = nn.ModuleList(nn.Linear(4096, 4096, bias=False) for _ in range(12))
+path = Path(sys.argv[1])
+source = open_packed(path, open_file(path), open_file(path))
+pack_linears(module, source.matrices)
+torch.zeros(4).view(torch.uint8).isfinite()
+open("/proc/self/clear_refs", "w").write("5")
+before = rss("VmRSS")
+fill(module, source, dtype=torch.bfloat16, device="cpu")
+print(rss("VmHWM") - before, rss("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_memory_of_packed_matrices_is_what_stays_and_one_of_them(tmp_path):
+    """Twelve matrices of 9.4 MB in nvfp4, each of which would be 67 MB as numbers."""
+    path, tensors = tmp_path / "m.safetensors", {}
+    for number in range(12):
+        stored, how = quantised(torch.full((4096, 4096), 0.5), "nvfp4")
+        tensors |= {f"{number}.{name}": tensor for name, tensor in stored.items()}
+        tensors[f"{number}.comfy_quant"] = as_bytes(json.dumps(how).encode())
+    save_file(tensors, path)
+    command = [sys.executable, "-c", FILL_PACKED_AND_MEASURE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    peak, kept = map(int, done.stdout.split())
+    print(f"{kept / 1e6:.0f} MB kept, {peak / 1e6:.0f} MB at the peak")
+    stays = 12 * 4096 * 4096 * 9 // 16
+    assert kept < stays + 18e6
+    assert peak < stays + 2 * stays / 12 + 18e6
 
 
 class Halves(nn.Module):
