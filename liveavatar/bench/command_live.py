@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli.options import add_request_arguments, check_placement_options, parts_of, placement_of, request_of
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("blocks on time", f"{figures.on_time:.2%} of {figures.blocks}"),
         ("first images, weights loaded", f"{figures.first:.2f} s"),
         ("sample to its image", f"{figures.lag:.2f} s, 95 %: {figures.lag_95:.2f} s"),
-        ("interruption to a silent block", ", ".join(f"{each:.2f}" for each in figures.interrupts) + " s"),
+        ("interruption to a silent block", _range(figures.interrupts)),
         ("memory added after 12 s", f"{figures.growth / 1e6:.1f} MB"),
         ("picture against sound", f"{figures.drift:.2f} frames"),
     ]
@@ -54,3 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_report(Path(arguments.json), "live", {}, figures)
     return 0
+
+
+def _range(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "none"
+    return f"{min(seconds):.2f} to {max(seconds):.2f} s, {len(seconds)} times"

@@ -15,6 +15,7 @@ from liveavatar.config import BLOCK_FRAMES, BLOCK_LATENTS
 from liveavatar.encoders.audio import AudioFeatures
 from liveavatar.encoders.block_features import StackedFeatures
 from liveavatar.engine.local import LocalEngine
+from liveavatar.events import Callback, ignore
 from liveavatar.model.transformer import CausalS2VTransformer, ModelSlice, empty_transformer
 from liveavatar.planner import make_plan
 from liveavatar.request import Request, ResolvedRequest, SinkDistance, resolve
@@ -31,7 +32,7 @@ class RecordedPose:
     def __init__(self, states: torch.Tensor):
         self._states = states
 
-    def block(self, number: int) -> torch.Tensor:
+    def block(self, number: int, callback: Callback = ignore) -> torch.Tensor:
         return self._states[:, number * BLOCK_LATENTS : (number + 1) * BLOCK_LATENTS]
 
     def close(self) -> None:
