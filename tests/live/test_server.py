@@ -27,8 +27,6 @@ HELLO = {"type": "hello", "version": 1}
 HEARD_MS = 1000 * (BLOCK_SECONDS + LOOKAHEAD_SECONDS)
 """How long the first sample of a block waits for the rest of it and for the look-ahead."""
 PICTURE = (Path(__file__).parents[2] / "liveavatar" / "mini" / "assets" / "portrait.png").read_bytes()
-HEARD_MS = 1000 * (BLOCK_SECONDS + LOOKAHEAD_SECONDS)
-"""Of sound that is heard before a block begins."""
 SOUND = (3000 * np.sin(np.arange(16_000) / 20)).astype("<i2").tobytes()
 
 
