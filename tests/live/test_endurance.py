@@ -19,8 +19,8 @@ from liveavatar.live.server import LiveServer
 
 pytestmark = pytest.mark.slow
 TALKS, SETTLED, LOOKS = 100, 60, 10
-"""Memory is looked at behind the first talks, which fill the caches of every thread, and behind the last ones: the least
-of several looks, because it comes and goes by some megabytes."""
+"""Memory is looked at behind the first talks, which fill the caches of every thread, and behind the last ones: the
+least of several looks, because it comes and goes by some megabytes."""
 MOST_GROWTH = 16 << 20
 """Bytes; a session that stayed would be more than that by itself within ten talks."""
 
