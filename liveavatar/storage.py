@@ -50,7 +50,8 @@ class StorageConfig:
     offload_layers: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", OLDER_WEIGHTS.get(self.weights, self.weights))
+        if isinstance(self.weights, str):  # what else may be given is refused where it is used
+            object.__setattr__(self, "weights", OLDER_WEIGHTS.get(self.weights, self.weights))
 
     @property
     def packed(self) -> bool:

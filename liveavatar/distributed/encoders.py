@@ -15,7 +15,7 @@ import torch
 
 from ..codec import ExecConfig, LatentScale
 from ..components import Components
-from ..config import BLOCK_FRAMES
+from ..config import BLOCK_FRAMES, BLOCK_LATENTS
 from ..encoders.audio import ALL_ROWS, AudioEncoder, AudioFeatures, Tail, feature_count
 from ..events import (
     ENCODING_AUDIO,
@@ -238,12 +238,14 @@ class _RemoteDecoder(_RemotePart):
     ):
         super().__init__(handle, exec_config, have_worker, callback)
         self._motion, self._tiles = motion, tiles
-        self._recent: deque[torch.Tensor] = deque(maxlen=CONTEXT_LATENTS)
+        self._recent: deque[torch.Tensor] = deque()
         self._begin()
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         pixels = torch.from_numpy(self._next("decode", "decode", latents))
         self._recent.append(latents)
+        while sum(one.shape[1] for one in self._recent) - self._recent[0].shape[1] >= CONTEXT_LATENTS * BLOCK_LATENTS:
+            self._recent.popleft()
         return pixels
 
     def __del__(self) -> None:

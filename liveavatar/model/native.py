@@ -47,7 +47,7 @@ def check_native() -> None:
         raise ModelError(
             "Matrices are multiplied as they are packed (--weights packed-native) by comfy-kitchen, which is not "
             "installed.",
-            "Install it (pip install comfy-kitchen), or use --weights packed.",
+            "Install the package comfy-kitchen, or use --weights packed.",
         )
 
 

@@ -7,6 +7,7 @@ import random
 import threading
 import weakref
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +64,8 @@ class SteppedEngine(LocalEngine):
         with self.changed:
             assert self.changed.wait_for(lambda: task in self.begun, PATIENCE), f"{task} did not begin"
 
-    def _stages(self, job: VideoTask) -> list[Stage]:
-        stages = super()._stages(job)
+    def _stages(self, job: VideoTask, *given: Any) -> list[Stage]:
+        stages = super()._stages(job, *given)
         for stage in stages:
             stage.run = functools.partial(self._step, stage.run)
         return stages
