@@ -1,8 +1,10 @@
 """What every test starts from: one thread, no network, reproducible examples, Ctrl-C as at a terminal."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -59,3 +61,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real portraits and voices in ../shared/data beside the project")
     return folder
+
+
+@pytest.fixture(scope="module")
+def mini_network() -> dict[str, Any]:
+    """The tensors of the miniature's transformer by their names, as its file has them."""
+    from weights.gguf_files import mini_transformer
+
+    return mini_transformer()
+
+
+@pytest.fixture
+def mini_folder(tmp_path: Path) -> Path:
+    """A copy of the miniature, for a test to change."""
+    from liveavatar.components import MINI_FOLDER
+
+    return Path(shutil.copytree(MINI_FOLDER, tmp_path / "mini"))

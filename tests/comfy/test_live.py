@@ -13,7 +13,8 @@ from typing import Any
 import graphs
 import pytest
 from browser import MODES, Look, browse
-from live_client import Client
+from live.stream_servers import free_port, listening_ffmpeg, needs_ffmpeg
+from live_client import Client, Refused
 from live_server import Absent, Server, serve
 from outcome import receipt_of, saved, succeeded
 from video_file import look_into
@@ -226,6 +227,26 @@ def test_two_people_are_recorded_with_both_sounds(live_server: Server, live_clie
     assert video.sound and (video.width, video.height) == (256, 128)
     told = receipt_of(run)["speakers"]
     assert [one["mask"] for one in told] == ["mask_1", "mask_2"] and all(one["seconds"] > 0.5 for one in told)
+
+
+@needs_ffmpeg
+def test_it_is_sent_to_an_address_while_it_goes_on(live_server: Server, live_client: Client, tmp_path: Path) -> None:
+    port, out = free_port(), tmp_path / "sent.flv"
+    address = f"rtmp://127.0.0.1:{port}/live/a-secret-key"
+    with listening_ffmpeg(address, out, "-listen", "1") as listener:
+        run = succeeded(live_client.run(live(audio=["long", 0], longest_minutes=0.3, out_url=address) | LONG))
+        listener.wait(60)
+    sent = receipt_of(run)["sent"]
+    assert sent["to"] == f"rtmp://127.0.0.1:{port}/live/***" and sent["state"] == "closed"
+    assert look_into(out).frames > 25
+
+
+def test_an_address_that_cannot_be_is_refused_before_it_runs(live_client: Client) -> None:
+    with pytest.raises(Refused) as refused:
+        live_client.run(live(out_url="ftp://127.0.0.1/a-secret-key"))
+    ((node, told),) = refused.value.nodes.items()
+    words = " ".join(f"{error['message']} {error['details']}" for error in told["errors"])
+    assert node == "avatar" and "out_url" in words and "rtmp://" in words
 
 
 def test_a_microphone_without_our_page_is_refused_with_a_sentence(live_client: Client) -> None:

@@ -7,16 +7,14 @@ comfy-kitchen unpacks them, in the place of the kernel.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from weights.gguf_files import mini_transformer
 from weights.layout_files import is_inside, write_layouts, write_packed
 
-from liveavatar.components import MINI_FOLDER, open_components
+from liveavatar.components import open_components
 from liveavatar.errors import ModelError
 from liveavatar.model import native
 from liveavatar.model.packed import NativeLinear
@@ -29,17 +27,6 @@ CPU = torch.device("cpu")
 needs_kitchen = pytest.mark.skipif(
     importlib.util.find_spec("comfy_kitchen") is None, reason="needs comfy-kitchen (pip install comfy-kitchen)"
 )
-
-
-@pytest.fixture(scope="module")
-def network():
-    return mini_transformer()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    shutil.copytree(MINI_FOLDER, tmp_path / "mini")
-    return tmp_path / "mini"
 
 
 @pytest.fixture
@@ -76,8 +63,8 @@ def kernels():
     native.native_trials.clear()
 
 
-def nets(folder, network, kind, dtype=torch.float32, **parts):
-    model = open_components(write_packed(folder / "mini", network, kind), **parts)
+def nets(mini_folder, mini_network, kind, dtype=torch.float32, **parts):
+    model = open_components(write_packed(mini_folder / "mini", mini_network, kind), **parts)
     whole = ModelSlice.whole(model.config)
     return [model.transformer(whole, "cpu", dtype, weights) for weights in ("packed-native", "packed")]
 
@@ -96,8 +83,8 @@ def inputs(layer, dtype):
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_differ_by_the_rounding_of_their_inputs(folder, network, kind, dtype):
-    made, exact = nets(folder, network, kind, dtype)
+def test_products_differ_by_the_rounding_of_their_inputs(mini_folder, mini_network, kind, dtype):
+    made, exact = nets(mini_folder, mini_network, kind, dtype)
     assert packed_layers(made)
     for path, layer in packed_layers(made).items():
         x = inputs(layer, dtype)
@@ -109,8 +96,8 @@ def test_products_differ_by_the_rounding_of_their_inputs(folder, network, kind, 
 
 @needs_kitchen
 @pytest.mark.usefixtures("kernels")
-def test_factors_of_inputs_are_applied_before_they_are_rounded(folder, network):
-    made, exact = nets(folder, network, "nvfp4 with factors", lora="none")
+def test_factors_of_inputs_are_applied_before_they_are_rounded(mini_folder, mini_network):
+    made, exact = nets(mini_folder, mini_network, "nvfp4 with factors", lora="none")
     layer = made.blocks["0"].ffn[0]
     x = inputs(layer, torch.float32)
     wanted = exact.blocks["0"].ffn[0](x)
@@ -119,22 +106,24 @@ def test_factors_of_inputs_are_applied_before_they_are_rounded(folder, network):
 
 @needs_kitchen
 @pytest.mark.usefixtures("kernels")
-def test_inputs_of_zeros_give_the_bias(folder, network):
-    made, _ = nets(folder, network, "nvfp4", lora="none")
+def test_inputs_of_zeros_give_the_bias(mini_folder, mini_network):
+    made, _ = nets(mini_folder, mini_network, "nvfp4", lora="none")
     layer = made.blocks["0"].ffn[0]
     assert torch.equal(layer(torch.zeros(3, layer.in_features)), layer.bias.bfloat16().float().expand(3, -1))
 
 
 @needs_kitchen
-def test_what_cannot_be_multiplied_is_unpacked(folder, network):
+def test_what_cannot_be_multiplied_is_unpacked(mini_folder, mini_network):
     """Layers that ask for full precision, other formats beside those that can be, and floats."""
-    names = [name for name, value in network.items() if is_inside(name, torch.from_numpy(value))]
+    names = [name for name, value in mini_network.items() if is_inside(name, torch.from_numpy(value))]
     kinds = {name: "int8" if "ffn" in name else "fp8" for name in names}
-    made, exact = nets(folder, network, kinds, lora="none")
+    made, exact = nets(mini_folder, mini_network, kinds, lora="none")
     for path, layer in packed_layers(made).items():
         x = inputs(layer, torch.float32)
         assert torch.equal(layer(x), exact.get_submodule(path)(x)) == ("ffn" not in path), path
-    path = write_layouts(folder / "exact.safetensors", network, "int8", further={"full_precision_matrix_mult": True})
+    path = write_layouts(
+        mini_folder / "exact.safetensors", mini_network, "int8", further={"full_precision_matrix_mult": True}
+    )
     net = open_components(path, lora="none").transformer(ModelSlice(range(1)), "cpu", torch.float32, "packed-native")
     layer = net.blocks["0"].ffn[0]
     x = inputs(layer, torch.float32)
@@ -152,8 +141,8 @@ def test_a_device_says_what_it_cannot_multiply():
 
 
 @needs_kitchen
-def test_layers_are_compiled_whole(folder, network):
-    made, _ = nets(folder, network, "int8 by rows", lora="none")
+def test_layers_are_compiled_whole(mini_folder, mini_network):
+    made, _ = nets(mini_folder, mini_network, "int8 by rows", lora="none")
     ffn = made.blocks["0"].ffn
     x = inputs(ffn[0], torch.float32)[0]
     with torch.inference_mode():

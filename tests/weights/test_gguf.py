@@ -1,6 +1,5 @@
 """GGUF files: every type that the gguf package writes is read to the bit as the package reads it."""
 
-import shutil
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from weights.gguf_files import WRITTEN, mini_text_encoder, mini_transformer, numbers, write_gguf
+from weights.gguf_files import WRITTEN, mini_text_encoder, numbers, write_gguf
 from weights.test_fill import FILL_AND_MEASURE
 
 from liveavatar.components import MINI_FOLDER, open_components
@@ -20,23 +19,17 @@ from liveavatar.weights.load import fill
 from liveavatar.weights.settings import text_weights
 
 
-@pytest.fixture(scope="module")
-def network():
-    return mini_transformer()
-
-
 @pytest.fixture
-def folder(tmp_path):
+def folder(mini_folder):
     """The miniature without its transformer."""
-    shutil.copytree(MINI_FOLDER, tmp_path / "mini")
-    for file in (tmp_path / "mini").glob("diffusion_pytorch_model*"):
+    for file in mini_folder.glob("diffusion_pytorch_model*"):
         file.unlink()
-    return tmp_path / "mini"
+    return mini_folder
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_every_type_is_read_to_the_bit_as_the_package_reads_it(tmp_path, network, kind):
-    wanted = write_gguf(tmp_path / "mini.gguf", network, kind)
+def test_every_type_is_read_to_the_bit_as_the_package_reads_it(tmp_path, mini_network, kind):
+    wanted = write_gguf(tmp_path / "mini.gguf", mini_network, kind)
     source = open_transformer(tmp_path / "mini.gguf")
     assert source.keys() == wanted.keys()
     for key, numbers_ in wanted.items():
@@ -47,8 +40,8 @@ def test_every_type_is_read_to_the_bit_as_the_package_reads_it(tmp_path, network
 
 @pytest.mark.parametrize("weights", ["plain", "fp8", "int8"])
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_a_network_of_a_gguf_file_is_filled_in_any_format(folder, network, kind, weights):
-    wanted = write_gguf(folder / "mini.gguf", network, kind)
+def test_a_network_of_a_gguf_file_is_filled_in_any_format(folder, mini_network, kind, weights):
+    wanted = write_gguf(folder / "mini.gguf", mini_network, kind)
     assert f" {kind}, " in format_inspection(inspect_model(folder / "mini.gguf"))
     model = open_components(folder / "mini.gguf", lora="none")
     net = model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, weights)
@@ -60,8 +53,8 @@ def test_a_network_of_a_gguf_file_is_filled_in_any_format(folder, network, kind,
     assert (found - meant).abs().max() <= slack * meant.abs().max()
 
 
-def test_a_lora_is_merged_into_what_was_unpacked(folder, network):
-    write_gguf(folder / "mini.gguf", network, "Q8_0")
+def test_a_lora_is_merged_into_what_was_unpacked(folder, mini_network):
+    write_gguf(folder / "mini.gguf", mini_network, "Q8_0")
     with_lora, without = (open_components(folder / "mini.gguf", lora=lora) for lora in (None, "none"))
     merged, plain = (
         m.transformer(ModelSlice.whole(m.config), "cpu", torch.float32).state_dict() for m in (with_lora, without)
@@ -81,8 +74,8 @@ def test_peak_memory_is_what_stays_and_one_tensor(tmp_path):
     assert peak < 101e6 + 2048 * 2048 * 4 + 18e6
 
 
-def test_five_dimensions_that_a_converter_has_flattened_come_back(tmp_path, network):
-    flat = dict(network)
+def test_five_dimensions_that_a_converter_has_flattened_come_back(tmp_path, mini_network):
+    flat = dict(mini_network)
     shape = flat["patch_embedding.weight"].shape
     flat["patch_embedding.weight"] = flat["patch_embedding.weight"].reshape(-1, 256)
     write_gguf(
@@ -107,28 +100,28 @@ def test_a_network_of_another_architecture_is_named(tmp_path):
     assert "a GGUF of Wan2.2-S2V-14B" in refusal.value.nearest
 
 
-def test_another_wan_transformer_is_named(tmp_path, network):
-    rest = {key: value for key, value in network.items() if not key.startswith("casual_audio_encoder")}
+def test_another_wan_transformer_is_named(tmp_path, mini_network):
+    rest = {key: value for key, value in mini_network.items() if not key.startswith("casual_audio_encoder")}
     write_gguf(tmp_path / "a.gguf", rest, "F16")
     with pytest.raises(ModelError, match="of another kind than sound-to-video"):
         open_transformer(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("lacking", ["blocks.2.ffn.0.weight", "head.modulation"])
-def test_missing_tensors_are_named(folder, network, lacking):
-    write_gguf(folder / "mini.gguf", {key: value for key, value in network.items() if key != lacking}, "Q8_0")
+def test_missing_tensors_are_named(folder, mini_network, lacking):
+    write_gguf(folder / "mini.gguf", {key: value for key, value in mini_network.items() if key != lacking}, "Q8_0")
     with pytest.raises(MissingFilesError, match=rf"lacks 1 of the tensors this model needs: {lacking}"):
         open_components(folder / "mini.gguf", lora="none")
 
 
-def test_a_matrix_of_zeros_is_an_unfinished_download(tmp_path, network):
-    write_gguf(tmp_path / "a.gguf", network | {"blocks.1.ffn.2.weight": np.zeros((192, 512), np.float32)}, "Q8_0")
+def test_a_matrix_of_zeros_is_an_unfinished_download(tmp_path, mini_network):
+    write_gguf(tmp_path / "a.gguf", mini_network | {"blocks.1.ffn.2.weight": np.zeros((192, 512), np.float32)}, "Q8_0")
     with pytest.raises(ModelError, match=r"only zeros for blocks\.1\.ffn\.2\.weight"):
         open_transformer(tmp_path / "a.gguf")
 
 
-def test_a_gguf_file_by_another_name_is_named(tmp_path, network):
-    write_gguf(tmp_path / "a.gguf", network, "Q8_0")
+def test_a_gguf_file_by_another_name_is_named(tmp_path, mini_network):
+    write_gguf(tmp_path / "a.gguf", mini_network, "Q8_0")
     (tmp_path / "a.gguf").rename(tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match=r"is a GGUF file by another name \(theirs end in \.gguf\)"):
         open_transformer(tmp_path / "a.safetensors")

@@ -1,11 +1,8 @@
 """Matrices in ComfyUI's layouts that stay packed: the numbers that reading gives, in as many bytes as is said."""
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights.gguf_files import mini_transformer
 from weights.layout_files import write_layouts
 from weights.test_layouts import CASES, COLUMNS, ROWS, opened
 
@@ -17,17 +14,6 @@ from liveavatar.weights.block_types import FLOATS
 from liveavatar.weights.folder import format_inspection, inspect_model
 from liveavatar.weights.formats import open_file
 from liveavatar.weights.settings import text_weights
-
-
-@pytest.fixture(scope="module")
-def network():
-    return mini_transformer()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    shutil.copytree(MINI_FOLDER, tmp_path / "mini")
-    return tmp_path / "mini"
 
 
 def packed(source, name="a.weight"):
@@ -62,8 +48,8 @@ ONE = [("fp8", "weight_scale"), ("int8", "weight_scale"), ("nvfp4", "weight_scal
     ("layout", "name", "shape"),
     [*((*one, shape) for one in ONE for shape in ((), (1,))), *((*one, (1, 1)) for one in ONE[:2])],
 )
-def test_a_single_scale_may_have_dimensions(tmp_path, network, layout, name, shape):
-    path, matrix = tmp_path / "a.safetensors", {"a.weight": network["blocks.0.ffn.0.weight"]}
+def test_a_single_scale_may_have_dimensions(tmp_path, mini_network, layout, name, shape):
+    path, matrix = tmp_path / "a.safetensors", {"a.weight": mini_network["blocks.0.ffn.0.weight"]}
     tensors = load_file(write_layouts(path, matrix, {"a.weight": layout}))
     save_file(tensors | {f"a.{name}": tensors[f"a.{name}"].reshape(shape)}, path)
     source = open_file(path)
@@ -88,20 +74,20 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_numbers_that_are_not_finite_are_refused_by_name(folder, network, what):
+def test_numbers_that_are_not_finite_are_refused_by_name(mini_folder, mini_network, what):
     layout, last, byte, message = SPOILT[what]
     kinds = {f"blocks.0.ffn.{n}.weight": layout if n == 0 else "nvfp4" for n in (0, 2)}
-    tensors = load_file(write_layouts(folder / "mini.safetensors", network, kinds))
+    tensors = load_file(write_layouts(mini_folder / "mini.safetensors", mini_network, kinds))
     tensors[f"blocks.0.ffn.0.{last}"].view(torch.uint8).view(-1)[0] = byte
-    save_file(tensors, folder / "mini.safetensors")
-    model = open_components(folder / "mini.safetensors", lora="none")
+    save_file(tensors, mini_folder / "mini.safetensors")
+    model = open_components(mini_folder / "mini.safetensors", lora="none")
     with pytest.raises(ModelError, match=rf"blocks\.0\.ffn\.0\.weight .*{message}"):
         model.transformer(ModelSlice(range(1)), "cpu", torch.float32, "packed")
 
 
 @pytest.mark.parametrize("lost", ["weight", "weight_scale", "weight_scale_2"])
-def test_what_a_matrix_lacks_is_named(folder, network, lost):
-    path = write_layouts(folder / "mini.safetensors", network, "nvfp4")
+def test_what_a_matrix_lacks_is_named(mini_folder, mini_network, lost):
+    path = write_layouts(mini_folder / "mini.safetensors", mini_network, "nvfp4")
     tensors = load_file(path)
     del tensors[f"blocks.2.self_attn.k.{lost}"]
     save_file(tensors, path)
@@ -110,16 +96,16 @@ def test_what_a_matrix_lacks_is_named(folder, network, lost):
     assert "mini.safetensors" in str(refusal.value)
 
 
-def test_a_file_in_fp8_alone_is_no_packed_one(folder, network):
-    model = open_components(write_layouts(folder / "mini.safetensors", network, "fp8"))
+def test_a_file_in_fp8_alone_is_no_packed_one(mini_folder, mini_network):
+    model = open_components(write_layouts(mini_folder / "mini.safetensors", mini_network, "fp8"))
     assert model.packed is None and packed_of(model) is None
     with pytest.raises(ModelError, match=r"--weights packed\) only where"):
         model.transformer(ModelSlice(range(1)), "cpu", torch.float32, "packed")
 
 
-def test_a_file_behind_a_prefix_with_its_layouts_in_the_header_stays_packed(folder, network):
-    path = folder / "mini.safetensors"
-    write_layouts(path, network, "nvfp4", prefix="model.diffusion_model.", marked="header")
+def test_a_file_behind_a_prefix_with_its_layouts_in_the_header_stays_packed(mini_folder, mini_network):
+    path = mini_folder / "mini.safetensors"
+    write_layouts(path, mini_network, "nvfp4", prefix="model.diffusion_model.", marked="header")
     model = open_components(path)
     net = model.transformer(ModelSlice.whole(model.config), "cpu", torch.float32, "packed")
     names = {kind.kind.name for m in net.modules() if isinstance(m, PackedLinear) for kind in m.parts}
